@@ -1,0 +1,107 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""What goes wrong, as exceptions. `reason` is what a program switches on: the table at the head of statepool.proto lists them all."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "statepool.v1"
+
+
+class StatepoolError(Exception):
+    """Every error of the daemon, and of the way to it. Its subclasses say what kind it is; it is itself what fits none of them.
+
+    code         name of the gRPC status code, "NOT_FOUND"
+    reason       from the table of statepool.proto, "POSITION_MISMATCH"; empty when the daemon did not say it (transport errors)
+    message      for people
+    field        path of the request's field at fault, "children[1]", or empty
+    metadata     what else the daemon told: "expected", "actual", "revision", "positions", "limit" ...
+    retry_after  seconds after which a retry is worth it; None: the daemon does not advise one
+    """
+
+    def __init__(self, code: str, reason: str = "", message: str = "", field: str = "",
+                 metadata: Mapping[str, str] | None = None, retry_after: float | None = None) -> None:
+        super().__init__(code, reason, message, field, metadata, retry_after)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.field = field
+        self.metadata: Mapping[str, str] = dict(metadata or {})
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        at = f" ({self.field})" if self.field else ""
+        return f"{self.code} {self.reason}{at}: {self.message}".replace(" :", ":")
+
+
+class NotFound(StatepoolError, LookupError):
+    """A miss: nothing has this name, position or layout. `reason` says why."""
+
+
+class Conflict(StatepoolError):
+    """The pool is in another state than the request assumes: REVISION_MISMATCH, NAME_EXISTS, LAYOUT_MISMATCH ..."""
+
+
+class InvalidArgument(StatepoolError, ValueError):
+    """The request makes no sense, whatever the pool holds. Retrying does not help."""
+
+
+class Exhausted(StatepoolError):
+    """A limit is reached: ADMISSION, HOT_FULL, COLD_FULL ... Nothing has changed."""
+
+
+class Unavailable(StatepoolError):
+    """No daemon there, or it is stopping. A write may have happened: retry it with the same request_id."""
+
+
+class DataLoss(StatepoolError):
+    """Bytes are not what was stored: on the daemon's side (CORRUPT), or on the way here (CHECKSUM_MISMATCH)."""
+
+
+class DeadlineExceeded(StatepoolError):
+    """The timeout passed. A write is whole or absent: retry it with the same request_id, or describe()."""
+
+
+_CLASSES: Mapping[str, type[StatepoolError]] = {
+    "NOT_FOUND": NotFound,
+    "ABORTED": Conflict,
+    "ALREADY_EXISTS": Conflict,
+    "FAILED_PRECONDITION": Conflict,
+    "INVALID_ARGUMENT": InvalidArgument,
+    "RESOURCE_EXHAUSTED": Exhausted,
+    "UNAVAILABLE": Unavailable,
+    "DATA_LOSS": DataLoss,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+}
+
+
+def from_rpc_error(error: grpc.RpcError) -> StatepoolError:
+    """The exception for a failed call, from its code and the google.rpc.Status in its trailer."""
+    assert isinstance(error, grpc.Call)
+    info = error_details_pb2.ErrorInfo()
+    retry = error_details_pb2.RetryInfo()
+    retry_after: float | None = None
+    for key, value in error.trailing_metadata() or ():
+        if key != "grpc-status-details-bin" or not isinstance(value, bytes):
+            continue
+        try:
+            details = status_pb2.Status.FromString(value).details
+        except DecodeError:
+            continue
+        for detail in details:
+            detail.Unpack(info)
+            if detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    code = error.code().name
+    ours = info.domain == DOMAIN
+    metadata = dict(info.metadata)
+    field = metadata.pop("field", "")
+    return _CLASSES.get(code, StatepoolError)(code, info.reason if ours else "", error.details() or "", field, metadata, retry_after)
+
+
+def invalid(reason: str, message: str, field: str = "", **metadata: object) -> InvalidArgument:
+    """An error that this library finds before the daemon would."""
+    return InvalidArgument("INVALID_ARGUMENT", reason, message, field, {k: str(v) for k, v in metadata.items()})

@@ -1,0 +1,274 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""Layouts: which tensors one model's state consists of, and where each lies in its bytes.
+
+A `Layout` is written tensor by tensor; a `Preset` (mamba1, mamba2, rwkv7) is made into one by the daemon. Pool.register_layout takes
+either and returns the registered `Layout`. Everything here is immutable and thread-safe, and needs no daemon.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _wire, errors
+from .v1 import statepool_pb2 as pb
+
+Kind = Literal["conv", "recurrent", "shift", "other"]
+Array = npt.NDArray[Any]
+
+_NUMPY: dict[str, str] = {
+    "float32": "<f4", "float16": "<f2", "float64": "<f8", "int8": "i1", "uint8": "u1", "int16": "<i2", "int32": "<i4", "int64": "<i8",
+    # numpy has none of these: their bits, unless ml_dtypes can be imported.
+    "bfloat16": "<u2", "float8_e4m3": "u1", "float8_e5m2": "u1",
+}
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _NUMPY.items()}
+"""The numpy dtype for each dtype of a Tensor. bfloat16 and float8 are uint16 and uint8 unless ml_dtypes can be imported."""
+try:
+    import ml_dtypes
+except ImportError:
+    pass
+else:
+    DTYPES.update(bfloat16=np.dtype(ml_dtypes.bfloat16), float8_e4m3=np.dtype(ml_dtypes.float8_e4m3fn),
+                  float8_e5m2=np.dtype(ml_dtypes.float8_e5m2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a state, in all the layers that have it.
+
+    name            unique within the layout
+    layers          the model's layer indexes that have it, ascending: range(24), [0, 1, 3]
+    dtype           "float32", "float16", "bfloat16", "float64", "float8_e4m3", "float8_e5m2", "int8", "uint8", "int16", "int32" or "int64"
+    axes            of one layer's tensor, outermost first: {"head": 32, "value": 64, "key": 64}
+    kind            "conv" (window of a short convolution, K-1 wide), "recurrent", "shift" (previous activations) or "other"
+    initial         what a new sequence has: a number for every element, or the bytes of all layers
+    shard_axis      the axis (by name) that tensor parallelism divides; None: every rank holds the whole tensor
+    shard_sections  sizes of the sections of that axis that are divided each by itself; empty: one section
+    """
+
+    name: str
+    layers: tuple[int, ...]
+    dtype: str
+    axes: Mapping[str, int]
+    kind: Kind = "other"
+    initial: float | bytes = 0.0
+    shard_axis: str | None = None
+    shard_sections: tuple[int, ...] = ()
+
+    # Written out so that any iterable will do for the layers and sections.
+    def __init__(self, name: str, layers: Iterable[int], dtype: str, axes: Mapping[str, int], kind: Kind = "other",
+                 initial: float | bytes = 0.0, shard_axis: str | None = None, shard_sections: Iterable[int] = ()) -> None:
+        if shard_axis is not None and shard_axis not in axes:
+            raise errors.invalid("INVALID_LAYOUT", f"tensor {name!r} has no axis {shard_axis!r}", "shard_axis")
+        values = (name, tuple(layers), dtype, dict(axes), kind, initial, shard_axis, tuple(shard_sections))
+        for field, value in zip(dataclasses.fields(self), values):
+            object.__setattr__(self, field.name, value)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.layers, self.dtype))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[layers, *axes]: that of the arrays of Layout.views and Layout.pack."""
+        return (len(self.layers), *self.axes.values())
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """See DTYPES. InvalidArgument for a dtype that this version of the library does not know."""
+        try:
+            return DTYPES[self.dtype]
+        except KeyError:
+            raise errors.invalid("INVALID_LAYOUT", f"tensor {self.name!r} has the unknown dtype {self.dtype!r}", "dtype") from None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers."""
+        return math.prod(self.shape) * self.numpy_dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """The canonical schema of one model's state. Two layouts are equal when their fingerprints are.
+
+    model_id     whose state this is: a digest of the weights, the quantisation, the adapter. Models of one shape must never mix
+    tensors      in the order of their bytes
+    aliases      names under which the daemon knows it; empty for one that was not registered
+    fingerprint  SHA-256 over its canonical encoding, as 64 hex digits
+    state_bytes  length of one image
+    """
+
+    model_id: str
+    tensors: tuple[Tensor, ...]
+    aliases: tuple[str, ...] = ()
+    fingerprint: str = ""
+    state_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", tuple(self.tensors))
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", _fingerprint(self))
+            object.__setattr__(self, "state_bytes", sum(t.nbytes for t in self.tensors))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def views(self, data: _wire.Buffer) -> dict[str, Array]:
+        """An image's tensors as arrays [layers, *axes] over the same memory: nothing is copied.
+
+        They are writable if `data` is (a bytearray, an array), and unaligned where the layout's sizes are odd.
+        InvalidArgument (BYTES_LENGTH_MISMATCH) unless `data` has state_bytes bytes.
+        """
+        view = _wire.as_bytes(data)
+        self.check_length(len(view))
+        out: dict[str, Array] = {}
+        at = 0
+        for t in self.tensors:
+            out[t.name] = np.frombuffer(view, t.numpy_dtype, math.prod(t.shape), at).reshape(t.shape)
+            at += t.nbytes
+        return out
+
+    def pack(self, tensors: Mapping[str, npt.ArrayLike]) -> bytes:
+        """The image of these tensors: the inverse of views(), with one copy.
+
+        Needs each tensor of the layout and no other, with shape [layers, *axes] and exactly the layout's dtype (bfloat16 and float8 also as
+        uint16 and uint8): nothing is cast or broadcast. InvalidArgument otherwise.
+        """
+        return b"".join(self.pieces(tensors))
+
+    def pieces(self, tensors: Mapping[str, npt.ArrayLike]) -> list[memoryview]:
+        """What pack() joins: one flat view per tensor, in order. An array that is not C-contiguous is copied, others are not."""
+        names = {t.name for t in self.tensors}
+        if names != tensors.keys():
+            wrong = sorted(names ^ tensors.keys())
+            raise errors.invalid("TENSORS_MISMATCH", f"missing or unknown tensors: {wrong}", "data")
+        out: list[memoryview] = []
+        for t in self.tensors:
+            array = np.asarray(tensors[t.name])
+            bits = np.dtype(_NUMPY[t.dtype]) if t.dtype in _NUMPY else t.numpy_dtype
+            if array.shape != t.shape or array.dtype not in (t.numpy_dtype, bits):
+                raise errors.invalid("TENSORS_MISMATCH", f"tensor {t.name!r} is {array.dtype} {list(array.shape)}, "
+                                     f"the layout says {t.dtype} {list(t.shape)}", t.name)
+            out.append(_wire.as_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        return out
+
+    def check_length(self, nbytes: int) -> None:
+        """InvalidArgument (BYTES_LENGTH_MISMATCH) unless an image has this many bytes."""
+        if nbytes != self.state_bytes:
+            raise errors.invalid("BYTES_LENGTH_MISMATCH", f"a state of this layout has {self.state_bytes} bytes, not {nbytes}", "data",
+                                 expected=self.state_bytes, actual=nbytes)
+
+    def to_proto(self) -> pb.Layout:
+        """The message that RegisterLayout takes."""
+        return pb.Layout(model_id=self.model_id, tensors=[_tensor_to_proto(t) for t in self.tensors])
+
+    @staticmethod
+    def from_proto(info: pb.LayoutInfo) -> Layout:
+        """A layout as the daemon tells it."""
+        return Layout(info.layout.model_id, tuple(_tensor_from_proto(t) for t in info.layout.tensors), tuple(info.aliases),
+                      info.fingerprint, info.state_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Hyper-parameters of a known family; the daemon makes a Layout of them. Made by mamba1, mamba2 and rwkv7."""
+
+    proto: pb.LayoutPreset
+
+
+def mamba1(model_id: str, *, layers: int, intermediate_size: int, state_size: int, conv_kernel: int = 4,
+           conv_dtype: str = "bfloat16", recurrent_dtype: str = "float32") -> Preset:
+    """Mamba: tensors "conv" [layers, conv_kernel-1, intermediate_size] and "ssm" [layers, intermediate_size, state_size]."""
+    return Preset(pb.LayoutPreset(model_id=model_id, mamba1=pb.Mamba1Preset(
+        layers=layers, intermediate_size=intermediate_size, state_size=state_size, conv_kernel=conv_kernel,
+        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype))))
+
+
+def mamba2(model_id: str, *, layers: int, heads: int, head_dim: int, state_size: int, groups: int = 1, conv_kernel: int = 4,
+           conv_dtype: str = "bfloat16", recurrent_dtype: str = "float32") -> Preset:
+    """Mamba-2: tensors "conv" [layers, conv_kernel-1, heads*head_dim + 2*groups*state_size] and "ssm" [layers, heads, head_dim, state_size]."""
+    return Preset(pb.LayoutPreset(model_id=model_id, mamba2=pb.Mamba2Preset(
+        layers=layers, heads=heads, head_dim=head_dim, state_size=state_size, groups=groups, conv_kernel=conv_kernel,
+        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype))))
+
+
+def rwkv7(model_id: str, *, layers: int, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16",
+          wkv_dtype: str = "float32") -> Preset:
+    """RWKV-7: "att_shift" [layers, hidden_size], "wkv" [layers, hidden_size/head_size, head_size, head_size] (value, key), "ffn_shift" [layers, hidden_size]."""
+    return Preset(pb.LayoutPreset(model_id=model_id, rwkv7=pb.Rwkv7Preset(
+        layers=layers, hidden_size=hidden_size, head_size=head_size, shift_dtype=_dtype(shift_dtype), wkv_dtype=_dtype(wkv_dtype))))
+
+
+# An enum's value is an int at run time, and a class of its own in the generated types: hence Any.
+def _dtype(name: str) -> Any:
+    try:
+        return pb.DType.Value(name.upper())
+    except ValueError:
+        raise errors.invalid("INVALID_LAYOUT", f"{name!r} is not a dtype: one of {', '.join(_NUMPY)}", "dtype") from None
+
+
+def _kind(name: str) -> Any:
+    try:
+        return pb.TensorKind.Value(name.upper())
+    except ValueError:
+        raise errors.invalid("INVALID_LAYOUT", f"{name!r} is not a kind of tensor", "kind") from None
+
+
+def _tensor_to_proto(t: Tensor) -> pb.TensorSpec:
+    spec = pb.TensorSpec(name=t.name, kind=_kind(t.kind), layers=t.layers, dtype=_dtype(t.dtype),
+                         axes=[pb.Axis(name=name, size=size) for name, size in t.axes.items()])
+    if isinstance(t.initial, bytes):
+        spec.initial.data = t.initial
+    elif t.initial != 0:
+        spec.initial.constant = t.initial
+    if t.shard_axis is not None:
+        spec.sharding.axis = list(t.axes).index(t.shard_axis)
+        spec.sharding.sections.extend(t.shard_sections)
+    return spec
+
+
+def _tensor_from_proto(spec: pb.TensorSpec) -> Tensor:
+    dtypes: Mapping[int, str] = {number: name.lower() for name, number in pb.DType.items()}
+    kinds: Mapping[int, Any] = {number: name.lower() for name, number in pb.TensorKind.items()}
+    axes = {axis.name: axis.size for axis in spec.axes}
+    return Tensor(
+        spec.name, spec.layers, dtypes.get(spec.dtype, f"dtype_{spec.dtype}"), axes, kinds.get(spec.kind, "other"),
+        spec.initial.data if spec.initial.HasField("data") else spec.initial.constant,
+        list(axes)[spec.sharding.axis] if spec.HasField("sharding") else None, spec.sharding.sections)
+
+
+def _fingerprint(layout: Layout) -> str:
+    """As the comment of message Layout defines it. The daemon's answer must agree: register_layout checks it."""
+
+    def integer(value: int) -> bytes:
+        return struct.pack("<Q", value)
+
+    def text(value: str | bytes) -> bytes:
+        raw = value.encode() if isinstance(value, str) else value
+        return integer(len(raw)) + raw
+
+    def integers(values: Iterable[int]) -> bytes:
+        listed = list(values)
+        return integer(len(listed)) + b"".join(map(integer, listed))
+
+    def tensor(t: Tensor) -> bytes:
+        out = text(t.name) + integer(_kind(t.kind)) + integers(t.layers) + integer(_dtype(t.dtype)) + integer(len(t.axes))
+        out += b"".join(text(name) + integer(size) for name, size in t.axes.items())
+        if isinstance(t.initial, bytes):
+            out += integer(2) + text(t.initial)
+        else:
+            out += integer(0) if t.initial == 0 else integer(1) + struct.pack("<d", t.initial)
+        if t.shard_axis is None:
+            return out + integer(0)
+        return out + integer(1) + integer(list(t.axes).index(t.shard_axis)) + integers(t.shard_sections or [t.axes[t.shard_axis]])
+
+    encoded = text("statepool.layout.v1") + text(layout.model_id) + integer(len(layout.tensors)) + b"".join(map(tensor, layout.tensors))
+    return hashlib.sha256(encoded).hexdigest()

@@ -1,0 +1,251 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""Names of a pool: what the daemon says of them (Info), and handles to use them with (Sequence, Snapshot, Prefix).
+
+A handle is a name and the pool it belongs to, nothing more: making one costs no call, it does not keep the name alive, and it may be used from any
+thread. Every method that calls the daemon raises the errors of statepool.errors; a name that is not there is NotFound, with the reason.
+"""
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import errors, layouts
+from .v1 import statepool_pb2 as pb
+
+if TYPE_CHECKING:
+    from .client import Pool
+
+Kind = Literal["sequence", "snapshot", "prefix"]
+Durability = Literal["volatile", "write_behind", "sync"]
+"""volatile: lives until the daemon dies. write_behind (default): on disk soon after the answer. sync: on disk before the answer."""
+Exactness = Literal["exact", "edited", "lossy"]
+"""exact: as a model computed it. edited: changed by hand. lossy: lost precision on the way."""
+Image = bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Mapping[str, npt.ArrayLike]
+"""A state to write: its bytes (anything with a contiguous buffer), or all its tensors by name, as Layout.pack takes them."""
+Expiry = datetime.datetime | float
+"""A point in time: a datetime with a time zone, or seconds since the Unix epoch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """One version of a sequence's ring."""
+
+    position: int
+    version_id: int
+    parent_version_id: int  # 0: none
+    exactness: str
+    checksum: str
+    tier: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """What a name points at, when the daemon answered."""
+
+    kind: str
+    name: str
+    layout: str  # fingerprint
+    position: int  # tokens consumed
+    revision: int
+    durable_revision: int  # equal to revision: a crash loses nothing. 0: nothing is recorded yet
+    checksum: str
+    exactness: str
+    tier: str  # "hot", "warm" or "cold"
+    version_id: int
+    parent_version_id: int
+    state_bytes: int
+    attachment_bytes: int
+    durability: str
+    max_history: int
+    history: tuple[Version, ...]  # newest first; only from describe()
+    ttl: float | None  # idle seconds
+    expire_time: datetime.datetime | None
+    create_time: datetime.datetime | None
+    replayed: bool  # the answer to an earlier request with this request_id
+
+    @staticmethod
+    def from_proto(info: pb.NameInfo) -> Info:
+        return Info(
+            kind=info.name.WhichOneof("name") or "", name=_name_of(info.name), layout=info.layout, position=info.position,
+            revision=info.revision, durable_revision=info.durable_revision, checksum=info.checksum,
+            exactness=enum_name(pb.Exactness, info.exactness), tier=enum_name(pb.Tier, info.tier), version_id=info.version_id,
+            parent_version_id=info.parent_version_id, state_bytes=info.state_bytes, attachment_bytes=info.attachment_bytes,
+            durability=enum_name(pb.Durability, info.durability), max_history=info.max_history,
+            history=tuple(Version(v.position, v.version_id, v.parent_version_id, enum_name(pb.Exactness, v.exactness), v.checksum,
+                                  enum_name(pb.Tier, v.tier)) for v in info.history),
+            ttl=info.ttl.ToTimedelta().total_seconds() if info.HasField("ttl") else None,
+            expire_time=info.expire_time.ToDatetime(datetime.timezone.utc) if info.HasField("expire_time") else None,
+            create_time=info.create_time.ToDatetime(datetime.timezone.utc) if info.HasField("create_time") else None,
+            replayed=info.replayed)
+
+
+class State:
+    """The bytes of one version, verified against their checksum. Immutable; may be used from any thread.
+
+    data        read-only view of the image, Layout.state_bytes long
+    attachment  the opaque bytes beside it
+    info        all that the daemon said of the version
+    """
+
+    def __init__(self, pool: Pool, info: Info, data: memoryview, attachment: bytes) -> None:
+        self._pool = pool
+        self.info = info
+        self.data = data
+        self.attachment = attachment
+
+    @property
+    def position(self) -> int:
+        """Tokens consumed."""
+        return self.info.position
+
+    @property
+    def revision(self) -> int:
+        """The name's revision, for if_revision."""
+        return self.info.revision
+
+    @property
+    def checksum(self) -> str:
+        return self.info.checksum
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, layouts.Array]:
+        """Read-only arrays [layers, *axes] over `data`. Asks the daemon for the layout the first time that this pool meets it."""
+        return self._pool.get_layout(self.info.layout).views(self.data)
+
+    def __repr__(self) -> str:
+        return f"<State of {self.info.kind} {self.info.name!r} at position {self.position}, {len(self.data)} bytes>"
+
+
+class Name:
+    """A name of any kind."""
+
+    kind: Kind
+
+    def __init__(self, pool: Pool, name: str) -> None:
+        self._pool = pool
+        self.name = name
+
+    @property
+    def ref(self) -> pb.NameRef:
+        """The message that names it in requests."""
+        return pb.NameRef(**{self.kind: self.name})
+
+    def get(self, position: int | None = None, *, layout: layouts.Layout | str = "", attachment: bool = True) -> State:
+        """The bytes: of the head, or of the newest version of the ring at exactly `position`. Counts as a use.
+
+        layout      answer only if the name has this layout
+        attachment  False: leave the attachment out
+        NotFound (also LAYOUT_MISMATCH, POSITION_MISMATCH), DataLoss, Exhausted.
+        """
+        return self._pool.get(self, position, layout=layout, attachment=attachment)
+
+    def describe(self) -> Info:
+        """What the name points at, with its history. Does not count as a use."""
+        return self._pool.describe(self)
+
+    def delete(self, *, if_revision: int | None = None, allow_missing: bool = False) -> bool:
+        """Forgets the name; waits for the disk if it is recorded there. False: it was absent (with allow_missing).
+
+        Retried by itself only with allow_missing: there is no request_id to tell a second deletion from a first one.
+        """
+        return self._pool.delete(self, if_revision=if_revision, allow_missing=allow_missing)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+
+class Sequence(Name):
+    """A name with a moving head and a short ring of earlier versions.
+
+    position, revision, replayed  as in the answer that made this handle; position and revision are None from Pool.sequence(), and no later
+    call changes them: describe() and the answers of set() and rollback() tell what holds then.
+    """
+
+    kind = "sequence"
+
+    def __init__(self, pool: Pool, name: str, *, position: int | None = None, revision: int | None = None, replayed: bool = False) -> None:
+        super().__init__(pool, name)
+        self.position = position
+        self.revision = revision
+        self.replayed = replayed
+
+    def set(self, data: Image, position: int, **options: Any) -> Info:
+        """Pool.set with this name."""
+        return self._pool.set(self.name, data, position, **options)
+
+    def rollback(self, position: int, *, if_revision: int | None = None, request_id: str | None = None) -> Info:
+        """Moves the head back to the newest version at exactly `position`; later versions are dropped.
+
+        NotFound (POSITION_MISMATCH, metadata "positions") when the ring does not hold it; nothing changes then.
+        """
+        return self._pool.rollback(self.name, position, if_revision=if_revision, request_id=request_id)
+
+
+class Snapshot(Name):
+    """A name with a fixed version."""
+
+    kind = "snapshot"
+
+
+class Prefix(Name):
+    """A version that is found by the tokens that lead to it.
+
+    position           number of its tokens; None from Pool.name()
+    already_published  it was there before: the version is that of the first publisher (only from Pool.publish_prefix)
+    """
+
+    kind = "prefix"
+
+    def __init__(self, pool: Pool, name: str, *, position: int | None = None, already_published: bool = False) -> None:
+        super().__init__(pool, name)
+        self.position = position
+        self.already_published = already_published
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """The answer of Pool.match_prefix. True on a hit; then it may be forked like the longest of its matches."""
+
+    matches: tuple[Prefix, ...]  # longest first
+    miss_reason: str  # "" on a hit, else NEVER_PUBLISHED, EXPIRED, EVICTED, DELETED, POSITION_MISMATCH ...
+    nearest_published_position: int  # on a miss: the shortest published prefix beyond max_position; 0: none
+
+    def __bool__(self) -> bool:
+        return bool(self.matches)
+
+    @property
+    def position(self) -> int:
+        """Number of tokens that need not be computed again; 0 on a miss."""
+        return (self.matches[0].position or 0) if self.matches else 0
+
+    @property
+    def prefix(self) -> str:
+        """Name of the longest match; "" on a miss."""
+        return self.matches[0].name if self.matches else ""
+
+
+def ref_of(source: Name | Match | str) -> pb.NameRef:
+    """How a request names `source`; a str is a sequence. InvalidArgument (MISSING_FIELD) for a miss."""
+    if isinstance(source, str):
+        return pb.NameRef(sequence=source)
+    if isinstance(source, Match):
+        if not source:
+            raise errors.invalid("MISSING_FIELD", f"this match is a miss: {source.miss_reason}", "source")
+        return source.matches[0].ref
+    return source.ref
+
+
+def enum_name(enum: Any, number: int) -> str:
+    """Lower-case name of an enum's value; "" for 0, and digits for one that this library does not know."""
+    return str(enum.Name(number)).lower() if number in enum.values() and number else str(number or "")
+
+
+def _name_of(ref: pb.NameRef) -> str:
+    kind = ref.WhichOneof("name")
+    return getattr(ref, kind) if kind else ""

@@ -1,0 +1,45 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()
+
+find_program(LLD_PROGRAM ld.lld)
+if(LLD_PROGRAM)
+  add_link_options(-fuse-ld=lld)
+endif()
+
+# One target carries what all our code is compiled with; link it PRIVATE.
+add_library(statepool_warnings INTERFACE)
+target_compile_options(statepool_warnings INTERFACE -Wall -Wextra -Werror)
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  target_compile_options(statepool_warnings INTERFACE -Wthread-safety)
+endif()
+add_library(statepool::warnings ALIAS statepool_warnings)
+
+if(STATEPOOL_SANITIZE)
+  add_compile_options(-fsanitize=${STATEPOOL_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${STATEPOOL_SANITIZE})
+  if(STATEPOOL_SANITIZE MATCHES "undefined")
+    add_compile_options(-fno-sanitize-recover=undefined)
+  endif()
+endif()
+
+# What the binaries say of themselves (GetCapabilities, statepool_build_info).
+find_package(Git QUIET)
+set(STATEPOOL_COMMIT "unknown")
+if(GIT_FOUND)
+  execute_process(COMMAND ${GIT_EXECUTABLE} -C ${CMAKE_SOURCE_DIR} rev-parse --short=12 HEAD
+                  OUTPUT_VARIABLE git_head OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE git_result)
+  if(git_result EQUAL 0)
+    set(STATEPOOL_COMMIT ${git_head})
+  endif()
+endif()
+
+# CUDA code is compiled wherever nvcc exists; there is none yet.
+find_program(NVCC_PROGRAM nvcc HINTS /usr/local/cuda/bin)
+if(NVCC_PROGRAM)
+  message(STATUS "nvcc: ${NVCC_PROGRAM} (this version has no CUDA code; --devices=host only)")
+else()
+  message(STATUS "nvcc: not found; --devices=host only")
+endif()

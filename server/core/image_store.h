@@ -1,0 +1,72 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// ImageStore: where images' bytes live, as core sees it. Implemented by server/tiers (Residency).
+//
+// Thread-safe. Nothing here calls back into core, so core may hold no lock that it would need; calls marked "blocks" may wait
+// for disk or for memory and must not be made under a lock.
+#ifndef STATEPOOL_SERVER_CORE_IMAGE_STORE_H_
+#define STATEPOOL_SERVER_CORE_IMAGE_STORE_H_
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "server/core/image.h"
+#include "server/core/op.h"
+
+namespace statepool {
+
+// The bytes of a state on their way in. `pieces` are read once, in order, and need to live only as long as the call.
+// An initial state has no pieces: it comes from layout.FillInitial.
+struct StateBytes {
+  absl::Span<const absl::string_view> pieces;
+  bool initial = false;
+  std::optional<Checksum> expected_checksum;  // verified before the image exists: CHECKSUM_MISMATCH
+  absl::string_view attachment;
+};
+
+// Keeps an image's bytes where they can be read, for as long as it lives: a pinned slot never leaves its device. Movable.
+class PinnedImage {
+ public:
+  virtual ~PinnedImage() = default;
+  virtual absl::string_view bytes() const = 0;       // exactly layout.state_bytes(), in host memory
+  virtual absl::string_view attachment() const = 0;
+};
+using Pin = std::unique_ptr<const PinnedImage>;
+
+class ImageStore {
+ public:
+  virtual ~ImageStore() = default;
+
+  // Copies bytes into fresh slots: a whole image, or none. Blocks for the copy, and when the budget is short for spills.
+  // Errors: BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH, STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
+  virtual absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) = 0;
+
+  // Pins an image's bytes, promoting them first when they are cold (blocks). They were verified on the way.
+  // Errors: CORRUPT (DATA_LOSS), STATE_TOO_LARGE, HOT_FULL, DISK_FAILED, DEADLINE, CANCELLED.
+  virtual absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image) = 0;
+
+  // The same when it needs no waiting, else null. Counts as a use.
+  virtual Pin TryRead(const ImageRef& image) = 0;
+
+  // Writes an image's bytes to the cold store, if they are not there yet: after this returned OK, any later synced commit of
+  // the NameLog makes them durable too. Blocks. Errors: COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
+  virtual absl::Status Persist(const Op& op, const ImageRef& image) = 0;
+
+  // True once Persist succeeded (or the image was adopted). Never false again.
+  virtual bool persisted(const Image& image) const = 0;
+  virtual Tier tier(const Image& image) const = 0;
+
+  // At recovery: an image that a durable name needs, known to be in the cold store alone. The same id gives the same image.
+  virtual ImageRef Adopt(const ImageInfo& info) = 0;
+  // At the end of recovery: images in the cold store that nobody adopted are garbage and go, in the background.
+  virtual void RecoveryDone() = 0;
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_CORE_IMAGE_STORE_H_

@@ -1,0 +1,120 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/core/layout_registry.h"
+
+#include <algorithm>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+
+namespace statepool {
+namespace {
+
+bool LooksLikeFingerprint(absl::string_view name) {
+  return name.size() == 64 && std::all_of(name.begin(), name.end(), absl::ascii_isxdigit);
+}
+
+absl::Status ValidateAlias(absl::string_view alias) {
+  if (absl::Status s = ValidateName(alias, "alias"); !s.ok()) return s;
+  if (alias.size() > kMaxAliasBytes || LooksLikeFingerprint(alias)) {
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
+                 absl::StrCat("a layout's alias has at most ", kMaxAliasBytes, " bytes and does not look like a fingerprint"))
+        .Field("alias");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(TenantId tenant, LayoutRef layout, absl::string_view alias) {
+  if (!alias.empty()) {
+    if (absl::Status s = ValidateAlias(alias); !s.ok()) return s;
+  }
+  MutexLock lock(&mu_);
+  while (committing_) committed_.Wait(&mu_);
+  const std::pair<TenantId, std::string> key(tenant, layout->fingerprint());
+  if (!alias.empty()) {
+    const auto taken = aliases_.find({tenant, std::string(alias)});
+    if (taken != aliases_.end() && taken->second != layout->fingerprint()) {
+      return Error(absl::StatusCode::kAlreadyExists, "LAYOUT_ALIAS_TAKEN",
+                   absl::StrCat("the alias '", alias, "' belongs to another layout; choose another alias, or the layout that it names"))
+          .Field("alias")
+          .Meta("fingerprint", taken->second);
+    }
+  }
+  const auto known = layouts_.find(key);
+  if (known == layouts_.end() && layouts_.size() >= max_layouts_) {
+    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "the table of layouts is full").Meta("limit", max_layouts_);
+  }
+  Registered registered = known == layouts_.end() ? Registered{layout, {}} : known->second;
+  const bool changes = known == layouts_.end() || (!alias.empty() && !registered.aliases.contains(std::string(alias)));
+  if (!alias.empty()) registered.aliases.insert(std::string(alias));
+  const std::vector<std::string> aliases(registered.aliases.begin(), registered.aliases.end());
+  if (aliases.size() > max_layouts_) {
+    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "the layout has too many aliases").Meta("limit", max_layouts_);
+  }
+  if (changes) {
+    committing_ = true;
+    absl::Status committed;
+    {
+      MutexUnlock unlock(&mu_);
+      committed = log_->CommitLayout({tenant, registered.layout->canonical(), aliases});
+    }
+    committing_ = false;
+    committed_.SignalAll();
+    if (!committed.ok()) return committed;
+    if (!alias.empty()) aliases_[{tenant, std::string(alias)}] = layout->fingerprint();
+    layouts_[key] = registered;
+  }
+  return Entry{registered.layout, aliases};
+}
+
+const LayoutRegistry::Registered* LayoutRegistry::FindLocked(TenantId tenant, absl::string_view name) const {
+  std::pair<TenantId, std::string> key(tenant, std::string(name));
+  if (const auto alias = aliases_.find(key); alias != aliases_.end()) key.second = alias->second;
+  const auto found = layouts_.find(key);
+  return found == layouts_.end() ? nullptr : &found->second;
+}
+
+absl::StatusOr<LayoutRef> LayoutRegistry::Find(TenantId tenant, absl::string_view name, absl::string_view field) const {
+  if (name.empty()) {
+    return Error(absl::StatusCode::kInvalidArgument, "MISSING_FIELD", "name a layout, by alias or fingerprint").Field(field);
+  }
+  MutexLock lock(&mu_);
+  if (const Registered* registered = FindLocked(tenant, name)) return registered->layout;
+  return Error(absl::StatusCode::kNotFound, "LAYOUT_UNKNOWN",
+               absl::StrCat("no layout '", absl::string_view(name).substr(0, kMaxNameBytes), "' is registered; RegisterLayout first"))
+      .Field(field);
+}
+
+absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Describe(TenantId tenant, absl::string_view name) const {
+  absl::StatusOr<LayoutRef> layout = Find(tenant, name);
+  if (!layout.ok()) return layout.status();
+  MutexLock lock(&mu_);
+  const Registered& registered = layouts_.at({tenant, (*layout)->fingerprint()});
+  return Entry{registered.layout, {registered.aliases.begin(), registered.aliases.end()}};
+}
+
+std::vector<LayoutRegistry::Entry> LayoutRegistry::List(TenantId tenant) const {
+  MutexLock lock(&mu_);
+  std::vector<Entry> entries;
+  for (auto it = layouts_.lower_bound({tenant, ""}); it != layouts_.end() && it->first.first == tenant; ++it) {
+    entries.push_back({it->second.layout, {it->second.aliases.begin(), it->second.aliases.end()}});
+  }
+  return entries;
+}
+
+absl::Status LayoutRegistry::Recover(const LayoutRecord& record) {
+  absl::StatusOr<LayoutRef> layout = Layout::FromCanonical(record.canonical);
+  if (!layout.ok()) return layout.status();
+  MutexLock lock(&mu_);
+  Registered& registered = layouts_[{record.tenant, (*layout)->fingerprint()}];
+  registered.layout = *layout;
+  for (const std::string& alias : record.aliases) {
+    registered.aliases.insert(alias);
+    aliases_[{record.tenant, alias}] = (*layout)->fingerprint();
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace statepool

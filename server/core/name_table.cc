@@ -1,0 +1,135 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/core/name_table.h"
+
+#include <xxhash.h>
+
+#include <cassert>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+
+namespace statepool {
+
+Name* NameTable::Insert(NameKey key) {
+  ++counts_[static_cast<int>(key.kind)];
+  const auto [it, inserted] = names_.insert(std::make_unique<Name>(std::move(key)));
+  assert(inserted);
+  return it->get();
+}
+
+void NameTable::Erase(Name* name) {
+  const auto it = names_.find(name->key);
+  assert(it != names_.end() && it->get() == name);
+  --counts_[static_cast<int>(name->key.kind)];
+  names_.erase(it);
+}
+
+uint64_t TombstoneTable::HashOf(const NameKey& key) {
+  const std::string text = absl::StrCat(key.tenant, ":", static_cast<int>(key.kind), ":", key.name);
+  return XXH3_64bits(text.data(), text.size());
+}
+
+void TombstoneTable::Put(uint64_t hash, Reason reason, PrefixPlace prefix, std::vector<PrefixPlace>* gone) {
+  Stone& stone = stones_[hash];
+  if (stone.prefix != nullptr) {
+    gone->push_back(std::move(stone.prefix));
+    --prefixes_;
+  }
+  if (prefix != nullptr) ++prefixes_;
+  stone = {reason, next_serial_++, std::move(prefix)};
+  order_.emplace_back(hash, stone.serial);
+  while (order_.size() > kLimit) {
+    const auto [oldest, serial] = order_.front();
+    order_.pop_front();
+    const auto it = stones_.find(oldest);
+    if (it == stones_.end() || it->second.serial != serial) continue;  // was removed or renewed
+    if (it->second.prefix != nullptr) {
+      gone->push_back(std::move(it->second.prefix));
+      --prefixes_;
+    }
+    stones_.erase(it);
+    overflowed_ = true;
+  }
+}
+
+std::vector<TombstoneTable::PrefixPlace> TombstoneTable::Add(const NameKey& key, Reason reason, PrefixPlace prefix) {
+  std::vector<PrefixPlace> gone;
+  Put(HashOf(key), reason, std::move(prefix), &gone);
+  return gone;
+}
+
+TombstoneTable::PrefixPlace TombstoneTable::Remove(const NameKey& key) {
+  const auto it = stones_.find(HashOf(key));
+  if (it == stones_.end()) return nullptr;
+  PrefixPlace prefix = std::move(it->second.prefix);
+  if (prefix != nullptr) --prefixes_;
+  stones_.erase(it);
+  return prefix;
+}
+
+std::optional<TombstoneTable::Reason> TombstoneTable::Find(const NameKey& key) const {
+  const auto it = stones_.find(HashOf(key));
+  if (it == stones_.end()) return std::nullopt;
+  return it->second.reason;
+}
+
+// Saved form: flags u8 (1 uncertain, 2 overflowed), then for each tombstone, oldest first, its hash u64, reason u8, and 1 and six u64 of its prefix's
+// place, or 0. Little-endian, as memory is.
+std::string TombstoneTable::Save() const {
+  std::string out(1, static_cast<char>((uncertain_ ? 1 : 0) | (overflowed_ ? 2 : 0)));
+  const auto put = [&out](uint64_t v) { out.append(reinterpret_cast<const char*>(&v), sizeof v); };
+  for (const auto& [hash, serial] : order_) {
+    const auto it = stones_.find(hash);
+    if (it == stones_.end() || it->second.serial != serial) continue;
+    put(hash);
+    out.push_back(static_cast<char>(it->second.reason));
+    out.push_back(it->second.prefix != nullptr);
+    if (const PrefixPlace& p = it->second.prefix; p != nullptr) {
+      for (uint64_t v : {p->key.high, p->key.low, p->locator.stem_high, p->locator.stem_low, p->locator.check, p->length}) put(v);
+    }
+  }
+  return out;
+}
+
+std::vector<TombstoneTable::PrefixPlace> TombstoneTable::Load(absl::string_view saved) {
+  std::vector<PrefixPlace> gone, loaded;
+  const auto take = [&saved](uint64_t* v) {
+    if (saved.size() < sizeof *v) return false;
+    std::memcpy(v, saved.data(), sizeof *v);
+    saved.remove_prefix(sizeof *v);
+    return true;
+  };
+  if (saved.empty()) {
+    uncertain_ = true;
+    return loaded;
+  }
+  uncertain_ = uncertain_ || (saved[0] & 1) != 0;
+  overflowed_ = overflowed_ || (saved[0] & 2) != 0;
+  saved.remove_prefix(1);
+  while (!saved.empty()) {
+    uint64_t hash;
+    if (!take(&hash) || saved.size() < 2) {
+      uncertain_ = true;
+      break;
+    }
+    const auto reason = static_cast<Reason>(saved[0]);
+    const bool has_prefix = saved[1] != 0;
+    saved.remove_prefix(2);
+    PrefixPlace prefix;
+    if (has_prefix) {
+      PrefixIndex::Place p;
+      if (!take(&p.key.high) || !take(&p.key.low) || !take(&p.locator.stem_high) || !take(&p.locator.stem_low) ||
+          !take(&p.locator.check) || !take(&p.length)) {
+        uncertain_ = true;
+        break;
+      }
+      prefix = std::make_shared<const PrefixIndex::Place>(p);
+      loaded.push_back(prefix);
+    }
+    Put(hash, reason, std::move(prefix), &gone);
+  }
+  assert(gone.empty());  // what was saved fits
+  return loaded;
+}
+
+}  // namespace statepool

@@ -1,0 +1,174 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// The Store's tables: names in order, and what is remembered of names that are gone. Not thread-safe: the Store's lock guards them.
+#ifndef STATEPOOL_SERVER_CORE_NAME_TABLE_H_
+#define STATEPOOL_SERVER_CORE_NAME_TABLE_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/core/clock.h"
+#include "server/core/name.h"
+#include "server/core/prefix_index.h"
+
+namespace statepool {
+
+// Versions of a name, oldest first, the head last. Most names have one.
+using Ring = absl::InlinedVector<VersionRef, 1>;
+
+// What a name says. A write makes a new one and puts it in place of the old one.
+struct NameState {
+  LayoutRef layout;
+  Ring ring;  // never empty
+  Revision revision = 0;
+  Revision created = 0;  // the revision that made the name
+  absl::Time create_time;
+  absl::Duration ttl = absl::InfiniteDuration();    // idle time
+  absl::Time expire_time = absl::InfiniteFuture();  // absolute, for people and the record
+  MonoTime expire_at = kNever;                      // the same on the monotonic clock
+  Durability durability = Durability::kWriteBehind;
+  uint32_t max_history = 1;
+  std::vector<AnsweredRequest> requests;            // oldest first
+  std::shared_ptr<const PrefixIndex::Place> prefix;  // prefixes only
+
+  const VersionRef& head() const { return ring.back(); }
+};
+
+// Where a name stands in the queue of unrecorded changes. Children of one fork share `group`, so that they are recorded together.
+struct DirtyTicket {
+  Revision group = 0, own = 0;  // 0: not in the queue
+  friend auto operator<=>(const DirtyTicket&, const DirtyTicket&) = default;
+};
+
+struct Name {
+  explicit Name(NameKey k) : key(std::move(k)) {}
+
+  const NameKey key;
+  NameState state;
+
+  Revision durable_revision = 0;  // of the newest record on disk
+  Ring recorded;                  // the versions of that record: kept until another record takes its place
+
+  bool unborn = false;     // made by a write whose record is under way: nobody but its writer sees it
+  bool reserved = false;   // a writer's record is under way: other writers wait
+  bool recording = false;  // a record of it is under way (a writer's, or of the write-behind)
+
+  MonoTime last_used = 0;
+  MonoTime expiry_entry = kNever;  // its entry in the expiry index; at or before the real deadline
+  DirtyTicket dirty;
+  MonoTime dirty_since = 0;
+  uint32_t forks = 0;              // of a prefix: how often it was forked
+
+  MonoTime Deadline() const {
+    if (state.ttl == absl::InfiniteDuration()) return state.expire_at;
+    return std::min(state.expire_at, last_used + absl::ToInt64Nanoseconds(state.ttl));
+  }
+  bool busy() const { return reserved || recording; }
+};
+
+// Ordered by (tenant, kind, name). Addresses of names are stable.
+class NameTable {
+ public:
+  struct View {
+    TenantId tenant;
+    NameKind kind;
+    absl::string_view name;
+    friend bool operator<(const View& a, const View& b) {
+      if (a.tenant != b.tenant) return a.tenant < b.tenant;
+      return a.kind != b.kind ? a.kind < b.kind : a.name < b.name;
+    }
+  };
+
+ private:
+  struct Less {
+    using is_transparent = void;
+    static View Of(const NameKey& key) { return {key.tenant, key.kind, key.name}; }
+    static View Of(const std::unique_ptr<Name>& name) { return Of(name->key); }
+    static View Of(const View& view) { return view; }
+    template <typename A, typename B>
+    bool operator()(const A& a, const B& b) const {
+      return Of(a) < Of(b);
+    }
+  };
+  using Set = absl::btree_set<std::unique_ptr<Name>, Less>;
+
+ public:
+  using const_iterator = Set::const_iterator;
+
+  Name* Find(const NameKey& key) const {
+    const auto it = names_.find(key);
+    return it == names_.end() ? nullptr : it->get();
+  }
+  // REQUIRES: absent.
+  Name* Insert(NameKey key);
+  void Erase(Name* name);
+  size_t size() const { return names_.size(); }
+  uint64_t count(NameKind kind) const { return counts_[static_cast<int>(kind)]; }
+
+  const_iterator begin() const { return names_.begin(); }
+  const_iterator end() const { return names_.end(); }
+  // The first name after (tenant, kind, name).
+  const_iterator After(const View& view) const { return names_.upper_bound(view); }
+  const_iterator From(const View& view) const { return names_.lower_bound(view); }
+
+ private:
+  Set names_;
+  uint64_t counts_[4] = {};
+};
+
+// Why a name is gone. A bounded table, oldest out first; after that the answer is UNKNOWN.
+class TombstoneTable {
+ public:
+  enum class Reason : uint8_t { kDeleted = 1, kExpired, kEvicted, kNotDurable, kCorrupt };
+  static constexpr size_t kLimit = 65'536;
+
+  // Remembers why `key` is gone. A prefix stays findable in the index as long as its tombstone lasts, so `prefix` comes back, from here or
+  // from Remove or Load, when it is time to erase it there.
+  using PrefixPlace = std::shared_ptr<const PrefixIndex::Place>;
+  [[nodiscard]] std::vector<PrefixPlace> Add(const NameKey& key, Reason reason, PrefixPlace prefix);
+  // The name exists again.
+  [[nodiscard]] PrefixPlace Remove(const NameKey& key);
+  std::optional<Reason> Find(const NameKey& key) const;
+
+  // Something may be missing here: names were lost in a crash, or older tombstones made room.
+  void SetUncertain() { uncertain_ = true; }
+  bool uncertain() const { return uncertain_; }
+  bool overflowed() const { return overflowed_; }
+
+  std::string Save() const;
+  // Gives the prefixes whose tombstones were loaded. Anything unreadable makes the table uncertain.
+  [[nodiscard]] std::vector<PrefixPlace> Load(absl::string_view saved);
+  size_t size() const { return stones_.size(); }
+  size_t prefixes() const { return prefixes_; }
+
+ private:
+  struct Stone {
+    Reason reason;
+    uint64_t serial;  // of its entry in order_: an older entry of the same name is stale
+    PrefixPlace prefix;
+  };
+  static uint64_t HashOf(const NameKey& key);
+  void Put(uint64_t hash, Reason reason, PrefixPlace prefix, std::vector<PrefixPlace>* gone);
+
+  absl::flat_hash_map<uint64_t, Stone> stones_;  // by HashOf: two names in one are told apart too rarely to matter for a reason
+  std::deque<std::pair<uint64_t, uint64_t>> order_;  // (hash, serial), oldest first
+  uint64_t next_serial_ = 1;
+  size_t prefixes_ = 0;
+  bool uncertain_ = false;
+  bool overflowed_ = false;
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_CORE_NAME_TABLE_H_

@@ -1,0 +1,338 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Store: names that point at immutable versions. All of Statepool's meaning is here; there is no gRPC, CUDA or RocksDB in it.
+//
+// A write makes a new image first (ImageStore::Write, no lock held), and then moves a name under the lock: readers see the old version or the
+// new one. A SYNC write has its record committed (NameLog::Commit, no lock held) *before* it is published, so what a reader saw of a SYNC name is never lost,
+// and a refused write has changed nothing. While its record is under way the name is `reserved`: other writers of this name wait, readers go on.
+//
+// A name holds references to the versions of its newest record on disk besides those of its ring, so the bytes that a record needs outlive every
+// change that is not recorded yet.
+//
+// Thread-safe. Every call may block on memory, disk or another write of the same name, but for those that say otherwise; none holds
+// the lock while it does. Errors: the table in proto/statepool/v1/statepool.proto; each RPC there lists its own.
+#ifndef STATEPOOL_SERVER_CORE_STORE_H_
+#define STATEPOOL_SERVER_CORE_STORE_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "server/core/clock.h"
+#include "server/core/image_store.h"
+#include "server/core/layout_registry.h"
+#include "server/core/mutex.h"
+#include "server/core/name.h"
+#include "server/core/name_log.h"
+#include "server/core/name_table.h"
+#include "server/core/op.h"
+#include "server/core/prefix_index.h"
+
+namespace statepool {
+
+struct StoreOptions {
+  uint64_t max_names = 10'000'000;
+  uint32_t max_layouts = 4096;
+  uint32_t max_history = 256;
+  uint32_t default_max_history = 8;
+  uint32_t max_children = 10'000;
+  uint32_t max_tokens = 1 << 20;
+  uint32_t max_extra_key_bytes = 4096;
+  uint32_t max_attachment_bytes = 1 << 20;
+  uint32_t max_page_size = 1000;
+  uint32_t max_results = 64;
+  Durability default_durability = Durability::kWriteBehind;
+  absl::Duration default_ttl = absl::InfiniteDuration();
+  absl::Duration max_ttl = absl::Hours(24 * 365);
+  absl::Duration flush_interval = absl::Seconds(1);
+  uint64_t flush_batch_bytes = 64 << 20;  // images persisted before their names are committed together
+  int prefix_key_bits = 128;              // fewer: for tests that force collisions
+  std::string incarnation;                // told with misses that a restart may explain
+};
+
+// ------------------------------------------------------------------------------------------------- requests and answers
+// They mirror the messages of the .proto; what stands there is not said again.
+
+struct NameOptions {
+  std::optional<Durability> durability;
+  std::optional<uint32_t> max_history;
+  std::optional<absl::Duration> ttl;      // at most one of these three
+  std::optional<absl::Time> expire_time;
+  bool never_expire = false;
+};
+
+struct RequestId {
+  std::string id;          // empty: none
+  uint64_t body_hash = 0;  // of the whole request, its method included
+};
+
+struct VersionInfo {
+  VersionId id = 0, parent = 0;
+  int64_t position = 0;
+  Exactness exactness = Exactness::kExact;
+  Checksum checksum = 0;
+  uint32_t attachment_bytes = 0;
+  Tier tier = Tier::kCold;
+};
+
+struct NameInfo {
+  NameKey key;
+  LayoutRef layout;
+  VersionInfo version;
+  Revision revision = 0, durable_revision = 0;
+  Durability durability = Durability::kWriteBehind;
+  uint32_t max_history = 1;
+  std::vector<VersionInfo> history;                   // newest first; Describe only
+  absl::Duration ttl = absl::InfiniteDuration();
+  absl::Time expire_time = absl::InfiniteFuture();
+  absl::Time create_time;
+  bool replayed = false;
+};
+
+// A name, and which of its versions: the head, or the newest at exactly `position`.
+struct Source {
+  NameKey key;
+  std::optional<int64_t> position;
+  std::string layout;  // if not empty: only if the name has this layout (alias or fingerprint)
+};
+
+struct CreateRequest {
+  std::string sequence, layout;
+  NameOptions options;
+  RequestId request;
+};
+struct SetRequest {
+  std::string sequence, layout;
+  int64_t position = 0;
+  Exactness exactness = Exactness::kExact;
+  std::optional<uint64_t> if_revision;
+  NameOptions options;
+  RequestId request;
+};
+struct GetAnswer {
+  NameInfo info;
+  Pin pin;  // info.version's bytes
+};
+struct ForkRequest {
+  Source source;
+  std::vector<std::string> children;
+  NameOptions options;
+  RequestId request;
+};
+struct ForkAnswer {
+  std::vector<Revision> revisions;  // as children
+  VersionInfo version;
+  uint64_t state_bytes = 0;
+  Durability durability = Durability::kWriteBehind;
+  bool replayed = false;
+};
+struct ListRequest {
+  NameKind kind = NameKind::kSequence;
+  std::string name_prefix;
+  uint32_t page_size = 0;
+  std::string page_token;  // the last name of the page before
+};
+struct ListAnswer {
+  std::vector<NameInfo> names;
+  std::string next_page_token;
+};
+struct DeleteRequest {
+  NameKey key;
+  std::optional<uint64_t> if_revision;
+  bool allow_missing = false;
+};
+struct RollbackRequest {
+  std::string sequence;
+  int64_t position = 0;
+  std::optional<uint64_t> if_revision;
+  RequestId request;
+};
+struct SnapshotRequest {
+  Source source;
+  std::string snapshot;
+  NameOptions options;
+  RequestId request;
+};
+struct RestoreRequest {
+  std::string snapshot, sequence;
+  std::optional<uint64_t> if_revision;
+  NameOptions options;
+  RequestId request;
+};
+struct PublishRequest {
+  std::string layout;
+  std::vector<uint32_t> tokens;
+  std::string extra_key;
+  Source source;
+  NameOptions options;
+};
+struct PublishAnswer {
+  NameInfo info;
+  bool already_published = false;
+};
+struct MatchRequest {
+  std::string layout;
+  std::vector<uint32_t> tokens;
+  std::string extra_key;
+  std::optional<int64_t> max_position;
+  uint32_t max_results = 1;
+};
+struct MatchAnswer {
+  std::vector<NameInfo> matches;  // longest first
+  std::string miss_reason;
+  int64_t nearest_published_position = 0;
+};
+struct FlushAnswer {
+  uint64_t names = 0, written = 0;
+};
+
+// A moment of the store, for metrics and the status page.
+struct StoreStats {
+  uint64_t sequences = 0, snapshots = 0, prefixes = 0;
+  uint64_t dirty_names = 0;
+  uint64_t dirty_bytes = 0;                 // of distinct images that names wait to have recorded
+  absl::Duration flush_lag;                 // age of the oldest unrecorded change of a WRITE_BEHIND name
+  absl::Status flush_status;                // of the last write-behind
+  uint64_t prefix_hits = 0, prefix_misses = 0;
+  std::map<std::string, uint64_t> misses;   // by reason
+  std::map<std::string, uint64_t> evictions; // names that left by themselves: "expired", "prefix_value"
+};
+
+class Store {
+ public:
+  // `images`, `log` and `clock` must outlive the store.
+  Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock* clock);
+  ~Store();
+
+  // Reads what earlier runs recorded. REQUIRES: called once, before anything else; single-threaded.
+  absl::Status Recover();
+
+  LayoutRegistry& layouts() { return layouts_; }
+  absl::StatusOr<LayoutRegistry::Entry> RegisterLayout(const Op& op, LayoutRef layout, absl::string_view alias);
+
+  absl::StatusOr<NameInfo> Create(const Op& op, const CreateRequest& request);
+  absl::StatusOr<GetAnswer> Get(const Op& op, const Source& source);
+  // The same when it needs no waiting (a hot image, or an error); else nothing. Never blocks.
+  std::optional<absl::StatusOr<GetAnswer>> TryGet(const Op& op, const Source& source);
+  absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
+  absl::StatusOr<ForkAnswer> Fork(const Op& op, const ForkRequest& request);
+  absl::StatusOr<NameInfo> Describe(const Op& op, const NameKey& key);       // never blocks
+  absl::StatusOr<ListAnswer> List(const Op& op, const ListRequest& request);  // never blocks
+  absl::StatusOr<bool> Delete(const Op& op, const DeleteRequest& request);    // false: absent, and that was fine
+  absl::StatusOr<NameInfo> Rollback(const Op& op, const RollbackRequest& request);
+  absl::StatusOr<NameInfo> Snapshot(const Op& op, const SnapshotRequest& request);
+  absl::StatusOr<NameInfo> Restore(const Op& op, const RestoreRequest& request);
+  absl::StatusOr<PublishAnswer> PublishPrefix(const Op& op, const PublishRequest& request);
+  absl::StatusOr<MatchAnswer> MatchPrefix(const Op& op, const MatchRequest& request);  // never blocks
+  absl::StatusOr<FlushAnswer> Flush(const Op& op, absl::Span<const NameKey> keys);     // none: every name
+
+  // Housekeeping, called by a background thread about every 100 ms, and by tests: forgets expired names and records what is due.
+  void ReapExpired();
+  void FlushDue();
+  // When the cold store is short: forgets the prefix of least value (tokens saved by its forks, recently, per byte). False: there is none.
+  bool EvictPrefix();
+
+  // The orderly stop: records every WRITE_BEHIND name, notes what is lost, marks the data directory clean. No call may be under way.
+  absl::Status Drain(const Op& op);
+
+  StoreStats stats() const;
+  const StoreOptions& options() const { return options_; }
+  uint64_t epoch() const { return ids_.epoch(); }
+
+  // Aborts the process when the store contradicts itself. For tests, after every step; slow.
+  void CheckInvariants() const;
+
+ private:
+  // The next state of one name, decided under the lock.
+  using Decide = absl::FunctionRef<absl::StatusOr<std::vector<NameState>>()>;
+
+  // store.cc: every write is this. Waits until nobody writes the names `keys`, then `decide` gives their next states under the lock, parallel to
+  // `keys`, or none when there is nothing to do. SYNC states are persisted and committed first, together; then all are published at once.
+  // `decide` may run several times. With `info`: what the first name says afterwards.
+  absl::Status Write(const Op& op, absl::Span<const NameKey> keys, Decide decide, NameInfo* info) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // store.cc: pieces of decisions. All under the lock.
+  Name* FindLocked(const NameKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // null: absent, unborn or expired
+  absl::Status MissLocked(const NameKey& key, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  struct Found {
+    Name* name;
+    size_t index;  // into name->state.ring
+    const VersionRef& version() const { return name->state.ring[index]; }
+  };
+  absl::StatusOr<Found> ResolveLocked(const Source& source, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status ApplyOptions(const NameOptions& options, NameState* state) const;
+  static absl::Status CheckIfRevision(const Name* name, const std::optional<uint64_t>& if_revision);
+  // The answer to an earlier request with this id, or nothing. Errors: REQUEST_ID_REUSED.
+  static absl::StatusOr<const AnsweredRequest*> FindAnswered(const NameState& state, const RequestId& request);
+  NameInfo ReplayLocked(const Name& name, const AnsweredRequest& answered) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The last step of a decision: trims the ring, gives the state its new revision, remembers the request.
+  void Advance(const RequestId& request, NameState* state);
+  VersionRef NewVersion(VersionId parent, int64_t position, Exactness exactness, ImageRef image);
+  NameState NewState(LayoutRef layout) const;
+  bool IsExpired(const Name& name) const { return clock_->Now() >= name.Deadline(); }
+  void UseLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { name->last_used = clock_->Now(); }
+  VersionInfo InfoOf(const Version& version) const;
+  NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // store.cc: bookkeeping of publishing and forgetting.
+  void PublishLocked(Name* name, NameState state, Revision dirty_group) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SetHeadCounts(const NameState* old_state, const NameState* new_state) const;
+  void ScheduleExpiryLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SetDirtyLocked(Name* name, DirtyTicket ticket) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Takes a name out of all tables. REQUIRES: not busy.
+  void ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EraseGhostsLocked(const std::vector<TombstoneTable::PrefixPlace>& gone) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // store_durability.cc
+  bool MustWaitLocked(const NameKey& key, bool to_record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status WaitLocked(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static NameRecord RecordOf(const NameKey& key, const NameState& state, absl::Span<const VersionRef> versions);
+  Ring DurableRun(const NameState& state) const;
+  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty; gives the first error.
+  absl::Status RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status BuryLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // Records on disk of names that are gone: to be deleted, or replaced by a new name's. Until then their bytes are kept.
+  struct Grave {
+    Ring versions;
+    bool burying = false;
+  };
+
+  const StoreOptions options_;
+  ImageStore* const images_;
+  NameLog* const log_;
+  const Clock* const clock_;
+  IdSource ids_;
+  LayoutRegistry layouts_;
+  PrefixHasher hasher_;
+
+  mutable Mutex mu_;
+  CondVar changed_;  // a name is no longer busy, or a grave is gone
+  NameTable names_ ABSL_GUARDED_BY(mu_);
+  TombstoneTable tombstones_ ABSL_GUARDED_BY(mu_);
+  PrefixIndex prefixes_ ABSL_GUARDED_BY(mu_);
+  std::map<NameKey, Grave> graves_ ABSL_GUARDED_BY(mu_);
+  std::set<std::pair<MonoTime, Name*>> expiry_ ABSL_GUARDED_BY(mu_);
+  std::map<DirtyTicket, Name*> dirty_ ABSL_GUARDED_BY(mu_);
+  uint64_t prefix_hits_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t prefix_misses_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<std::string, uint64_t> misses_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, uint64_t> evictions_ ABSL_GUARDED_BY(mu_);
+  absl::Status flush_status_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_CORE_STORE_H_

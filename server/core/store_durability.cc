@@ -1,0 +1,357 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// The durable side of the Store: records, write-behind, recovery, the orderly stop; and its invariants.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+#include "server/core/store.h"
+
+#define RETURN_IF_ERROR(expression) \
+  if (absl::Status s = (expression); !s.ok()) return s
+
+namespace statepool {
+
+bool Store::MustWaitLocked(const NameKey& key, bool to_record) {
+  const Name* name = names_.Find(key);
+  if (name != nullptr && (name->reserved || (name->recording && (to_record || IsExpired(*name))))) return true;
+  if (!to_record) return false;
+  const auto grave = graves_.find(key);
+  return grave != graves_.end() && grave->second.burying;
+}
+
+absl::Status Store::WaitLocked(const Op& op) {
+  // Short waits, so that a cancellation and an injected clock are noticed; whoever makes a name idle signals.
+  changed_.WaitFor(&mu_, std::chrono::milliseconds(50));
+  return op.Check(*clock_);
+}
+
+NameRecord Store::RecordOf(const NameKey& key, const NameState& state, absl::Span<const VersionRef> versions) {
+  NameRecord record;
+  record.key = key;
+  record.layout = state.layout->fingerprint();
+  record.revision = state.revision;
+  record.created = state.created;
+  record.create_time = state.create_time;
+  record.durability = state.durability;
+  record.max_history = state.max_history;
+  record.ttl = state.ttl;
+  record.expire_time = state.expire_time;
+  for (const VersionRef& v : versions) {
+    const ImageInfo& image = v->image->info();
+    record.versions.push_back({v->id, v->parent, v->position, v->exactness, image.id, image.checksum, image.attachment_checksum,
+                               image.attachment_bytes});
+  }
+  record.requests = state.requests;
+  if (state.prefix != nullptr) record.prefix = state.prefix->locator;
+  return record;
+}
+
+// The ring's unbroken run of persisted versions that ends at the head: what a record may hold. REQUIRES: the head is persisted.
+Ring Store::DurableRun(const NameState& state) const {
+  size_t begin = state.ring.size() - 1;
+  while (begin > 0 && images_->persisted(*state.ring[begin - 1]->image)) --begin;
+  return Ring(state.ring.begin() + begin, state.ring.end());
+}
+
+absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written) {
+  struct Item {
+    Name* name;
+    NameState state;  // as it is recorded; the name may move on meanwhile
+    Ring run;
+    absl::Status status;
+  };
+  std::vector<Item> items;
+  for (Name* name : names) {
+    if (name->dirty == DirtyTicket{} || MustWaitLocked(name->key, /*to_record=*/true)) continue;
+    name->recording = true;
+    items.push_back({name, name->state, {}, absl::OkStatus()});
+  }
+  if (items.empty()) return absl::OkStatus();
+
+  absl::Status committed = absl::OkStatus();
+  {
+    MutexUnlock unlock(&mu_);
+    std::vector<NameChange> changes;
+    for (Item& item : items) {
+      item.status = images_->Persist(op, item.state.head()->image);
+      if (!item.status.ok()) continue;
+      item.run = DurableRun(item.state);
+      changes.push_back({item.name->key, RecordOf(item.name->key, item.state, item.run)});
+    }
+    if (!changes.empty()) committed = log_->Commit(changes, /*sync=*/true);
+  }
+
+  absl::Status first_error = committed;
+  for (Item& item : items) {
+    Name* name = item.name;
+    name->recording = false;
+    if (item.status.ok()) item.status = committed;
+    if (!item.status.ok()) {
+      if (first_error.ok()) first_error = item.status;
+      continue;
+    }
+    name->recorded = std::move(item.run);
+    name->durable_revision = item.state.revision;
+    graves_.erase(name->key);
+    ++*written;
+    if (name->dirty == DirtyTicket{}) continue;
+    // Written again meanwhile: back to the end of the queue.
+    SetDirtyLocked(name, name->state.revision == name->durable_revision ? DirtyTicket{} : DirtyTicket{name->state.revision, name->state.revision});
+  }
+  changed_.SignalAll();
+  return first_error;
+}
+
+absl::Status Store::BuryLocked() {
+  std::vector<NameChange> changes;
+  for (auto& [key, grave] : graves_) {
+    const Name* name = names_.Find(key);
+    if (grave.burying || (name != nullptr && name->busy())) continue;
+    grave.burying = true;
+    changes.push_back({key, std::nullopt});
+    if (changes.size() == 1000) break;
+  }
+  if (changes.empty()) return absl::OkStatus();
+  absl::Status committed;
+  {
+    MutexUnlock unlock(&mu_);
+    committed = log_->Commit(changes, /*sync=*/false);
+  }
+  for (const NameChange& change : changes) {
+    const auto grave = graves_.find(change.key);
+    if (committed.ok()) {
+      graves_.erase(grave);
+    } else {
+      grave->second.burying = false;
+    }
+  }
+  changed_.SignalAll();
+  return committed;
+}
+
+void Store::FlushDue() {
+  const Op op;
+  MutexLock lock(&mu_);
+  absl::Status status = BuryLocked();
+  const MonoTime due = clock_->Now() - absl::ToInt64Nanoseconds(options_.flush_interval);
+  DirtyTicket last;  // batches go forward through the queue: what can't be recorded now is left for the next call
+  for (;;) {
+    std::vector<Name*> batch;
+    uint64_t bytes = 0;
+    for (auto it = dirty_.upper_bound(last); it != dirty_.end(); ++it) {
+      Name* name = it->second;
+      if (name->dirty_since > due) break;
+      // Children of one fork go together, so that a crash leaves all of them or none.
+      if (bytes >= options_.flush_batch_bytes && it->first.group != last.group) break;
+      batch.push_back(name);
+      last = it->first;
+      if (!images_->persisted(*name->state.head()->image)) bytes += name->state.layout->state_bytes();
+      bytes += 1024;  // its record
+    }
+    if (batch.empty()) break;
+    uint64_t written = 0;
+    if (absl::Status s = RecordLocked(op, batch, &written); !s.ok() && status.ok()) status = s;
+  }
+  flush_status_ = status;
+}
+
+absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey> keys) {
+  if (keys.size() > options_.max_children) {
+    return absl::Status(Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(keys.size(), " names in one Flush"))
+                            .Field("names")
+                            .Meta("limit", options_.max_children));
+  }
+  for (const NameKey& key : keys) RETURN_IF_ERROR(ValidateName(key.name, "names"));
+  FlushAnswer answer;
+  MutexLock lock(&mu_);
+  std::vector<std::pair<NameKey, Revision>> wanted;
+  if (keys.empty()) {
+    answer.names = std::count_if(names_.begin(), names_.end(),
+                                 [](const auto& n) { return !n->unborn && n->state.durability != Durability::kVolatile; });
+    for (const auto& [ticket, name] : dirty_) wanted.emplace_back(name->key, name->state.revision);
+  }
+  for (const NameKey& key : keys) {
+    Name* name = FindLocked(key);
+    if (name == nullptr) return MissLocked(key, "names");
+    if (name->state.durability == Durability::kVolatile) continue;
+    ++answer.names;
+    wanted.emplace_back(key, name->state.revision);
+  }
+  for (;;) {
+    RETURN_IF_ERROR(op.Check(*clock_));
+    std::vector<Name*> pending;
+    uint64_t bytes = 0;
+    std::erase_if(wanted, [&](const auto& want) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      Name* name = names_.Find(want.first);
+      if (name == nullptr || name->durable_revision >= want.second || name->dirty == DirtyTicket{}) return true;
+      if (bytes < options_.flush_batch_bytes) {
+        pending.push_back(name);
+        if (!images_->persisted(*name->state.head()->image)) bytes += name->state.layout->state_bytes();
+      }
+      return false;
+    });
+    if (wanted.empty()) return answer;
+    const uint64_t before = answer.written;
+    RETURN_IF_ERROR(RecordLocked(op, pending, &answer.written));
+    if (answer.written == before) RETURN_IF_ERROR(WaitLocked(op));
+  }
+}
+
+absl::Status Store::Drain(const Op& op) {
+  absl::StatusOr<FlushAnswer> flushed = Flush(op, {});
+  MutexLock lock(&mu_);
+  absl::Status buried = BuryLocked();
+  while (buried.ok() && !graves_.empty()) buried = BuryLocked();
+  for (const auto& name : names_) {
+    if (name->durable_revision != 0) continue;
+    EraseGhostsLocked(tombstones_.Add(name->key, TombstoneTable::Reason::kNotDurable, nullptr));
+  }
+  const std::string tombstones = tombstones_.Save();
+  absl::Status marked;
+  {
+    MutexUnlock unlock(&mu_);
+    marked = log_->CommitCleanStop(tombstones);
+  }
+  if (!flushed.ok()) return flushed.status();
+  return buried.ok() ? marked : buried;
+}
+
+// ------------------------------------------------------------------------------------------------------------ recovery
+
+absl::Status Store::Recover() {
+  RETURN_IF_ERROR(log_->LoadLayouts([this](LayoutRecord record) { return layouts_.Recover(record); }));
+  MutexLock lock(&mu_);
+  const LastRun last = log_->last_run();
+  if (last.existed && !last.clean) {
+    tombstones_.SetUncertain();
+  } else if (last.clean) {
+    for (const TombstoneTable::PrefixPlace& ghost : tombstones_.Load(last.tombstones)) prefixes_.Insert(*ghost);
+  }
+  absl::flat_hash_map<VersionId, VersionRef> versions;  // names share them again
+  RETURN_IF_ERROR(log_->LoadNames([&](NameChange change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::Status {
+    absl::StatusOr<LayoutRef> layout = absl::NotFoundError("");
+    Hash128 prefix_key;
+    if (change.record.has_value()) layout = layouts_.Find(change.key.tenant, change.record->layout);
+    if (!change.record.has_value() || !layout.ok() || change.record->versions.empty() ||
+        (change.key.kind == NameKind::kPrefix && !Hash128FromHex(change.key.name, &prefix_key))) {
+      EraseGhostsLocked(tombstones_.Add(change.key, TombstoneTable::Reason::kCorrupt, nullptr));
+      return absl::OkStatus();
+    }
+    const NameRecord& record = *change.record;
+    NameState state;
+    state.layout = *layout;
+    state.revision = record.revision;
+    state.created = record.created;
+    state.create_time = record.create_time;
+    state.ttl = record.ttl;
+    state.expire_time = record.expire_time;
+    if (record.expire_time != absl::InfiniteFuture()) {
+      state.expire_at = clock_->Now() + absl::ToInt64Nanoseconds(record.expire_time - clock_->WallNow());
+    }
+    state.durability = record.durability;
+    state.max_history = record.max_history;
+    state.requests = record.requests;
+    for (const RecordedVersion& v : record.versions) {
+      VersionRef& version = versions[v.id];
+      if (version == nullptr) {
+        ImageRef image = images_->Adopt({v.image, change.key.tenant, *layout, v.checksum, v.attachment_checksum, v.attachment_bytes});
+        version = std::make_shared<const Version>(Version{v.id, v.parent, v.position, v.exactness, std::move(image)});
+      }
+      state.ring.push_back(version);
+    }
+    if (change.key.kind == NameKind::kPrefix) {
+      state.prefix = std::make_shared<const PrefixIndex::Place>(
+          PrefixIndex::Place{prefix_key, record.prefix, static_cast<uint64_t>(state.head()->position)});
+    }
+    Name* name = names_.Insert(change.key);
+    name->recorded = state.ring;
+    name->durable_revision = state.revision;
+    const Durability durability = state.durability;
+    state.durability = Durability::kSync;  // it is recorded: nothing to write behind
+    PublishLocked(name, std::move(state), 0);
+    name->state.durability = durability;
+    return absl::OkStatus();
+  }));
+  images_->RecoveryDone();
+  return absl::OkStatus();
+}
+
+// ---------------------------------------------------------------------------------------------------------- invariants
+
+#define STATEPOOL_CHECK(condition)                                                           \
+  if (!(condition)) {                                                                        \
+    std::fprintf(stderr, "%s:%d: invariant violated: %s\n", __FILE__, __LINE__, #condition); \
+    std::abort();                                                                            \
+  }
+
+void Store::CheckInvariants() const {
+  MutexLock lock(&mu_);
+  absl::flat_hash_map<const Image*, int64_t> heads;
+  absl::flat_hash_map<VersionId, const Version*> versions;
+  size_t dirty = 0, expiring = 0, prefixes = tombstones_.prefixes();
+  uint64_t counts[4] = {};
+  const Name* previous = nullptr;
+  for (const auto& name : names_) {
+    STATEPOOL_CHECK(previous == nullptr || previous->key < name->key);
+    previous = name.get();
+    ++counts[static_cast<int>(name->key.kind)];
+    if (name->unborn) {
+      STATEPOOL_CHECK(name->reserved && name->state.ring.empty() && name->recorded.empty());
+      continue;
+    }
+    const NameState& state = name->state;
+    STATEPOOL_CHECK(!state.ring.empty() && state.ring.size() <= state.max_history);
+    STATEPOOL_CHECK(state.created != 0 && state.created <= state.revision);
+    STATEPOOL_CHECK(name->durable_revision <= state.revision);
+    STATEPOOL_CHECK((name->durable_revision == 0) == name->recorded.empty());
+    STATEPOOL_CHECK(!name->reserved || name->recording);
+    STATEPOOL_CHECK(state.requests.size() <= kMaxRequestIds);
+    STATEPOOL_CHECK((name->key.kind == NameKind::kPrefix) == (state.prefix != nullptr));
+    if (name->key.kind != NameKind::kSequence) STATEPOOL_CHECK(state.ring.size() == 1);
+    if (state.prefix != nullptr) {
+      ++prefixes;
+      STATEPOOL_CHECK(static_cast<int64_t>(state.prefix->length) == state.head()->position);
+      STATEPOOL_CHECK(Hash128ToHex(state.prefix->key) == name->key.name);
+    }
+    for (const Ring* ring : {&state.ring, &std::as_const(name->recorded)}) {
+      for (const VersionRef& version : *ring) {
+        const auto [it, is_new] = versions.emplace(version->id, version.get());
+        STATEPOOL_CHECK(is_new || it->second == version.get());  // one id, one version
+        STATEPOOL_CHECK(version->image->info().layout->fingerprint() == state.layout->fingerprint());
+        STATEPOOL_CHECK(version->image->info().tenant == name->key.tenant);
+        STATEPOOL_CHECK(version->position >= 0 && version->position <= kMaxPosition);
+      }
+    }
+    for (const VersionRef& version : name->recorded) STATEPOOL_CHECK(images_->persisted(*version->image));
+    ++heads[state.head()->image.get()];
+    const bool is_dirty = name->dirty != DirtyTicket{};
+    dirty += is_dirty;
+    if (is_dirty) STATEPOOL_CHECK(dirty_.at(name->dirty) == name.get());
+    // Every WRITE_BEHIND name is recorded or waits for it.
+    if (state.durability == Durability::kWriteBehind) STATEPOOL_CHECK(is_dirty || name->durable_revision == state.revision);
+    if (state.durability == Durability::kSync) STATEPOOL_CHECK(name->durable_revision == state.revision);
+    if (name->expiry_entry != kNever) {
+      ++expiring;
+      STATEPOOL_CHECK(expiry_.contains({name->expiry_entry, name.get()}));
+    }
+    STATEPOOL_CHECK(name->busy() || name->expiry_entry <= name->Deadline());
+  }
+  for (const auto& [image, count] : heads) STATEPOOL_CHECK(image->heads() == count);
+  for (const auto& [id, version] : versions) STATEPOOL_CHECK(heads.contains(version->image.get()) || version->image->heads() == 0);
+  for (int kind = 1; kind <= 3; ++kind) STATEPOOL_CHECK(counts[kind] == names_.count(static_cast<NameKind>(kind)));
+  STATEPOOL_CHECK(dirty == dirty_.size());
+  STATEPOOL_CHECK(expiring == expiry_.size());
+  STATEPOOL_CHECK(prefixes == prefixes_.size());
+  for (const auto& [key, grave] : graves_) {
+    STATEPOOL_CHECK(!grave.versions.empty());
+    const Name* name = names_.Find(key);
+    STATEPOOL_CHECK(name == nullptr || name->durable_revision == 0);
+  }
+}
+
+}  // namespace statepool

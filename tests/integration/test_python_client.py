@@ -1,0 +1,521 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""The Python package: first by itself, then its whole API against the daemon, restarts and bad input included."""
+import concurrent.futures
+import math
+import random
+import subprocess
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+import xxhash
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+import statepool
+from daemon_process import STOP_S_MAX, eventually
+from statepool import _wire
+from statepool.layouts import Layout, Tensor
+from statepool.v1 import statepool_pb2 as pb
+
+# 131,672 bytes: three leaves of the checksum, the last one short, and a first tensor that ends inside a leaf.
+LAYOUT = Layout("test-model", (
+    Tensor("conv", range(3), "bfloat16", {"tap": 3, "channel": 33}, kind="conv", shard_axis="channel", shard_sections=(11, 22)),
+    Tensor("wkv", [0, 2], "float32", {"head": 4, "value": 64, "key": 64}, kind="recurrent", initial=1.0, shard_axis="head"),
+    Tensor("count", [1], "uint8", {"channel": 6}, initial=bytes(range(6))),
+))
+OTHER = Layout("other-model", LAYOUT.tensors)
+
+
+def image(n):
+    return random.Random(n).randbytes(LAYOUT.state_bytes)
+
+
+@pytest.fixture
+def pool(daemon):
+    with statepool.connect(daemon.address, timeout=20, retries=0) as pool:
+        pool.register_layout(LAYOUT, alias="test")
+        yield pool
+
+
+@pytest.fixture
+def seq(pool, name):
+    """A sequence that was set at positions 4, 8 and 12."""
+    for position in (4, 8, 12):
+        pool.set(name, image(position), position, layout=LAYOUT, max_history=8)
+    return pool.sequence(name)
+
+
+# ------------------------------------------------------------------------------------------------------------ by itself
+
+
+def test_a_checksum_is_that_of_the_contract_however_the_image_is_cut():
+    data = image(1)
+    leaves = b"".join(xxhash.xxh3_64_intdigest(data[i:i + 65536]).to_bytes(8, "little") for i in range(0, len(data), 65536))
+    assert _wire.checksum_of(data) == xxhash.xxh3_64_hexdigest(leaves)
+    for cuts in ([], [1], [65535, 65537], [65536, 131072], [100, 200, 65600, 131072, 131073]):
+        ends = [0, *cuts, len(data)]
+        assert _wire.checksum_of(*(data[a:b] for a, b in zip(ends, ends[1:]))) == _wire.checksum_of(data)
+    assert _wire.checksum_of(data[:65536]) == _wire.checksum_of(data[:60000], data[60000:65536]) != _wire.checksum_of(data)
+    assert _wire.checksum_of() == _wire.checksum_of(b"") == xxhash.xxh3_64_hexdigest(b"")
+
+
+def test_a_message_with_an_image_is_ordinary_proto():
+    head = pb.SetRequest(sequence="s", position=3, if_revision=0, options=pb.NameOptions(max_history=2))
+    message = pb.SetRequest.FromString(_wire.with_data(head, [b"ab", bytearray(200), np.arange(3, dtype=np.uint8)]))
+    assert message.data == b"ab" + bytes(200) + b"\0\1\2"
+    assert message.HasField("if_revision") and message.options.max_history == 2
+    response = pb.GetResponse(attachment=b"a", data=image(1), info=pb.NameInfo(position=7))
+    rest, data = _wire.split_data(response.SerializeToString())
+    assert data == image(1) and pb.GetResponse.FromString(rest) == pb.GetResponse(attachment=b"a", info=pb.NameInfo(position=7))
+
+
+def test_views_share_memory_and_pack_is_their_inverse():
+    data = bytearray(image(2))
+    views = LAYOUT.views(data)
+    assert {n: a.shape for n, a in views.items()} == {"conv": (3, 3, 33), "wkv": (2, 4, 64, 64), "count": (1, 6)}
+    views["count"][0, 5] = data[-1] ^ 255
+    assert data[-1] == views["count"][0, 5]
+    assert LAYOUT.pack(views) == data
+    assert LAYOUT.pack({**views, "wkv": np.asfortranarray(views["wkv"]), "conv": views["conv"].view("<u2")}) == data
+
+
+@pytest.mark.parametrize("change", [
+    {"wkv": np.zeros((2, 4, 64, 64), np.float64)}, {"wkv": np.zeros((2, 64, 4, 64), np.float32)}, {"more": np.zeros(1)}])
+def test_pack_never_casts_broadcasts_or_ignores(change):
+    with pytest.raises(statepool.InvalidArgument) as error:
+        LAYOUT.pack({**LAYOUT.views(image(1)), **change})
+    assert error.value.reason == "TENSORS_MISMATCH"
+
+
+class Fake(grpc.GenericRpcHandler):
+    """A server that fails `failures` times as told, then answers `answer`; keeps the requests."""
+
+    def __init__(self, code, failures, retry_after=None, answer=b""):
+        self.code, self.left, self.answer, self.requests = code, failures, answer, []
+        info = any_pb2.Any()
+        info.Pack(error_details_pb2.ErrorInfo(reason="DRAINING", domain="statepool.v1", metadata={"field": "f", "limit": "7"}))
+        self.details = status_pb2.Status(code=code.value[0], message="no", details=[info])
+        if retry_after is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(int(retry_after * 1000))
+            self.details.details.add().Pack(retry)
+
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(self.serve)
+
+    def serve(self, request, context):
+        self.requests.append(request)
+        if self.left:
+            self.left -= 1
+            context.set_trailing_metadata([("grpc-status-details-bin", self.details.SerializeToString())])
+            context.abort(self.code, "no")
+        return self.answer
+
+
+@pytest.fixture
+def fake_pool():
+    """fake_pool(Fake(...), **options) -> a Pool that speaks to it."""
+    stops = []
+
+    def start(fake, **options):
+        server = grpc.server(concurrent.futures.ThreadPoolExecutor(1), [fake])
+        pool = statepool.connect(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", **{"timeout": 20, **options})
+        server.start()
+        stops.extend([pool.close, lambda: server.stop(None).wait()])
+        return pool
+
+    yield start
+    for stop in stops:
+        stop()
+
+
+def test_a_write_is_retried_with_its_request_id_when_the_daemon_advises_it(fake_pool):
+    fake = Fake(grpc.StatusCode.UNAVAILABLE, 2, retry_after=0.01)
+    fake_pool(fake).rollback("s", 1)
+    assert len(fake.requests) == 3 and len(set(fake.requests)) == 1
+    assert len(pb.RollbackRequest.FromString(fake.requests[0]).request_id) == 32
+
+
+@pytest.mark.parametrize("call, options, code, retry_after", [
+    (lambda pool: pool.describe("s"), {"retries": 0}, "UNAVAILABLE", 0.01),
+    (lambda pool: pool.describe("s"), {}, "RESOURCE_EXHAUSTED", None),  # no advice
+    (lambda pool: pool.describe("s"), {}, "UNAVAILABLE", 60),  # the timeout is earlier
+    (lambda pool: pool.describe("s"), {}, "ABORTED", 0.01),
+    (lambda pool: pool.delete("s"), {}, "UNAVAILABLE", 0.01),  # not safe
+], ids=["retries=0", "no advice", "too late", "conflict", "unsafe"])
+def test_a_call_is_not_retried_when_that_is_not_wanted_or_not_safe(fake_pool, call, options, code, retry_after):
+    fake = Fake(grpc.StatusCode[code], 1, retry_after)
+    with pytest.raises(statepool.StatepoolError) as error:
+        call(fake_pool(fake, **options))
+    assert len(fake.requests) == 1
+    e = error.value
+    assert (e.code, e.reason, e.field, e.message, e.metadata, e.retry_after) == (code, "DRAINING", "f", "no", {"limit": "7"}, retry_after)
+
+
+def test_retries_are_bounded(fake_pool):
+    fake = Fake(grpc.StatusCode.RESOURCE_EXHAUSTED, 9, retry_after=0.01)
+    with pytest.raises(statepool.Exhausted):
+        fake_pool(fake, retries=3).describe("s")
+    assert len(fake.requests) == 4
+
+
+def test_bytes_that_changed_on_the_way_are_data_loss_unless_verification_is_off(fake_pool):
+    answer = pb.GetResponse(info=pb.NameInfo(checksum=_wire.checksum_of(b"abc")), data=b"abd").SerializeToString()
+    with pytest.raises(statepool.DataLoss):
+        fake_pool(Fake(grpc.StatusCode.OK, 0, answer=answer)).get("s")
+    assert fake_pool(Fake(grpc.StatusCode.OK, 0, answer=answer), verify=False).get("s").data == b"abd"
+
+
+# -------------------------------------------------------------------------------------------------------------- layouts
+
+
+def test_client_and_daemon_agree_on_layouts_and_their_fingerprints(pool):
+    registered = pool.register_layout(LAYOUT, alias="test")  # raises when the fingerprints differ
+    assert registered == LAYOUT and registered.state_bytes == LAYOUT.state_bytes == 131_672 and "test" in registered.aliases
+    # An empty list of sections is the same layout as one section, and the daemon may tell either.
+    assert [(t.name, t.layers, t.dtype, t.axes, t.kind, t.initial, t.shard_axis) for t in pool.get_layout("test").tensors] == [
+        (t.name, t.layers, t.dtype, t.axes, t.kind, t.initial, t.shard_axis) for t in LAYOUT.tensors]
+    assert pool.get_layout(LAYOUT.fingerprint) == LAYOUT and LAYOUT in pool.layouts()
+    every = Layout("every-dtype", tuple(Tensor(d, [i], d, {"a": 3}) for i, d in enumerate(statepool.layouts.DTYPES)))
+    assert pool.register_layout(every).state_bytes == every.state_bytes == sum(a.nbytes for a in every.views(bytes(every.state_bytes)).values())
+
+
+def test_an_alias_never_changes_its_layout(pool):
+    with pytest.raises(statepool.Conflict) as error:
+        pool.register_layout(OTHER, alias="test")
+    assert error.value.reason == "LAYOUT_ALIAS_TAKEN" and error.value.metadata["fingerprint"] == LAYOUT.fingerprint
+
+
+@pytest.mark.parametrize("preset, shapes", [
+    (statepool.layouts.mamba1("m", layers=2, intermediate_size=96, state_size=16), {"conv": (2, 3, 96), "ssm": (2, 96, 16)}),
+    (statepool.layouts.mamba2("m", layers=2, heads=4, head_dim=8, state_size=16, groups=2, conv_kernel=5, conv_dtype="float16"),
+     {"conv": (2, 4, 96), "ssm": (2, 4, 8, 16)}),
+    (statepool.layouts.rwkv7("m", layers=2, hidden_size=128), {"att_shift": (2, 128), "wkv": (2, 2, 64, 64), "ffn_shift": (2, 128)}),
+], ids=["mamba1", "mamba2", "rwkv7"])
+def test_a_preset_has_the_shapes_of_the_contract(pool, preset, shapes):
+    layout = pool.register_layout(preset)
+    assert {t.name: t.shape for t in layout.tensors} == shapes
+    assert Layout(layout.model_id, layout.tensors).fingerprint == layout.fingerprint
+    assert layout.state_bytes == sum(math.prod(s) * (4 if n in ("ssm", "wkv") else 2) for n, s in shapes.items())
+
+
+# ------------------------------------------------------------------------------------------------------------ sequences
+
+
+def test_a_new_sequence_has_the_initial_state(pool, name):
+    seq = pool.create(LAYOUT, name, durability="volatile", max_history=3, ttl=60)
+    state = seq.get()
+    assert (seq.position, state.position, state.revision) == (0, 0, seq.revision)
+    assert not state.tensors["conv"].any() and (state.tensors["wkv"] == 1).all() and bytes(state.tensors["count"]) == bytes(range(6))
+    info = seq.describe()
+    assert (info.durability, info.max_history, info.ttl, info.layout) == ("volatile", 3, 60.0, LAYOUT.fingerprint)
+
+
+def test_bytes_come_back_as_they_were_set(pool, name):
+    for data in (image(1), bytearray(image(2)), memoryview(image(3)), np.frombuffer(image(4), np.uint8)):
+        info = pool.set(name, data, 7, layout=LAYOUT, attachment=b"\0logits", exactness="edited")
+        state = pool.sequence(name).get()
+        assert state.data == bytes(data) and state.attachment == b"\0logits" and state.data.readonly
+        assert (state.position, state.revision, state.checksum, state.info.exactness) == (7, info.revision, info.checksum, "edited")
+        assert state.info.attachment_bytes == 7 and pool.get(name, attachment=False).attachment == b""
+
+
+def test_tensors_come_back_as_they_were_set(pool, name):
+    tensors = LAYOUT.views(image(5))
+    pool.set(name, tensors, 7, layout=LAYOUT)
+    seq = pool.sequence(name)
+    assert seq.get().data == image(5)
+    seq.set(seq.get(layout="test").tensors, 8)  # the layout is looked up
+    state = seq.get()
+    assert state.position == 8 and all(np.array_equal(state.tensors[n].view(np.uint8), tensors[n].view(np.uint8)) for n in tensors)
+
+
+def test_versions_of_the_ring_are_found_by_exact_position_only(pool, seq):
+    assert seq.get(8).data == image(8)
+    assert [v.position for v in seq.describe().history] == [12, 8, 4]
+    with pytest.raises(statepool.NotFound) as miss:
+        seq.get(7)
+    assert miss.value.reason == "POSITION_MISMATCH" and miss.value.field == "position" and "8" in miss.value.metadata["positions"]
+
+
+def test_a_rollback_drops_later_versions(pool, seq):
+    head = seq.describe().revision
+    info = seq.rollback(8, if_revision=head)
+    assert info.position == 8 and info.revision > head and seq.get().data == image(8)
+    with pytest.raises(statepool.NotFound):
+        seq.rollback(12)
+
+
+def test_a_fork_is_independent_of_its_source(pool, seq):
+    child = pool.fork(seq, seq.name + "/child")
+    earlier = pool.fork(seq.name, seq.name + "/earlier", position=4, durability="sync")
+    seq.set(image(16), 16)
+    child.set(image(17), 17)
+    assert (seq.get().data, child.get().data, earlier.get().data) == (image(16), image(17), image(4))
+    assert child.get(12).data == image(12) and earlier.position == 4
+    info = earlier.describe()
+    assert info.durability == "sync" and info.durable_revision == info.revision == earlier.revision
+
+
+def test_many_children_are_made_all_or_none(pool, seq):
+    names = [f"{seq.name}/{i}" for i in range(3)]
+    assert [c.name for c in pool.fork_many(seq, names)] == names
+    assert {c.describe().version_id for c in map(pool.sequence, names)} == {seq.describe().version_id}
+    with pytest.raises(statepool.Conflict) as error:
+        pool.fork_many(seq, [seq.name + "/new", names[1]])
+    assert (error.value.reason, error.value.field) == ("NAME_EXISTS", "children[1]")
+    with pytest.raises(statepool.NotFound):
+        pool.describe(seq.name + "/new")
+
+
+def test_a_request_id_makes_a_retry_safe(pool, seq):
+    first = seq.set(image(20), 20, request_id="r1")
+    later = seq.set(image(24), 24, request_id="r2")
+    again = seq.set(image(20), 20, request_id="r1")
+    assert again.replayed and not first.replayed and (again.revision, again.position) == (first.revision, 20)
+    assert seq.describe().revision == later.revision
+    with pytest.raises(statepool.InvalidArgument) as error:
+        seq.set(image(21), 20, request_id="r1")
+    assert error.value.reason == "REQUEST_ID_REUSED"
+    assert pool.create(LAYOUT, seq.name + "/c", request_id="r").revision == pool.create(LAYOUT, seq.name + "/c", request_id="r").revision
+
+
+def test_if_revision_lets_only_one_writer_win(pool, name):
+    first = pool.set(name, image(1), 1, layout=LAYOUT, if_revision=0)
+    second = pool.set(name, image(2), 2, if_revision=first.revision)
+    assert second.revision > first.revision
+    for stale in (0, first.revision):
+        with pytest.raises(statepool.Conflict) as error:
+            pool.set(name, image(3), 3, if_revision=stale)
+        assert (error.value.code, error.value.reason, error.value.field) == ("ABORTED", "REVISION_MISMATCH", "if_revision")
+        assert error.value.metadata["revision"] == str(second.revision)
+    assert pool.get(name).data == image(2)
+
+
+@pytest.mark.parametrize("expiration", [lambda: {"ttl": 0.1}, lambda: {"expire_at": time.time() + 0.3}], ids=["ttl", "expire_at"])
+def test_an_expired_name_is_a_miss_that_says_so(pool, name, expiration):
+    pool.create(LAYOUT, name, **expiration())
+
+    def miss():
+        try:
+            pool.describe(name)
+        except statepool.NotFound as e:
+            return e.reason
+
+    assert eventually(miss) == "EXPIRED"
+    for use in (pool.get, lambda n: pool.fork(n, n + "/child"), lambda n: pool.rollback(n, 0), pool.delete):
+        with pytest.raises(statepool.NotFound) as error:
+            use(name)
+        assert error.value.reason == "EXPIRED"
+    assert pool.create(LAYOUT, name).describe().ttl is None
+
+
+def test_names_are_listed_in_order_across_pages_and_deleted(pool, name):
+    pool.create(LAYOUT, name)
+    names = [c.name for c in pool.fork_many(name, [f"{name}/{i:02}" for i in range(7)])]
+    assert [i.name for i in pool.list(prefix=name + "/", page_size=3)] == names
+    assert pool.delete(names[0]) and not pool.sequence(names[0]).delete(allow_missing=True)
+    assert [i.name for i in pool.list("sequence", name + "/")] == names[1:]
+
+
+# ------------------------------------------------------------------------------------------------ snapshots and prefixes
+
+
+def test_a_snapshot_is_fixed_and_restores_and_forks(pool, seq):
+    snapshot = pool.snapshot(seq, seq.name + "@8", position=8, durable=True)
+    info = snapshot.describe()
+    assert (info.kind, info.position, info.durability, info.durable_revision) == ("snapshot", 8, "sync", info.revision)
+    with pytest.raises(statepool.Conflict) as error:
+        pool.snapshot(seq, snapshot.name)
+    assert error.value.reason == "NAME_EXISTS"
+    restored = pool.restore(snapshot, seq.name)
+    assert restored.position == 8 and seq.get().data == image(8) and seq.get(12).data == image(12)  # the head went into the ring
+    assert pool.restore(snapshot.name, seq.name + "/new", if_revision=0).get().data == image(8)
+    seq.delete()
+    assert pool.fork(snapshot, seq.name + "/fork").get().data == image(8)
+    assert [i.name for i in pool.list("snapshot", seq.name)] == [snapshot.name]
+    snapshot.delete()
+    with pytest.raises(statepool.NotFound) as miss:
+        pool.restore(snapshot, seq.name)
+    assert miss.value.reason == "DELETED"
+
+
+def test_a_prefix_is_found_by_its_tokens_and_forked(pool, seq, name):
+    tokens, key = np.arange(100, 120, dtype=np.int64), name.encode()
+    published = pool.publish_prefix(LAYOUT, tokens[:12], seq, extra_key=key)
+    pool.publish_prefix(LAYOUT, tokens[:4], seq, extra_key=key, position=4)
+    assert not published.already_published and pool.publish_prefix(LAYOUT, tokens[:12], seq, extra_key=key).already_published
+    hit = pool.match_prefix(LAYOUT, tokens, extra_key=key)
+    assert hit and (hit.position, hit.prefix, hit.miss_reason) == (12, published.name, "")
+    assert pool.fork(hit, name + "/fork").get().data == image(12) == published.get().data
+    assert [m.position for m in pool.match_prefix(LAYOUT, tokens, max_results=9, extra_key=key).matches] == [12, 4]
+    assert pool.match_prefix(LAYOUT, tokens, max_position=11, extra_key=key).position == 4
+    assert pool.match_prefix(LAYOUT, [*tokens[:11], 7, 7], extra_key=key).position == 4
+
+
+def test_a_missed_prefix_says_why(pool, seq, name):
+    pool.register_layout(OTHER)
+    tokens, key = list(range(12)), name.encode()
+    prefix = pool.publish_prefix("test", tokens, seq, extra_key=key)
+
+    def miss(layout=LAYOUT, tokens=(*tokens, 12), extra_key=key, **options):
+        answer = pool.match_prefix(layout, tokens, extra_key=extra_key, **options)
+        assert not answer and answer.position == 0 and answer.matches == ()
+        return answer.miss_reason, answer.nearest_published_position
+
+    assert miss(tokens=[5, 6, 7]) == miss(layout=OTHER) == miss(extra_key=b"lora" + key) == ("NEVER_PUBLISHED", 0)
+    assert miss(tokens=tokens) == miss(max_position=11) == ("POSITION_MISMATCH", 12)
+    prefix.delete()
+    assert miss() == ("DELETED", 0)
+    with pytest.raises(statepool.InvalidArgument):
+        pool.fork(pool.match_prefix(LAYOUT, [1, 2], extra_key=key), name + "/fork")
+
+
+def test_a_prefix_has_as_many_tokens_as_its_version_says(pool, seq):
+    with pytest.raises(statepool.Conflict) as error:
+        pool.publish_prefix(LAYOUT, range(11), seq)
+    assert (error.value.reason, error.value.field) == ("POSITION_MISMATCH", "tokens")
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("bad", ["", "x" * 10_240, "../x", "a//b", "a/./b", "a\0b", "a\nb"])
+def test_a_bad_name_is_refused_everywhere(pool, bad):
+    for field, use in {"sequence": lambda: pool.create(LAYOUT, bad), "name.sequence": lambda: pool.get(bad),
+                       "snapshot": lambda: pool.snapshot("s", bad), "children[0]": lambda: pool.fork("s", bad)}.items():
+        with pytest.raises(statepool.InvalidArgument) as error:
+            use()
+        assert (error.value.reason, error.value.field) == ("INVALID_NAME", field)
+
+
+@pytest.mark.parametrize("use, kind, reason, field", [
+    (lambda s, p: s.set(image(1), -1), statepool.InvalidArgument, "INVALID_POSITION", "position"),
+    (lambda s, p: s.set(image(1), 2**53 + 1), statepool.InvalidArgument, "INVALID_POSITION", "position"),
+    (lambda s, p: s.get(-1), statepool.InvalidArgument, "INVALID_POSITION", "position"),
+    (lambda s, p: s.rollback(-1), statepool.InvalidArgument, "INVALID_POSITION", "position"),
+    (lambda s, p: s.set(image(1)[:-1], 9), statepool.InvalidArgument, "BYTES_LENGTH_MISMATCH", "data"),
+    (lambda s, p: s.set(image(1) + b"x", 9), statepool.InvalidArgument, "BYTES_LENGTH_MISMATCH", "data"),
+    (lambda s, p: s.set(b"", 9), statepool.InvalidArgument, "BYTES_LENGTH_MISMATCH", "data"),
+    (lambda s, p: p.set(s.name + "/new", image(1), 9), statepool.InvalidArgument, "MISSING_FIELD", "layout"),
+    (lambda s, p: s.set(image(1), 9, max_history=10**6), statepool.InvalidArgument, "INVALID_OPTION", "options.max_history"),
+    (lambda s, p: s.set(image(1), 9, ttl=-1), statepool.InvalidArgument, "INVALID_OPTION", "options.ttl"),
+    (lambda s, p: s.set(image(1), 9, request_id="x" * 65), statepool.InvalidArgument, "INVALID_OPTION", "request_id"),
+    (lambda s, p: s.set(image(1), 9, attachment=bytes(2**20 + 1)), statepool.InvalidArgument, "INVALID_OPTION", "attachment"),
+    (lambda s, p: p.fork_many(s, ["c", "c"]), statepool.InvalidArgument, "DUPLICATE_NAME", "children[1]"),
+    (lambda s, p: p.fork_many(s, []), statepool.InvalidArgument, "MISSING_FIELD", "children"),
+    (lambda s, p: next(p.list(page_size=10**6)), statepool.InvalidArgument, "INVALID_OPTION", "page_size"),
+    (lambda s, p: p.match_prefix(LAYOUT, []), statepool.InvalidArgument, "MISSING_FIELD", "tokens"),
+    (lambda s, p: p.match_prefix(LAYOUT, [1], max_results=65), statepool.InvalidArgument, "INVALID_OPTION", "max_results"),
+    (lambda s, p: p.publish_prefix(LAYOUT, range(12), s, extra_key=bytes(4097)), statepool.InvalidArgument, "INVALID_OPTION", "extra_key"),
+    (lambda s, p: p.register_layout(Layout("", LAYOUT.tensors)), statepool.InvalidArgument, "INVALID_LAYOUT", "layout.model_id"),
+    (lambda s, p: p.register_layout(LAYOUT, alias="0" * 64), statepool.InvalidArgument, "INVALID_NAME", "alias"),
+    (lambda s, p: p.create("nobody", "c"), statepool.NotFound, "LAYOUT_UNKNOWN", "layout"),
+    (lambda s, p: p.get_layout("0" * 64), statepool.NotFound, "LAYOUT_UNKNOWN", "layout"),
+    (lambda s, p: p.get(s.name + "/never"), statepool.NotFound, "NEVER_CREATED", ""),
+    (lambda s, p: s.get(layout=OTHER), statepool.NotFound, "LAYOUT_MISMATCH", "layout"),
+    (lambda s, p: p.fork(s, "c", layout=OTHER), statepool.NotFound, "LAYOUT_MISMATCH", "layout"),
+    (lambda s, p: s.set(image(1), 9, layout=OTHER), statepool.Conflict, "LAYOUT_MISMATCH", "layout"),
+    (lambda s, p: p.publish_prefix(OTHER, range(12), s), statepool.Conflict, "LAYOUT_MISMATCH", "layout"),
+    (lambda s, p: p.create(LAYOUT, s.name), statepool.Conflict, "NAME_EXISTS", "sequence"),
+    (lambda s, p: s.delete(if_revision=1), statepool.Conflict, "REVISION_MISMATCH", "if_revision"),
+])
+def test_bad_input_is_refused_with_its_reason_and_changes_nothing(pool, seq, use, kind, reason, field):
+    pool.register_layout(OTHER)
+    before = seq.describe()
+    with pytest.raises(kind) as error:
+        use(seq, pool)
+    assert (type(error.value), error.value.reason) == (kind, reason)
+    assert not field or error.value.field == field
+    assert error.value.message
+    assert seq.describe() == before
+
+
+def test_bytes_that_differ_from_their_checksum_are_refused(pool, seq, monkeypatch):
+    monkeypatch.setattr(_wire, "checksum_of", lambda *pieces: "0123456789abcdef")
+    with pytest.raises(statepool.InvalidArgument) as error:
+        seq.set(image(1), 16)
+    monkeypatch.undo()
+    assert (error.value.reason, error.value.field) == ("CHECKSUM_MISMATCH", "checksum")
+    assert error.value.metadata == {"expected": "0123456789abcdef", "actual": _wire.checksum_of(image(1))}
+    assert seq.get().data == image(12)
+
+
+# ------------------------------------------------------------------------------------------------------ daemon as a whole
+
+
+def test_threads_share_a_pool(pool, name):
+    def work(n):
+        seq = pool.create(LAYOUT, f"{name}/{n}")
+        for position in range(1, 6):
+            seq.set(image(100 * n + position), position)
+        return seq.get().data == image(100 * n + 5)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(16)))
+
+
+def test_an_acknowledged_sync_write_survives_a_kill_and_a_volatile_one_is_known_to_be_lost(own_daemon):
+    with statepool.connect(own_daemon.address, timeout=20) as pool:
+        pool.register_layout(LAYOUT, alias="test")
+        written = pool.set("sync", image(1), 5, layout="test", durability="sync", attachment=b"a", request_id="r")
+        assert written.durable_revision == written.revision
+        pool.set("behind", image(2), 6, layout="test")
+        assert pool.flush(["behind"]) == 1
+        pool.set("volatile", image(3), 7, layout="test", durability="volatile")
+        pool.snapshot("volatile", "kept", durable=True)
+        pool.publish_prefix("test", range(5), "sync", durability="sync")
+        incarnation, epoch = pool.capabilities().incarnation, pool.capabilities().epoch
+    own_daemon.kill()
+    own_daemon.start()
+    with statepool.connect(own_daemon.address, timeout=20) as pool:
+        assert pool.capabilities().incarnation != incarnation and pool.capabilities().epoch > epoch
+        state = pool.get("sync")
+        assert (state.data, state.attachment, state.position, state.revision) == (image(1), b"a", 5, written.revision)
+        assert pool.set("sync", image(1), 5, layout="test", durability="sync", attachment=b"a", request_id="r").replayed
+        assert pool.get("behind").data == image(2)
+        assert pool.get(pool.name("snapshot", "kept")).data == image(3)
+        assert pool.fork(pool.match_prefix("test", range(6)), "child").get().data == image(1)
+        with pytest.raises(statepool.NotFound) as miss:
+            pool.get("volatile")
+        assert miss.value.reason in ("NOT_DURABLE_AT_RESTART", "UNKNOWN_SINCE_RESTART")
+        assert miss.value.metadata["incarnation"]
+        assert pool.set("sync", image(4), 8).revision > written.revision
+
+
+def test_an_orderly_stop_keeps_what_was_not_flushed_yet(own_daemon):
+    with statepool.connect(own_daemon.address, timeout=20) as pool:
+        pool.register_layout(LAYOUT)
+        pool.set("behind", image(1), 5, layout=LAYOUT)
+        pool.set("volatile", image(1), 5, layout=LAYOUT, durability="volatile")
+    own_daemon.stop()
+    own_daemon.start()
+    with statepool.connect(own_daemon.address, timeout=20) as pool:
+        assert pool.get("behind").data == image(1)
+        with pytest.raises(statepool.NotFound) as miss:
+            pool.get("volatile")
+        assert miss.value.reason == "NOT_DURABLE_AT_RESTART"
+
+
+def test_calls_wait_out_a_restart(own_daemon):
+    with statepool.connect(own_daemon.unix_address, timeout=60, retries=1000) as pool:
+        pool.register_layout(LAYOUT)
+        pool.create(LAYOUT, "s", durability="sync")
+        own_daemon.kill()
+        with pytest.raises(statepool.Unavailable):
+            pool.with_options(retries=0).describe("s")
+        restart = threading.Thread(target=own_daemon.start)
+        restart.start()
+        assert pool.describe("s").position == 0
+        restart.join()
+
+
+def test_a_second_daemon_on_one_data_directory_exits_with_2(own_daemon):
+    second = subprocess.run([f for f in own_daemon.command() if "unix:" not in f] + ["--listen=127.0.0.1:0"],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=STOP_S_MAX)
+    assert second.returncode == 2 and second.stdout == b"" and second.stderr
+    with statepool.connect(own_daemon.address, timeout=20) as pool:
+        assert pool.capabilities().incarnation == own_daemon.ready["incarnation"]

@@ -65,6 +65,8 @@ class ImageStore {
   virtual ImageRef Adopt(const ImageInfo& info) = 0;
   // At the end of recovery: images in the cold store that nobody adopted are garbage and go, in the background.
   virtual void RecoveryDone() = 0;
+  // The store of names ends, its records stay: from now on an image that goes leaves its bytes in the cold store. Called once, by ~Store.
+  virtual void Detach() = 0;
 };
 
 }  // namespace statepool

@@ -56,7 +56,7 @@ Store::Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock
       layouts_(options_.max_layouts, log),
       hasher_(log->hash_key(), options_.prefix_key_bits) {}
 
-Store::~Store() = default;
+Store::~Store() { images_->Detach(); }
 
 absl::StatusOr<LayoutRegistry::Entry> Store::RegisterLayout(const Op& op, LayoutRef layout, absl::string_view alias) {
   RETURN_IF_ERROR(op.Check(*clock_));

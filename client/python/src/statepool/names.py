@@ -175,9 +175,12 @@ class Sequence(Name):
         self.revision = revision
         self.replayed = replayed
 
-    def set(self, data: Image, position: int, **options: Any) -> Info:
+    def set(self, data: Image, position: int, *, layout: layouts.Layout | str = "", if_revision: int | None = None, attachment: bytes = b"",
+            exactness: Exactness | None = None, durability: Durability | None = None, ttl: float | datetime.timedelta | None = None,
+            expire_at: Expiry | None = None, max_history: int | None = None, request_id: str | None = None) -> Info:
         """Pool.set with this name."""
-        return self._pool.set(self.name, data, position, **options)
+        return self._pool.set(self.name, data, position, layout=layout, if_revision=if_revision, attachment=attachment, exactness=exactness,
+                              durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id)
 
     def rollback(self, position: int, *, if_revision: int | None = None, request_id: str | None = None) -> Info:
         """Moves the head back to the newest version at exactly `position`; later versions are dropped.

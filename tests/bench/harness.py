@@ -1,0 +1,177 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""What the runners share: figures as JSON lines on stdout, processes that are gone afterwards, builds with a planted defect."""
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+BUILD = REPOSITORY / os.environ.get("STATEPOOL_BUILD", "build/release")
+FIELDS = ("name", "value", "unit", "n", "p50", "p99", "baseline", "baseline_name", "ratio", "goal", "aim", "ok", "commit", "machine", "seed")
+PLANT_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "proto", "server", "client/CMakeLists.txt", "client/cpp", "client/cli")
+OK, FALLS_SHORT, NOT_MEASURABLE = 0, 1, 2
+
+
+class NotMeasurable(Exception):
+    pass
+
+
+def note(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+def machine():
+    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{cpu}, {os.cpu_count()} cores, {gib:.0f} GiB, Linux {platform.release()}"
+
+
+def commit():
+    """The tree's commit, with "-dirty" when it was changed since."""
+    git = subprocess.run(["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True, text=True)
+    return git.stdout.strip() or "unknown"
+
+
+def figure(measured, seed):
+    """Prints one figure; gives whether it reaches its goal. `goal_of` says what the goal limits: "value" (default) or "ratio"."""
+    line = dict.fromkeys(FIELDS) | measured
+    if line["baseline"]:
+        line["ratio"] = line["value"] / line["baseline"]
+    if line["ok"] is None:
+        line["ok"] = line["goal"] is None or line[line.get("goal_of", "value")] <= line["goal"]
+    line |= {"commit": commit(), "machine": machine(), "seed": seed}
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+    return line["ok"]
+
+
+def new_seed():
+    return random.SystemRandom().randrange(1, 2**31)
+
+
+def run(main):
+    """Runs main() and exits with what it gives, or with 2 when it could not measure. A SIGTERM ends it in order, like Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        sys.exit(main())
+    except NotMeasurable as error:
+        note(f"not measurable: {error}")
+        sys.exit(NOT_MEASURABLE)
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+def binary(name, directory=BUILD):
+    path = directory / name
+    if not os.access(path, os.X_OK):
+        raise NotMeasurable(f"{path} is not built")
+    return path
+
+
+@contextlib.contextmanager
+def workspace(name):
+    """A fresh directory on the disk that the build is on; gone afterwards."""
+    if not BUILD.is_dir():
+        raise NotMeasurable(f"{BUILD} does not exist; build first")
+    path = pathlib.Path(tempfile.mkdtemp(prefix=f"{name}-", dir=BUILD))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _die_with_parent():
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def process(command, **options):
+    """A child that ends with this block, whatever happens."""
+    try:
+        child = subprocess.Popen([str(part) for part in command], preexec_fn=_die_with_parent, **options)
+    except OSError as error:
+        raise NotMeasurable(f"{command[0]} can't be started: {error}") from error
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(30)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def server(command, log):
+    """A child that tells with one line of JSON where it listens; gives (process, address)."""
+    with log.open("wb") as stderr, process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as child:
+        line = child.stdout.readline()
+        if not line:
+            raise NotMeasurable(f"{command[0]} did not get ready: {log.read_text(errors='replace')[-2000:]}")
+        yield child, next(address for address in json.loads(line)["listen"] if not address.startswith("unix:"))
+
+
+def measured_lines(command, cwd):
+    """Runs a measuring program; gives what it printed and its exit status."""
+    with process(command, cwd=cwd, stdout=subprocess.PIPE, text=True) as child:
+        lines = [json.loads(line) for line in child.stdout]
+        status = child.wait()
+    if status not in (OK, FALLS_SHORT):
+        raise NotMeasurable(f"{command[0]} ended with {status}")
+    return lines
+
+
+# -------------------------------------------------------------------------------------------------------------- plants
+
+def plants(directory):
+    return sorted(patch.stem for patch in directory.glob("*.patch"))
+
+
+def build_plant(directory, name):
+    """Builds the daemon with one planted defect, from a copy of its sources; gives the folder of the binary."""
+    if name not in plants(directory):
+        raise NotMeasurable(f"no plant {name}; there are: {', '.join(plants(directory))}")
+    base = REPOSITORY / "build" / "plants" / name
+    source, build = base / "src", base / "build"
+    shutil.rmtree(source, ignore_errors=True)
+    for part in PLANT_SOURCES:
+        (source / part).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy2  # both keep times: only what changed is built again
+        copy(REPOSITORY / part, source / part)
+
+    # One cache for all plants, whatever their folder is called: only the patched file is compiled for each.
+    environment = os.environ | {"CCACHE_BASEDIR": str(base), "CCACHE_NOHASHDIR": "1"}
+    environment.setdefault("CCACHE_DIR", str(REPOSITORY / "build" / "ccache"))
+    patch = directory / f"{name}.patch"
+    steps = [["patch", "-p1", "--fuzz=0", "--batch", "--no-backup-if-mismatch", "-d", source, "-i", patch],
+             ["cmake", "-G", "Ninja", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2", "-DSTATEPOOL_TESTS=OFF"],
+             ["cmake", "--build", build, "--target", "statepoold"]]
+    for step in steps:
+        note(f"plant {name}: {step[0]} {step[1]}")
+        with process(step, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+            output = child.stdout.read()
+            if child.wait() != 0:
+                raise NotMeasurable(f"plant {name}: {step[0]} failed:\n{output[-4000:]}")
+    return build
+
+
+def check_plants(directory, names, caught, seed, figure_name):
+    """Runs caught(plant) -> figures, of which one at least must fall short, for every plant; a line each. Gives the exit status."""
+    missed = 0
+    for name in names:
+        lines = caught(name)
+        short = [line["name"] for line in lines if not line["ok"]]
+        missed += not figure({"name": f"{figure_name}/plant/{name}", "value": len(short), "unit": "figures that fell short", "n": len(lines),
+                              "goal": 1, "ok": bool(short)}, seed)
+    return FALLS_SHORT if missed else OK

@@ -1,0 +1,227 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Stand-ins for what core names as interfaces: images on the heap, and a name log whose "disk" outlives it and can lose power.
+#ifndef STATEPOOL_TESTS_UNIT_CORE_FAKES_H_
+#define STATEPOOL_TESTS_UNIT_CORE_FAKES_H_
+
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/core/error.h"
+#include "server/core/image_store.h"
+#include "server/core/mutex.h"
+#include "server/core/name_log.h"
+
+namespace statepool {
+
+// What survives the death of a store. `synced` survives power loss; `written` only the death of the process.
+struct FakeDisk {
+  struct Content {
+    std::map<std::string, LayoutRecord> layouts;
+    std::map<NameKey, std::optional<NameRecord>> names;  // nothing: a corrupt record
+    std::map<ImageId, std::pair<std::string, std::string>> images;  // bytes, attachment
+    bool clean = false;
+    std::string tombstones;
+  };
+  Mutex mu;
+  Content written ABSL_GUARDED_BY(mu);
+  Content synced ABSL_GUARDED_BY(mu);
+  uint64_t epoch = 0;
+  int64_t live_images ABSL_GUARDED_BY(mu) = 0;  // Images in memory, all stores together
+  bool detached ABSL_GUARDED_BY(mu) = false;    // the last store ended
+
+  void LosePower() {
+    MutexLock lock(&mu);
+    written = synced;
+  }
+};
+
+class FakeImage final : public Image {
+ public:
+  FakeImage(ImageInfo info, FakeDisk* disk, std::optional<std::pair<std::string, std::string>> bytes, bool persisted)
+      : Image(std::move(info)), disk_(disk), bytes_(std::move(bytes)), persisted_(persisted) {
+    MutexLock lock(&disk_->mu);
+    ++disk_->live_images;
+  }
+  ~FakeImage() override {
+    MutexLock lock(&disk_->mu);
+    --disk_->live_images;
+    if (disk_->detached) return;
+    if (heads() != 0) std::abort();
+    disk_->written.images.erase(info().id);
+  }
+
+ private:
+  friend class FakeImageStore;
+  void HeadsChanged() const override {}
+  FakeDisk* const disk_;
+  mutable std::optional<std::pair<std::string, std::string>> bytes_;  // nothing: cold
+  mutable bool persisted_;
+};
+
+class FakeImageStore final : public ImageStore {
+ public:
+  explicit FakeImageStore(FakeDisk* disk) : disk_(disk), ids_(disk->epoch + 1) {}
+
+  absl::StatusOr<ImageRef> Write(const Op&, LayoutRef layout, const StateBytes& in) override {
+    std::string bytes;
+    if (in.initial) {
+      bytes.resize(layout->state_bytes());
+      layout->FillInitial(0, bytes.data(), bytes.size());
+    }
+    for (absl::string_view piece : in.pieces) bytes.append(piece.data(), piece.size());
+    if (bytes.size() != layout->state_bytes()) {
+      return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH", "").Field("data");
+    }
+    ++writes;
+    const ImageInfo info{ids_.Next(), kDefaultTenant, layout, ChecksumOf(bytes), ChecksumOf(in.attachment),
+                         static_cast<uint32_t>(in.attachment.size())};
+    return ImageRef(std::make_shared<FakeImage>(info, disk_, std::pair(bytes, std::string(in.attachment)), false));
+  }
+
+  absl::StatusOr<Pin> Read(const Op&, const ImageRef& image) override {
+    const auto& fake = static_cast<const FakeImage&>(*image);
+    MutexLock lock(&disk_->mu);
+    if (!fake.bytes_.has_value()) fake.bytes_ = disk_->written.images.at(image->info().id);
+    return PinOf(fake, image);
+  }
+
+  Pin TryRead(const ImageRef& image) override {
+    const auto& fake = static_cast<const FakeImage&>(*image);
+    MutexLock lock(&disk_->mu);
+    if (!fake.bytes_.has_value()) return nullptr;
+    return PinOf(fake, image);
+  }
+
+  absl::Status Persist(const Op&, const ImageRef& image) override {
+    const auto& fake = static_cast<const FakeImage&>(*image);
+    MutexLock lock(&disk_->mu);
+    if (fake.persisted_) return absl::OkStatus();
+    if (!persist_error.ok()) return persist_error;
+    disk_->written.images[image->info().id] = *fake.bytes_;
+    fake.persisted_ = true;
+    ++persists;
+    return absl::OkStatus();
+  }
+
+  bool persisted(const Image& image) const override {
+    MutexLock lock(&disk_->mu);
+    return static_cast<const FakeImage&>(image).persisted_;
+  }
+  Tier tier(const Image& image) const override {
+    MutexLock lock(&disk_->mu);
+    return static_cast<const FakeImage&>(image).bytes_.has_value() ? Tier::kHot : Tier::kCold;
+  }
+
+  ImageRef Adopt(const ImageInfo& info) override {
+    ImageRef image = adopted_[info.id].lock();
+    if (image == nullptr) {
+      image = std::make_shared<FakeImage>(info, disk_, std::nullopt, true);
+      adopted_[info.id] = image;
+    }
+    return image;
+  }
+  void RecoveryDone() override { adopted_.clear(); }
+  void Detach() override {
+    MutexLock lock(&disk_->mu);
+    disk_->detached = true;
+  }
+
+  std::atomic<int> writes{0}, persists{0};
+  absl::Status persist_error;  // set to make Persist fail; not while other threads run
+
+ private:
+  class FakePin final : public PinnedImage {
+   public:
+    FakePin(ImageRef image, std::pair<std::string, std::string> bytes) : image_(std::move(image)), bytes_(std::move(bytes)) {}
+    absl::string_view bytes() const override { return bytes_.first; }
+    absl::string_view attachment() const override { return bytes_.second; }
+
+   private:
+    ImageRef image_;
+    std::pair<std::string, std::string> bytes_;
+  };
+  static Pin PinOf(const FakeImage& fake, const ImageRef& image) { return std::make_unique<FakePin>(image, *fake.bytes_); }
+
+  FakeDisk* const disk_;
+  IdSource ids_;
+  std::map<ImageId, std::weak_ptr<const Image>> adopted_;
+};
+
+class FakeNameLog final : public NameLog {
+ public:
+  explicit FakeNameLog(FakeDisk* disk) : disk_(disk) {
+    MutexLock lock(&disk_->mu);
+    last_run_ = {disk_->epoch > 0, disk_->written.clean, disk_->written.tombstones};
+    disk_->written.clean = disk_->synced.clean = false;
+    disk_->detached = false;
+    epoch_ = ++disk_->epoch;
+  }
+
+  absl::Status Commit(absl::Span<const NameChange> changes, bool sync) override {
+    MutexLock lock(&disk_->mu);
+    ++commits;
+    if (!commit_error.ok()) return commit_error;
+    for (const NameChange& change : changes) {
+      if (!change.record.has_value()) {
+        disk_->written.names.erase(change.key);
+        continue;
+      }
+      for (const RecordedVersion& v : change.record->versions) {
+        if (!disk_->written.images.contains(v.image)) std::abort();  // a record before its image
+      }
+      disk_->written.names[change.key] = change.record;
+    }
+    if (sync) disk_->synced = disk_->written;
+    return absl::OkStatus();
+  }
+  absl::Status CommitLayout(const LayoutRecord& layout) override {
+    MutexLock lock(&disk_->mu);
+    disk_->written.layouts[layout.canonical] = layout;
+    disk_->synced = disk_->written;
+    return absl::OkStatus();
+  }
+  absl::Status CommitCleanStop(absl::string_view tombstones) override {
+    MutexLock lock(&disk_->mu);
+    disk_->written.clean = true;
+    disk_->written.tombstones = std::string(tombstones);
+    disk_->synced = disk_->written;
+    return absl::OkStatus();
+  }
+
+  LastRun last_run() const override { return last_run_; }
+  uint64_t epoch() const override { return epoch_; }
+  const std::string& hash_key() const override { return hash_key_; }
+  absl::Status LoadLayouts(absl::FunctionRef<absl::Status(LayoutRecord)> visit) override {
+    for (const auto& [canonical, record] : Written().layouts) {
+      if (absl::Status s = visit(record); !s.ok()) return s;
+    }
+    return absl::OkStatus();
+  }
+  absl::Status LoadNames(absl::FunctionRef<absl::Status(NameChange)> visit) override {
+    for (const auto& [key, record] : Written().names) {
+      if (absl::Status s = visit({key, record}); !s.ok()) return s;
+    }
+    return absl::OkStatus();
+  }
+
+  std::atomic<int> commits{0};
+  absl::Status commit_error;  // set to make Commit fail; not while other threads run
+
+ private:
+  FakeDisk::Content Written() {
+    MutexLock lock(&disk_->mu);
+    return disk_->written;
+  }
+  FakeDisk* const disk_;
+  const std::string hash_key_ = std::string(32, 'k');
+  LastRun last_run_;
+  uint64_t epoch_;
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_TESTS_UNIT_CORE_FAKES_H_

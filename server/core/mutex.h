@@ -34,11 +34,18 @@ class ABSL_SCOPED_LOCKABLE MutexLock {
   Mutex* const mu_;
 };
 
+// absl has no word for "releases exclusively", which clang wants where a scope begins by unlocking.
+#if defined(__clang__)
+#define STATEPOOL_RELEASE(...) __attribute__((release_capability(__VA_ARGS__)))
+#else
+#define STATEPOOL_RELEASE(...)
+#endif
+
 // Gives a held mutex back for the length of a scope: for I/O in the middle of an operation.
 class ABSL_SCOPED_LOCKABLE MutexUnlock {
  public:
-  explicit MutexUnlock(Mutex* mu) ABSL_UNLOCK_FUNCTION(mu) : mu_(mu) { mu_->Unlock(); }
-  ~MutexUnlock() ABSL_EXCLUSIVE_LOCK_FUNCTION() { mu_->Lock(); }
+  explicit MutexUnlock(Mutex* mu) STATEPOOL_RELEASE(mu) : mu_(mu) { mu_->Unlock(); }
+  ~MutexUnlock() STATEPOOL_RELEASE() { mu_->Lock(); }  // to the analysis: the scope's end undoes its beginning
   MutexUnlock(const MutexUnlock&) = delete;
   MutexUnlock& operator=(const MutexUnlock&) = delete;
 

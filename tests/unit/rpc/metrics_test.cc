@@ -62,10 +62,10 @@ TEST(Metrics, EverySeriesOfTheContractIsThere) {
   const std::string text = Scrape((*server)->address());
   for (const char* line : {
            "# TYPE statepool_rpc_duration_seconds histogram",
-           "statepool_rpc_duration_seconds_count{method=\"Set\",code=\"OK\"} 2\n",
-           "statepool_rpc_duration_seconds_bucket{method=\"Set\",code=\"OK\",le=\"0.0001\"} 1\n",
-           "statepool_rpc_duration_seconds_bucket{method=\"Set\",code=\"OK\",le=\"+Inf\"} 2\n",
-           "statepool_rpc_duration_seconds_count{method=\"Get\",code=\"NOT_FOUND\"} 1\n",
+           "statepool_rpc_duration_seconds_count{code=\"OK\",method=\"Set\"} 2\n",
+           "statepool_rpc_duration_seconds_bucket{code=\"OK\",method=\"Set\",le=\"0.0001\"} 1\n",
+           "statepool_rpc_duration_seconds_bucket{code=\"OK\",method=\"Set\",le=\"+Inf\"} 2\n",
+           "statepool_rpc_duration_seconds_count{code=\"NOT_FOUND\",method=\"Get\"} 1\n",
            "statepool_images_bytes{tier=\"hot\",device=\"host\"} 4096\n",
            "statepool_images_bytes{tier=\"cold\",device=\"disk\"} 8192\n",
            "statepool_slots{device=\"host\",layout=\"0123456789ab\",state=\"used\"} 2\n",
@@ -84,7 +84,7 @@ TEST(Metrics, EverySeriesOfTheContractIsThere) {
        }) {
     EXPECT_THAT(text, HasSubstr(line));
   }
-  EXPECT_THAT(text, Not(HasSubstr("method=\"Get\",code=\"OK\"")));  // did not happen: no series
+  EXPECT_THAT(text, Not(HasSubstr("code=\"OK\",method=\"Get\"")));  // did not happen: no series
 
   snapshot.spills = 70;
   EXPECT_THAT(Scrape((*server)->address()), HasSubstr("statepool_spills_total 70\n"));
@@ -104,7 +104,7 @@ TEST(Metrics, UnknownCodesCountAsUnknown) {
   rpc.Observe(0, -1, absl::ZeroDuration());
   rpc.Observe(0, 99, absl::ZeroDuration());
   const auto server = MetricsServer::Start("127.0.0.1:0", rpc, [] { return MetricsSnapshot(); }, "", "");
-  EXPECT_THAT(Scrape((*server)->address()), HasSubstr("statepool_rpc_duration_seconds_count{method=\"Get\",code=\"UNKNOWN\"} 2\n"));
+  EXPECT_THAT(Scrape((*server)->address()), HasSubstr("statepool_rpc_duration_seconds_count{code=\"UNKNOWN\",method=\"Get\"} 2\n"));
 }
 
 }  // namespace

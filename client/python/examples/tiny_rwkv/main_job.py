@@ -224,6 +224,7 @@ class _Story:
         a = self.work("A", "read-and-publish", DOCUMENT, self.n, durability="sync")
         require(a["position"] == self.n, "Worker A did not read the whole text.")
         self.facts.update(state_bytes=a["state_bytes"], hot_budget_bytes=self.pool.capabilities().devices[0].budget_bytes)
+        self.report(f"Five workers, each a process with the same small RWKV-7, and a pool that holds {HOT_BYTES.replace('MiB', ' MiB')} of states:\n")
         self.report(f"A  read a text of {self.n:,} tokens in {a['reading_s']:.2f} s and published its state: {a['state_bytes']:,} bytes.")
 
     def fork_branches(self) -> None:
@@ -268,7 +269,7 @@ class _Story:
         require(resumed["promotions"] > after["promotions"], "/metrics shows no promotion.")
         require(d["resumed_checksum"] == b["checksum"], "Worker D got another state than B stored.")
         require_same("D", d, self.oracles["B"]["more"])
-        self.report(f"D  resumed B's work after {CROWD} other states had filled the pool of {HOT_BYTES}: "
+        self.report(f"D  resumed B's work after {CROWD} other states had filled the pool: "
                     f"B's had moved to RocksDB, and came back in {d['pool_ms']['get']:.1f} ms.")
 
     def try_wrong_states(self) -> None:
@@ -323,7 +324,7 @@ class _Story:
         self.facts["saved"] = {"tokens": tokens, "seconds": seconds, "asking_ms": asking_ms}
         for line in ("", "Each continuation equals that of one process that read everything itself: token for token,",
                      "and bit for bit in all logits. A zero state, or that of one token earlier, gives others.", "",
-                     f"    … {self.prompt.decode().splitlines()[-1]}",
+                     f"    … {self.prompt.decode().rstrip().splitlines()[-1]}",
                      *(f" {who}: {_snippet(user.text, workers[who]['tokens'])}" for who, user in USERS.items()), "",
                      f"{tokens:,} tokens were not computed again: {seconds:.1f} s saved, for {asking_ms:.0f} ms of asking the pool.",
                      f"{forks['count']:,} more forks took {forks['ms']:.1f} ms and {forks['bytes_used']} bytes; "

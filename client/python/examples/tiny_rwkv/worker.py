@@ -176,10 +176,10 @@ def reference(args: argparse.Namespace) -> Result:
     reader = Reader(model, reader.state, reader.position)  # from here on its digest counts
     reader.read(args.text.encode())
     rng = np.random.default_rng(args.seed)
-    result = {**_said(reader, reader.write(args.tokens, rng)), "steps": model.steps}
+    written = reader.write(args.tokens, rng)
     more = Reader(model, reader.state, reader.position)
     more.logits = reader.logits
-    return {**result, "more": _said(more, more.write(args.more, rng))}
+    return {**_said(reader, written), "more": _said(more, more.write(args.more, rng)), "steps": model.steps}
 
 
 def _said(reader: Reader, written: list[int]) -> Result:

@@ -1,0 +1,246 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// layout: register, presets, list, show.
+#include "client/cli/layout.h"
+
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/struct.pb.h>
+#include <google/protobuf/util/json_util.h>
+
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "client/cli/commands.h"
+#include "client/cli/files.h"
+#include "client/cli/output.h"
+
+namespace statepool::cli {
+namespace {
+
+using google::protobuf::EnumValueDescriptor;
+using google::protobuf::FieldDescriptor;
+using google::protobuf::Message;
+using google::protobuf::Struct;
+
+constexpr size_t kLayoutFileBytesMax = 64 << 20;
+constexpr char kFile[] = "FILE";
+
+template <typename Text>  // std::string or protobuf's own view
+absl::string_view View(const Text& text) {
+  return {text.data(), text.size()};
+}
+
+absl::Status FromJson(const std::string& json, Message* message) {
+  const auto status = google::protobuf::util::JsonStringToMessage(json, message);
+  if (status.ok()) return absl::OkStatus();
+  return UsageError(kFile, absl::StrCat("no ", message->GetDescriptor()->name(), " in JSON: ", View(status.message())));
+}
+
+// The oneof's families, each of whose messages has a preset's parameters.
+std::vector<const FieldDescriptor*> Families() {
+  const google::protobuf::OneofDescriptor* const family = v1::LayoutPreset::descriptor()->FindOneofByName("family");
+  std::vector<const FieldDescriptor*> fields;
+  for (int i = 0; i < family->field_count(); ++i) fields.push_back(family->field(i));
+  return fields;
+}
+
+absl::Status SetParameter(absl::string_view argument, Message* preset) {
+  const std::vector<std::string> parts = absl::StrSplit(argument, absl::MaxSplits('=', 1));
+  const google::protobuf::Descriptor* const type = preset->GetDescriptor();
+  const FieldDescriptor* const field = type->FindFieldByName(parts[0]);
+  if (parts.size() != 2 || field == nullptr) {
+    std::vector<absl::string_view> known;
+    for (int i = 0; i < type->field_count(); ++i) known.push_back(type->field(i)->name());
+    const absl::string_view nearest = field == nullptr ? Nearest(parts[0], known) : "";
+    return UsageError(argument, absl::StrCat("'", argument, "' is no PARAMETER=VALUE of this preset",
+                                             nearest.empty() ? "" : absl::StrCat("; did you mean ", nearest, "?"),
+                                             " (there are ", absl::StrJoin(known, ", "), ")"));
+  }
+  uint64_t number = 0;
+  if (field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM) {
+    const EnumValueDescriptor* const value = field->enum_type()->FindValueByName(absl::AsciiStrToUpper(parts[1]));
+    if (value == nullptr || value->number() == 0) {
+      std::vector<absl::string_view> known;
+      for (int i = 1; i < field->enum_type()->value_count(); ++i) known.push_back(field->enum_type()->value(i)->name());
+      return UsageError(parts[0], absl::StrCat(parts[0], " is one of ", absl::AsciiStrToLower(absl::StrJoin(known, ", ")),
+                                               ", not '", parts[1], "'"));
+    }
+    preset->GetReflection()->SetEnum(preset, field, value);
+    return absl::OkStatus();
+  }
+  const bool small = field->cpp_type() == FieldDescriptor::CPPTYPE_UINT32;
+  if (!absl::SimpleAtoi(parts[1], &number) || number == 0 || (small && number > UINT32_MAX)) {
+    return UsageError(parts[0], absl::StrCat(parts[0], " is a whole number above 0, not '", parts[1], "'"));
+  }
+  if (small) preset->GetReflection()->SetUInt32(preset, field, static_cast<uint32_t>(number));
+  else preset->GetReflection()->SetUInt64(preset, field, number);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::LayoutPreset> PresetFromArguments(const Arguments& args) {
+  if (!args.Has("model-id")) return UsageError("--model-id", "--preset needs --model-id: whose state this is");
+  v1::LayoutPreset preset;
+  preset.set_model_id(args.Text("model-id"));
+  std::vector<absl::string_view> known;
+  for (const FieldDescriptor* family : Families()) {
+    known.push_back(family->name());
+    if (family->name() != args.Text("preset")) continue;
+    Message* const parameters = preset.GetReflection()->MutableMessage(&preset, family);
+    for (const std::string& argument : args.operands) {
+      if (absl::Status status = SetParameter(argument, parameters); !status.ok()) return status;
+    }
+    return preset;
+  }
+  return UsageError("--preset", absl::StrCat("--preset is one of ", absl::StrJoin(known, ", ")));
+}
+
+int RunRegister(Context& context) {
+  const Arguments& args = context.args;
+  v1::RegisterLayoutRequest request;
+  if (args.Has("preset")) {
+    absl::StatusOr<v1::LayoutPreset> preset = PresetFromArguments(args);
+    if (!preset.ok()) return Fail(preset.status());
+    *request.mutable_preset() = *std::move(preset);
+  } else {
+    if (args.operands.size() != 1) return Fail(UsageError(kFile, "give one FILE, or --preset=FAMILY with its parameters"));
+    if (args.Has("model-id")) return Fail(UsageError("--model-id", "--model-id goes with --preset; a FILE has its own"));
+    const absl::StatusOr<std::string> text = ReadFile(kFile, args.operands[0], kLayoutFileBytesMax);
+    if (!text.ok()) return Fail(text.status());
+    absl::StatusOr<v1::RegisterLayoutRequest> parsed = LayoutFromJson(*text);
+    if (!parsed.ok()) return Fail(parsed.status());
+    request = *std::move(parsed);
+  }
+  if (args.Has("alias")) request.set_alias(args.Text("alias"));
+  return Answer(context, context.pool.RegisterLayout(request));
+}
+
+int RunList(Context& context) {
+  const absl::StatusOr<v1::ListLayoutsResponse> answer = context.pool.ListLayouts();
+  if (!answer.ok()) return Fail(answer.status());
+  ListPrinter printer(context.json, "layouts");
+  for (const v1::LayoutInfo& layout : answer->layouts()) printer.Add(ToJson(layout));
+  printer.Finish();
+  return 0;
+}
+
+int RunShow(Context& context) {
+  return ForEachOperand(context, "layouts", [&](const std::string& layout) -> absl::StatusOr<Json> {
+    const absl::StatusOr<v1::LayoutInfo> info = context.pool.GetLayout(layout);
+    if (!info.ok()) return info.status();
+    return ToJson(*info);
+  });
+}
+
+int RunPresets(Context& context) {
+  if (context.json) {
+    Json presets = Json::Array();
+    for (const PresetHelp& preset : PresetHelps()) {
+      Json parameters = Json::Array();
+      for (const PresetHelp::Parameter& p : preset.parameters) {
+        parameters.Add(Json::Object().Set("name", p.name).Set("default", p.fallback).Set("help", p.help));
+      }
+      presets.Add(Json::Object().Set("family", preset.family).Set("parameters", parameters).Set("example", preset.example));
+    }
+    Print(true, Json::Object().Set("presets", presets));
+    return 0;
+  }
+  for (const PresetHelp& preset : PresetHelps()) {
+    std::vector<Json> rows;
+    for (const PresetHelp::Parameter& p : preset.parameters) {
+      rows.push_back(Json::Object().Set("parameter", p.name).Set("default", p.fallback).Set("meaning", p.help));
+    }
+    const std::string text = absl::StrCat(preset.family, ": ", preset.tensors, "\n\n", TableAsText("parameters", rows),
+                                          "\nAs a file for 'statepool layout register FILE':\n  ", preset.example, "\n\n");
+    fwrite(text.data(), 1, text.size(), stdout);
+  }
+  return 0;
+}
+
+}  // namespace
+
+absl::StatusOr<v1::RegisterLayoutRequest> LayoutFromJson(const std::string& text) {
+  Struct file;
+  if (absl::Status status = FromJson(text, &file); !status.ok()) return status;
+  v1::RegisterLayoutRequest request;
+  const auto has = [&](const char* key) { return file.fields().contains(key); };
+  absl::Status status;
+  if (has("schema")) {  // as 'layout show -o json' prints it
+    std::string schema;
+    const auto printed = google::protobuf::util::MessageToJsonString(file.fields().at("schema"), &schema);
+    status = printed.ok() ? FromJson(schema, request.mutable_layout()) : UsageError(kFile, View(printed.message()));
+  } else if (has("layout") || has("preset")) {
+    status = FromJson(text, &request);
+  } else if (has("tensors")) {
+    status = FromJson(text, request.mutable_layout());
+  } else {
+    status = UsageError(kFile, "the JSON has none of layout, preset, tensors or a preset's family at its top level");
+    for (const FieldDescriptor* family : Families()) {
+      if (has(family->name().c_str())) status = FromJson(text, request.mutable_preset());
+    }
+  }
+  if (!status.ok()) return status;
+  return request;
+}
+
+const std::vector<PresetHelp>& PresetHelps() {
+  static const auto* const helps = new std::vector<PresetHelp>{
+      {"mamba1",
+       "per layer conv [tap K-1, channel I], ssm [channel I, state N]",
+       {{"layers", "", "number of layers"},
+        {"intermediate_size", "", "I"},
+        {"state_size", "", "N"},
+        {"conv_kernel", "4", "K"},
+        {"conv_dtype", "BFLOAT16", "of conv"},
+        {"recurrent_dtype", "FLOAT32", "of ssm"}},
+       R"({"model_id":"sha256:…","mamba1":{"layers":24,"intermediate_size":1536,"state_size":16}})"},
+      {"mamba2",
+       "per layer conv [tap K-1, channel H*P + 2*G*N],\n  ssm [head H, head_dim P, state N]",
+       {{"layers", "", "number of layers"},
+        {"heads", "", "H"},
+        {"head_dim", "", "P"},
+        {"state_size", "", "N"},
+        {"groups", "1", "G"},
+        {"conv_kernel", "4", "K"},
+        {"conv_dtype", "BFLOAT16", "of conv"},
+        {"recurrent_dtype", "FLOAT32", "of ssm"}},
+       R"({"model_id":"sha256:…","mamba2":{"layers":24,"heads":24,"head_dim":64,"state_size":128}})"},
+      {"rwkv7",
+       "per layer att_shift [channel C], wkv [head C/D, value D, key D],\n  ffn_shift [channel C]",
+       {{"layers", "", "number of layers"},
+        {"hidden_size", "", "C, a multiple of D"},
+        {"head_size", "64", "D"},
+        {"shift_dtype", "BFLOAT16", "of att_shift and ffn_shift"},
+        {"wkv_dtype", "FLOAT32", "of wkv"}},
+       R"({"model_id":"sha256:…","rwkv7":{"layers":12,"hidden_size":768}})"},
+  };
+  return *helps;
+}
+
+std::vector<Command> LayoutCommands() {
+  return {
+      {"layout register", "FILE | PARAMETER=VALUE...", 0, -1, "Register a layout: the schema of one model's state.",
+       "FILE is JSON: a Layout, a LayoutPreset or a RegisterLayoutRequest of the\n"
+       "contract, or what 'layout show -o json' printed. Registering the same layout\n"
+       "again is fine.",
+       "statepool layout register --alias=my-model --preset=rwkv7 --model-id=sha256:0a1b \\\n"
+       "    layers=12 hidden_size=768\n"
+       "statepool layout register layout.json --alias=my-model",
+       {{"alias", Flag::kText, "NAME", "a name for the layout, besides its fingerprint"},
+        {"preset", Flag::kText, "FAMILY", "make it from a family's parameters; 'layout presets' lists them"},
+        {"model-id", Flag::kText, "ID", "with --preset: digest of the weights, quantisation, adapter"}},
+       RunRegister},
+      {"layout presets", "", 0, 0, "List the presets' families and parameters, with examples.", "", "statepool layout presets", {},
+       RunPresets},
+      {"layout list", "", 0, 0, "List all layouts.", "", "statepool layout list", {}, RunList},
+      {"layout show", "LAYOUT...", 1, -1, "Show layouts by alias or fingerprint.", "",
+       "statepool layout show my-model\n"
+       "statepool layout show my-model -o json | statepool --server=other:7070 layout register -",
+       {}, RunShow},
+  };
+}
+
+}  // namespace statepool::cli

@@ -1,0 +1,189 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// seq: create, get, set, fork, rollback, flush; describe, list and delete are in shared.cc.
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/cli/commands.h"
+#include "client/cli/files.h"
+#include "client/cli/output.h"
+
+namespace statepool::cli {
+namespace {
+
+constexpr size_t kAttachmentBytesMax = 16 << 20;  // the daemon's own limit is lower
+constexpr uint64_t kCountMax = 1000000;           // and so is this one's
+
+int RunCreate(Context& context) {
+  const absl::StatusOr<v1::NameOptions> options = OptionsOf(context.args);
+  if (!options.ok()) return Fail(options.status());
+  if (context.args.Has("request-id") && context.args.operands.size() > 1) {
+    return Fail(UsageError("--request-id", "--request-id goes with one NAME"));
+  }
+  return ForEachOperand(context, "sequences", [&](const std::string& name) -> absl::StatusOr<Json> {
+    v1::CreateRequest request;
+    request.set_sequence(name);
+    request.set_layout(context.args.Text("layout"));
+    request.set_request_id(context.args.Text("request-id"));
+    *request.mutable_options() = *options;
+    const absl::StatusOr<v1::NameInfo> info = context.pool.Create(request);
+    if (!info.ok()) return info.status();
+    return ToJson(*info);
+  });
+}
+
+int RunGet(Context& context) {
+  const Arguments& args = context.args;
+  const absl::StatusOr<v1::NameRef> source = SourceOf(args, args.operands[0]);
+  if (!source.ok()) return Fail(source.status());
+  const std::string out = args.Text("out"), attachment = args.Text("attachment");
+  if (out == "-" && attachment == "-") return Fail(UsageError("--attachment", "only one file can go to stdout"));
+
+  v1::GetRequest request;
+  *request.mutable_name() = *source;
+  if (args.Has("at")) request.set_position(args.Integer("at"));
+  request.set_layout(args.Text("layout"));
+  request.set_omit_attachment(!args.Has("attachment"));
+  const absl::StatusOr<client::State> state = context.pool.Get(request);
+  if (!state.ok()) return Fail(state.status());
+  if (args.Has("attachment")) {
+    const absl::Status written = WriteFile("--attachment", attachment, {state->attachment()});
+    if (!written.ok()) return Fail(written);
+  }
+  if (absl::Status written = WriteFile("--out", out, state->pieces()); !written.ok()) return Fail(written);
+  if (out != "-" && attachment != "-") Print(context.json, ToJson(state->info()));
+  return 0;
+}
+
+int RunSet(Context& context) {
+  const Arguments& args = context.args;
+  const absl::StatusOr<v1::NameOptions> options = OptionsOf(args);
+  if (!options.ok()) return Fail(options.status());
+  v1::SetRequest request;
+  request.set_sequence(args.operands[0]);
+  request.set_layout(args.Text("layout"));
+  request.set_position(args.Integer("position"));
+  request.set_checksum(args.Text("checksum"));
+  if (args.Has("if-revision")) request.set_if_revision(args.Unsigned("if-revision"));
+  request.set_request_id(args.Text("request-id"));
+  *request.mutable_options() = *options;
+  if (args.Has("exactness")) {
+    const std::string exactness = args.Text("exactness");
+    request.set_exactness(exactness == "exact" ? v1::EXACT : exactness == "edited" ? v1::EDITED : v1::LOSSY);
+  }
+  if (args.Text("in") == "-" && args.Text("attachment") == "-") {
+    return Fail(UsageError("--attachment", "only one file can come from stdin"));
+  }
+  if (args.Has("attachment")) {
+    absl::StatusOr<std::string> attachment = ReadFile("--attachment", args.Text("attachment"), kAttachmentBytesMax);
+    if (!attachment.ok()) return Fail(attachment.status());
+    request.set_attachment(*std::move(attachment));
+  }
+  absl::StatusOr<std::string> data = ReadFile("--in", args.Text("in"), context.options.max_message_bytes);
+  if (!data.ok()) return Fail(data.status());
+  const auto owner = std::make_shared<const std::string>(*std::move(data));
+  const absl::string_view bytes = *owner;
+  return Answer(context, context.pool.Set(std::move(request), {bytes}, owner));
+}
+
+int RunFork(Context& context) {
+  const Arguments& args = context.args;
+  const absl::StatusOr<v1::NameRef> source = SourceOf(args, args.operands[0]);
+  if (!source.ok()) return Fail(source.status());
+  const absl::StatusOr<v1::NameOptions> options = OptionsOf(args);
+  if (!options.ok()) return Fail(options.status());
+
+  v1::ForkRequest request;
+  *request.mutable_source() = *source;
+  if (args.Has("at")) request.set_position(args.Integer("at"));
+  request.set_layout(args.Text("layout"));
+  request.set_request_id(args.Text("request-id"));
+  *request.mutable_options() = *options;
+  for (size_t i = 1; i < args.operands.size(); ++i) request.add_children(args.operands[i]);
+  if (args.Has("count") != args.Has("prefix")) return Fail(UsageError("--count", "--count and --prefix go together"));
+  if (args.Has("count") == (request.children_size() > 0)) {
+    return Fail(UsageError("CHILD", "name the children, or give --count=N --prefix=P"));
+  }
+  const uint64_t count = args.Unsigned("count");
+  if (count > kCountMax) return Fail(UsageError("--count", absl::StrCat("--count is at most ", kCountMax)));
+  for (uint64_t i = 0; i < count; ++i) request.add_children(absl::StrCat(args.Text("prefix"), i));
+  return Answer(context, context.pool.Fork(request));
+}
+
+int RunRollback(Context& context) {
+  v1::RollbackRequest request;
+  request.set_sequence(context.args.operands[0]);
+  request.set_position(context.args.Integer("position"));
+  if (context.args.Has("if-revision")) request.set_if_revision(context.args.Unsigned("if-revision"));
+  request.set_request_id(context.args.Text("request-id"));
+  return Answer(context, context.pool.Rollback(request));
+}
+
+int RunFlush(Context& context) {
+  v1::FlushRequest request;
+  if (context.args.Has("all") == !context.args.operands.empty()) {
+    return Fail(UsageError("--all", "name sequences, or give --all"));
+  }
+  for (const std::string& name : context.args.operands) *request.add_names() = client::SequenceRef(name);
+  return Answer(context, context.pool.Flush(request));
+}
+
+}  // namespace
+
+std::vector<Command> SeqCommands() {
+  const Flag layout_of_read = {"layout", Flag::kText, "L", "only if the state has this layout (alias or fingerprint)"};
+  std::vector<Command> commands = {
+      {"seq create", "NAME...", 1, -1, "Make sequences at position 0, in their layout's initial state.", "",
+       "statepool seq create chat/42 --layout=my-model --ttl=24h",
+       Join({{{"layout", Flag::kText, "L", "alias or fingerprint", true}}, OptionFlags(true), {kRequestId}}), RunCreate},
+      {"seq set", "NAME", 1, 1, "Write a whole state as a sequence's new head: all or nothing.",
+       "Makes the sequence when it does not exist; then --layout is needed. The file is\n"
+       "an image: tensors in the layout's order, layers ascending, row-major,\n"
+       "little-endian, without padding.",
+       "statepool seq set chat/42 --layout=my-model --in=state.bin --position=128\n"
+       "statepool seq set chat/42 --in=next.bin --position=256 --if-revision=7",
+       Join({{{"in", Flag::kText, "FILE", "the image; - for stdin", true},
+              {"position", Flag::kInteger, "N", "tokens consumed so far: the state is valid at exactly this position", true},
+              {"layout", Flag::kText, "L", "alias or fingerprint"},
+              kIfRevision,
+              kRequestId},
+             OptionFlags(true),
+             {{"attachment", Flag::kText, "FILE", "opaque bytes to keep beside the state"},
+              {"checksum", Flag::kText, "HEX", "what the image must have; default: computed from the file"},
+              {"exactness", Flag::kChoice, "exact|edited|lossy", "how the state came about; default: exact"}}}),
+       RunSet},
+      {"seq get", "NAME", 1, 1, "Write a state's bytes to a file, verified against their checksum.",
+       "With - as a file the bytes go to stdout and no answer is printed.",
+       "statepool seq get chat/42 --out=state.bin --at=128",
+       Join({{{"out", Flag::kText, "FILE", "replaced as a whole or not at all; - for stdout", true},
+              kAt,
+              layout_of_read,
+              {"attachment", Flag::kText, "FILE", "where to write the attachment"}},
+             SourceFlags()}),
+       RunGet},
+      {"seq fork", "SRC [CHILD...]", 1, -1, "Make new sequences that point at SRC's version. Copies no byte.",
+       "All children or none. --count=N --prefix=P makes P0, P1 ... up to N - 1.",
+       "statepool seq fork chat/42 chat/43 chat/44\n"
+       "statepool seq fork chat/42 --count=64 --prefix=beam/ --durability=volatile",
+       Join({{kAt,
+              {"count", Flag::kUnsigned, "N", "make N children"},
+              {"prefix", Flag::kText, "P", "how the names of --count begin"},
+              layout_of_read},
+             SourceFlags(),
+             OptionFlags(true),
+             {kRequestId}}),
+       RunFork},
+      {"seq rollback", "NAME", 1, 1, "Move a sequence's head back to an earlier version that it keeps.",
+       "'seq describe' shows the positions under history.", "statepool seq rollback chat/42 --position=128",
+       {{"position", Flag::kInteger, "N", "exactly this position; later versions are dropped", true}, kIfRevision, kRequestId},
+       RunRollback},
+      {"seq flush", "[NAME...]", 0, -1, "Wait until the newest versions are on disk.", "",
+       "statepool seq flush chat/42 && echo durable",
+       {{"all", Flag::kSwitch, "", "every name that the daemon has"}}, RunFlush},
+  };
+  for (Command& command : NameCommands(v1::SEQUENCE)) commands.push_back(std::move(command));
+  return commands;
+}
+
+}  // namespace statepool::cli

@@ -1,0 +1,83 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// HostDevice: extents of host memory, each a memfd of its own.
+//
+// The memfd is sealed (F_SEAL_FUTURE_WRITE, SHRINK, GROW, SEAL): another process that is handed the descriptor can map it for reading only, while
+// our mapping stays writable. Such a seal forbids punching holes too, so an extent's space comes back by unmapping and closing
+// it, which is why each extent has its own descriptor. Pages are allocated before they are mapped: a machine that is short of memory gives an
+// error here, not SIGBUS later.
+#ifndef STATEPOOL_SERVER_MEMORY_HOST_DEVICE_H_
+#define STATEPOOL_SERVER_MEMORY_HOST_DEVICE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/memory/device.h"
+
+namespace statepool {
+
+class HostExtent final : public Extent {
+ public:
+  ~HostExtent() override;
+  char* data() const override { return data_; }
+  uint64_t bytes() const override { return bytes_; }
+  TenantId tenant() const override { return tenant_; }
+  int fd() const { return fd_; }  // sealed against writing; ours to close
+
+ private:
+  friend class HostDevice;
+  HostExtent(std::atomic<uint64_t>* used, TenantId tenant, uint64_t bytes) : used_(used), tenant_(tenant), bytes_(bytes) {}
+
+  std::atomic<uint64_t>* const used_;  // the device's; this extent's bytes are counted there while it lives
+  const TenantId tenant_;
+  const uint64_t bytes_;
+  int fd_ = -1;
+  char* data_ = nullptr;
+};
+
+struct HostDeviceOptions {
+  std::string name = "host";
+  uint64_t budget_bytes = 0;  // rounded down to whole chunks
+  uint64_t chunk_bytes = 0;   // a power of two and a multiple of the page size; 0: ChunkBytesFor(budget_bytes)
+};
+
+// Thread-safe.
+class HostDevice final : public Device {
+ public:
+  // Errors: INVALID_ARGUMENT for a chunk size that is none, or a budget below one chunk.
+  static absl::StatusOr<std::unique_ptr<HostDevice>> Create(HostDeviceOptions options);
+  ~HostDevice() override;
+
+  // 2 MiB, or less (down to 64 KiB) for budgets that would have fewer than 64 such chunks.
+  static uint64_t ChunkBytesFor(uint64_t budget_bytes);
+
+  const std::string& name() const override { return name_; }
+  uint64_t chunk_bytes() const override { return chunk_bytes_; }
+  uint64_t budget_bytes() const override { return budget_bytes_; }
+  uint64_t used_bytes() const override { return used_.load(); }
+  bool host_accessible() const override { return true; }
+  absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks) override;
+  absl::Status CopyIn(char* to, absl::string_view from) override;
+  absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const override;
+
+ private:
+  HostDevice(std::string name, uint64_t budget_bytes, uint64_t chunk_bytes)
+      : name_(std::move(name)), budget_bytes_(budget_bytes), chunk_bytes_(chunk_bytes) {}
+
+  const std::string name_;
+  const uint64_t budget_bytes_;
+  const uint64_t chunk_bytes_;
+  std::atomic<uint64_t> used_{0};
+};
+
+// Every extent needs a descriptor. Raises this process's soft limit to its hard limit and returns it. To be called once, at start,
+// before other threads run.
+uint64_t RaiseOpenFileLimit();
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_MEMORY_HOST_DEVICE_H_

@@ -1,0 +1,157 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/server.h"
+
+#include <errno.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "spdlog/spdlog.h"
+
+namespace statepool {
+namespace {
+
+constexpr int kStreamsPerConnectionMax = 10'000;
+// How long a call may take to end once it was cancelled: it may be inside one write to a slow disk.
+constexpr absl::Duration kCancelGrace = absl::Seconds(10);
+
+// PATH of unix:PATH and unix:///PATH.
+std::optional<std::string> UnixPath(absl::string_view address) {
+  if (!absl::ConsumePrefix(&address, "unix:")) return std::nullopt;
+  if (absl::StartsWith(address, "///")) address.remove_prefix(2);
+  return std::string(address);
+}
+
+// Makes room for a socket at `path`: removes one that a dead daemon left. (gRPC removes any, also one that somebody listens on.)
+absl::Status ClearSocket(const std::string& path) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof(address.sun_path)) {
+    return absl::InvalidArgumentError(absl::StrCat("a socket's path has 1..", sizeof(address.sun_path) - 1, " bytes: ", path));
+  }
+  struct stat info;
+  if (lstat(path.c_str(), &info) != 0) {
+    if (errno == ENOENT) return absl::OkStatus();  // bind will say whether its directory is there
+    return absl::InvalidArgumentError(absl::StrCat("cannot look at ", path, ": ", strerror(errno)));
+  }
+  if (!S_ISSOCK(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " exists and is no socket; it was left alone"));
+  }
+  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return absl::InternalError(absl::StrCat("socket: ", strerror(errno)));
+  absl::Cleanup close_fd = [fd] { close(fd); };
+  memcpy(address.sun_path, path.data(), path.size());
+  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 || errno == EAGAIN) {
+    return absl::FailedPreconditionError(absl::StrCat("another process listens on ", path));
+  }
+  if (errno != ECONNREFUSED) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot tell whether somebody listens on ", path, ": ", strerror(errno)));
+  }
+  if (unlink(path.c_str()) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot remove the stale socket ", path, ": ", strerror(errno)));
+  }
+  spdlog::info("removed the stale socket {}", path);
+  return absl::OkStatus();
+}
+
+// host:port and [ipv6]:port; anything else gRPC would take for a name to resolve, or for another scheme.
+absl::Status CheckHostPort(absl::string_view address) {
+  const size_t colon = address.rfind(':');
+  int port;
+  if (colon == absl::string_view::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 ||
+      port > 65535 || absl::StrContains(address, '/')) {
+    return absl::InvalidArgumentError(absl::StrCat("not an address to listen on: '", address, "'; give host:port or unix:PATH"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const ServerOptions& options, StatePoolService* service) {
+  static std::once_flag plugins;
+  std::call_once(plugins, [] {
+    grpc::EnableDefaultHealthCheckService(true);
+    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  });
+
+  grpc::ServerBuilder builder;
+  std::vector<int> ports(options.listen.size(), 0);
+  for (size_t i = 0; i < options.listen.size(); ++i) {
+    const std::string& address = options.listen[i];
+    const std::optional<std::string> path = UnixPath(address);
+    const absl::Status usable = path.has_value() ? ClearSocket(*path) : CheckHostPort(address);
+    if (!usable.ok()) return usable;
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &ports[i]);
+  }
+  builder.RegisterService(service);
+
+  const int message_bytes = static_cast<int>(std::min<uint64_t>(options.max_message_bytes, INT32_MAX));
+  builder.SetMaxReceiveMessageSize(message_bytes);
+  builder.SetMaxSendMessageSize(message_bytes);
+  grpc::ResourceQuota quota("statepool");
+  quota.Resize(options.quota_bytes);
+  builder.SetResourceQuota(quota);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsPerConnectionMax);
+  // Otherwise a second daemon would share the port, and each get half of the connections.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  // Finds dead peers within a minute and a half; lets clients ping as often as every 10 s, also without calls.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 60'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10'000);
+
+  std::unique_ptr<RpcServer> server(new RpcServer);
+  server->service_ = service;
+  server->server_ = builder.BuildAndStart();
+  for (size_t i = 0; i < options.listen.size(); ++i) {
+    const std::string& address = options.listen[i];
+    if (server->server_ == nullptr || ports[i] == 0) {
+      // gRPC reports the first address that failed by a port of 0, and stops there.
+      if (ports[i] != 0) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("cannot listen on ", address, ": is it in use, or not an address of this machine?"));
+    }
+    const bool picked = !UnixPath(address).has_value();
+    server->addresses_.push_back(picked ? absl::StrCat(address.substr(0, address.rfind(':')), ":", ports[i]) : address);
+  }
+  if (server->server_ == nullptr) return absl::InternalError("gRPC could not start a server");
+  server->server_->GetHealthCheckService()->SetServingStatus(v1::StatePool::service_full_name(), true);
+  return server;
+}
+
+RpcServer::~RpcServer() { Stop(); }
+
+bool RpcServer::Drain(absl::Duration grace) {
+  server_->GetHealthCheckService()->SetServingStatus(false);  // of all services
+  service_->BeginDrain();
+  if (service_->WaitIdle(grace)) return true;
+  spdlog::warn("calls still run after {}; cancelling them", absl::FormatDuration(grace));
+  // Cancels at once, and then waits without end: not here.
+  std::thread([server = server_.get()] { server->Shutdown(std::chrono::system_clock::now()); }).detach();
+  return service_->WaitIdle(kCancelGrace);
+}
+
+void RpcServer::Stop() {
+  if (server_ == nullptr) return;
+  server_->Shutdown(std::chrono::system_clock::now());
+  server_->Wait();
+  server_ = nullptr;
+}
+
+}  // namespace statepool

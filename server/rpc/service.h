@@ -1,0 +1,81 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// StatePoolService: the RPCs as gRPC calls them.
+//
+// Every method takes raw ByteBuffers. So the bytes of a state are never copied into or out of a message: Set reads them from gRPC's slices,
+// and Get sends a slice that references the pinned slot. And a request that can't be parsed gets MALFORMED_REQUEST, where generated
+// handlers would answer UNIMPLEMENTED.
+//
+// Where a call runs: reads that never wait run on gRPC's thread; everything else on the Executor. A call's state lives until OnDone, which
+// comes after its task has finished it.
+#ifndef STATEPOOL_SERVER_RPC_SERVICE_H_
+#define STATEPOOL_SERVER_RPC_SERVICE_H_
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+
+#include "absl/time/time.h"
+#include "server/core/clock.h"
+#include "server/core/store.h"
+#include "server/rpc/admission.h"
+#include "server/rpc/executor.h"
+#include "server/rpc/handlers.h"
+#include "server/rpc/methods.h"
+#include "server/telemetry/metrics.h"
+#include "statepool/v1/statepool.grpc.pb.h"
+
+namespace statepool {
+
+struct ServiceOptions {
+  Identity identity;  // its max_bytes_in_flight limits what is admitted
+  size_t executor_threads = 32;
+  size_t executor_queue = 4096;
+  DeviceReport devices;
+};
+
+// Thread-safe. Everything that it is given must outlive it; it must outlive the server that it is registered with.
+class StatePoolService final : public RawStatePoolService {
+ public:
+  StatePoolService(ServiceOptions options, Store* store, const Clock* clock, RpcMetrics* metrics);
+  ~StatePoolService() override;
+
+  // From now on new calls are refused: UNAVAILABLE / DRAINING, worth retrying (elsewhere, or after the restart).
+  void BeginDrain();
+  // Waits until no call is running and no answer holds a slot. False: some still do.
+  bool WaitIdle(absl::Duration timeout);
+
+#define STATEPOOL_DECLARE(method)                                                                                     \
+  grpc::ServerUnaryReactor* method(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,            \
+                                   grpc::ByteBuffer* response) override;
+  STATEPOOL_METHODS(STATEPOOL_DECLARE)
+#undef STATEPOOL_DECLARE
+
+ private:
+  class Call;
+  enum class Where { kInline, kExecutor };
+
+  template <typename Request, typename Response>
+  using Handler = absl::Status (Handlers::*)(const Op&, const Request&, Response*);
+  template <typename Request, typename Response>
+  Call* Serve(Call* call, Where where, Handler<Request, Response> handler);
+
+  bool BeginCall();
+  void EndCall();
+
+  const ServiceOptions options_;
+  Store* const store_;
+  const Clock* const clock_;
+  RpcMetrics* const metrics_;
+  Handlers handlers_;
+  Admission admission_;
+
+  std::atomic<bool> draining_{false};
+  std::atomic<int64_t> running_{0};
+
+  Executor executor_;  // the last: its threads end before anything that they use
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_RPC_SERVICE_H_

@@ -1,0 +1,494 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Images coming, being read, persisted and going. How room is made for them: residency_eviction.cc.
+#include "server/tiers/residency.h"
+
+#include <algorithm>
+#include <cassert>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+#include "server/tiers/resident.h"
+#include "spdlog/spdlog.h"
+
+namespace statepool {
+namespace {
+
+constexpr size_t kReclaimBatch = 256;
+constexpr size_t kSweepBatch = 1024;
+constexpr std::chrono::seconds kReclaimRetry{1};
+constexpr std::chrono::milliseconds kPoll{10};  // how late a cancelled or expired call may notice while it waits
+constexpr uint64_t kMinAttachmentBudget = 1 << 20;
+
+absl::Status Damaged(ImageId id) {
+  return Error(absl::StatusCode::kDataLoss, "CORRUPT", "the image's bytes changed in memory").Meta("image", id);
+}
+
+void Require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "Residency: %s\n", what);
+  std::abort();
+}
+
+}  // namespace
+
+// A pinned image: it stays in its slot, and lives, for as long as this does.
+class Residency::ResidentPin final : public PinnedImage {
+ public:
+  ResidentPin(Residency* residency, ImageRef image) : residency_(residency), image_(std::move(image)) {}
+  ~ResidentPin() override { residency_->Unpin(Resident::Of(*image_)); }
+
+  absl::string_view bytes() const override { return {Resident::Of(*image_)->slot.data, image_->bytes()}; }
+  absl::string_view attachment() const override { return Resident::Of(*image_)->attachment; }
+
+ private:
+  Residency* const residency_;
+  const ImageRef image_;
+};
+
+Residency::Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock)
+    : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget)},
+      device_(device),
+      cold_(cold),
+      clock_(clock),
+      ids_(cold->epoch()) {
+  Require(device->host_accessible(), "the device's memory cannot be read by the CPU");
+  reclaimer_ = std::thread(&Residency::ReclaimLoop, this);
+}
+
+Residency::~Residency() {
+  {
+    MutexLock lock(&mu_);
+    stopping_ = true;
+    wake_.SignalAll();
+  }
+  reclaimer_.join();
+  absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted;
+  {
+    MutexLock lock(&mu_);
+    adopted.swap(adopted_);
+  }
+  adopted.clear();
+  MutexLock lock(&mu_);
+  Require(images_ == 0 && claims_ == 0, "destroyed while images live");
+}
+
+void Residency::SetMakeRoom(std::function<bool()> make_room) {
+  MutexLock lock(&mu_);
+  make_room_ = std::move(make_room);
+}
+
+Residency::Pool* Residency::PoolFor(TenantId tenant, const LayoutRef& layout) {
+  std::unique_ptr<Pool>& pool = pools_[{tenant, layout->fingerprint()}];
+  if (pool == nullptr) pool = std::make_unique<Pool>(tenant, layout, device_->chunk_bytes());
+  return pool.get();
+}
+
+void Residency::Progress() {
+  ++progress_;
+  changed_.SignalAll();
+}
+
+void Residency::WaitForChange(const Op& op) {
+  if (op.deadline == kNever && op.cancelled == nullptr) {
+    changed_.Wait(&mu_);
+    return;
+  }
+  const MonoTime left = op.deadline == kNever ? INT64_MAX : std::max<MonoTime>(op.deadline - clock_->Now(), 0);
+  changed_.WaitFor(&mu_, std::min(std::chrono::nanoseconds(left), std::chrono::nanoseconds(kPoll)));
+}
+
+// ---------------------------------------------------------------------------------------------------------------- writing
+
+absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const StateBytes& bytes) {
+  if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+  if (!bytes.initial) {
+    uint64_t length = 0;
+    for (absl::string_view piece : bytes.pieces) length += piece.size();
+    if (length != layout->state_bytes()) {
+      return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
+                   absl::StrCat("a state of this layout has ", layout->state_bytes(), " bytes, not ", length))
+          .Field("data")
+          .Meta("expected", layout->state_bytes())
+          .Meta("actual", length);
+    }
+  }
+  const bool shareable = bytes.initial && bytes.attachment.empty() && !bytes.expected_checksum;
+  Pool* pool;
+  {
+    std::shared_ptr<const Resident> initial;  // outlives the lock
+    MutexLock lock(&mu_);
+    pool = PoolFor(op.tenant, layout);
+    if (shareable) initial = pool->initial.lock();
+    if (initial != nullptr) return initial;
+  }
+
+  Claim claim(this);
+  if (absl::Status status = Acquire(op, pool, bytes.attachment.size(), &claim); !status.ok()) return status;
+  ImageInfo info{.id = ids_.Next(), .tenant = op.tenant, .layout = layout};
+  if (bytes.initial) {
+    layout->FillInitial(0, claim.slot.data, layout->state_bytes());
+    info.checksum = ChecksumOf({claim.slot.data, layout->state_bytes()});
+  } else {
+    CopyHasher copy(claim.slot.data, layout->state_bytes());
+    for (absl::string_view piece : bytes.pieces) copy.Append(piece);
+    info.checksum = HashRoot(copy.Finish());
+  }
+  if (bytes.expected_checksum && *bytes.expected_checksum != info.checksum) {
+    return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH", "the bytes are not those that the checksum was made from")
+        .Field("checksum")
+        .Meta("expected", ChecksumToHex(*bytes.expected_checksum))
+        .Meta("actual", ChecksumToHex(info.checksum));
+  }
+  info.attachment_bytes = static_cast<uint32_t>(bytes.attachment.size());
+  info.attachment_checksum = ChecksumOf(bytes.attachment);
+
+  std::string attachment(bytes.attachment);
+  auto image = std::make_shared<Resident>(this, pool, std::move(info));
+  std::shared_ptr<const Resident> first;  // outlives the lock
+  MutexLock lock(&mu_);
+  ++images_;
+  Install(image.get(), &claim, std::move(attachment));
+  List(image.get());
+  if (!bytes.initial) stats_.client_to_hot_bytes += layout->state_bytes() + bytes.attachment.size();
+  Progress();
+  if (shareable) {
+    first = pool->initial.lock();
+    if (first != nullptr) return first;  // another Create was faster; ours goes
+    pool->initial = image;
+  }
+  return image;
+}
+
+void Residency::Install(Resident* image, Claim* claim, std::string attachment) {
+  --claims_;
+  --moving_;
+  claim->attachment_bytes = 0;  // counted as the image's from here on
+  image->slot = std::exchange(claim->slot, Slot{});
+  image->attachment = std::move(attachment);
+  image->used_at = ++uses_;
+  image->hot = true;
+  ++stats_.hot_images;
+  stats_.hot_bytes += image->bytes();
+}
+
+void Residency::Abandon(Claim* claim) {
+  MutexLock lock(&mu_);
+  attachment_bytes_ -= claim->attachment_bytes;
+  if (claim->slot) {
+    claim->pool->slots.Free(claim->slot);
+    --claims_;
+    --moving_;
+  }
+  Progress();
+}
+
+// ---------------------------------------------------------------------------------------------------------------- reading
+
+Pin Residency::PinLocked(const ImageRef& ref) {
+  Resident* image = Resident::Of(*ref);
+  Unlist(image);
+  image->used_at = ++uses_;
+  if (image->pins++ == 0) ++stats_.pinned_images;
+  return std::make_unique<ResidentPin>(this, ref);
+}
+
+void Residency::Unpin(Resident* image) {
+  MutexLock lock(&mu_);
+  if (--image->pins > 0) return;
+  --stats_.pinned_images;
+  List(image);
+  Progress();
+}
+
+Pin Residency::TryRead(const ImageRef& ref) {
+  Resident* image = Resident::Of(*ref);
+  if (!image->hot) return nullptr;
+  MutexLock lock(&mu_);
+  return image->hot && !image->damaged ? PinLocked(ref) : nullptr;
+}
+
+absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref) {
+  Resident* image = Resident::Of(*ref);
+  Claim claim(this);
+  std::string attachment;
+  MutexLock lock(&mu_);
+  for (;;) {
+    if (image->damaged) return Damaged(image->info().id);
+    if (image->hot) return PinLocked(ref);
+    if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    if (!image->promoting) break;
+    WaitForChange(op);
+  }
+  image->promoting = true;
+  ++stats_.misses;
+  absl::Status status;
+  {
+    MutexUnlock unlock(&mu_);
+    status = Acquire(op, image->pool, image->info().attachment_bytes, &claim);
+    if (status.ok()) status = cold_->ReadImage(image->info(), claim.slot.data, &attachment);
+  }
+  image->promoting = false;
+  changed_.SignalAll();
+  if (!status.ok()) return status;
+  Install(image, &claim, std::move(attachment));
+  ++stats_.promotions;
+  stats_.cold_to_hot_bytes += image->bytes() + image->info().attachment_bytes;
+  return PinLocked(ref);
+}
+
+// ---------------------------------------------------------------------------------------------------------------- persisting
+
+absl::Status Residency::Persist(const Op& op, const ImageRef& ref) {
+  Resident* image = Resident::Of(*ref);
+  if (image->cold) return absl::OkStatus();
+  MutexLock lock(&mu_);
+  for (;;) {
+    if (image->cold) return absl::OkStatus();
+    if (image->damaged) return Damaged(image->info().id);
+    if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    if (!image->persisting) return PersistLocked(image);
+    WaitForChange(op);
+  }
+}
+
+// REQUIRES: hot, not cold, not persisting; the caller has a reference.
+absl::Status Residency::PersistLocked(Resident* image) {
+  Unlist(image);
+  image->persisting = true;
+  image->maybe_on_disk = true;
+  ++moving_;
+  absl::Status status;
+  {
+    MutexUnlock unlock(&mu_);
+    status = PutCold(*image);
+  }
+  --moving_;
+  image->persisting = false;
+  if (status.ok()) {
+    image->cold = true;
+    stats_.hot_to_cold_bytes += image->bytes() + image->attachment.size();
+  } else if (absl::IsDataLoss(status)) {
+    image->damaged = true;
+  }
+  List(image);
+  Progress();
+  return status;
+}
+
+absl::Status Residency::PutCold(const Resident& image) {
+  const absl::string_view state(image.slot.data, image.bytes());
+  // Verified before the write, as again after every read: what was damaged in memory must not become the durable truth.
+  const std::vector<LeafHash> leaves = HashLeaves(state);
+  if (HashRoot(leaves) != image.info().checksum || ChecksumOf(image.attachment) != image.info().attachment_checksum) {
+    spdlog::error("image {} changed in memory", image.info().id);
+    return Damaged(image.info().id);
+  }
+  for (;;) {
+    const absl::Status status = cold_->PutImage(image.info(), state, leaves, image.attachment);
+    if (!absl::IsResourceExhausted(status)) return status;
+    std::function<bool()> make_room;
+    {
+      MutexLock lock(&mu_);
+      make_room = make_room_;
+    }
+    if (!make_room || !make_room()) return status;
+    if (!WaitForReclaim()) return status;
+  }
+}
+
+bool Residency::persisted(const Image& image) const { return Resident::Of(image)->cold; }
+
+Tier Residency::tier(const Image& image) const { return Resident::Of(image)->hot ? Tier::kHot : Tier::kCold; }
+
+// ---------------------------------------------------------------------------------------------------------------- going
+
+void Residency::HeadsChanged(Resident* image) {
+  MutexLock lock(&mu_);
+  image->was_head = image->was_head || image->is_head();
+  if (!image->listed) return;
+  Unlist(image);
+  List(image);
+}
+
+void Residency::Forget(Resident* image) {
+  MutexLock lock(&mu_);
+  Unlist(image);
+  if (image->hot) DropSlot(image);
+  --images_;
+  if (detached_ || (!image->cold && !image->maybe_on_disk)) return;
+  reclaim_.push_back(image->info().id);
+  wake_.SignalAll();
+}
+
+ImageRef Residency::Adopt(const ImageInfo& info) {
+  MutexLock lock(&mu_);
+  std::shared_ptr<Resident>& image = adopted_[info.id];
+  if (image == nullptr) {
+    image = std::make_shared<Resident>(this, PoolFor(info.tenant, info.layout), info);
+    image->cold = true;
+    image->was_head = true;  // those that are none now are behind one
+    ++images_;
+  }
+  return image;
+}
+
+void Residency::RecoveryDone() {
+  absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted;  // outlives the lock
+  MutexLock lock(&mu_);
+  adopted.swap(adopted_);
+  needed_.reserve(adopted.size());
+  for (const auto& [id, image] : adopted) needed_.push_back(id);
+  std::sort(needed_.begin(), needed_.end());
+  sweeping_ = true;
+  wake_.SignalAll();
+}
+
+void Residency::Detach() {
+  MutexLock lock(&mu_);
+  detached_ = true;
+}
+
+bool Residency::WaitForReclaim() {
+  MutexLock lock(&mu_);
+  reclaim_failed_ = false;
+  wake_.SignalAll();
+  while (!stopping_ && !reclaim_failed_ && (!reclaim_.empty() || reclaiming_ || sweeping_ || trim_wanted_)) changed_.Wait(&mu_);
+  return !reclaim_failed_;
+}
+
+void Residency::ReclaimLoop() {
+  MutexLock lock(&mu_);
+  while (!stopping_) {
+    if (trim_wanted_) {
+      GiveBack(TakeEmptyExtents(/*keep_each=*/1));
+      trim_wanted_ = false;
+      changed_.SignalAll();
+      continue;
+    }
+    if (reclaim_.empty() && !sweeping_) {
+      wake_.Wait(&mu_);
+      continue;
+    }
+    const absl::Status status = reclaim_.empty() ? SweepBatch() : DeleteBatch();
+    reclaim_failed_ = !status.ok();
+    changed_.SignalAll();
+    if (status.ok()) continue;
+    spdlog::warn("deleting images from the cold store: {}", status.ToString());
+    if (cold_->failed()) {  // nothing can be deleted any more; the next start sweeps
+      reclaim_.clear();
+      sweeping_ = false;
+      continue;
+    }
+    if (!stopping_) wake_.WaitFor(&mu_, kReclaimRetry);
+  }
+  changed_.SignalAll();
+}
+
+absl::Status Residency::DeleteBatch() {
+  const size_t size = std::min(reclaim_.size(), kReclaimBatch);
+  const std::vector<ImageId> batch(reclaim_.begin(), reclaim_.begin() + static_cast<ptrdiff_t>(size));
+  reclaim_.erase(reclaim_.begin(), reclaim_.begin() + static_cast<ptrdiff_t>(size));
+  reclaiming_ = true;
+  absl::Status status;
+  {
+    MutexUnlock unlock(&mu_);
+    status = cold_->DeleteImages(batch);
+  }
+  reclaiming_ = false;
+  if (!status.ok()) reclaim_.insert(reclaim_.begin(), batch.begin(), batch.end());
+  return status;
+}
+
+// Images of earlier epochs that no recovered record needs.
+absl::Status Residency::SweepBatch() {
+  const ImageId after = swept_;
+  const ImageId first_of_ours = cold_->epoch() << kCounterBits;
+  std::vector<ImageId> needed = std::move(needed_);
+  absl::StatusOr<std::vector<ImageId>> ids;
+  absl::Status status;
+  ImageId last = after;
+  {
+    MutexUnlock unlock(&mu_);
+    ids = cold_->ListImages(after, kSweepBatch);
+    status = ids.status();
+    if (status.ok()) {
+      std::vector<ImageId> garbage;
+      for (ImageId id : *ids) {
+        last = id;
+        if (id < first_of_ours && !std::binary_search(needed.begin(), needed.end(), id)) garbage.push_back(id);
+      }
+      if (!garbage.empty()) status = cold_->DeleteImages(garbage);
+    }
+  }
+  needed_ = std::move(needed);
+  if (!status.ok()) return status;
+  swept_ = last;
+  if (ids->empty() || last >= first_of_ours) {
+    sweeping_ = false;
+    needed_ = {};
+  }
+  return absl::OkStatus();
+}
+
+// ---------------------------------------------------------------------------------------------------------------- looking
+
+ResidencyStats Residency::stats() const {
+  MutexLock lock(&mu_);
+  ResidencyStats stats = stats_;
+  stats.device = device_->name();
+  stats.device_budget_bytes = device_->budget_bytes();
+  stats.device_used_bytes = device_->used_bytes();
+  stats.hot_attachment_bytes = attachment_bytes_;
+  stats.cold_bytes = cold_->used_bytes();
+  stats.unreclaimed_images = reclaim_.size();
+  for (const auto& [key, pool] : pools_) {
+    stats.pools.push_back({.tenant = key.first,
+                           .layout = key.second,
+                           .slots_used = pool->slots.used_slots(),
+                           .slots_free = pool->slots.free_slots(),
+                           .extent_bytes = pool->slots.extent_bytes()});
+  }
+  return stats;
+}
+
+void Residency::CheckInvariants() const {
+  MutexLock lock(&mu_);
+  uint64_t used_slots = 0, extent_bytes = 0, pool_victims = 0, extent_victims = 0;
+  for (const auto& [key, pool] : pools_) {
+    pool->slots.CheckInvariants(device_->host_accessible());
+    used_slots += pool->slots.used_slots();
+    extent_bytes += pool->slots.extent_bytes();
+    pool_victims += pool->victims.size();
+    for (const auto& [extent, victims] : pool->extents) {
+      const auto listed = std::count_if(victims.by_slot.begin(), victims.by_slot.end(), [](Resident* image) { return image != nullptr; });
+      Require(victims.count > 0 && static_cast<uint32_t>(listed) == victims.count, "an extent's victims are miscounted");
+      Require(victims.count <= extent->used(), "an extent has more victims than used slots");
+      extent_victims += victims.count;
+    }
+  }
+  Require(used_slots == stats_.hot_images + claims_, "a slot is neither an image's nor claimed");
+  Require(extent_bytes <= device_->used_bytes(), "the pools have more than the device gave");
+  Require(device_->used_bytes() <= device_->budget_bytes(), "the device is over its budget");
+  Require(attachment_bytes_ <= options_.attachment_budget_bytes, "attachments are over their budget");
+  Require(victims_.size() == pool_victims && victims_.size() == extent_victims, "the lists of victims disagree");
+  Require(stats_.hot_images <= images_ && stats_.pinned_images <= stats_.hot_images, "images are miscounted");
+  uint64_t attached = 0, attached_bytes = 0;
+  for (const VictimKey& key : victims_) {
+    const Resident& image = *key.image;
+    Require(image.listed == key && key.used_at == image.used_at, "a victim is listed under another key");
+    Require(image.hot && image.pins == 0 && !image.persisting && !image.damaged, "an image is listed that may not leave");
+    Require(image.cold == !key.dirty(), "a victim is in the wrong class");
+    Require(image.pool->victims.contains(key), "a victim is not in its pool's list");
+    if (!image.attachment.empty()) ++attached;
+    attached_bytes += image.attachment.size();
+  }
+  Require(attached == attached_victims_.size() && attached_bytes <= attachment_bytes_, "attachments are miscounted");
+}
+
+}  // namespace statepool

@@ -1,0 +1,201 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Residency: what lives where, and who moves. Implements core's ImageStore over a device and the cold store.
+//
+// An image is hot (in a slot), cold (in the cold store), or both; then its slot is a clean copy. Who leaves the device when the budget is short:
+//   1. images that nobody refers to (at once, by their destructor)
+//   2. images behind all heads, clean before dirty, each least recently used first
+//   3. heads that are clean, least recently used first
+//   4. heads that are dirty: spilled first
+// Pinned images and those being copied never leave. If nothing may leave but something is being moved by another thread, a call waits for it, within
+// its deadline; if nothing may leave at all it gets HOT_FULL at once. A slot of another layout helps only when its whole extent is given back: so the
+// extents that drain are those whose images all come before this layout's own first, and of several the one used least recently.
+//
+// One mutex guards the bookkeeping; copies, hashing, disk and device calls run outside it. It is a leaf: nothing is called under it that
+// takes another lock, so that images may be dropped and heads moved under core's locks.
+#ifndef STATEPOOL_SERVER_TIERS_RESIDENCY_H_
+#define STATEPOOL_SERVER_TIERS_RESIDENCY_H_
+
+#include <compare>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/core/clock.h"
+#include "server/core/image_store.h"
+#include "server/core/mutex.h"
+#include "server/memory/device.h"
+#include "server/memory/slot_pool.h"
+#include "server/tiers/cold_store.h"
+
+namespace statepool {
+
+struct ResidencyOptions {
+  // Attachments of hot images lie in host memory beside the device's budget, within this one. At least 1 MiB.
+  uint64_t attachment_budget_bytes = 64 << 20;
+};
+
+// A moment of the residency, for metrics and the status page.
+struct ResidencyStats {
+  struct PoolStats {
+    TenantId tenant = kDefaultTenant;
+    std::string layout;  // fingerprint
+    uint64_t slots_used = 0, slots_free = 0;
+    uint64_t extent_bytes = 0;  // of the device, whether its slots are used or not
+  };
+  std::string device;
+  uint64_t device_budget_bytes = 0;
+  uint64_t device_used_bytes = 0;     // of all extents
+  uint64_t hot_images = 0;
+  uint64_t hot_bytes = 0;             // of images in slots, without padding and free slots
+  uint64_t hot_attachment_bytes = 0;  // beside hot_bytes
+  uint64_t cold_bytes = 0;            // in the cold store, whether hot as well or not
+  uint64_t pinned_images = 0;
+  uint64_t unreclaimed_images = 0;    // dropped, and not yet deleted from the cold store
+  std::vector<PoolStats> pools;
+
+  // Counters since the start. Evictions are disjoint.
+  uint64_t evictions_behind_head = 0;  // no head needed the image, whether it had to be spilled or not
+  uint64_t evictions_clean = 0;        // a head's, already in the cold store
+  uint64_t evictions_spilled = 0;      // a head's, written to the cold store first
+  uint64_t spills = 0;                 // images written to the cold store because their slot was needed
+  uint64_t misses = 0;                 // reads that found their image cold and began to promote it
+  uint64_t promotions = 0;             // those that succeeded
+  uint64_t client_to_hot_bytes = 0, hot_to_cold_bytes = 0, cold_to_hot_bytes = 0;
+};
+
+// Thread-safe. Must outlive its images and pins.
+class Residency final : public ImageStore {
+ public:
+  // `device`, `cold` and `clock` must outlive this. REQUIRES: device->host_accessible().
+  Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock);
+  ~Residency() override;
+
+  // Called without locks when a write to the cold store found it full: forgets something of little value (Store::EvictPrefix) and
+  // returns true, or false if there is nothing. To be set before images are written.
+  void SetMakeRoom(std::function<bool()> make_room);
+
+  absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) override;
+  absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image) override;
+  Pin TryRead(const ImageRef& image) override;
+  absl::Status Persist(const Op& op, const ImageRef& image) override;
+  bool persisted(const Image& image) const override;
+  Tier tier(const Image& image) const override;
+  ImageRef Adopt(const ImageInfo& info) override;
+  void RecoveryDone() override;
+  void Detach() override;
+
+  // Waits until what was dropped so far is deleted from the cold store and the sweep after recovery has ended. False if a delete failed; it will
+  // be tried again.
+  bool WaitForReclaim();
+
+  ResidencyStats stats() const;
+
+  // Aborts when the residency contradicts itself. For tests; slow.
+  void CheckInvariants() const;
+
+ private:
+  class Resident;
+  class ResidentPin;
+  struct Claim;
+  struct Pool;
+
+  // An image that may leave, by when its turn is. Images that nobody refers to are not here: they left when their last reference did.
+  enum class VictimClass : uint8_t { kBehindClean, kBehindDirty, kHeadClean, kHeadDirty };
+  struct VictimKey {
+    VictimClass victim_class;
+    uint64_t used_at;
+    Resident* image;
+
+    bool dirty() const { return victim_class == VictimClass::kBehindDirty || victim_class == VictimClass::kHeadDirty; }
+    friend auto operator<=>(const VictimKey&, const VictimKey&) = default;
+  };
+  using Victims = absl::btree_set<VictimKey>;
+  // References held across a scope that has the lock: dropping one may run a destructor that takes it, so they are declared before the lock.
+  using Keep = absl::InlinedVector<std::shared_ptr<Resident>, 4>;
+  using Extents = std::vector<std::unique_ptr<Extent>>;
+
+  enum class Step { kProgress, kNothingMayLeave, kSpillFailed };
+
+  // residency.cc: images
+  void Forget(Resident* image);        // from the destructor
+  void HeadsChanged(Resident* image);
+  Pool* PoolFor(TenantId tenant, const LayoutRef& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Abandon(Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  void Install(Resident* image, Claim* claim, std::string attachment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Pin PinLocked(const ImageRef& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Unpin(Resident* image);
+  absl::Status PersistLocked(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status PutCold(const Resident& image) ABSL_LOCKS_EXCLUDED(mu_);
+  void WaitForChange(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Progress() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // residency.cc: the background thread
+  void ReclaimLoop();
+  absl::Status DeleteBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status SweepBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // residency_eviction.cc: room on the device
+  absl::Status Acquire(const Op& op, Pool* pool, uint64_t attachment_bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Grow(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void GiveBack(Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Extents TakeEmptyExtents(size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step MakeRoomFor(Pool* pool, bool clean_only, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step DropAttachment(bool clean_only, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step Evict(Resident* image, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step Drain(Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The newest image of an extent that could be emptied now; null if it could not.
+  const VictimKey* NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropSlot(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);    // among those that may leave, if it may
+  void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const ResidencyOptions options_;
+  Device* const device_;
+  ColdStore* const cold_;
+  const Clock* const clock_;
+  IdSource ids_;
+  std::thread reclaimer_;
+
+  mutable Mutex mu_;
+  CondVar changed_;                                  // something that a waiting call may be waiting for
+  uint64_t progress_ ABSL_GUARDED_BY(mu_) = 0;       // how often memory came free or an image may leave that could not
+  uint64_t moving_ ABSL_GUARDED_BY(mu_) = 0;         // threads that are copying, spilling, mapping: each ends by itself, without memory
+  uint64_t claims_ ABSL_GUARDED_BY(mu_) = 0;         // slots that are no image's yet
+  uint64_t uses_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t images_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t attachment_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of hot images and of claims
+  absl::flat_hash_map<std::pair<TenantId, std::string>, std::unique_ptr<Pool>> pools_ ABSL_GUARDED_BY(mu_);
+  Victims victims_ ABSL_GUARDED_BY(mu_);
+  Victims attached_victims_ ABSL_GUARDED_BY(mu_);    // those with an attachment
+  std::function<bool()> make_room_ ABSL_GUARDED_BY(mu_);
+  ResidencyStats stats_ ABSL_GUARDED_BY(mu_);        // its counters, and hot_* and pinned_images
+
+  // Recovery: every adopted image, until RecoveryDone, which leaves their ids to the sweep.
+  absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted_ ABSL_GUARDED_BY(mu_);
+
+  CondVar wake_;                                            // of the background thread
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  bool detached_ ABSL_GUARDED_BY(mu_) = false;              // images that go stay in the cold store
+  bool trim_wanted_ ABSL_GUARDED_BY(mu_) = false;           // a pool has more empty extents than it should keep
+  std::deque<ImageId> reclaim_ ABSL_GUARDED_BY(mu_);        // to be deleted from the cold store; at most every image there ever was
+  bool reclaiming_ ABSL_GUARDED_BY(mu_) = false;
+  bool reclaim_failed_ ABSL_GUARDED_BY(mu_) = false;        // the last try; the next comes in a second
+  bool sweeping_ ABSL_GUARDED_BY(mu_) = false;
+  ImageId swept_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<ImageId> needed_ ABSL_GUARDED_BY(mu_);        // sorted: what the sweep leaves alone
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_TIERS_RESIDENCY_H_

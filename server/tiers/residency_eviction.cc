@@ -1,0 +1,269 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Room on the device: from free slots, from the budget, and from images that leave. The order stands in residency.h.
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "server/core/error.h"
+#include "server/tiers/residency.h"
+#include "server/tiers/resident.h"
+
+namespace statepool {
+namespace {
+
+absl::Status HotFull(const Device& device) {
+  return Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", "the hot budget is full, and nothing in it may leave now")
+      .Meta("limit", device.budget_bytes())
+      .RetryAfter(absl::Milliseconds(100));
+}
+
+absl::Status TooLarge(uint64_t bytes, uint64_t limit) {
+  return Error(absl::StatusCode::kResourceExhausted, "STATE_TOO_LARGE", absl::StrCat("a state of ", bytes, " bytes is larger than the hot budget"))
+      .Meta("limit", limit);
+}
+
+// What a caller is told whose room could not be made because another image could not be written.
+absl::Status SpillError(const absl::Status& error, const Device& device) {
+  const std::string reason = ReasonOf(error);
+  return reason == "COLD_FULL" || reason == "DISK_FAILED" ? error : HotFull(device);
+}
+
+}  // namespace
+
+// ---------------------------------------------------------------------------------------------------------------- the list of victims
+
+void Residency::List(Resident* image) {
+  assert(!image->listed);
+  if (!image->hot || image->pins > 0 || image->persisting || image->damaged) return;
+  const bool behind = image->was_head && !image->is_head();
+  const VictimClass victim_class = behind ? (image->cold ? VictimClass::kBehindClean : VictimClass::kBehindDirty)
+                                          : (image->cold ? VictimClass::kHeadClean : VictimClass::kHeadDirty);
+  const VictimKey key{victim_class, image->used_at, image};
+  image->listed = key;
+  victims_.insert(key);
+  image->pool->victims.insert(key);
+  if (!image->attachment.empty()) attached_victims_.insert(key);
+  Pool::ExtentVictims& extent = image->pool->extents[image->slot.extent];
+  extent.by_slot.resize(image->slot.extent->slots());
+  extent.by_slot[image->slot.index] = image;
+  ++extent.count;
+}
+
+void Residency::Unlist(Resident* image) {
+  if (!image->listed) return;
+  const VictimKey key = *image->listed;
+  image->listed.reset();
+  victims_.erase(key);
+  image->pool->victims.erase(key);
+  attached_victims_.erase(key);
+  const auto it = image->pool->extents.find(image->slot.extent);
+  it->second.by_slot[image->slot.index] = nullptr;
+  if (--it->second.count == 0) image->pool->extents.erase(it);
+}
+
+void Residency::DropSlot(Resident* image) {
+  Unlist(image);
+  image->pool->slots.Free(std::exchange(image->slot, Slot{}));
+  image->hot = false;
+  --stats_.hot_images;
+  stats_.hot_bytes -= image->bytes();
+  attachment_bytes_ -= image->attachment.size();
+  std::string().swap(image->attachment);
+  if (image->pool->slots.empty_extents() > 1) {
+    trim_wanted_ = true;
+    wake_.SignalAll();
+  }
+  Progress();
+}
+
+// ---------------------------------------------------------------------------------------------------------------- extents
+
+Residency::Extents Residency::TakeEmptyExtents(size_t keep_each) {
+  Extents all;
+  for (auto& [key, pool] : pools_) {
+    if (pool->slots.empty_extents() <= keep_each) continue;
+    for (std::unique_ptr<Extent>& extent : pool->slots.TakeEmpty(keep_each)) all.push_back(std::move(extent));
+  }
+  return all;
+}
+
+void Residency::GiveBack(Extents extents) {
+  ++moving_;
+  {
+    MutexUnlock unlock(&mu_);
+    extents.clear();
+  }
+  --moving_;
+  Progress();
+}
+
+// A new extent for `pool`: of the size it likes, or one for a single slot. HOT_FULL if there is no memory for either.
+absl::Status Residency::Grow(Pool* pool) {
+  const uint64_t free_chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
+  if (free_chunks < pool->slots.min_chunks()) return HotFull(*device_);
+  ++moving_;
+  absl::StatusOr<std::unique_ptr<Extent>> extent;
+  {
+    MutexUnlock unlock(&mu_);
+    extent = device_->AllocateExtent(pool->slots.tenant(), pool->slots.preferred_chunks());
+    if (absl::IsResourceExhausted(extent.status()) && pool->slots.min_chunks() != pool->slots.preferred_chunks()) {
+      extent = device_->AllocateExtent(pool->slots.tenant(), pool->slots.min_chunks());
+    }
+  }
+  --moving_;
+  if (!extent.ok()) {
+    changed_.SignalAll();  // to those who waited for us; nothing came free
+    return extent.status();
+  }
+  pool->slots.AddExtent(*std::move(extent));
+  Progress();
+  return absl::OkStatus();
+}
+
+// ---------------------------------------------------------------------------------------------------------------- making room
+
+absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_bytes, Claim* claim) {
+  Keep keep;
+  MutexLock lock(&mu_);
+  const uint64_t least_bytes = pool->slots.min_chunks() * device_->chunk_bytes();
+  if (least_bytes > device_->budget_bytes()) return TooLarge(pool->slots.state_bytes(), device_->budget_bytes());
+  if (attachment_bytes > options_.attachment_budget_bytes) return TooLarge(attachment_bytes, options_.attachment_budget_bytes);
+
+  absl::Status spill_error;  // once one failed only clean images are let go
+  for (;;) {
+    if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    const uint64_t progress = progress_;
+    Step step;
+    absl::Status error;
+    if (!claim->has_attachment_room) {
+      if (attachment_bytes <= options_.attachment_budget_bytes - attachment_bytes_) {
+        attachment_bytes_ += attachment_bytes;
+        claim->attachment_bytes = attachment_bytes;
+        claim->has_attachment_room = true;
+        continue;
+      }
+      step = DropAttachment(!spill_error.ok(), &keep, &error);
+    } else {
+      if (std::optional<Slot> slot = pool->slots.Allocate()) {
+        claim->pool = pool;
+        claim->slot = *slot;
+        ++claims_;
+        ++moving_;
+        return absl::OkStatus();
+      }
+      const absl::Status grown = Grow(pool);
+      if (grown.ok()) continue;
+      if (!absl::IsResourceExhausted(grown)) return grown;
+      if (Extents empty = TakeEmptyExtents(/*keep_each=*/0); !empty.empty()) {
+        GiveBack(std::move(empty));
+        continue;
+      }
+      step = MakeRoomFor(pool, !spill_error.ok(), &keep, &error);
+    }
+    switch (step) {
+      case Step::kProgress:
+        break;
+      case Step::kSpillFailed:
+        spill_error = error;
+        break;
+      case Step::kNothingMayLeave:
+        if (progress != progress_) break;  // something came free while the lock was given back
+        if (moving_ == 0) return spill_error.ok() ? HotFull(*device_) : SpillError(spill_error, *device_);
+        WaitForChange(op);
+        break;
+    }
+  }
+}
+
+Residency::Step Residency::MakeRoomFor(Pool* pool, bool clean_only, Keep* keep, absl::Status* error) {
+  const auto may_leave = [clean_only](const VictimKey& key) { return !(clean_only && key.dirty()) && !key.image->slot.extent->draining(); };
+  const auto first = std::find_if(victims_.begin(), victims_.end(), may_leave);
+  if (first == victims_.end()) return Step::kNothingMayLeave;
+  const auto own = std::find_if(pool->victims.begin(), pool->victims.end(), may_leave);
+  if (own != pool->victims.end()) {
+    // Another layout's extent goes only if all in it should go before any image of this one.
+    if (first->image->pool != pool) {
+      const VictimKey* newest = NewestIfDrainable(*first->image->pool, first->image->slot.extent, clean_only);
+      if (newest != nullptr && *newest < *own) return Drain(first->image->pool, first->image->slot.extent, keep, error);
+    }
+    return Evict(own->image, keep, error);
+  }
+
+  // This layout has nothing to let go: whole extents of others must, if that is enough for one of ours.
+  uint64_t chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
+  const VictimKey* best = nullptr;
+  for (auto& [key, other] : pools_) {
+    if (other.get() == pool) continue;
+    for (auto& [extent, victims] : other->extents) {
+      const VictimKey* newest = NewestIfDrainable(*other, extent, clean_only);
+      if (newest == nullptr) continue;
+      chunks += extent->extent().bytes() / device_->chunk_bytes();
+      if (best == nullptr || *newest < *best) best = newest;
+    }
+  }
+  if (best == nullptr || chunks < pool->slots.min_chunks()) return Step::kNothingMayLeave;
+  return Drain(best->image->pool, best->image->slot.extent, keep, error);
+}
+
+const Residency::VictimKey* Residency::NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const {
+  const auto it = pool.extents.find(extent);
+  if (it == pool.extents.end() || extent->draining() || it->second.count != extent->used()) return nullptr;
+  const VictimKey* newest = nullptr;
+  for (const Resident* image : it->second.by_slot) {
+    if (image == nullptr) continue;
+    if (clean_only && image->listed->dirty()) return nullptr;
+    if (newest == nullptr || *newest < *image->listed) newest = &*image->listed;
+  }
+  return newest;
+}
+
+Residency::Step Residency::DropAttachment(bool clean_only, Keep* keep, absl::Status* error) {
+  for (const VictimKey& key : attached_victims_) {
+    if (!(clean_only && key.dirty())) return Evict(key.image, keep, error);
+  }
+  return Step::kNothingMayLeave;
+}
+
+// REQUIRES: `image` is listed.
+Residency::Step Residency::Evict(Resident* image, Keep* keep, absl::Status* error) {
+  const bool behind = image->listed->victim_class <= VictimClass::kBehindDirty;
+  const bool dirty = image->listed->dirty();
+  if (dirty) {
+    // No reference left means that its destructor waits for our lock: the slot is free already.
+    std::shared_ptr<Resident> reference = image->weak_from_this().lock();
+    if (reference != nullptr) {
+      keep->push_back(std::move(reference));
+      *error = PersistLocked(image);
+      if (!error->ok()) return Step::kSpillFailed;
+      ++stats_.spills;
+      if (!image->listed) return Step::kProgress;  // someone reads it now; it is clean, at least
+    }
+  }
+  DropSlot(image);
+  ++(behind ? stats_.evictions_behind_head : dirty ? stats_.evictions_spilled : stats_.evictions_clean);
+  return Step::kProgress;
+}
+
+// Empties an extent and gives it back. REQUIRES: NewestIfDrainable.
+Residency::Step Residency::Drain(Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) {
+  pool->slots.SetDraining(extent, true);
+  ++moving_;
+  Step step = Step::kProgress;
+  while (step == Step::kProgress && extent->used() > 0) {
+    const auto it = pool->extents.find(extent);
+    if (it == pool->extents.end() || it->second.count != extent->used()) break;  // one is in use again
+    const auto& images = it->second.by_slot;
+    step = Evict(*std::find_if(images.begin(), images.end(), [](Resident* image) { return image != nullptr; }), keep, error);
+  }
+  --moving_;
+  const bool emptied = extent->used() == 0;
+  pool->slots.SetDraining(extent, false);
+  Progress();
+  if (emptied) GiveBack(pool->slots.TakeEmpty(/*keep=*/0));
+  return emptied ? Step::kProgress : step;
+}
+
+}  // namespace statepool

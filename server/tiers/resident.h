@@ -1,0 +1,91 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Resident: an image as Residency keeps it: which slot it has, whether it is on disk, who uses it now. And what goes with it: pools and
+// claims. For residency*.cc alone.
+#ifndef STATEPOOL_SERVER_TIERS_RESIDENT_H_
+#define STATEPOOL_SERVER_TIERS_RESIDENT_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
+#include "server/core/image.h"
+#include "server/memory/slot_pool.h"
+#include "server/tiers/residency.h"
+
+namespace statepool {
+
+// The slots of one tenant and layout, and which of the images in them may leave.
+struct Residency::Pool {
+  struct ExtentVictims {
+    std::vector<Resident*> by_slot;  // null where the slot is free or its image may not leave
+    uint32_t count = 0;
+  };
+
+  Pool(TenantId tenant, LayoutRef its_layout, uint64_t chunk_bytes)
+      : layout(std::move(its_layout)), slots(tenant, layout->state_bytes(), chunk_bytes) {}
+
+  const LayoutRef layout;
+  SlotPool slots;
+  absl::btree_set<VictimKey> victims;
+  absl::flat_hash_map<SlotExtent*, ExtentVictims> extents;  // those with at least one victim
+  std::weak_ptr<const Resident> initial;                    // one image serves every Create
+};
+
+// All but `info`, `hot` and `cold` is guarded by Residency::mu_ (while `persisting` or pinned, slot and attachment stand still and may be
+// read without it). An image is hot, or cold, or both.
+class Residency::Resident final : public Image, public std::enable_shared_from_this<Residency::Resident> {
+ public:
+  Resident(Residency* residency, Pool* its_pool, ImageInfo info) : Image(std::move(info)), pool(its_pool), residency_(residency) {}
+  ~Resident() override { residency_->Forget(this); }
+
+  // What may change of an image is its place, which is no part of what it is: hence the cast.
+  static Resident* Of(const Image& image) { return const_cast<Resident*>(static_cast<const Resident*>(&image)); }
+
+  Pool* const pool;
+  std::atomic<bool> hot{false};   // it has a slot
+  std::atomic<bool> cold{false};  // it is whole in the cold store; never false again
+
+  Slot slot;
+  std::string attachment;  // while hot
+  int pins = 0;
+  bool persisting = false;
+  bool promoting = false;
+  bool damaged = false;        // its bytes changed in memory: never to be read, spilled or persisted
+  bool maybe_on_disk = false;  // a put was begun: the cold store has something to forget
+  bool was_head = false;       // not yet a head is not yet behind one
+  uint64_t used_at = 0;        // a count of uses, not a time
+  std::optional<VictimKey> listed;
+
+ private:
+  void HeadsChanged() const override { residency_->HeadsChanged(Of(*this)); }
+
+  Residency* const residency_;
+};
+
+// Room for one image that is none yet: a slot, and a share of the attachments' budget. The latter is counted first: whoever has a slot waits
+// for nothing any more. Guarded by Residency::mu_, but for reading `slot` by the thread that has the claim. REQUIRES: destroyed without the lock.
+struct Residency::Claim {
+  explicit Claim(Residency* its_residency) : residency(its_residency) {}
+  ~Claim() {
+    if (slot || attachment_bytes > 0) residency->Abandon(this);
+  }
+  Claim(const Claim&) = delete;
+  Claim& operator=(const Claim&) = delete;
+
+  Residency* const residency;
+  Pool* pool = nullptr;
+  Slot slot;
+  bool has_attachment_room = false;
+  uint64_t attachment_bytes = 0;
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_TIERS_RESIDENT_H_

@@ -1,0 +1,487 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/tiers/rocksdb_cold_store.h"
+
+#include <rocksdb/convenience.h>
+#include <rocksdb/db.h>
+#include <rocksdb/env.h>
+#include <rocksdb/listener.h>
+#include <sys/random.h>
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "server/core/error.h"
+#include "server/tiers/record_codec.h"
+#include "server/tiers/rocksdb_options.h"
+#include "spdlog/spdlog.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kFormat = 1;
+constexpr uint64_t kChunkBytes = 1 << 20;
+static_assert(kChunkBytes % kLeafBytes == 0, "chunks verify by themselves");
+
+// Column families, in the order in which they are opened. "default" is the meta table.
+constexpr std::array<const char*, 5> kFamilies = {"default", "layouts", "names", "manifests", "images"};
+
+constexpr char kFormatKey[] = "format";
+constexpr char kEpochKey[] = "epoch";
+constexpr char kHashKeyKey[] = "hash_key";
+constexpr char kCleanStopKey[] = "clean_stop";
+constexpr size_t kHashKeyBytes = 32;
+
+rocksdb::Slice ToSlice(absl::string_view s) { return {s.data(), s.size()}; }
+absl::string_view FromSlice(const rocksdb::Slice& s) { return {s.data(), s.size()}; }
+
+uint64_t ChunkCount(uint64_t state_bytes) { return (state_bytes + kChunkBytes - 1) / kChunkBytes; }
+
+absl::Status Corrupt(absl::string_view message) { return Error(absl::StatusCode::kDataLoss, "CORRUPT", message); }
+absl::Status CorruptImage(ImageId id, absl::string_view message) {
+  return Error(absl::StatusCode::kDataLoss, "CORRUPT", message).Meta("image", id);
+}
+absl::Status DiskFailed(absl::string_view message) { return Error(absl::StatusCode::kUnavailable, "DISK_FAILED", message); }
+absl::Status Unusable(absl::string_view reason, absl::string_view message) {
+  return Error(absl::StatusCode::kFailedPrecondition, reason, message);
+}
+
+ImageManifest ManifestOf(const ImageInfo& info) {
+  return {.complete = true,
+          .state_bytes = info.layout->state_bytes(),
+          .checksum = info.checksum,
+          .attachment_bytes = info.attachment_bytes,
+          .attachment_checksum = info.attachment_checksum};
+}
+
+bool IsLockHeld(const rocksdb::Status& status) {
+  // RocksDB has no code for it; these are the three ways in which its environments say it.
+  const std::string message = absl::AsciiStrToLower(status.ToString());
+  return absl::StrContains(message, "lock hold by current process") || absl::StrContains(message, "while lock file") ||
+         absl::StrContains(message, "file is locked");
+}
+
+}  // namespace
+
+// Hears of background errors, which no caller sees.
+class RocksDbColdStore::Listener final : public rocksdb::EventListener {
+ public:
+  explicit Listener(RocksDbColdStore* store) : store_(store) {}
+  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* error) override {
+    if (error->severity() >= rocksdb::Status::Severity::kHardError) store_->FromWrite(*error).IgnoreError();
+  }
+
+ private:
+  RocksDbColdStore* const store_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------- opening
+
+absl::StatusOr<std::unique_ptr<RocksDbColdStore>> RocksDbColdStore::Open(RocksDbColdStoreOptions options) {
+  std::unique_ptr<RocksDbColdStore> store(new RocksDbColdStore(std::move(options)));
+  if (absl::Status status = store->OpenDatabase(); !status.ok()) return status;
+  if (absl::Status status = store->ReadMeta(); !status.ok()) return status;
+  if (absl::Status status = store->CountImages(); !status.ok()) return status;
+  store->collector_ = std::thread(&RocksDbColdStore::CollectLoop, store.get());
+  return store;
+}
+
+RocksDbColdStore::RocksDbColdStore(RocksDbColdStoreOptions options)
+    : options_(std::move(options)), env_(options_.env != nullptr ? options_.env : rocksdb::Env::Default()) {}
+
+RocksDbColdStore::~RocksDbColdStore() {
+  {
+    MutexLock lock(&mu_);
+    stopping_ = true;
+    wake_.SignalAll();
+  }
+  cancel_collection_ = true;
+  if (collector_.joinable()) collector_.join();
+  if (db_ != nullptr) {
+    rocksdb::CancelAllBackgroundWork(db_.get(), /*wait=*/true);
+    for (rocksdb::ColumnFamilyHandle* family : families_) db_->DestroyColumnFamilyHandle(family).PermitUncheckedError();
+    db_->Close().PermitUncheckedError();
+    db_.reset();
+  }
+  if (lock_ != nullptr) env_->UnlockFile(lock_).PermitUncheckedError();
+}
+
+absl::Status RocksDbColdStore::OpenDatabase() {
+  if (rocksdb::Status status = env_->CreateDirIfMissing(options_.path); !status.ok()) {
+    return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
+  }
+  if (rocksdb::Status status = env_->LockFile(options_.path + "/LOCK", &lock_); !status.ok()) {
+    lock_ = nullptr;
+    if (IsLockHeld(status)) return Unusable("DATA_DIR_LOCKED", absl::StrCat("another daemon has the data directory ", options_.path));
+    return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
+  }
+
+  const RocksDbMemory memory{options_.image_memtable_bytes, options_.block_cache_bytes};
+  rocksdb::DBOptions db_options = MakeDbOptions(env_, memory);
+  db_options.listeners = {std::make_shared<Listener>(this)};
+  const std::string path = options_.path + "/db";
+  std::vector<std::string> existing;
+  if (rocksdb::Status status = rocksdb::DB::ListColumnFamilies(db_options, path, &existing); status.ok()) {
+    for (const std::string& name : existing) {
+      if (std::find(kFamilies.begin(), kFamilies.end(), name) != kFamilies.end()) continue;
+      return Unusable("FORMAT_UNKNOWN", absl::StrCat("data directory ", options_.path, " has a table '", name, "': a newer version wrote it"));
+    }
+  }
+  const rocksdb::ColumnFamilyOptions records = MakeRecordOptions(memory);
+  std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
+  for (const char* name : kFamilies) descriptors.emplace_back(name, name == kFamilies.back() ? MakeImageOptions(memory) : records);
+  rocksdb::DB* db = nullptr;
+  rocksdb::Status status = rocksdb::DB::Open(db_options, path, descriptors, &families_, &db);
+  if (status.IsCorruption()) return Corrupt(absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
+  if (status.IsNoSpace()) return FromWrite(status);
+  if (!status.ok()) return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
+  db_.reset(db);
+  meta_ = families_[0];
+  layouts_ = families_[1];
+  names_ = families_[2];
+  manifests_ = families_[3];
+  images_ = families_[4];
+  return absl::OkStatus();
+}
+
+absl::Status RocksDbColdStore::ReadMeta() {
+  // A value, nothing when it is absent, or CORRUPT.
+  const auto read = [this](absl::string_view key, auto decode) -> absl::StatusOr<decltype(decode(key, absl::string_view()))> {
+    std::string value;
+    const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), meta_, ToSlice(key), &value);
+    if (status.IsNotFound()) return std::nullopt;
+    if (!status.ok()) return FromRead(status);
+    auto decoded = decode(key, value);
+    if (!decoded) return Corrupt(absl::StrCat("the record '", key, "' of the data directory is damaged"));
+    return decoded;
+  };
+  const auto format = read(kFormatKey, DecodeMetaNumber);
+  const auto epoch = read(kEpochKey, DecodeMetaNumber);
+  const auto hash_key = read(kHashKeyKey, DecodeMeta);
+  const auto clean_stop = read(kCleanStopKey, DecodeMeta);
+  if (!format.ok()) return format.status();
+  if (*format && **format != kFormat) {
+    return Unusable("FORMAT_UNKNOWN", absl::StrCat("data directory ", options_.path, " has format ", **format, "; this version reads ", kFormat));
+  }
+  for (const absl::Status& status : {epoch.status(), hash_key.status(), clean_stop.status()}) {
+    if (!status.ok()) return status;
+  }
+  last_run_.existed = format->has_value();
+  if (last_run_.existed && (!*epoch || !*hash_key || (*hash_key)->size() != kHashKeyBytes)) {
+    return Corrupt("the data directory lacks its epoch or its hash key");
+  }
+  last_run_.clean = clean_stop->has_value();
+  if (last_run_.clean) last_run_.tombstones = **clean_stop;
+
+  rocksdb::WriteBatch batch;
+  if (last_run_.existed) {
+    epoch_ = **epoch + 1;
+    hash_key_ = **hash_key;
+  } else {
+    epoch_ = 1;
+    hash_key_.resize(kHashKeyBytes);
+    if (getrandom(hash_key_.data(), hash_key_.size(), 0) != static_cast<ssize_t>(hash_key_.size())) {
+      return absl::InternalError("no random bytes for the hash key");
+    }
+    batch.Put(meta_, kFormatKey, EncodeMetaNumber(kFormatKey, kFormat));
+    batch.Put(meta_, kHashKeyKey, EncodeMeta(kHashKeyKey, hash_key_));
+  }
+  batch.Put(meta_, kEpochKey, EncodeMetaNumber(kEpochKey, epoch_));
+  batch.Delete(meta_, kCleanStopKey);
+  return Write(&batch, /*sync=*/true);
+}
+
+absl::Status RocksDbColdStore::CountImages() {
+  const auto it = Scan(manifests_);
+  uint64_t used = 0;
+  for (it->SeekToFirst(); it->Valid(); it->Next()) {
+    const auto manifest = DecodeManifest(FromSlice(it->key()), FromSlice(it->value()));
+    if (manifest && manifest->complete) used += manifest->state_bytes + manifest->attachment_bytes;
+  }
+  used_bytes_ = used;
+  return FromRead(it->status());
+}
+
+// ---------------------------------------------------------------------------------------------------------------- errors
+
+void RocksDbColdStore::Fail(const absl::Status& status) {
+  if (failed_.exchange(true)) return;
+  spdlog::critical("the disk failed: {}", status.ToString());
+  if (options_.on_failed) options_.on_failed(status);
+}
+
+absl::Status RocksDbColdStore::FromWrite(const rocksdb::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  if (status.IsNoSpace()) {
+    return Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "the disk is full")
+        .Meta("limit", options_.budget_bytes)
+        .RetryAfter(absl::Seconds(1));
+  }
+  // What a failed write left in the log is unknown, so no later write may be built on it.
+  const absl::Status failed = DiskFailed(status.ToString());
+  Fail(failed);
+  return failed;
+}
+
+absl::Status RocksDbColdStore::FromRead(const rocksdb::Status& status) {
+  if (status.ok()) return absl::OkStatus();
+  if (status.IsCorruption()) return Corrupt(status.ToString());
+  return DiskFailed(status.ToString());
+}
+
+absl::Status RocksDbColdStore::Write(rocksdb::WriteBatch* batch, bool sync) {
+  if (failed()) return DiskFailed("the disk failed earlier");
+  rocksdb::WriteOptions options;
+  options.sync = sync;
+  return FromWrite(db_->Write(options, batch));
+}
+
+std::unique_ptr<rocksdb::Iterator> RocksDbColdStore::Scan(rocksdb::ColumnFamilyHandle* family) {
+  rocksdb::ReadOptions options;
+  options.fill_cache = false;
+  options.readahead_size = 1 << 20;
+  return std::unique_ptr<rocksdb::Iterator>(db_->NewIterator(options, family));
+}
+
+// ---------------------------------------------------------------------------------------------------------------- images
+
+absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
+                                        absl::string_view attachment) {
+  assert(state.size() == info.layout->state_bytes() && leaves.size() == LeafCount(state.size()));
+  assert(attachment.size() == info.attachment_bytes);
+  const uint64_t bytes = state.size() + attachment.size();
+  uint64_t used = used_bytes_.load();
+  do {
+    if (used > options_.budget_bytes || bytes > options_.budget_bytes - used) {
+      return Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "the cold budget is used up")
+          .Meta("limit", options_.budget_bytes)
+          .RetryAfter(absl::Seconds(1));
+    }
+  } while (!used_bytes_.compare_exchange_weak(used, used + bytes));
+
+  const std::string manifest_key = EncodeImageKey(info.id);
+  const ImageManifest manifest = ManifestOf(info);
+  const uint64_t chunks = ChunkCount(state.size());
+  rocksdb::WriteBatch batch(std::min<uint64_t>(state.size(), kChunkBytes) + 4096);
+  if (chunks > 1) {
+    ImageManifest announced = manifest;
+    announced.complete = false;
+    batch.Put(manifests_, manifest_key, EncodeManifest(manifest_key, announced));
+  }
+  absl::Status status;
+  for (uint64_t chunk = 0; chunk < chunks && status.ok(); ++chunk) {
+    const absl::string_view data = state.substr(chunk * kChunkBytes, kChunkBytes);
+    const auto hashes = leaves.subspan(chunk * (kChunkBytes / kLeafBytes), LeafCount(data.size()));
+    const std::string key = EncodeChunkKey(info.id, static_cast<uint32_t>(chunk));
+    const rocksdb::Slice key_parts[] = {key};
+    const rocksdb::Slice value_parts[] = {ToSlice(data), {reinterpret_cast<const char*>(hashes.data()), hashes.size() * sizeof(LeafHash)}};
+    batch.Put(images_, rocksdb::SliceParts(key_parts, 1), rocksdb::SliceParts(value_parts, 2));
+    if (chunk + 1 == chunks) {
+      if (!attachment.empty()) batch.Put(images_, EncodeChunkKey(info.id, kAttachmentChunk), ToSlice(attachment));
+      batch.Put(manifests_, manifest_key, EncodeManifest(manifest_key, manifest));
+    }
+    status = Write(&batch, /*sync=*/false);
+    batch.Clear();
+  }
+  if (status.ok()) return status;
+
+  // Undo what got through; if that fails too, the announcement lets a later delete or the next start find it.
+  used_bytes_ -= bytes;
+  if (chunks > 1 && AppendDelete(info.id, &batch).ok()) Write(&batch, /*sync=*/false).IgnoreError();
+  return status;
+}
+
+absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std::string* attachment) {
+  rocksdb::ReadOptions options;
+  options.verify_checksums = false;  // we verify with XXH3, which is faster than Debian's CRC32
+  options.fill_cache = false;
+
+  const std::string manifest_key = EncodeImageKey(info.id);
+  rocksdb::PinnableSlice value;
+  rocksdb::Status status = db_->Get(options, manifests_, manifest_key, &value);
+  if (status.IsNotFound()) return CorruptImage(info.id, "the image is missing");
+  if (!status.ok()) return FromRead(status);
+  const auto manifest = DecodeManifest(manifest_key, FromSlice(value));
+  if (!manifest || *manifest != ManifestOf(info)) return CorruptImage(info.id, "the image's manifest is damaged or another's");
+
+  std::vector<LeafHash> leaves;
+  leaves.reserve(LeafCount(manifest->state_bytes));
+  for (uint64_t chunk = 0; chunk < ChunkCount(manifest->state_bytes); ++chunk) {
+    value.Reset();
+    status = db_->Get(options, images_, EncodeChunkKey(info.id, static_cast<uint32_t>(chunk)), &value);
+    if (status.IsNotFound()) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " is missing"));
+    if (status.IsCorruption()) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, ": ", status.ToString()));
+    if (!status.ok()) return FromRead(status);
+    const uint64_t offset = chunk * kChunkBytes;
+    const uint64_t size = std::min(kChunkBytes, manifest->state_bytes - offset);
+    const size_t leaf_count = LeafCount(size);
+    if (value.size() != size + leaf_count * sizeof(LeafHash)) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " has the wrong length"));
+    CopyHasher copy(state + offset, size);
+    copy.Append(absl::string_view(value.data(), size));
+    const std::vector<LeafHash>& found = copy.Finish();
+    if (std::memcmp(found.data(), value.data() + size, leaf_count * sizeof(LeafHash)) != 0) {
+      return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " fails its checksum"));
+    }
+    leaves.insert(leaves.end(), found.begin(), found.end());
+  }
+  if (HashRoot(leaves) != info.checksum) return CorruptImage(info.id, "the image fails its checksum");
+
+  attachment->clear();
+  if (info.attachment_bytes == 0) return absl::OkStatus();
+  status = db_->Get(options, images_, EncodeChunkKey(info.id, kAttachmentChunk), attachment);
+  if (status.IsNotFound()) return CorruptImage(info.id, "the attachment is missing");
+  if (!status.ok()) return FromRead(status);
+  if (attachment->size() != info.attachment_bytes || ChecksumOf(*attachment) != info.attachment_checksum) {
+    return CorruptImage(info.id, "the attachment fails its checksum");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<uint64_t> RocksDbColdStore::AppendDelete(ImageId id, rocksdb::WriteBatch* batch) {
+  const std::string key = EncodeImageKey(id);
+  std::string value;
+  const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), manifests_, key, &value);
+  if (status.IsNotFound()) return 0;
+  if (!status.ok()) return FromRead(status);
+  batch->Delete(manifests_, key);
+  const auto manifest = DecodeManifest(key, value);
+  if (!manifest) {  // its size is unknown: whatever is there goes
+    batch->DeleteRange(images_, EncodeChunkKey(id, 0), EncodeImageKey(id + 1));
+    return 0;
+  }
+  for (uint64_t chunk = 0; chunk < ChunkCount(manifest->state_bytes); ++chunk) {
+    batch->Delete(images_, EncodeChunkKey(id, static_cast<uint32_t>(chunk)));
+  }
+  if (manifest->attachment_bytes > 0) batch->Delete(images_, EncodeChunkKey(id, kAttachmentChunk));
+  return manifest->complete ? manifest->state_bytes + manifest->attachment_bytes : 0;
+}
+
+absl::Status RocksDbColdStore::DeleteImages(absl::Span<const ImageId> ids) {
+  rocksdb::WriteBatch batch;
+  uint64_t bytes = 0;
+  for (ImageId id : ids) {
+    absl::StatusOr<uint64_t> deleted = AppendDelete(id, &batch);
+    if (!deleted.ok()) return deleted.status();
+    bytes += *deleted;
+  }
+  if (absl::Status status = Write(&batch, /*sync=*/false); !status.ok()) return status;
+  used_bytes_ -= bytes;
+  MutexLock lock(&mu_);
+  deleted_bytes_ += bytes;
+  wake_.SignalAll();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<ImageId>> RocksDbColdStore::ListImages(ImageId after, size_t limit) {
+  std::vector<ImageId> ids;
+  const auto it = Scan(manifests_);
+  for (it->Seek(EncodeImageKey(after + 1)); it->Valid() && ids.size() < limit; it->Next()) {
+    if (const auto id = DecodeImageKey(FromSlice(it->key()))) ids.push_back(*id);
+  }
+  if (absl::Status status = FromRead(it->status()); !status.ok()) return status;
+  return ids;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- space
+
+void RocksDbColdStore::CollectLoop() {
+  MutexLock lock(&mu_);
+  while (!stopping_) {
+    if (deleted_bytes_ < std::max(options_.collect_min_bytes, used_bytes() / 4)) {
+      wake_.Wait(&mu_);
+      continue;
+    }
+    deleted_bytes_ = 0;
+    MutexUnlock unlock(&mu_);
+    if (absl::Status status = CollectGarbage(); !status.ok() && !cancel_collection_) {
+      spdlog::warn("collecting the space of deleted images: {}", status.ToString());
+    }
+  }
+}
+
+absl::Status RocksDbColdStore::CollectGarbage() {
+  rocksdb::CompactRangeOptions options;
+  options.exclusive_manual_compaction = false;
+  options.canceled = &cancel_collection_;
+  // First the references alone: only then is it known which blobs are garbage, and files that are nothing else go by themselves.
+  options.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kDisable;
+  rocksdb::Status status = db_->CompactRange(options, images_, nullptr, nullptr);
+  uint64_t blob_bytes = 0, garbage_bytes = 0;
+  if (status.ok() && db_->GetIntProperty(images_, rocksdb::DB::Properties::kLiveBlobFileSize, &blob_bytes) &&
+      db_->GetIntProperty(images_, rocksdb::DB::Properties::kLiveBlobFileGarbageSize, &garbage_bytes) &&
+      garbage_bytes >= options_.collect_min_bytes && garbage_bytes >= blob_bytes / 2) {
+    options.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kForce;
+    options.blob_garbage_collection_age_cutoff = 1.0;
+    options.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+    status = db_->CompactRange(options, images_, nullptr, nullptr);
+  }
+  if (status.ok()) return absl::OkStatus();
+  // No write of ours: a full disk or a cancelled run is nothing to stop for, and background errors reach the Listener.
+  return absl::UnavailableError(status.ToString());
+}
+
+// ---------------------------------------------------------------------------------------------------------------- names
+
+absl::Status RocksDbColdStore::Commit(absl::Span<const NameChange> changes, bool sync) {
+  rocksdb::WriteBatch batch;
+  for (const NameChange& change : changes) {
+    const std::string key = EncodeNameKey(change.key);
+    if (!change.record) {
+      batch.Delete(names_, key);
+      continue;
+    }
+    assert(change.record->key == change.key && !change.record->versions.empty());
+    batch.Put(names_, key, EncodeNameRecord(key, *change.record));
+  }
+  return Write(&batch, sync);
+}
+
+absl::Status RocksDbColdStore::CommitLayout(const LayoutRecord& record) {
+  const absl::StatusOr<LayoutRef> layout = Layout::FromCanonical(record.canonical);
+  if (!layout.ok()) return layout.status();
+  const std::string key = EncodeLayoutKey(record.tenant, (*layout)->fingerprint());
+  rocksdb::WriteBatch batch;
+  batch.Put(layouts_, key, EncodeLayoutRecord(key, record));
+  return Write(&batch, /*sync=*/true);
+}
+
+absl::Status RocksDbColdStore::CommitCleanStop(absl::string_view tombstones) {
+  rocksdb::WriteBatch batch;
+  batch.Put(meta_, kCleanStopKey, EncodeMeta(kCleanStopKey, tombstones));
+  return Write(&batch, /*sync=*/true);
+}
+
+absl::Status RocksDbColdStore::LoadLayouts(absl::FunctionRef<absl::Status(LayoutRecord)> visit) {
+  const auto it = Scan(layouts_);
+  for (it->SeekToFirst(); it->Valid(); it->Next()) {
+    auto record = DecodeLayoutRecord(FromSlice(it->key()), FromSlice(it->value()));
+    if (!record) {  // names that have it will be found to lack their layout
+      spdlog::error("a layout's record is damaged");
+      continue;
+    }
+    if (absl::Status status = visit(*std::move(record)); !status.ok()) return status;
+  }
+  return FromRead(it->status());
+}
+
+absl::Status RocksDbColdStore::LoadNames(absl::FunctionRef<absl::Status(NameChange)> visit) {
+  const auto it = Scan(names_);
+  for (it->SeekToFirst(); it->Valid(); it->Next()) {
+    std::optional<NameKey> key = DecodeNameKey(FromSlice(it->key()));
+    if (!key) {
+      spdlog::error("a name's key is damaged; its record stays where it is");
+      continue;
+    }
+    NameChange change{*std::move(key), DecodeNameRecord(FromSlice(it->key()), FromSlice(it->value()))};
+    if (absl::Status status = visit(std::move(change)); !status.ok()) return status;
+  }
+  return FromRead(it->status());
+}
+
+}  // namespace statepool

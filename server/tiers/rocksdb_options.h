@@ -1,0 +1,24 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// How RocksDB is set up: every figure that bounds its memory or shapes its files, and why. For rocksdb_cold_store.cc alone.
+#ifndef STATEPOOL_SERVER_TIERS_ROCKSDB_OPTIONS_H_
+#define STATEPOOL_SERVER_TIERS_ROCKSDB_OPTIONS_H_
+
+#include <rocksdb/options.h>
+
+namespace statepool {
+
+struct RocksDbMemory {
+  uint64_t image_memtable_bytes = 0;  // three may exist at a time
+  uint64_t block_cache_bytes = 0;
+};
+
+rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, const RocksDbMemory& memory);
+// For meta, layouts, names and manifests: many small records.
+rocksdb::ColumnFamilyOptions MakeRecordOptions(const RocksDbMemory& memory);
+// For images: chunks of up to 1 MiB in blob files.
+rocksdb::ColumnFamilyOptions MakeImageOptions(const RocksDbMemory& memory);
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_TIERS_ROCKSDB_OPTIONS_H_

@@ -1,0 +1,156 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/memory/host_device.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+#include "server/memory/failing_device.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t operator""_KiB(unsigned long long n) { return n << 10; }
+constexpr uint64_t operator""_MiB(unsigned long long n) { return n << 20; }
+constexpr uint64_t operator""_GiB(unsigned long long n) { return n << 30; }
+
+std::unique_ptr<HostDevice> MakeDevice(uint64_t budget_bytes, uint64_t chunk_bytes = 64_KiB) {
+  return *HostDevice::Create({.budget_bytes = budget_bytes, .chunk_bytes = chunk_bytes});
+}
+
+TEST(HostDevice, GivesZeroedMemoryThatCanBeWritten) {
+  const auto device = MakeDevice(1_MiB);
+  const auto extent = device->AllocateExtent(7, 3);
+  ASSERT_TRUE(extent.ok()) << extent.status();
+  char* data = (*extent)->data();
+  EXPECT_EQ((*extent)->bytes(), 192_KiB);
+  EXPECT_EQ((*extent)->tenant(), 7u);
+  EXPECT_TRUE(std::all_of(data, data + 192_KiB, [](char c) { return c == 0; }));
+  ASSERT_TRUE(device->CopyIn(data + 100, "state").ok());
+  std::string back(5, 0);
+  ASSERT_TRUE(device->CopyOut(back.data(), data + 100, 5).ok());
+  EXPECT_EQ(back, "state");
+}
+
+TEST(HostDevice, NeverExceedsItsBudgetAndGivesBackWhatIsFreed) {
+  const auto device = MakeDevice(256_KiB + 1);  // the odd byte is no chunk
+  EXPECT_EQ(device->budget_bytes(), 256_KiB);
+  auto first = device->AllocateExtent(0, 3);
+  ASSERT_TRUE(first.ok());
+  const auto refused = device->AllocateExtent(0, 2);
+  EXPECT_EQ(ReasonOf(refused.status()), "HOT_FULL");
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_GT(GetErrorDetail(refused.status()).retry_after, absl::ZeroDuration());
+  EXPECT_EQ(device->used_bytes(), 192_KiB);
+  EXPECT_TRUE(device->AllocateExtent(0, 1).ok());
+  first->reset();
+  EXPECT_EQ(device->used_bytes(), 0u);
+  EXPECT_TRUE(device->AllocateExtent(0, 4).ok());
+}
+
+TEST(HostDevice, RefusesSizesThatWouldOverflow) {
+  const auto device = MakeDevice(1_MiB);
+  EXPECT_EQ(ReasonOf(device->AllocateExtent(0, UINT64_MAX / 64_KiB + 2).status()), "HOT_FULL");
+  EXPECT_EQ(device->used_bytes(), 0u);
+}
+
+TEST(HostDevice, LetsAnotherHolderOfTheDescriptorReadOnly) {
+  const auto device = MakeDevice(1_MiB);
+  const auto extent = *device->AllocateExtent(0, 1);
+  std::strcpy(extent->data(), "mine");
+  const int fd = static_cast<const HostExtent&>(*extent).fd();
+
+  void* view = mmap(nullptr, 64_KiB, PROT_READ, MAP_SHARED, fd, 0);
+  ASSERT_NE(view, MAP_FAILED);
+  EXPECT_STREQ(static_cast<const char*>(view), "mine");
+  EXPECT_NE(mprotect(view, 64_KiB, PROT_READ | PROT_WRITE), 0);
+  munmap(view, 64_KiB);
+  EXPECT_EQ(mmap(nullptr, 64_KiB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+  EXPECT_EQ(pwrite(fd, "x", 1, 0), -1);
+  EXPECT_EQ(ftruncate(fd, 0), -1);
+  const int reopened = open(absl::StrCat("/proc/self/fd/", fd).c_str(), O_RDWR);
+  if (reopened >= 0) {
+    EXPECT_EQ(mmap(nullptr, 64_KiB, PROT_READ | PROT_WRITE, MAP_SHARED, reopened, 0), MAP_FAILED);
+    close(reopened);
+  }
+  extent->data()[0] = 'w';  // we still can
+}
+
+TEST(HostDevice, NeverShowsOneTenantsBytesToTheNext) {
+  const auto device = MakeDevice(64_KiB);
+  for (TenantId tenant = 0; tenant < 8; ++tenant) {
+    const auto extent = *device->AllocateExtent(tenant, 1);
+    ASSERT_TRUE(std::all_of(extent->data(), extent->data() + 64_KiB, [](char c) { return c == 0; }));
+    std::memset(extent->data(), 0x5a, 64_KiB);
+  }
+}
+
+TEST(HostDevice, TakesSmallerChunksForSmallBudgets) {
+  EXPECT_EQ(HostDevice::ChunkBytesFor(8_GiB), 2_MiB);
+  EXPECT_EQ(HostDevice::ChunkBytesFor(128_MiB), 2_MiB);
+  EXPECT_EQ(HostDevice::ChunkBytesFor(64_MiB), 1_MiB);
+  EXPECT_EQ(HostDevice::ChunkBytesFor(1), 64_KiB);
+}
+
+TEST(HostDevice, RefusesOptionsThatMakeNoSense) {
+  EXPECT_FALSE(HostDevice::Create({.budget_bytes = 1_MiB, .chunk_bytes = 100'000}).ok());
+  EXPECT_FALSE(HostDevice::Create({.budget_bytes = 1_MiB, .chunk_bytes = 512}).ok());
+  EXPECT_FALSE(HostDevice::Create({.budget_bytes = 1_KiB}).ok());
+}
+
+TEST(HostDevice, KeepsItsBudgetUnderContention) {
+  const auto device = MakeDevice(640_KiB);
+  std::atomic<int> held{0}, most{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 100; ++i) {
+        const auto extent = device->AllocateExtent(0, 3);
+        if (!extent.ok()) continue;
+        const int now = ++held;
+        for (int before = most; before < now && !most.compare_exchange_weak(before, now);) {
+        }
+        --held;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GE(most, 1);
+  EXPECT_LE(most, 3);  // ten chunks
+  EXPECT_EQ(device->used_bytes(), 0u);
+}
+
+TEST(FailingDevice, RefusesOnDemandAndElseIsItsInnerDevice) {
+  const auto inner = MakeDevice(1_MiB);
+  bool fail = true;
+  FailingDevice device(inner.get(), [&](TenantId, uint64_t) { return fail ? absl::InternalError("planted") : absl::OkStatus(); });
+  EXPECT_EQ(device.AllocateExtent(0, 1).status().message(), "planted");
+  fail = false;
+  const auto extent = device.AllocateExtent(0, 1);
+  EXPECT_TRUE(extent.ok());
+  EXPECT_EQ(device.used_bytes(), 64_KiB);
+  EXPECT_EQ(device.budget_bytes(), 1_MiB);
+}
+
+TEST(OpenFileLimit, IsRaisedToTheHardLimit) {
+  rlimit limit{};
+  const uint64_t raised = RaiseOpenFileLimit();
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_EQ(raised, limit.rlim_max);
+  EXPECT_EQ(limit.rlim_cur, limit.rlim_max);
+}
+
+}  // namespace
+}  // namespace statepool

@@ -23,7 +23,8 @@ bool IsSeconds(absl::string_view text, double* seconds) {
 }
 
 bool IsDuration(absl::string_view text, absl::Duration* duration) {
-  return absl::ParseDuration(text, duration) && *duration > absl::ZeroDuration() && *duration < absl::InfiniteDuration();
+  return absl::ParseDuration(text, duration) && *duration > absl::ZeroDuration() &&
+         *duration < absl::InfiniteDuration();
 }
 
 // What the value should be; empty: it is.
@@ -121,7 +122,8 @@ std::string GroupHelp(const Program& program, absl::string_view group) {
   absl::StrAppend(&out, "\nGlobal flags:\n");
   AppendFlags(program.flags, &out);
   AppendExample(example, &out);
-  absl::StrAppend(&out, "\n'", program.name, group.empty() ? "" : " ", group, " COMMAND --help' tells more of a command.\n");
+  absl::StrAppend(&out, "\n'", program.name, group.empty() ? "" : " ", group,
+                  " COMMAND --help' tells more of a command.\n");
   return out;
 }
 
@@ -135,7 +137,8 @@ size_t EditDistance(absl::string_view a, absl::string_view b) {
         continue;
       }
       d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
     }
   }
   return d[a.size()][b.size()];
@@ -153,8 +156,7 @@ absl::string_view Nearest(absl::string_view word, absl::Span<const absl::string_
   if (word.size() > kWordMax) return nearest;
   size_t limit = std::max<size_t>(1, word.size() / 3) + 1;  // the first distance that is too far
   for (absl::string_view candidate : candidates) {
-    const size_t distance =
-        word.size() >= 3 && absl::StartsWith(candidate, word) ? 1 : EditDistance(word, candidate);
+    const size_t distance = word.size() >= 3 && absl::StartsWith(candidate, word) ? 1 : EditDistance(word, candidate);
     if (distance < limit) {
       limit = distance;
       nearest = candidate;
@@ -241,12 +243,13 @@ class Parser {
       if (group_.empty() || words[0] == group_) known.push_back(words[group_.empty() ? 0 : 1]);
     }
     known.erase(std::unique(known.begin(), known.end()), known.end());
-    return UsageError(name, absl::StrCat("unknown command '", name, "'", DidYouMean("", Nearest(word, known)), " (there are ",
-                                         absl::StrJoin(known, ", "), ")"));
+    return UsageError(name, absl::StrCat("unknown command '", name, "'", DidYouMean("", Nearest(word, known)),
+                                         " (there are ", absl::StrJoin(known, ", "), ")"));
   }
 
   const Flag* Find(absl::string_view name, char letter) const {
-    for (const std::vector<Flag>* flags : {result_.command == nullptr ? nullptr : &result_.command->flags, &program_.flags}) {
+    for (const std::vector<Flag>* flags :
+         {result_.command == nullptr ? nullptr : &result_.command->flags, &program_.flags}) {
       if (flags == nullptr) continue;
       for (const Flag& flag : *flags) {
         if (letter == 0 ? flag.name == name : flag.letter == letter) return &flag;
@@ -261,7 +264,8 @@ class Parser {
     if (result_.command != nullptr) {
       for (const Flag& flag : result_.command->flags) known.push_back(flag.name);
     }
-    const std::string where = result_.command == nullptr ? "before the command" : absl::StrCat("for ", result_.command->name);
+    const std::string where =
+        result_.command == nullptr ? "before the command" : absl::StrCat("for ", result_.command->name);
     return UsageError(given, absl::StrCat("unknown flag ", given, " ", where, DidYouMean("--", Nearest(name, known))));
   }
 
@@ -310,7 +314,8 @@ class Parser {
     }
     const std::string see = absl::StrCat("; '", program_.name, " ", command->name, " --help' has an example");
     const int given = static_cast<int>(result_.operands.size());
-    if (given < command->min_operands) return UsageError(command->operands, absl::StrCat("give ", command->operands, see));
+    if (given < command->min_operands)
+      return UsageError(command->operands, absl::StrCat("give ", command->operands, see));
     if (command->max_operands >= 0 && given > command->max_operands) {
       return UsageError(result_.operands[command->max_operands],
                         absl::StrCat("'", result_.operands[command->max_operands], "' is one argument too many", see));

@@ -4,9 +4,9 @@
 //
 //   statepool [GLOBAL FLAGS] GROUP COMMAND [FLAGS and OPERANDS in any order] [-- OPERANDS]
 //
-// Flags are --name=VALUE or --name VALUE; switches are --name; the last of several counts. "-" is an operand (a file: stdin or
-// stdout). Values are checked while parsing, so a command reads them without error handling.
-// Errors are INVALID_ARGUMENT with reason USAGE and the flag as field (client/cpp/errors.h).
+// Flags are --name=VALUE or --name VALUE; switches are --name; the last of several counts. "-" is an operand (a file:
+// stdin or stdout). Values are checked while parsing, so a command reads them without error handling. Errors are
+// INVALID_ARGUMENT with reason USAGE and the flag as field (client/cpp/errors.h).
 #ifndef STATEPOOL_CLIENT_CLI_ARGS_H_
 #define STATEPOOL_CLIENT_CLI_ARGS_H_
 
@@ -36,24 +36,24 @@ struct Flag {
     kTime,      // RFC 3339: 2030-01-31T12:00:00Z
     kChoice,    // one of those that `value` lists: a|b|c
   };
-  absl::string_view name;   // without dashes
+  absl::string_view name;  // without dashes
   Type type;
   absl::string_view value;  // what stands for the value in the help: FILE, N, a|b|c; empty for a switch
   absl::string_view help;
   bool required = false;
-  char letter = 0;          // -o besides --output
+  char letter = 0;  // -o besides --output
 };
 
 struct Command {
   absl::string_view name;      // "seq set", or one word
   absl::string_view operands;  // for the help: "NAME", "SRC [CHILD...]"
   int min_operands;
-  int max_operands;            // -1: any number
-  absl::string_view summary;   // one line
-  absl::string_view details;   // lines of at most 80 columns, may be empty
-  absl::string_view example;   // shell lines
+  int max_operands;           // -1: any number
+  absl::string_view summary;  // one line
+  absl::string_view details;  // lines of at most 80 columns, may be empty
+  absl::string_view example;  // shell lines
   std::vector<Flag> flags;
-  int (*run)(Context&);        // gives the exit code
+  int (*run)(Context&);  // gives the exit code
 };
 
 struct Program {
@@ -67,9 +67,9 @@ struct Program {
 // What was given. REQUIRES for each getter: the command or the program has this flag with this type.
 class Arguments {
  public:
-  const Command* command = nullptr;   // null only with help
+  const Command* command = nullptr;  // null only with help
   std::vector<std::string> operands;
-  std::string help;                   // --help was given: print this and do nothing else
+  std::string help;  // --help was given: print this and do nothing else
 
   bool Has(absl::string_view flag) const { return values_.contains(flag); }
   // The value, or `fallback` if it was not given.

@@ -37,12 +37,13 @@ template <typename Message>
 int Answer(const Context& context, const absl::StatusOr<Message>& answer);
 int AnswerJson(const Context& context, const absl::StatusOr<Json>& answer);
 
-// Runs `one` for each operand: prints its object if there is one operand, and an array under `kind` for several. Those that fail
-// are left out, and their errors printed. Gives the first failure's exit code.
+// Runs `one` for each operand: prints its object if there is one operand, and an array under `kind` for several. Those
+// that fail are left out, and their errors printed. Gives the first failure's exit code.
 int ForEachOperand(const Context& context, absl::string_view kind,
                    absl::FunctionRef<absl::StatusOr<Json>(const std::string& operand)> one);
 
-// --durability, --ttl, --expire-at, --never-expire, and with `history` --max-history. REQUIRES: the command has OptionFlags().
+// --durability, --ttl, --expire-at, --never-expire, and with `history` --max-history. REQUIRES: the command has
+// OptionFlags().
 std::vector<Flag> OptionFlags(bool history);
 absl::StatusOr<v1::NameOptions> OptionsOf(const Arguments& args);
 

@@ -23,10 +23,24 @@ int RunHealth(Context& context) {
 
 std::vector<Command> DaemonCommands() {
   return {
-      {"status", "", 0, 0, "Show the daemon's version, devices, limits and counts.", "",
-       "statepool status --server=unix:/run/statepool/grpc.sock", {}, RunStatus},
-      {"health", "[SERVICE]", 0, 1, "Ask whether the daemon serves; exits with 6 if not.", "",
-       "statepool health && echo ready", {}, RunHealth},
+      {"status",
+       "",
+       0,
+       0,
+       "Show the daemon's version, devices, limits and counts.",
+       "",
+       "statepool status --server=unix:/run/statepool/grpc.sock",
+       {},
+       RunStatus},
+      {"health",
+       "[SERVICE]",
+       0,
+       1,
+       "Ask whether the daemon serves; exits with 6 if not.",
+       "",
+       "statepool health && echo ready",
+       {},
+       RunHealth},
   };
 }
 

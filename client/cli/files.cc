@@ -58,7 +58,8 @@ absl::StatusOr<std::string> ReadFile(absl::string_view flag, const std::string& 
   const size_t expected = S_ISREG(info.st_mode) ? static_cast<size_t>(info.st_size) : 0;
   size_t used = 0;
   while (used <= max_bytes) {
-    if (used == bytes.size()) bytes.resize(std::min(max_bytes, std::max(expected, used + std::max(used, kReadBytes))) + 1);
+    if (used == bytes.size())
+      bytes.resize(std::min(max_bytes, std::max(expected, used + std::max(used, kReadBytes))) + 1);
     const ssize_t n = read(fd, bytes.data() + used, bytes.size() - used);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return FileError(flag, path);

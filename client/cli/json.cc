@@ -23,7 +23,11 @@ using google::protobuf::Reflection;
 size_t Utf8Bytes(absl::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const unsigned char lead = byte(0);
-  const size_t n = lead < 0x80 ? 1 : lead >= 0xc2 && lead < 0xe0 ? 2 : (lead & 0xf0) == 0xe0 ? 3 : lead >= 0xf0 && lead < 0xf5 ? 4 : 0;
+  const size_t n = lead < 0x80                   ? 1
+                   : lead >= 0xc2 && lead < 0xe0 ? 2
+                   : (lead & 0xf0) == 0xe0       ? 3
+                   : lead >= 0xf0 && lead < 0xf5 ? 4
+                                                 : 0;
   if (n > text.size()) return 0;
   for (size_t i = 1; i < n; ++i) {
     if ((byte(i) & 0xc0) != 0x80) return 0;
@@ -44,7 +48,8 @@ void AppendQuoted(absl::string_view text, std::string* out) {
     if (c == '"' || c == '\\') absl::StrAppend(out, "\\", text.substr(0, 1));
     else if (c == '\n') absl::StrAppend(out, "\\n");
     else if (c == '\t') absl::StrAppend(out, "\\t");
-    else if (n == 1 && (absl::ascii_iscntrl(c) != 0)) absl::StrAppendFormat(out, "\\u%04x", static_cast<unsigned char>(c));
+    else if (n == 1 && (absl::ascii_iscntrl(c) != 0))
+      absl::StrAppendFormat(out, "\\u%04x", static_cast<unsigned char>(c));
     else absl::StrAppend(out, n == 0 ? "\xef\xbf\xbd" : text.substr(0, n));
     text.remove_prefix(n == 0 ? 1 : n);
   }
@@ -62,7 +67,8 @@ Json RefToJson(const v1::NameRef& ref, std::string* kind) {
 
 Json MessageToJson(const Message& message) {
   using google::protobuf::util::TimeUtil;
-  if (const auto* duration = dynamic_cast<const google::protobuf::Duration*>(&message)) return TimeUtil::ToString(*duration);
+  if (const auto* duration = dynamic_cast<const google::protobuf::Duration*>(&message))
+    return TimeUtil::ToString(*duration);
   if (const auto* time = dynamic_cast<const google::protobuf::Timestamp*>(&message)) return TimeUtil::ToString(*time);
   return ToJson(message);
 }
@@ -72,10 +78,14 @@ Json Value(const Message& message, const FieldDescriptor* field, int i) {
   const Reflection& r = *message.GetReflection();
   std::string scratch;
   switch (field->cpp_type()) {
-    case FieldDescriptor::CPPTYPE_INT32: return i < 0 ? r.GetInt32(message, field) : r.GetRepeatedInt32(message, field, i);
-    case FieldDescriptor::CPPTYPE_INT64: return i < 0 ? r.GetInt64(message, field) : r.GetRepeatedInt64(message, field, i);
-    case FieldDescriptor::CPPTYPE_UINT32: return i < 0 ? r.GetUInt32(message, field) : r.GetRepeatedUInt32(message, field, i);
-    case FieldDescriptor::CPPTYPE_UINT64: return i < 0 ? r.GetUInt64(message, field) : r.GetRepeatedUInt64(message, field, i);
+    case FieldDescriptor::CPPTYPE_INT32:
+      return i < 0 ? r.GetInt32(message, field) : r.GetRepeatedInt32(message, field, i);
+    case FieldDescriptor::CPPTYPE_INT64:
+      return i < 0 ? r.GetInt64(message, field) : r.GetRepeatedInt64(message, field, i);
+    case FieldDescriptor::CPPTYPE_UINT32:
+      return i < 0 ? r.GetUInt32(message, field) : r.GetRepeatedUInt32(message, field, i);
+    case FieldDescriptor::CPPTYPE_UINT64:
+      return i < 0 ? r.GetUInt64(message, field) : r.GetRepeatedUInt64(message, field, i);
     case FieldDescriptor::CPPTYPE_FLOAT:
       return Json(double{i < 0 ? r.GetFloat(message, field) : r.GetRepeatedFloat(message, field, i)});
     case FieldDescriptor::CPPTYPE_DOUBLE:

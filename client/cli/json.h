@@ -25,8 +25,7 @@ class Json {
   Json(const char* text) : kind_(kString), text_(text) {}
   Json(std::same_as<bool> auto value) : kind_(kBool), text_(value ? "true" : "false") {}
   template <std::integral T>
-    requires(!std::same_as<T, bool>)
-  Json(T number) : kind_(kNumber), text_(std::to_string(number)) {}
+  requires(!std::same_as<T, bool>) Json(T number) : kind_(kNumber), text_(std::to_string(number)) {}
   explicit Json(double number);  // not finite: a string
   static Json Array() { return Json(kArray); }
   static Json Object() { return Json(kObject); }
@@ -38,9 +37,9 @@ class Json {
   const std::vector<Member>& members() const { return members_; }
   const Json* Find(absl::string_view key) const;
 
-  Json& Add(Json element);                           // REQUIRES: an array
-  Json& Set(absl::string_view key, Json value);      // REQUIRES: an object; replaces what is there
-  Json& Merge(const Json& other);                    // REQUIRES: objects; keys that are there stay as they are
+  Json& Add(Json element);                       // REQUIRES: an array
+  Json& Set(absl::string_view key, Json value);  // REQUIRES: an object; replaces what is there
+  Json& Merge(const Json& other);                // REQUIRES: objects; keys that are there stay as they are
 
   // On one line. Bytes that are no UTF-8 become U+FFFD.
   std::string Dump() const;
@@ -54,9 +53,9 @@ class Json {
   std::vector<Member> members_;
 };
 
-// A message as this tool shows it: proto names as keys, numbers as numbers, scalars also when they are zero, unset messages and
-// optional fields left out; durations and times as in proto JSON, bytes as base64. What differs from the messages' shape, so that
-// the same thing has the same key everywhere:
+// A message as this tool shows it: proto names as keys, numbers as numbers, scalars also when they are zero, unset
+// messages and optional fields left out; durations and times as in proto JSON, bytes as base64. What differs from the
+// messages' shape, so that the same thing has the same key everywhere:
 //   a NameRef in field `name` is "name" (a string) and "kind"; in another field f, "f" and "f_kind"
 //   the fields of a nested `info` stand beside it, and those of the outer message win
 //   LayoutInfo has the fingerprint as "layout" as well, and the schema as "schema"

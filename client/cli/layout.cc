@@ -66,8 +66,9 @@ absl::Status SetParameter(absl::string_view argument, Message* preset) {
     if (value == nullptr || value->number() == 0) {
       std::vector<absl::string_view> known;
       for (int i = 1; i < field->enum_type()->value_count(); ++i) known.push_back(field->enum_type()->value(i)->name());
-      return UsageError(parts[0], absl::StrCat(parts[0], " is one of ", absl::AsciiStrToLower(absl::StrJoin(known, ", ")),
-                                               ", not '", parts[1], "'"));
+      return UsageError(
+          parts[0], absl::StrCat(parts[0], " is one of ", absl::AsciiStrToLower(absl::StrJoin(known, ", ")), ", not '",
+                                 parts[1], "'"));
     }
     preset->GetReflection()->SetEnum(preset, field, value);
     return absl::OkStatus();
@@ -106,8 +107,10 @@ int RunRegister(Context& context) {
     if (!preset.ok()) return Fail(preset.status());
     *request.mutable_preset() = *std::move(preset);
   } else {
-    if (args.operands.size() != 1) return Fail(UsageError(kFile, "give one FILE, or --preset=FAMILY with its parameters"));
-    if (args.Has("model-id")) return Fail(UsageError("--model-id", "--model-id goes with --preset; a FILE has its own"));
+    if (args.operands.size() != 1)
+      return Fail(UsageError(kFile, "give one FILE, or --preset=FAMILY with its parameters"));
+    if (args.Has("model-id"))
+      return Fail(UsageError("--model-id", "--model-id goes with --preset; a FILE has its own"));
     const absl::StatusOr<std::string> text = ReadFile(kFile, args.operands[0], kLayoutFileBytesMax);
     if (!text.ok()) return Fail(text.status());
     absl::StatusOr<v1::RegisterLayoutRequest> parsed = LayoutFromJson(*text);
@@ -143,7 +146,8 @@ int RunPresets(Context& context) {
       for (const PresetHelp::Parameter& p : preset.parameters) {
         parameters.Add(Json::Object().Set("name", p.name).Set("default", p.fallback).Set("help", p.help));
       }
-      presets.Add(Json::Object().Set("family", preset.family).Set("parameters", parameters).Set("example", preset.example));
+      presets.Add(
+          Json::Object().Set("family", preset.family).Set("parameters", parameters).Set("example", preset.example));
     }
     Print(true, Json::Object().Set("presets", presets));
     return 0;
@@ -153,8 +157,9 @@ int RunPresets(Context& context) {
     for (const PresetHelp::Parameter& p : preset.parameters) {
       rows.push_back(Json::Object().Set("parameter", p.name).Set("default", p.fallback).Set("meaning", p.help));
     }
-    const std::string text = absl::StrCat(preset.family, ": ", preset.tensors, "\n\n", TableAsText("parameters", rows),
-                                          "\nAs a file for 'statepool layout register FILE':\n  ", preset.example, "\n\n");
+    const std::string text =
+        absl::StrCat(preset.family, ": ", preset.tensors, "\n\n", TableAsText("parameters", rows),
+                     "\nAs a file for 'statepool layout register FILE':\n  ", preset.example, "\n\n");
     fwrite(text.data(), 1, text.size(), stdout);
   }
   return 0;
@@ -222,7 +227,11 @@ const std::vector<PresetHelp>& PresetHelps() {
 
 std::vector<Command> LayoutCommands() {
   return {
-      {"layout register", "FILE | PARAMETER=VALUE...", 0, -1, "Register a layout: the schema of one model's state.",
+      {"layout register",
+       "FILE | PARAMETER=VALUE...",
+       0,
+       -1,
+       "Register a layout: the schema of one model's state.",
        "FILE is JSON: a Layout, a LayoutPreset or a RegisterLayoutRequest of the\n"
        "contract, or what 'layout show -o json' printed. Registering the same layout\n"
        "again is fine.",
@@ -233,13 +242,26 @@ std::vector<Command> LayoutCommands() {
         {"preset", Flag::kText, "FAMILY", "make it from a family's parameters; 'layout presets' lists them"},
         {"model-id", Flag::kText, "ID", "with --preset: digest of the weights, quantisation, adapter"}},
        RunRegister},
-      {"layout presets", "", 0, 0, "List the presets' families and parameters, with examples.", "", "statepool layout presets", {},
+      {"layout presets",
+       "",
+       0,
+       0,
+       "List the presets' families and parameters, with examples.",
+       "",
+       "statepool layout presets",
+       {},
        RunPresets},
       {"layout list", "", 0, 0, "List all layouts.", "", "statepool layout list", {}, RunList},
-      {"layout show", "LAYOUT...", 1, -1, "Show layouts by alias or fingerprint.", "",
+      {"layout show",
+       "LAYOUT...",
+       1,
+       -1,
+       "Show layouts by alias or fingerprint.",
+       "",
        "statepool layout show my-model\n"
        "statepool layout show my-model -o json | statepool --server=other:7070 layout register -",
-       {}, RunShow},
+       {},
+       RunShow},
   };
 }
 

@@ -13,8 +13,8 @@
 
 namespace statepool::cli {
 
-// From the JSON of a Layout, a LayoutPreset, a RegisterLayoutRequest, or what 'layout show -o json' printed: told apart by the keys at
-// the top. Fields that the message does not have are errors. Errors: USAGE, field FILE.
+// From the JSON of a Layout, a LayoutPreset, a RegisterLayoutRequest, or what 'layout show -o json' printed: told apart
+// by the keys at the top. Fields that the message does not have are errors. Errors: USAGE, field FILE.
 absl::StatusOr<v1::RegisterLayoutRequest> LayoutFromJson(const std::string& text);
 
 // For people; the fields of the presets' messages are the truth, and a test compares.

@@ -36,7 +36,8 @@ const Program& TheProgram() {
          {"help", Flag::kSwitch, "", "show help, at every level", false, 'h'},
          {"version", Flag::kSwitch, "", "show the tool's version"}},
         {}};
-    for (std::vector<Command> group : {LayoutCommands(), SeqCommands(), SnapshotCommands(), PrefixCommands(), DaemonCommands()}) {
+    for (std::vector<Command> group :
+         {LayoutCommands(), SeqCommands(), SnapshotCommands(), PrefixCommands(), DaemonCommands()}) {
       for (Command& command : group) p->commands.push_back(std::move(command));
     }
     return p;
@@ -77,7 +78,8 @@ int main(int argc, char** argv) {
     code = statepool::cli::Run(words);
   }
   if (fflush(stdout) != 0 && code == 0) {
-    code = statepool::cli::Fail(statepool::client::MakeError(absl::StatusCode::kUnknown, "FILE", "stdout", "can't write to stdout"));
+    code = statepool::cli::Fail(
+        statepool::client::MakeError(absl::StatusCode::kUnknown, "FILE", "stdout", "can't write to stdout"));
   }
   _exit(code);  // a call that was left behind at its deadline must not hold the process
 }

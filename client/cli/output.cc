@@ -58,7 +58,8 @@ std::string Ranges(const std::vector<Json::Member>& numbers) {
     int64_t first = 0, last = 0, next = 0;
     (void)absl::SimpleAtoi(numbers[i].second.text(), &first);
     last = first;
-    for (++i; i < numbers.size() && absl::SimpleAtoi(numbers[i].second.text(), &next) && next == last + 1; ++i) last = next;
+    for (++i; i < numbers.size() && absl::SimpleAtoi(numbers[i].second.text(), &next) && next == last + 1; ++i)
+      last = next;
     absl::StrAppend(&out, out.empty() ? "" : ",", first);
     if (last > first) absl::StrAppend(&out, "-", last);
   }
@@ -69,7 +70,8 @@ std::string Ranges(const std::vector<Json::Member>& numbers) {
 std::string Cell(absl::string_view key, const Json& value) {
   switch (value.kind()) {
     case Json::kString:
-      return std::string(key == "layout" ? absl::string_view(value.text()).substr(0, kFingerprintDigits) : value.text());
+      return std::string(key == "layout" ? absl::string_view(value.text()).substr(0, kFingerprintDigits)
+                                         : value.text());
     case Json::kBool: return value.text() == "true" ? "yes" : "no";
     case Json::kNumber: return absl::EndsWith(key, "_bytes") ? HumanBytes(value.text()) : value.text();
     case Json::kArray:

@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// What the tool writes: answers to stdout, as JSON or as text for people; errors to stderr, always as one JSON object a line.
+// What the tool writes: answers to stdout, as JSON or as text for people; errors to stderr, always as one JSON object a
+// line.
 #ifndef STATEPOOL_CLIENT_CLI_OUTPUT_H_
 #define STATEPOOL_CLIENT_CLI_OUTPUT_H_
 
@@ -16,17 +17,19 @@ namespace statepool::cli {
 // 0 ok, 2 usage, 3 miss, 4 conflict, 5 exhausted, 6 unavailable, 7 data loss, 8 denied, 1 other.
 int ExitCode(absl::StatusCode code);
 
-// {"code","reason","field","message","retry_after_ms"} and "metadata" when there is some. retry_after_ms is 0 for errors that
-// are not worth a retry, else at least 1.
+// {"code","reason","field","message","retry_after_ms"} and "metadata" when there is some. retry_after_ms is 0 for
+// errors that are not worth a retry, else at least 1.
 Json ErrorToJson(const absl::Status& status);
 
 // Prints the error, with `subject` before its message if given, and gives its exit code. REQUIRES: not ok.
 int Fail(const absl::Status& status, absl::string_view subject = "");
 
-// An object as lines "key  value", its arrays of objects as tables below. Fingerprints of layouts are cut to 12 digits there.
+// An object as lines "key  value", its arrays of objects as tables below. Fingerprints of layouts are cut to 12 digits
+// there.
 std::string ObjectAsText(const Json& object);
 
-// `items` as columns. Which ones follows from `kind`, the key under which JSON has them; for an unknown kind all that are scalars.
+// `items` as columns. Which ones follows from `kind`, the key under which JSON has them; for an unknown kind all that
+// are scalars.
 std::string TableAsText(absl::string_view kind, const std::vector<Json>& items);
 
 // Prints one answer.

@@ -29,7 +29,8 @@ int RunPublish(Context& context) {
   return Answer(context, context.pool.PublishPrefix(request));
 }
 
-// A hit shows the longest match's fields beside the list of all. A miss is an answer and, for scripts, an error as well.
+// A hit shows the longest match's fields beside the list of all. A miss is an answer and, for scripts, an error as
+// well.
 int RunMatch(Context& context) {
   const Arguments& args = context.args;
   const absl::StatusOr<std::vector<uint32_t>> tokens = ReadTokens("--tokens", args.Text("tokens"));
@@ -52,11 +53,11 @@ int RunMatch(Context& context) {
   }
   if (context.json) Print(true, ToJson(*answer));
   const int64_t nearest = answer->nearest_published_position();
-  return Fail(client::MakeError(
-      absl::StatusCode::kNotFound, answer->miss_reason(), "",
-      absl::StrCat("no published prefix of these ", tokens->size(), " tokens",
-                   nearest > 0 ? absl::StrCat("; the nearest one is at position ", nearest) : ""),
-      {{"nearest_published_position", absl::StrCat(nearest)}}));
+  return Fail(
+      client::MakeError(absl::StatusCode::kNotFound, answer->miss_reason(), "",
+                        absl::StrCat("no published prefix of these ", tokens->size(), " tokens",
+                                     nearest > 0 ? absl::StrCat("; the nearest one is at position ", nearest) : ""),
+                        {{"nearest_published_position", absl::StrCat(nearest)}}));
 }
 
 }  // namespace

@@ -136,7 +136,8 @@ std::vector<Command> SeqCommands() {
   std::vector<Command> commands = {
       {"seq create", "NAME...", 1, -1, "Make sequences at position 0, in their layout's initial state.", "",
        "statepool seq create chat/42 --layout=my-model --ttl=24h",
-       Join({{{"layout", Flag::kText, "L", "alias or fingerprint", true}}, OptionFlags(true), {kRequestId}}), RunCreate},
+       Join({{{"layout", Flag::kText, "L", "alias or fingerprint", true}}, OptionFlags(true), {kRequestId}}),
+       RunCreate},
       {"seq set", "NAME", 1, 1, "Write a whole state as a sequence's new head: all or nothing.",
        "Makes the sequence when it does not exist; then --layout is needed. The file is\n"
        "an image: tensors in the layout's order, layers ascending, row-major,\n"
@@ -144,7 +145,8 @@ std::vector<Command> SeqCommands() {
        "statepool seq set chat/42 --layout=my-model --in=state.bin --position=128\n"
        "statepool seq set chat/42 --in=next.bin --position=256 --if-revision=7",
        Join({{{"in", Flag::kText, "FILE", "the image; - for stdin", true},
-              {"position", Flag::kInteger, "N", "tokens consumed so far: the state is valid at exactly this position", true},
+              {"position", Flag::kInteger, "N", "tokens consumed so far: the state is valid at exactly this position",
+               true},
               {"layout", Flag::kText, "L", "alias or fingerprint"},
               kIfRevision,
               kRequestId},
@@ -174,13 +176,26 @@ std::vector<Command> SeqCommands() {
              OptionFlags(true),
              {kRequestId}}),
        RunFork},
-      {"seq rollback", "NAME", 1, 1, "Move a sequence's head back to an earlier version that it keeps.",
-       "'seq describe' shows the positions under history.", "statepool seq rollback chat/42 --position=128",
-       {{"position", Flag::kInteger, "N", "exactly this position; later versions are dropped", true}, kIfRevision, kRequestId},
+      {"seq rollback",
+       "NAME",
+       1,
+       1,
+       "Move a sequence's head back to an earlier version that it keeps.",
+       "'seq describe' shows the positions under history.",
+       "statepool seq rollback chat/42 --position=128",
+       {{"position", Flag::kInteger, "N", "exactly this position; later versions are dropped", true},
+        kIfRevision,
+        kRequestId},
        RunRollback},
-      {"seq flush", "[NAME...]", 0, -1, "Wait until the newest versions are on disk.", "",
+      {"seq flush",
+       "[NAME...]",
+       0,
+       -1,
+       "Wait until the newest versions are on disk.",
+       "",
        "statepool seq flush chat/42 && echo durable",
-       {{"all", Flag::kSwitch, "", "every name that the daemon has"}}, RunFlush},
+       {{"all", Flag::kSwitch, "", "every name that the daemon has"}},
+       RunFlush},
   };
   for (Command& command : NameCommands(v1::SEQUENCE)) commands.push_back(std::move(command));
   return commands;

@@ -1,4 +1,5 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include <deque>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -69,7 +70,10 @@ int RunList(Context& context) {
 }
 
 // Text that outlives every command: help is made of views.
-absl::string_view Kept(std::string text) { return *new std::string(std::move(text)); }
+absl::string_view Kept(std::string text) {
+  static auto* const texts = new std::deque<std::string>;
+  return texts->emplace_back(std::move(text));
+}
 
 template <v1::NameKind kind>
 std::vector<Command> MakeNameCommands() {
@@ -78,16 +82,32 @@ std::vector<Command> MakeNameCommands() {
     return Kept(absl::StrCat("statepool ", words.group, " ", verb, " ", words.sample));
   };
   return {
-      {Kept(absl::StrCat(words.group, " describe")), "NAME...", 1, -1,
-       Kept(absl::StrCat("Show what a ", words.noun, " points at, without using it.")), "", example("describe"), {},
+      {Kept(absl::StrCat(words.group, " describe")),
+       "NAME...",
+       1,
+       -1,
+       Kept(absl::StrCat("Show what a ", words.noun, " points at, without using it.")),
+       "",
+       example("describe"),
+       {},
        RunDescribe<kind>},
-      {Kept(absl::StrCat(words.group, " list")), "", 0, 0, Kept(absl::StrCat("List ", words.plural, " in byte order.")), "",
+      {Kept(absl::StrCat(words.group, " list")),
+       "",
+       0,
+       0,
+       Kept(absl::StrCat("List ", words.plural, " in byte order.")),
+       "",
        Kept(absl::StrCat("statepool ", words.group, " list --prefix=", words.sample.substr(0, 5))),
        {{"prefix", Flag::kText, "P", "only names that begin with P"},
         {"limit", Flag::kUnsigned, "N", "at most N names; default: all"}},
        RunList<kind>},
-      {Kept(absl::StrCat(words.group, " delete")), "NAME...", 1, -1,
-       Kept(absl::StrCat("Forget a ", words.noun, "; its bytes go when no other name needs them.")), "", example("delete"),
+      {Kept(absl::StrCat(words.group, " delete")),
+       "NAME...",
+       1,
+       -1,
+       Kept(absl::StrCat("Forget a ", words.noun, "; its bytes go when no other name needs them.")),
+       "",
+       example("delete"),
        {kIfRevision, {"allow-missing", Flag::kSwitch, "", "an absent name is no error"}},
        RunDelete<kind>},
   };
@@ -95,7 +115,8 @@ std::vector<Command> MakeNameCommands() {
 
 }  // namespace
 
-const Flag kAt = {"at", Flag::kInteger, "POSITION", "a version of the ring at exactly this position; default: the head"};
+const Flag kAt = {"at", Flag::kInteger, "POSITION",
+                  "a version of the ring at exactly this position; default: the head"};
 const Flag kIfRevision = {"if-revision", Flag::kUnsigned, "R",
                           "only if the name has revision R; 0: only if it does not exist"};
 const Flag kRequestId = {"request-id", Flag::kText, "ID",
@@ -129,12 +150,14 @@ int ForEachOperand(const Context& context, absl::string_view kind,
 
 std::vector<Flag> OptionFlags(bool history) {
   std::vector<Flag> flags = {
-      {"durability", Flag::kChoice, "sync|write-behind|volatile", "what a crash may take; default: kept or inherited, else the daemon's"},
+      {"durability", Flag::kChoice, "sync|write-behind|volatile",
+       "what a crash may take; default: kept or inherited, else the daemon's"},
       {"ttl", Flag::kDuration, "TIME", "expire after this long without use, as in 30s or 12h"},
       {"expire-at", Flag::kTime, "TIME", "expire then, as in 2030-01-31T12:00:00Z"},
       {"never-expire", Flag::kSwitch, "", "drop an earlier --ttl or --expire-at"},
   };
-  if (history) flags.push_back({"max-history", Flag::kUnsigned, "N", "versions to keep, the head included; 1: no rollback"});
+  if (history)
+    flags.push_back({"max-history", Flag::kUnsigned, "N", "versions to keep, the head included; 1: no rollback"});
   return flags;
 }
 

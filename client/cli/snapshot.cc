@@ -44,8 +44,8 @@ std::vector<Command> SnapshotCommands() {
        Join({{kAt}, SourceFlags(), OptionFlags(false), {kRequestId}}), RunCreate},
       {"snapshot restore", "SNAPSHOT SEQ", 2, 2, "Move a sequence's head to a snapshot's version.",
        "Makes the sequence when it does not exist. What its head was stays in history.",
-       "statepool snapshot restore chat/42@system chat/42",
-       Join({{kIfRevision, kRequestId}, OptionFlags(true)}), RunRestore},
+       "statepool snapshot restore chat/42@system chat/42", Join({{kIfRevision, kRequestId}, OptionFlags(true)}),
+       RunRestore},
   };
   for (Command& command : NameCommands(v1::SNAPSHOT)) commands.push_back(std::move(command));
   return commands;

@@ -48,8 +48,8 @@ ErrorDetail GetErrorDetail(const absl::Status& status) {
   return detail;
 }
 
-absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::string_view field, absl::string_view message,
-                       const std::map<std::string, std::string>& metadata) {
+absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::string_view field,
+                       absl::string_view message, const std::map<std::string, std::string>& metadata) {
   google::rpc::ErrorInfo info;
   info.set_reason(std::string(reason));
   info.set_domain(kDomain);

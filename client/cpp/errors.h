@@ -2,8 +2,9 @@
 //
 // Errors as programs want them: the reason, the field at fault and the retry hint, out of an absl::Status.
 //
-// Statuses of this client carry google.rpc.Status (as the daemon sent it, or as the client made it) as a payload. The reasons of the
-// daemon are the table in proto/statepool/v1/statepool.proto. Where a call ended without the daemon's word, the reason is one of:
+// Statuses of this client carry google.rpc.Status (as the daemon sent it, or as the client made it) as a payload. The
+// reasons of the daemon are the table in proto/statepool/v1/statepool.proto. Where a call ended without the daemon's
+// word, the reason is one of:
 //   UNREACHABLE         UNAVAILABLE: no connection, or it broke
 //   DEADLINE, CANCELLED the call ended before an answer came: a write is whole or absent
 //   MESSAGE_TOO_LARGE   RESOURCE_EXHAUSTED: the transport's cap on messages
@@ -42,8 +43,8 @@ struct ErrorDetail {
 ErrorDetail GetErrorDetail(const absl::Status& status);
 
 // A status that GetErrorDetail takes apart again.
-absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::string_view field, absl::string_view message,
-                       const std::map<std::string, std::string>& metadata = {});
+absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::string_view field,
+                       absl::string_view message, const std::map<std::string, std::string>& metadata = {});
 
 // The same for calls made with the generated stub.
 absl::Status FromGrpcStatus(const grpc::Status& status);

@@ -7,6 +7,7 @@
 #include <grpcpp/completion_queue.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/support/async_unary_call.h>
 #include <grpcpp/impl/client_unary_call.h>
 #include <grpcpp/impl/rpc_method.h>
 #include <grpcpp/security/credentials.h>
@@ -14,13 +15,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "absl/random/random.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "kernels/checksum.h"
 
@@ -34,6 +35,7 @@ constexpr char kHealthMethod[] = "/grpc.health.v1.Health/Check";
 constexpr absl::Duration kFirstDelay = absl::Milliseconds(50);  // doubles with each attempt
 constexpr absl::Duration kReleasePoll = absl::Milliseconds(5);
 constexpr absl::Duration kCancelGrace = absl::Milliseconds(100);  // for gRPC to notice a deadline by itself
+constexpr int kAbandonedMax = 16;
 
 absl::Status InvalidArgument(absl::string_view reason, absl::string_view field, absl::string_view message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, field, message);
@@ -47,10 +49,12 @@ absl::Status CheckAddress(absl::string_view address) {
   if (absl::StartsWith(address, "unix:") && address.size() > 5) return absl::OkStatus();
   const size_t colon = address.rfind(':');
   int port = 0;
-  if (colon != address.npos && colon > 0 && absl::SimpleAtoi(address.substr(colon + 1), &port) && port > 0 && port < 65536) {
+  if (colon != address.npos && colon > 0 && absl::SimpleAtoi(address.substr(colon + 1), &port) && port > 0 &&
+      port < 65536) {
     return absl::OkStatus();
   }
-  return InvalidArgument("INVALID_ADDRESS", "address", absl::StrCat("'", address, "' is neither HOST:PORT nor unix:PATH"));
+  return InvalidArgument("INVALID_ADDRESS", "address",
+                         absl::StrCat("'", address, "' is neither HOST:PORT nor unix:PATH"));
 }
 
 absl::BitGen& Random() {
@@ -67,11 +71,13 @@ std::string NewRequestId() {
 std::optional<absl::Duration> RetryDelay(const absl::Status& status, int attempt) {
   const ErrorDetail detail = GetErrorDetail(status);
   if (!detail.retry_after && detail.reason != "UNREACHABLE") return std::nullopt;
-  const absl::Duration delay = std::max(detail.retry_after.value_or(absl::ZeroDuration()), kFirstDelay * (1 << (attempt - 1)));
+  const absl::Duration delay =
+      std::max(detail.retry_after.value_or(absl::ZeroDuration()), kFirstDelay * (1 << (attempt - 1)));
   return delay * absl::Uniform(Random(), 1.0, 1.25);  // clients that were refused together don't come back together
 }
 
-// Memory of a caller that gRPC reads from. Each slice over it, and each part that gRPC cuts from one, holds a reference.
+// Memory of a caller that gRPC reads from. Each slice over it, and each part that gRPC cuts from one, holds a
+// reference.
 class Loan {
  public:
   explicit Loan(std::shared_ptr<const void> owner) : owner_(std::move(owner)) {}
@@ -81,8 +87,8 @@ class Loan {
     return grpc::Slice(const_cast<char*>(piece.data()), piece.size(), &Loan::Return, this);
   }
 
-  // Gives up the maker's own reference. With an owner the last slice takes the rest with it; otherwise waits for that slice.
-  // Nobody but us may be driving gRPC's I/O: each wait on the queue does.
+  // Gives up the maker's own reference. With an owner the last slice takes the rest with it; otherwise waits for that
+  // slice. Nobody but us may be driving gRPC's I/O: each wait on the queue does.
   static void Close(Loan* loan) {
     if (loan->owner_ == nullptr && loan->references_.load(std::memory_order_acquire) > 1) {
       grpc::CompletionQueue queue;
@@ -113,40 +119,65 @@ void SetDeadline(absl::Time deadline, grpc::ClientContext* context) {
 }
 
 // Returns only when gRPC has written the request.
-grpc::Status RawCall(grpc::ChannelInterface* channel, const char* method, absl::Time deadline, const grpc::ByteBuffer& request,
-                     grpc::ByteBuffer* response) {
+grpc::Status RawCall(grpc::ChannelInterface* channel, const char* method, absl::Time deadline,
+                     const grpc::ByteBuffer& request, grpc::ByteBuffer* response) {
   grpc::ClientContext context;
   SetDeadline(deadline, &context);
   response->Clear();
-  return grpc::internal::BlockingUnaryCall(channel, grpc::internal::RpcMethod(method, grpc::internal::RpcMethod::NORMAL_RPC),
-                                           &context, request, response);
+  return grpc::internal::BlockingUnaryCall(
+      channel, grpc::internal::RpcMethod(method, grpc::internal::RpcMethod::NORMAL_RPC), &context, request, response);
 }
 
-// For large requests. gRPC ends a call only after its write, whatever the deadline, and a stalled peer can hold a large write for ever.
-// With `may_abandon` the call is then left behind with all it needs.
-grpc::Status RawWrite(const std::shared_ptr<grpc::Channel>& channel, const char* method, absl::Time deadline, bool may_abandon,
-                      const grpc::ByteBuffer& request, grpc::ByteBuffer* response) {
-  if (!may_abandon) return RawCall(channel.get(), method, deadline, request, response);
-  struct Exchange {
-    grpc::ClientContext context;
-    grpc::ByteBuffer request, response;
-    grpc::Status status;
-    absl::Notification done;
-  };
-  auto exchange = std::make_shared<Exchange>();
-  exchange->request = request;
-  SetDeadline(deadline, &exchange->context);
-  grpc::GenericStub(channel).UnaryCall(&exchange->context, method, {}, &exchange->request, &exchange->response,
-                                       [exchange](grpc::Status status) {
-                                         exchange->status = std::move(status);
-                                         exchange->done.Notify();
-                                       });
-  if (!exchange->done.WaitForNotificationWithDeadline(deadline + kCancelGrace)) {
-    return grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "Deadline Exceeded");
+// A call with a large request that can be left behind. gRPC ends a call only after its write, whatever the deadline, and a
+// stalled peer can hold a large write for ever.
+class AbandonableCall {
+ public:
+  static grpc::Status Run(const std::shared_ptr<grpc::Channel>& channel, const char* method, absl::Time deadline,
+                          const grpc::ByteBuffer& request, grpc::ByteBuffer* response) {
+    if (abandoned_.load() >= kAbandonedMax) {
+      return grpc::Status(grpc::StatusCode::UNAVAILABLE, "too many earlier writes are stuck in their connections");
+    }
+    auto call = std::make_unique<AbandonableCall>();
+    SetDeadline(deadline, &call->context_);
+    call->reader_ = grpc::GenericStub(channel).PrepareUnaryCall(&call->context_, method, request, &call->queue_);
+    call->reader_->StartCall();
+    call->reader_->Finish(&call->response_, &call->status_, call.get());
+    if (!call->WaitUntil(deadline + kCancelGrace)) {
+      ++abandoned_;
+      std::thread([call = std::move(call)] {
+        call->WaitUntil(absl::InfiniteFuture());
+        --abandoned_;
+      }).detach();
+      return grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "Deadline Exceeded");
+    }
+    response->Swap(&call->response_);
+    return call->status_;
   }
-  response->Swap(&exchange->response);
-  return exchange->status;
-}
+
+  ~AbandonableCall() {
+    queue_.Shutdown();
+    void* tag;
+    bool ok;
+    while (queue_.Next(&tag, &ok)) {
+    }
+  }
+
+ private:
+  bool WaitUntil(absl::Time time) {
+    void* tag;
+    bool ok;
+    if (time == absl::InfiniteFuture()) return queue_.Next(&tag, &ok);
+    return queue_.AsyncNext(&tag, &ok, absl::ToChronoTime(time)) == grpc::CompletionQueue::GOT_EVENT;
+  }
+
+  static inline std::atomic<int> abandoned_ = 0;  // in this process; each keeps its state and a thread
+
+  grpc::CompletionQueue queue_;
+  grpc::ClientContext context_;
+  grpc::ByteBuffer response_;
+  grpc::Status status_;
+  std::unique_ptr<grpc::ClientAsyncResponseReader<grpc::ByteBuffer>> reader_;
+};
 
 v1::GetRequest GetRequestFor(const v1::NameRef& name) {
   v1::GetRequest request;
@@ -213,15 +244,19 @@ absl::Status State::CopyTo(char* destination, size_t n) const {
   return absl::OkStatus();
 }
 
-Pool::Pool(std::shared_ptr<grpc::Channel> small, std::shared_ptr<grpc::Channel> reads, std::shared_ptr<grpc::Channel> writes,
-           const Options& options)
-    : channel_(std::move(small)), reads_(std::move(reads)), writes_(std::move(writes)),
-      stub_(v1::StatePool::NewStub(channel_)), options_(options) {}
+Pool::Pool(std::shared_ptr<grpc::Channel> small, std::shared_ptr<grpc::Channel> reads,
+           std::shared_ptr<grpc::Channel> writes, const Options& options)
+    : channel_(std::move(small)),
+      reads_(std::move(reads)),
+      writes_(std::move(writes)),
+      stub_(v1::StatePool::NewStub(channel_)),
+      options_(options) {}
 
 absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& options) {
   if (absl::Status status = CheckAddress(address); !status.ok()) return status;
   if (options.max_attempts < 1) return InvalidArgument("INVALID_OPTION", "max_attempts", "max_attempts is at least 1");
-  if (options.max_message_bytes < 1) return InvalidArgument("INVALID_OPTION", "max_message_bytes", "a message has bytes");
+  if (options.max_message_bytes < 1)
+    return InvalidArgument("INVALID_OPTION", "max_message_bytes", "a message has bytes");
   // gRPC tears itself down with its last user, and that can block for 10 s after a large write. So never the last.
   static const bool kept = (grpc_init(), true);
   (void)kept;
@@ -232,7 +267,7 @@ absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& opt
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);  // ours know what may be repeated, and hold no messages
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);             // ours know what may be repeated, and hold no messages
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // else the channels would share a connection
   const auto channel = [&] {
     return grpc::CreateCustomChannel(std::string(address), grpc::InsecureChannelCredentials(), arguments);
@@ -284,9 +319,8 @@ absl::StatusOr<State> Pool::Receive(const v1::GetRequest& request, const CallOpt
   const grpc::Slice slice(bytes);
   const grpc::ByteBuffer message(&slice, 1);
   grpc::ByteBuffer answer;
-  const absl::Status status = Attempt(call, true, [&](absl::Time deadline) {
-    return RawCall(reads_.get(), kGetMethod, deadline, message, &answer);
-  });
+  const absl::Status status = Attempt(
+      call, true, [&](absl::Time deadline) { return RawCall(reads_.get(), kGetMethod, deadline, message, &answer); });
   if (!status.ok()) return status;
   absl::StatusOr<wire::SplitMessage> split = wire::Split(answer, wire::kDataField, options_.max_message_bytes);
   if (!split.ok()) return MalformedResponse(split.status().message());
@@ -342,7 +376,8 @@ absl::StatusOr<v1::NameInfo> Pool::Set(v1::SetRequest request, absl::Span<const 
   }
   grpc::ByteBuffer answer;
   const absl::Status status = Attempt(call, true, [&](absl::Time deadline) {
-    return RawWrite(writes_, kSetMethod, deadline, /*may_abandon=*/owned, message, &answer);
+    if (owned) return AbandonableCall::Run(writes_, kSetMethod, deadline, message, &answer);
+    return RawCall(writes_.get(), kSetMethod, deadline, message, &answer);
   });
   message.Clear();
   Loan::Close(loan);
@@ -364,7 +399,8 @@ absl::StatusOr<v1::NameInfo> Pool::Set(absl::string_view sequence, absl::string_
 }
 
 absl::StatusOr<std::string> Pool::CheckHealth(absl::string_view service, const CallOptions& call) const {
-  // HealthCheckRequest{string service = 1}, HealthCheckResponse{ServingStatus status = 1}: too small for a generated copy.
+  // HealthCheckRequest{string service = 1}, HealthCheckResponse{ServingStatus status = 1}: too small for a generated
+  // copy.
   google::protobuf::UnknownFieldSet fields;
   std::string bytes;
   if (!service.empty()) fields.AddLengthDelimited(1, std::string(service));
@@ -395,7 +431,8 @@ absl::StatusOr<v1::Capabilities> Pool::GetCapabilities(const CallOptions& call) 
   return Unary(&Stub::GetCapabilities, v1::GetCapabilitiesRequest(), call, true);
 }
 
-absl::StatusOr<v1::LayoutInfo> Pool::RegisterLayout(const v1::RegisterLayoutRequest& request, const CallOptions& call) const {
+absl::StatusOr<v1::LayoutInfo> Pool::RegisterLayout(const v1::RegisterLayoutRequest& request,
+                                                    const CallOptions& call) const {
   return Unary(&Stub::RegisterLayout, request, call, true);
 }
 
@@ -526,7 +563,8 @@ absl::StatusOr<v1::PublishPrefixResponse> Pool::PublishPrefix(const v1::PublishP
   return Unary(&Stub::PublishPrefix, request, call, true);
 }
 
-absl::StatusOr<v1::PublishPrefixResponse> Pool::PublishPrefix(absl::string_view layout, absl::Span<const uint32_t> tokens,
+absl::StatusOr<v1::PublishPrefixResponse> Pool::PublishPrefix(absl::string_view layout,
+                                                              absl::Span<const uint32_t> tokens,
                                                               const v1::NameRef& source) const {
   v1::PublishPrefixRequest request;
   request.set_layout(std::string(layout));

@@ -83,7 +83,7 @@ std::string TombstoneTable::Save() const {
     if (it == stones_.end() || it->second.serial != serial) continue;
     put(hash);
     out.push_back(static_cast<char>(it->second.reason));
-    out.push_back(it->second.prefix != nullptr);
+    out.push_back(it->second.prefix != nullptr ? 1 : 0);
     if (const PrefixPlace& p = it->second.prefix; p != nullptr) {
       for (uint64_t v : {p->key.high, p->key.low, p->locator.stem_high, p->locator.stem_low, p->locator.check, p->length}) put(v);
     }

@@ -2,6 +2,8 @@
 #include "server/rpc/server.h"
 
 #include <errno.h>
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
@@ -70,6 +72,14 @@ absl::Status ClearSocket(const std::string& path) {
   return absl::OkStatus();
 }
 
+// What the libraries say goes where our own lines go. Much of it is about what a client sent: not worth more than a debug line each.
+void LogOfGrpc(gpr_log_func_args* args) {
+  spdlog::log(args->severity == GPR_LOG_SEVERITY_ERROR ? spdlog::level::info : spdlog::level::debug, "grpc: {}", args->message);
+}
+void LogOfProtobuf(google::protobuf::LogLevel level, const char*, int, const std::string& message) {
+  spdlog::log(level == google::protobuf::LOGLEVEL_FATAL ? spdlog::level::critical : spdlog::level::debug, "protobuf: {}", message);
+}
+
 // host:port and [ipv6]:port; anything else gRPC would take for a name to resolve, or for another scheme.
 absl::Status CheckHostPort(absl::string_view address) {
   const size_t colon = address.rfind(':');
@@ -87,6 +97,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const ServerOptions&
   static std::once_flag plugins;
   std::call_once(plugins, [] {
     grpc::EnableDefaultHealthCheckService(true);
+    gpr_set_log_function(LogOfGrpc);
+    google::protobuf::SetLogHandler(LogOfProtobuf);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   });
 

@@ -251,6 +251,7 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
       if (!larger.ok()) return call->Finish(larger.status());
       ticket = *std::move(larger);
     }
+    sent_bytes_.fetch_add(answer->pin->bytes().size(), std::memory_order_relaxed);
     const grpc::Slice data = LendSlot(std::move(answer->pin), std::move(ticket));
     call->Finish(wire::Join(small.SerializeAsString(), wire::kDataField, absl::MakeConstSpan(&data, 1)));
   };

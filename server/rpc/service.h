@@ -45,6 +45,9 @@ class StatePoolService final : public RawStatePoolService {
   // Waits until no call is running and no answer holds a slot. False: some still do.
   bool WaitIdle(absl::Duration timeout);
 
+  // Bytes of states that were sent to clients, since the start.
+  uint64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
+
 #define STATEPOOL_DECLARE(method)                                                                                     \
   grpc::ServerUnaryReactor* method(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,            \
                                    grpc::ByteBuffer* response) override;
@@ -72,6 +75,7 @@ class StatePoolService final : public RawStatePoolService {
 
   std::atomic<bool> draining_{false};
   std::atomic<int64_t> running_{0};
+  std::atomic<uint64_t> sent_bytes_{0};
 
   Executor executor_;  // the last: its threads end before anything that they use
 };

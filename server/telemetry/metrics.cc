@@ -1,14 +1,19 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/telemetry/metrics.h"
 
+#include <netdb.h>
 #include <prometheus/collectable.h>
 #include <prometheus/exposer.h>
 #include <prometheus/family.h>
 #include <prometheus/histogram.h>
 #include <prometheus/metric_family.h>
 #include <prometheus/registry.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <exception>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 
@@ -52,6 +57,23 @@ prometheus::MetricFamily Family(const char* name, const char* help, prometheus::
 
 prometheus::MetricFamily Single(const char* name, const char* help, prometheus::MetricType type, double value) {
   return {name, help, type, {Sample(type, value)}};
+}
+
+// Connects, and hangs up.
+void KnockAt(const std::string& address) {
+  const size_t colon = address.rfind(':');
+  addrinfo hints = {}, *found = nullptr;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICSERV;
+  std::string host = address.substr(0, colon);
+  if (host.size() > 2 && host.front() == '[') host = host.substr(1, host.size() - 2);
+  if (colon == std::string::npos || getaddrinfo(host.c_str(), address.c_str() + colon + 1, &hints, &found) != 0) return;
+  const int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd >= 0) {
+    connect(fd, found->ai_addr, found->ai_addrlen);
+    close(fd);
+  }
+  freeaddrinfo(found);
 }
 
 class SnapshotCollectable final : public prometheus::Collectable {
@@ -150,6 +172,18 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::s
   return server;
 }
 
-MetricsServer::~MetricsServer() = default;
+MetricsServer::~MetricsServer() {
+  // civetweb looks at its stop flag every 2 s, or when somebody connects: so somebody does.
+  std::atomic<bool> ended{false};
+  std::thread knock([this, &ended] {
+    while (!ended.load()) {
+      KnockAt(address_);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+  });
+  exposer_.reset();
+  ended.store(true);
+  knock.join();
+}
 
 }  // namespace statepool

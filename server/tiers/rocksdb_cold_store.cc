@@ -64,7 +64,7 @@ bool IsLockHeld(const rocksdb::Status& status) {
   // RocksDB has no code for it; these are the three ways in which its environments say it.
   const std::string message = absl::AsciiStrToLower(status.ToString());
   return absl::StrContains(message, "lock hold by current process") || absl::StrContains(message, "while lock file") ||
-         absl::StrContains(message, "file is locked");
+         absl::StrContains(message, "lock is already held");
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Figure `control`: what a call that moves no bytes costs. Describe of one sequence against an empty unary callback of the same gRPC
-// (bench_empty_server), each over one connection of its own, one call at a time, in alternating blocks of 100; medians over all calls.
+// Figure `control`: what a call that moves no bytes costs. Describe of one sequence against an empty unary callback of
+// the same gRPC (bench_empty_server), each over one connection of its own, one call at a time, in alternating blocks of
+// 100; medians over all calls.
 //
 //   statepool_bench_control --server=ADDRESS --empty=ADDRESS --samples=N
 #include "tests/bench/measure.h"
@@ -37,8 +38,13 @@ int Main(const Arguments& arguments) {
     for (size_t i = 0; i < kBlock; ++i) empties.push_back(call_empty());
   }
   RequireStable("empty unary callback", empties);
-  Figure("control").Samples(describes, "us", 1).Baseline("empty unary callback, p50", Median(empties)).Goal("ratio", 1.3).Set("aim", 1.1)
-      .Set("baseline_p99", Quantile(empties, 0.99)).Print();
+  Figure("control")
+      .Samples(describes, "us", 1)
+      .Baseline("empty unary callback, p50", Median(empties))
+      .Goal("ratio", 1.3)
+      .Set("aim", 1.1)
+      .Set("baseline_p99", Quantile(empties, 0.99))
+      .Print();
   return 0;
 }
 

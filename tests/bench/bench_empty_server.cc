@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The baseline of the `control` figure: a server whose one method is an empty unary callback (empty request, empty answer). It prints its
-// address and serves until its stdin ends.
+// The baseline of the `control` figure: a server whose one method is an empty unary callback (empty request, empty
+// answer). It prints its address and serves until its stdin ends.
 #include <grpcpp/grpcpp.h>
 
 #include <cstdio>
@@ -14,7 +14,8 @@ namespace {
 
 class EmptyService final : public statepool::v1::StatePool::CallbackService {
  public:
-  grpc::ServerUnaryReactor* GetCapabilities(grpc::CallbackServerContext* context, const statepool::v1::GetCapabilitiesRequest* /*request*/,
+  grpc::ServerUnaryReactor* GetCapabilities(grpc::CallbackServerContext* context,
+                                            const statepool::v1::GetCapabilitiesRequest* /*request*/,
                                             statepool::v1::Capabilities* /*response*/) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(grpc::Status::OK);

@@ -4,9 +4,10 @@
 //
 //   statepool_bench_fork --server=ADDRESS --pid=DAEMON --redis=UNIX_SOCKET --rounds=N --seed=N
 //
-// Default durability (WRITE_BEHIND), cold store open. The sources are flushed before anything is timed, so that their own bytes are not on
-// their way to disk meanwhile. Times are wall times at the client, from the call to its answer. Rounds alternate between the sizes, in an order
-// that is drawn anew for each; the children of a round are deleted before the next one.
+// Default durability (WRITE_BEHIND), cold store open. The sources are flushed before anything is timed, so that their
+// own bytes are not on their way to disk meanwhile. Times are wall times at the client, from the call to its answer.
+// Rounds alternate between the sizes, in an order that is drawn anew for each; the children of a round are deleted
+// before the next one.
 #include <hiredis/hiredis.h>
 
 #include <fstream>
@@ -42,7 +43,8 @@ class Bench {
         random_(static_cast<uint64_t>(arguments.Number("seed"))) {}
 
   int Run() {
-    for (auto [label, bytes] : {std::pair<const char*, uint64_t>{"80KB", 80'000}, {"20MB", 20'000'000}, {"300MB", 300'000'000}}) {
+    for (auto [label, bytes] :
+         {std::pair<const char*, uint64_t>{"80KB", 80'000}, {"20MB", 20'000'000}, {"300MB", 300'000'000}}) {
       MakeSource(label, bytes);
     }
     const std::vector<double> copies = RedisCopies();
@@ -60,7 +62,8 @@ class Bench {
     Source source{label, bytes, "bench/" + label, daemon_.RegisterLayout(bytes), RandomBytes(bytes, random_()), ""};
     source.checksum = daemon_.Set(source.sequence, source.layout, kPosition, source.data).checksum();
     const Checksum expected = ChecksumOf(source.data);
-    if (source.checksum != absl::StrCat(absl::Hex(expected, absl::kZeroPad16))) NotMeasurable("Set answered a wrong checksum");
+    if (source.checksum != absl::StrCat(absl::Hex(expected, absl::kZeroPad16)))
+      NotMeasurable("Set answered a wrong checksum");
     v1::FlushRequest flush;
     flush.add_names()->set_sequence(source.sequence);
     daemon_.Call(&v1::StatePool::Stub::Flush, flush);
@@ -75,7 +78,8 @@ class Bench {
   }
 
   // One Fork of kChildren; gives microseconds.
-  double Fork(const Source& source, const std::vector<std::string>& children, v1::Durability durability = v1::DURABILITY_UNSPECIFIED) {
+  double Fork(const Source& source, const std::vector<std::string>& children,
+              v1::Durability durability = v1::DURABILITY_UNSPECIFIED) {
     v1::ForkRequest request;
     request.mutable_source()->set_sequence(source.sequence);
     for (const std::string& child : children) request.add_children(child);
@@ -83,7 +87,8 @@ class Bench {
     const Stopwatch watch;
     const v1::ForkResponse response = daemon_.Call(&v1::StatePool::Stub::Fork, request);
     const double us = watch.microseconds();
-    if (response.children_size() != static_cast<int>(kChildren)) NotMeasurable("Fork answered another number of children");
+    if (response.children_size() != static_cast<int>(kChildren))
+      NotMeasurable("Fork answered another number of children");
     return us;
   }
 
@@ -123,19 +128,28 @@ class Bench {
     RequireStable("Fork of 80 KB", us[k80KB]);
     Figure("fork_1000_20MB").Samples(us[k20MB], "ms", 1000).Goal("value", 5).Print();
     for (size_t i : {k20MB, k300MB}) {
-      Figure(absl::StrCat("fork_1000_", sources_[i].label, "_equals_80KB")).Samples(us[i], "ms", 1000)
-          .Baseline("Fork of 1,000 children of 80 KB, p50", Median(us[k80KB]) / 1000).Goal("ratio", 1.2).Print();
+      Figure(absl::StrCat("fork_1000_", sources_[i].label, "_equals_80KB"))
+          .Samples(us[i], "ms", 1000)
+          .Baseline("Fork of 1,000 children of 80 KB, p50", Median(us[k80KB]) / 1000)
+          .Goal("ratio", 1.2)
+          .Print();
     }
     std::vector<double> per_child = us[k20MB];
     for (double& one : per_child) one /= kChildren;
-    Figure("fork_child_20MB").Samples(per_child, "us", 1).Baseline("Redis COPY of one 20 MB string, p50", Median(copies)).Print();
+    Figure("fork_child_20MB")
+        .Samples(per_child, "us", 1)
+        .Baseline("Redis COPY of one 20 MB string, p50", Median(copies))
+        .Print();
   }
 
   void SyncTimes(const std::vector<double>& copies) {
     std::fprintf(stderr, "fork: %zu rounds with SYNC\n", rounds_);
     std::vector<double> us;
     for (size_t round = 0; round < rounds_; ++round) us.push_back(ForkAndDelete(sources_[k20MB], v1::SYNC));
-    Figure("fork_1000_20MB_sync").Samples(us, "ms", 1000).Baseline("Redis COPY of one 20 MB string, p50", Median(copies) / 1000).Print();
+    Figure("fork_1000_20MB_sync")
+        .Samples(us, "ms", 1000)
+        .Baseline("Redis COPY of one 20 MB string, p50", Median(copies) / 1000)
+        .Print();
   }
 
   redisContext* ConnectRedis() const {
@@ -191,10 +205,11 @@ class Bench {
     }
   }
 
-  // By how much the daemon's resident memory (VmRSS) grows when 1,000 children of a 20 MB state are made and recorded by the write-behind.
-  // One such fork goes before, so that the buffers of gRPC, RocksDB and the allocator exist; its children stay, and so do those of each
-  // measured round, so no round can hide in memory that an earlier one gave back. The largest of the rounds counts, and in each the larger
-  // of right after the answer and after the write-behind.
+  // By how much the daemon's resident memory (VmRSS) grows when 1,000 children of a 20 MB state are made and recorded
+  // by the write-behind. One such fork goes before, so that the buffers of gRPC, RocksDB and the allocator exist; its
+  // children stay, and so do those of each measured round, so no round can hide in memory that an earlier one gave
+  // back. The largest of the rounds counts, and in each the larger of right after the answer and after the
+  // write-behind.
   void MemoryAndContents() {
     const Source& source = sources_[k20MB];
     std::vector<std::string> children = ChildNames(source);
@@ -213,11 +228,20 @@ class Bench {
       grown_shmem.push_back(Memory("RssShmem") - shmem);
     }
     constexpr double kKiB = 1024, kMB = 1e6;
-    const auto largest_mb = [](const std::vector<double>& kib) { return *std::max_element(kib.begin(), kib.end()) * kKiB / kMB; };
-    Figure("fork_memory").Set("value", largest_mb(grown)).Text("unit", "MB").Set("n", kMemoryRounds)
-        .Set("p50", Median(grown) * kKiB / kMB).Set("p99", largest_mb(grown)).Goal("value", 2)
-        .Set("rss_anon_grown", largest_mb(grown_anon)).Set("rss_shmem_grown", largest_mb(grown_shmem))
-        .Set("rss", Memory("VmRSS") * kKiB / kMB).Print();
+    const auto largest_mb = [](const std::vector<double>& kib) {
+      return *std::max_element(kib.begin(), kib.end()) * kKiB / kMB;
+    };
+    Figure("fork_memory")
+        .Set("value", largest_mb(grown))
+        .Text("unit", "MB")
+        .Set("n", kMemoryRounds)
+        .Set("p50", Median(grown) * kKiB / kMB)
+        .Set("p99", largest_mb(grown))
+        .Goal("value", 2)
+        .Set("rss_anon_grown", largest_mb(grown_anon))
+        .Set("rss_shmem_grown", largest_mb(grown_shmem))
+        .Set("rss", Memory("VmRSS") * kKiB / kMB)
+        .Print();
 
     std::fprintf(stderr, "fork: contents of the children\n");
     size_t wrong = 0;
@@ -231,9 +255,18 @@ class Bench {
       wrong += daemon_.Call(&v1::StatePool::Stub::Get, request).data() != source.data;
     }
     const double operations = static_cast<double>(kChildren + kGets);
-    Figure("fork_wrong").Set("value", static_cast<double>(wrong)).Text("unit", "wrong answers").Set("n", operations).Goal("value", 0)
-        .Set("acked_sync", static_cast<double>(rounds_)).Set("kills_in_flight", 0).Set("spills", 0).Set("promotions", 0)
-        .Set("forks", static_cast<double>(forks_)).Set("operations", operations).Print();
+    Figure("fork_wrong")
+        .Set("value", static_cast<double>(wrong))
+        .Text("unit", "wrong answers")
+        .Set("n", operations)
+        .Goal("value", 0)
+        .Set("acked_sync", static_cast<double>(rounds_))
+        .Set("kills_in_flight", 0)
+        .Set("spills", 0)
+        .Set("promotions", 0)
+        .Set("forks", static_cast<double>(forks_))
+        .Set("operations", operations)
+        .Print();
   }
 
   const Connection daemon_;

@@ -1,5 +1,5 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
-"""What the runners share: figures as JSON lines on stdout, processes that are gone afterwards, builds with a planted defect."""
+"""What the runners share: figures as JSON lines, processes that are gone afterwards, builds with a planted defect."""
 import contextlib
 import ctypes
 import json
@@ -15,8 +15,10 @@ import tempfile
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 BUILD = REPOSITORY / os.environ.get("STATEPOOL_BUILD", "build/release")
-FIELDS = ("name", "value", "unit", "n", "p50", "p99", "baseline", "baseline_name", "ratio", "goal", "aim", "ok", "commit", "machine", "seed")
-PLANT_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "proto", "server", "client/CMakeLists.txt", "client/cpp", "client/cli")
+FIELDS = ("name", "value", "unit", "n", "p50", "p99", "baseline", "baseline_name", "ratio", "goal", "aim", "ok",
+          "commit", "machine", "seed")
+PLANT_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "proto", "server",
+                 "client/CMakeLists.txt", "client/cpp", "client/cli")
 OK, FALLS_SHORT, NOT_MEASURABLE = 0, 1, 2
 
 
@@ -31,19 +33,20 @@ def note(text):
 # ------------------------------------------------------------------------------------------------------------- figures
 
 def machine():
-    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    models = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{cpu}, {os.cpu_count()} cores, {gib:.0f} GiB, Linux {platform.release()}"
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {gib:.0f} GiB, Linux {platform.release()}"
 
 
 def commit():
     """The tree's commit, with "-dirty" when it was changed since."""
-    git = subprocess.run(["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"], capture_output=True, text=True)
+    command = ["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = subprocess.run(command, capture_output=True, text=True)
     return git.stdout.strip() or "unknown"
 
 
 def figure(measured, seed):
-    """Prints one figure; gives whether it reaches its goal. `goal_of` says what the goal limits: "value" (default) or "ratio"."""
+    """Prints one figure; gives whether it reaches its goal, which limits what `goal_of` says: "value" (default), "ratio"."""
     line = dict.fromkeys(FIELDS) | measured
     if line["baseline"]:
         line["ratio"] = line["value"] / line["baseline"]
@@ -59,7 +62,7 @@ def new_seed():
 
 
 def run(main):
-    """Runs main() and exits with what it gives, or with 2 when it could not measure. A SIGTERM ends it in order, like Ctrl-C."""
+    """Runs main() and exits with what it gives, or with 2 when it could not measure. SIGTERM ends it in order too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         sys.exit(main())
@@ -119,7 +122,7 @@ def server(command, log):
         line = child.stdout.readline()
         if not line:
             raise NotMeasurable(f"{command[0]} did not get ready: {log.read_text(errors='replace')[-2000:]}")
-        yield child, next(address for address in json.loads(line)["listen"] if not address.startswith("unix:"))
+        yield child, json.loads(line)["listen"][0]
 
 
 def measured_lines(command, cwd):
@@ -147,7 +150,8 @@ def build_plant(directory, name):
     shutil.rmtree(source, ignore_errors=True)
     for part in PLANT_SOURCES:
         (source / part).parent.mkdir(parents=True, exist_ok=True)
-        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy2  # both keep times: only what changed is built again
+        # Both keep times: only what changed is built again.
+        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy2
         copy(REPOSITORY / part, source / part)
 
     # One cache for all plants, whatever their folder is called: only the patched file is compiled for each.
@@ -155,7 +159,8 @@ def build_plant(directory, name):
     environment.setdefault("CCACHE_DIR", str(REPOSITORY / "build" / "ccache"))
     patch = directory / f"{name}.patch"
     steps = [["patch", "-p1", "--fuzz=0", "--batch", "--no-backup-if-mismatch", "-d", source, "-i", patch],
-             ["cmake", "-G", "Ninja", "-S", source, "-B", build, "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2", "-DSTATEPOOL_TESTS=OFF"],
+             ["cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+              "-DCMAKE_CXX_FLAGS_RELEASE=-O2", "-DSTATEPOOL_TESTS=OFF"],
              ["cmake", "--build", build, "--target", "statepoold"]]
     for step in steps:
         note(f"plant {name}: {step[0]} {step[1]}")
@@ -166,12 +171,12 @@ def build_plant(directory, name):
     return build
 
 
-def check_plants(directory, names, caught, seed, figure_name):
-    """Runs caught(plant) -> figures, of which one at least must fall short, for every plant; a line each. Gives the exit status."""
+def check_plants(names, caught, seed, figure_name):
+    """Runs caught(plant) -> figures for every plant: one of them must fall short. A line each; gives the exit status."""
     missed = 0
     for name in names:
         lines = caught(name)
         short = [line["name"] for line in lines if not line["ok"]]
-        missed += not figure({"name": f"{figure_name}/plant/{name}", "value": len(short), "unit": "figures that fell short", "n": len(lines),
-                              "goal": 1, "ok": bool(short)}, seed)
+        missed += not figure({"name": f"{figure_name}/plant/{name}", "value": len(short), "unit": "figures that fell short",
+                              "n": len(lines), "goal": 1, "ok": bool(short)}, seed)
     return FALLS_SHORT if missed else OK

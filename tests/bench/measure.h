@@ -2,8 +2,9 @@
 //
 // What the measuring programs share: samples, figures, and a client that gives up loudly.
 //
-// A program prints each figure as one line of JSON on stdout, with the fields that only it can know; tests/bench/run adds the others and decides `ok`.
-// It exits with 0 when it has measured all, and with 2 when something could not be measured.
+// A program prints each figure as one line of JSON on stdout, with the fields that only it can know; tests/bench/run
+// adds the others and decides `ok`. It exits with 0 when it has measured all, and with 2 when something could not be
+// measured.
 #ifndef STATEPOOL_TESTS_BENCH_MEASURE_H_
 #define STATEPOOL_TESTS_BENCH_MEASURE_H_
 
@@ -56,7 +57,8 @@ inline void RequireStable(absl::string_view what, const std::vector<double>& sam
   const auto middle = samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2);
   const double first = Median({samples.begin(), middle}), second = Median({middle, samples.end()});
   if (std::max(first, second) > 1.5 * std::min(first, second)) {
-    NotMeasurable(absl::StrCat("the baseline, ", what, ", is unstable: medians of its halves ", first, " and ", second));
+    NotMeasurable(
+        absl::StrCat("the baseline, ", what, ", is unstable: medians of its halves ", first, " and ", second));
   }
 }
 
@@ -69,7 +71,11 @@ class Figure {
   // Median, n, p50 and p99 of samples in microseconds, told in `unit` of `unit_us` microseconds each.
   Figure& Samples(const std::vector<double>& us, absl::string_view unit, double unit_us) {
     const double p50 = Median(us) / unit_us;
-    return Set("value", p50).Text("unit", unit).Set("n", static_cast<double>(us.size())).Set("p50", p50).Set("p99", Quantile(us, 0.99) / unit_us);
+    return Set("value", p50)
+        .Text("unit", unit)
+        .Set("n", static_cast<double>(us.size()))
+        .Set("p50", p50)
+        .Set("p99", Quantile(us, 0.99) / unit_us);
   }
   Figure& Baseline(absl::string_view name, double value) { return Set("baseline", value).Text("baseline_name", name); }
   // `goal_of` says which field the goal limits: "value" or "ratio" (value / baseline).
@@ -94,7 +100,8 @@ class Arguments {
     for (int i = 1; i < argc; ++i) {
       const std::string argument = argv[i];
       const size_t equals = argument.find('=');
-      if (argument.rfind("--", 0) == 0 && equals != std::string::npos) values_[argument.substr(2, equals - 2)] = argument.substr(equals + 1);
+      if (argument.rfind("--", 0) == 0 && equals != std::string::npos)
+        values_[argument.substr(2, equals - 2)] = argument.substr(equals + 1);
     }
   }
   const std::string& Text(const std::string& name) const {
@@ -129,20 +136,23 @@ class Connection {
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
     channel_ = grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
     stub_ = v1::StatePool::NewStub(channel_);
-    if (!channel_->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(10))) NotMeasurable("no connection to " + address);
+    if (!channel_->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(10)))
+      NotMeasurable("no connection to " + address);
   }
 
   v1::StatePool::Stub* stub() const { return stub_.get(); }
 
   // Calls and gives the answer; an error ends the program.
   template <typename Request, typename Response>
-  Response Call(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&, Response*), const Request& request) const {
+  Response Call(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                const Request& request) const {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
     Response response;
     const grpc::Status status = ((*stub_).*method)(&context, request, &response);
     if (!status.ok()) {
-      NotMeasurable(absl::StrCat(Request::descriptor()->name(), " failed: ", static_cast<int>(status.error_code()), " ", status.error_message()));
+      NotMeasurable(absl::StrCat(Request::descriptor()->name(), " failed: ", static_cast<int>(status.error_code()), " ",
+                                 status.error_message()));
     }
     return response;
   }

@@ -16,7 +16,13 @@ Program TestProgram() {
           "A program.",
           "pool cup fill big --with=tea",
           {{"server", Flag::kText, "ADDR", "where"}, {"output", Flag::kChoice, "table|json", "how", false, 'o'}},
-          {{"cup fill", "NAME...", 1, 2, "Fill cups.", "", "pool cup fill big --with=tea",
+          {{"cup fill",
+            "NAME...",
+            1,
+            2,
+            "Fill cups.",
+            "",
+            "pool cup fill big --with=tea",
             {{"with", Flag::kText, "WHAT", "what to fill in", true},
              {"level", Flag::kInteger, "N", "how far"},
              {"revision", Flag::kUnsigned, "R", "of the cup"},
@@ -69,8 +75,9 @@ TEST_F(ArgsTest, AfterTwoDashesAllAreOperands) {
 }
 
 TEST_F(ArgsTest, ValuesHaveTheirTypes) {
-  const Arguments args =
-      Good("cup fill a --with= --revision=18446744073709551615 --ttl=1h30m --timeout=0.25 --until=2030-01-31T12:00:00Z --hot");
+  const Arguments args = Good(
+      "cup fill a --with= --revision=18446744073709551615 --ttl=1h30m --timeout=0.25 --until=2030-01-31T12:00:00Z "
+      "--hot");
   EXPECT_TRUE(args.Has("with"));
   EXPECT_EQ(args.Text("with", "fallback"), "");
   EXPECT_EQ(args.Text("server", "fallback"), "fallback");
@@ -123,7 +130,8 @@ TEST_F(ArgsTest, WhatIsMissingOrTooMuchIsAnError) {
 TEST_F(ArgsTest, HelpIsThereAtEveryLevelAndTeaches) {
   for (const char* line : {"--help", "-h", "help"}) {
     const std::string help = Good(line).help;
-    EXPECT_TRUE(absl::StrContains(help, "A program.") && absl::StrContains(help, "cup empty") && absl::StrContains(help, "wash"));
+    EXPECT_TRUE(absl::StrContains(help, "A program.") && absl::StrContains(help, "cup empty") &&
+                absl::StrContains(help, "wash"));
   }
   for (const char* line : {"cup --help", "help cup"}) {
     const std::string help = Good(line).help;

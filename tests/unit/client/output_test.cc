@@ -37,11 +37,13 @@ v1::NameInfo Info() {
 }
 
 TEST(JsonTest, ANameHasSnakeCaseKeysAndNumbers) {
-  EXPECT_EQ(ToJson(Info()).Dump(),
-            "{\"name\":\"chat/\\\"42\\\"\",\"kind\":\"sequence\",\"layout\":\"" + std::string(64, 'f') +
-                "\",\"position\":128,\"revision\":3298534883335,\"durable_revision\":0,\"checksum\":\"0123456789abcdef\","
-                "\"exactness\":\"EXACT\",\"tier\":\"HOT\",\"version_id\":0,\"parent_version_id\":0,\"state_bytes\":20971520,"
-                "\"attachment_bytes\":0,\"durability\":\"WRITE_BEHIND\",\"max_history\":0,\"ttl\":\"30s\",\"replayed\":false}");
+  EXPECT_EQ(
+      ToJson(Info()).Dump(),
+      "{\"name\":\"chat/\\\"42\\\"\",\"kind\":\"sequence\",\"layout\":\"" + std::string(64, 'f') +
+          "\",\"position\":128,\"revision\":3298534883335,\"durable_revision\":0,\"checksum\":\"0123456789abcdef\","
+          "\"exactness\":\"EXACT\",\"tier\":\"HOT\",\"version_id\":0,\"parent_version_id\":0,\"state_bytes\":20971520,"
+          "\"attachment_bytes\":0,\"durability\":\"WRITE_BEHIND\",\"max_history\":0,\"ttl\":\"30s\",\"replayed\":"
+          "false}");
 }
 
 TEST(JsonTest, AMatchHasTheNamesFieldsBesideItsOwn) {
@@ -58,7 +60,8 @@ TEST(JsonTest, AMatchHasTheNamesFieldsBesideItsOwn) {
 }
 
 TEST(JsonTest, TextIsEscapedAndAlwaysUtf8) {
-  EXPECT_EQ(Json("a\"\\\n\t\x01\x7f\u00e4\u20ac\U0001F600").Dump(), "\"a\\\"\\\\\\n\\t\\u0001\\u007f\u00e4\u20ac\U0001F600\"");
+  EXPECT_EQ(Json("a\"\\\n\t\x01\x7f\u00e4\u20ac\U0001F600").Dump(),
+            "\"a\\\"\\\\\\n\\t\\u0001\\u007f\u00e4\u20ac\U0001F600\"");
   EXPECT_EQ(Json("\xff|\xc3|\xe0\x80\x80|\xed\xa0\x80|\xf5").Dump(),
             "\"\uFFFD|\uFFFD|\uFFFD\uFFFD\uFFFD|\uFFFD\uFFFD\uFFFD|\uFFFD\"");
 }
@@ -84,17 +87,18 @@ TEST(ErrorOutputTest, HasTheFiveKeysAndMetadata) {
 TEST(ErrorOutputTest, ExitCodesAreThoseOfTheContract) {
   using absl::StatusCode;
   const std::pair<StatusCode, int> expected[] = {
-      {StatusCode::kOk, 0},          {StatusCode::kInvalidArgument, 2},   {StatusCode::kNotFound, 3},
-      {StatusCode::kAborted, 4},     {StatusCode::kAlreadyExists, 4},     {StatusCode::kFailedPrecondition, 4},
-      {StatusCode::kDataLoss, 7},    {StatusCode::kResourceExhausted, 5}, {StatusCode::kUnavailable, 6},
-      {StatusCode::kInternal, 1},    {StatusCode::kDeadlineExceeded, 6},  {StatusCode::kPermissionDenied, 8},
-      {StatusCode::kUnknown, 1},     {StatusCode::kUnauthenticated, 8},   {StatusCode::kUnimplemented, 1},
+      {StatusCode::kOk, 0},       {StatusCode::kInvalidArgument, 2},   {StatusCode::kNotFound, 3},
+      {StatusCode::kAborted, 4},  {StatusCode::kAlreadyExists, 4},     {StatusCode::kFailedPrecondition, 4},
+      {StatusCode::kDataLoss, 7}, {StatusCode::kResourceExhausted, 5}, {StatusCode::kUnavailable, 6},
+      {StatusCode::kInternal, 1}, {StatusCode::kDeadlineExceeded, 6},  {StatusCode::kPermissionDenied, 8},
+      {StatusCode::kUnknown, 1},  {StatusCode::kUnauthenticated, 8},   {StatusCode::kUnimplemented, 1},
       {StatusCode::kCancelled, 1}};
   for (const auto& [code, exit_code] : expected) EXPECT_EQ(ExitCode(code), exit_code) << absl::StatusCodeToString(code);
 }
 
 TEST(TableTest, FitsInto80Columns) {
-  const std::string text = absl::StrCat(ObjectAsText(ToJson(Info())), TableAsText("sequences", {ToJson(Info()), ToJson(Info())}));
+  const std::string text =
+      absl::StrCat(ObjectAsText(ToJson(Info())), TableAsText("sequences", {ToJson(Info()), ToJson(Info())}));
   for (absl::string_view line : absl::StrSplit(text, '\n')) EXPECT_LE(line.size(), 80u) << line;
   EXPECT_EQ(TableAsText("sequences", {ToJson(Info())}),
             "NAME       POSITION       REVISION  DURABLE  TIER     STATE\n"
@@ -117,15 +121,16 @@ TEST(TableTest, ShowsTensorsCompactly) {
     axis.set_name(name);
     axis.set_size(64);
   }
-  EXPECT_EQ(ObjectAsText(ToJson(info)),
-            "layout       aaaaaaaaaaaa\nfingerprint  " + std::string(64, 'a') + "\naliases      my-model\nstate_bytes  100 B\n"
-            "\n"
-            "NAME  KIND       DTYPE    LAYERS     AXES\n"
-            "wkv   RECURRENT  FLOAT32  0-2,5,7-8  head 64, key 64\n");
+  EXPECT_EQ(ObjectAsText(ToJson(info)), "layout       aaaaaaaaaaaa\nfingerprint  " + std::string(64, 'a') +
+                                            "\naliases      my-model\nstate_bytes  100 B\n"
+                                            "\n"
+                                            "NAME  KIND       DTYPE    LAYERS     AXES\n"
+                                            "wkv   RECURRENT  FLOAT32  0-2,5,7-8  head 64, key 64\n");
 }
 
 TEST(PresetTest, HelpNamesExactlyTheContractsParametersAndItsExamplesParse) {
-  EXPECT_EQ(static_cast<int>(PresetHelps().size()), v1::LayoutPreset::descriptor()->FindOneofByName("family")->field_count());
+  EXPECT_EQ(static_cast<int>(PresetHelps().size()),
+            v1::LayoutPreset::descriptor()->FindOneofByName("family")->field_count());
   for (const PresetHelp& help : PresetHelps()) {
     const auto* family = v1::LayoutPreset::descriptor()->FindFieldByName(std::string(help.family));
     ASSERT_NE(family, nullptr) << help.family;
@@ -144,8 +149,13 @@ TEST(LayoutFileTest, TellsItsShapesApart) {
   EXPECT_EQ(LayoutFromJson(R"({"alias":"x","layout":{"modelId":"m"}})")->alias(), "x");
   EXPECT_EQ(LayoutFromJson(R"({"preset":{"model_id":"m","rwkv7":{"layers":3}}})")->preset().rwkv7().layers(), 3u);
   EXPECT_EQ(LayoutFromJson(R"({"layout":"ff","schema":{"model_id":"m","tensors":[{"name":"a","axes":[{"size":9}]}]}})")
-                ->layout().tensors(0).axes(0).size(), 9u);
-  for (const char* bad : {"", "[]", "{}", "{\"model_id\":\"m\"}", R"({"tensors":[{"nmae":"a"}]})", R"({"rwkv7":{"layres":3}})"}) {
+                ->layout()
+                .tensors(0)
+                .axes(0)
+                .size(),
+            9u);
+  for (const char* bad :
+       {"", "[]", "{}", "{\"model_id\":\"m\"}", R"({"tensors":[{"nmae":"a"}]})", R"({"rwkv7":{"layres":3}})"}) {
     EXPECT_EQ(client::GetErrorDetail(LayoutFromJson(bad).status()).reason, "USAGE") << bad;
   }
 }
@@ -159,7 +169,8 @@ class FilesTest : public testing::Test {
   ~FilesTest() override { std::filesystem::remove_all(dir_); }
 
   size_t FilesThere() const {
-    return static_cast<size_t>(std::distance(std::filesystem::directory_iterator(dir_), std::filesystem::directory_iterator()));
+    return static_cast<size_t>(
+        std::distance(std::filesystem::directory_iterator(dir_), std::filesystem::directory_iterator()));
   }
 
   std::string dir_;

@@ -1,7 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The C++ client against a service in this process that is an ordinary generated one: so it also shows that the client's hand-made
-// framing is ordinary proto. StalledPeer is a socket that greets like an HTTP/2 server and then reads nothing.
+// The C++ client against a service in this process that is an ordinary generated one: so it also shows that the
+// client's hand-made framing is ordinary proto. StalledPeer is a socket that greets like an HTTP/2 server and then
+// reads nothing.
 #include <arpa/inet.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
@@ -208,15 +209,19 @@ TEST_F(PoolTest, RepeatsADeleteOnlyIfAnAbsentNameIsFine) {
 TEST_F(PoolTest, ListsAllPagesUntilTheVisitorHasEnough) {
   const Pool pool = Connect();
   std::vector<std::string> names;
-  ASSERT_TRUE(pool.ListAll({}, [&](const v1::NameInfo& info) {
-    names.push_back(info.name().sequence());
-    return names.size() != 7;
-  }).ok());
+  ASSERT_TRUE(pool.ListAll({},
+                           [&](const v1::NameInfo& info) {
+                             names.push_back(info.name().sequence());
+                             return names.size() != 7;
+                           })
+                  .ok());
   EXPECT_EQ(absl::StrJoin(names, " "), "s0 s1 s2 s3 s4");
-  ASSERT_TRUE(pool.ListAll({}, [&](const v1::NameInfo& info) {
-    names.push_back(info.name().sequence());
-    return names.size() != 7;
-  }).ok());
+  ASSERT_TRUE(pool.ListAll({},
+                           [&](const v1::NameInfo& info) {
+                             names.push_back(info.name().sequence());
+                             return names.size() != 7;
+                           })
+                  .ok());
   EXPECT_EQ(absl::StrJoin(names, " "), "s0 s1 s2 s3 s4 s0 s1");
 }
 
@@ -236,7 +241,8 @@ TEST_F(PoolTest, RefusesAMessageAboveItsCap) {
 }
 
 TEST(PoolAddressTest, IsHostAndPortOrAUnixPath) {
-  for (const char* good : {"localhost:7070", "[::1]:7070", "unix:/run/x.sock", "unix:x"}) EXPECT_TRUE(Pool::Connect(good).ok());
+  for (const char* good : {"localhost:7070", "[::1]:7070", "unix:/run/x.sock", "unix:x"})
+    EXPECT_TRUE(Pool::Connect(good).ok());
   for (const char* bad : {"", "localhost", ":7070", "localhost:", "localhost:0", "localhost:65536", "unix:"}) {
     EXPECT_EQ(GetErrorDetail(Pool::Connect(bad).status()).reason, "INVALID_ADDRESS") << bad;
   }
@@ -272,7 +278,8 @@ class StalledPeer {
     port_ = ntohs(address.sin_port);
     greeter_ = std::thread([this] {
       connection_ = accept(listener_, nullptr, nullptr);
-      // SETTINGS{INITIAL_WINDOW_SIZE = 2^31 - 1}, WINDOW_UPDATE of the connection: nothing but the socket holds the client back.
+      // SETTINGS{INITIAL_WINDOW_SIZE = 2^31 - 1}, WINDOW_UPDATE of the connection: nothing but the socket holds the
+      // client back.
       static constexpr char kGreeting[] =
           "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x04\x7f\xff\xff\xff"
           "\x00\x00\x04\x08\x00\x00\x00\x00\x00\x7f\xff\x00\x00";
@@ -322,7 +329,8 @@ TEST(StalledPeerTest, SetWithAnOwnerReturnsAtItsDeadline) {
     const Pool pool = *Pool::Connect(peer.address(), Impatient());
     const absl::Time start = absl::Now();
     const absl::string_view view = *bytes;
-    EXPECT_EQ(pool.Set(SetRequestFor("a"), {view}, std::move(bytes)).status().code(), absl::StatusCode::kDeadlineExceeded);
+    EXPECT_EQ(pool.Set(SetRequestFor("a"), {view}, std::move(bytes)).status().code(),
+              absl::StatusCode::kDeadlineExceeded);
     EXPECT_LT(absl::Now() - start, absl::Seconds(5));
     EXPECT_FALSE(watch.expired());
     peer.HangUp();

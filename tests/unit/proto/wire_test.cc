@@ -15,7 +15,8 @@ namespace {
 
 constexpr size_t kRestMax = 1 << 20;
 
-// `bytes` cut into slices of `cut` bytes, each preceded by an empty one. Slices below 24 bytes hold their bytes inside themselves.
+// `bytes` cut into slices of `cut` bytes, each preceded by an empty one. Slices below 24 bytes hold their bytes inside
+// themselves.
 grpc::ByteBuffer Cut(absl::string_view bytes, size_t cut) {
   std::vector<grpc::Slice> slices;
   for (size_t at = 0; at < bytes.size(); at += cut) {
@@ -88,7 +89,14 @@ TEST(WireTest, AnUnfilledBufferIsTheEmptyMessage) {
 }
 
 TEST(WireTest, KeepsUnknownFieldsAndAnotherWireTypeOfTheField) {
-  const std::string bytes("\xf8\xff\xff\xff\x0f\x01" "\x78\x05" "\x7d" "abcd" "\x09" "12345678", 6 + 2 + 5 + 9);
+  const std::string bytes(
+      "\xf8\xff\xff\xff\x0f\x01"
+      "\x78\x05"
+      "\x7d"
+      "abcd"
+      "\x09"
+      "12345678",
+      6 + 2 + 5 + 9);
   absl::StatusOr<SplitMessage> split = Split(Cut(bytes, 3), kDataField, kRestMax);
   ASSERT_TRUE(split.ok()) << split.status();
   EXPECT_EQ(split->rest, bytes);
@@ -111,11 +119,17 @@ TEST(WireTest, RefusesWhatIsNoMessage) {
       {"group", "\x0b\x0c"},
       {"wire type 6", "\x0e"},
       {"no length", "\x7a"},
-      {"cut data", "\x7a\x05" "abcd"},
+      {"cut data",
+       "\x7a\x05"
+       "abcd"},
       {"length of 2^31", "\x7a\x80\x80\x80\x80\x08"},
       {"length of 2^64 - 1", "\x7a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"},
-      {"cut fixed64", "\x09" "1234567"},
-      {"cut fixed32", "\x0d" "123"},
+      {"cut fixed64",
+       "\x09"
+       "1234567"},
+      {"cut fixed32",
+       "\x0d"
+       "123"},
   };
   for (const Case& c : cases) {
     for (const size_t cut : {1, 100}) {

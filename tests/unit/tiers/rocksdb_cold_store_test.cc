@@ -3,9 +3,12 @@
 // The store over a file system in memory, and where the file system itself matters, over a directory that goes afterwards.
 #include "server/tiers/rocksdb_cold_store.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <rocksdb/db.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <string>
@@ -252,8 +255,37 @@ TEST_F(RocksDbColdStoreTest, ANewerFormatIsRefusedAndLeftAsItIs) {
 }
 
 TEST_F(RocksDbColdStoreTest, ASecondOpenOfOneDirectoryIsRefused) {
-  EXPECT_EQ(ReasonOf(RocksDbColdStore::Open(Options()).status()), "DATA_DIR_LOCKED");
+  const absl::Status refused = RocksDbColdStore::Open(Options()).status();
+  EXPECT_EQ(ReasonOf(refused), "DATA_DIR_LOCKED") << refused;
   EXPECT_TRUE(cold_->Commit({}, true).ok());
+}
+
+TEST(RocksDbColdStoreOnDisk, ADirectoryThatAnotherProcessHasIsRefused) {
+  const auto directory = std::filesystem::temp_directory_path() / absl::StrCat("statepool-test-locked-", getpid());
+  std::filesystem::create_directory(directory);
+  const std::string lock_file = directory / "LOCK";
+  int ready[2], done[2];
+  ASSERT_EQ(pipe(ready) | pipe(done), 0);
+  const pid_t child = fork();
+  if (child == 0) {  // holds the lock until the parent has seen it
+    struct flock lock = {};
+    lock.l_type = F_WRLCK;
+    const int fd = open(lock_file.c_str(), O_RDWR | O_CREAT, 0600);
+    char byte = fd >= 0 && fcntl(fd, F_SETLK, &lock) == 0 ? 'y' : 'n';
+    close(done[1]);
+    if (write(ready[1], &byte, 1) == 1) (void)!read(done[0], &byte, 1);
+    _exit(0);
+  }
+  char locked = 0;
+  ASSERT_EQ(read(ready[0], &locked, 1), 1);
+  EXPECT_EQ(locked, 'y');
+  RocksDbColdStoreOptions options;
+  options.path = directory;
+  const absl::Status refused = RocksDbColdStore::Open(options).status();
+  EXPECT_EQ(ReasonOf(refused), "DATA_DIR_LOCKED") << refused;
+  for (int fd : {ready[0], ready[1], done[0], done[1]}) close(fd);
+  waitpid(child, nullptr, 0);
+  std::filesystem::remove_all(directory);
 }
 
 TEST(RocksDbColdStoreOnDisk, ASecondOpenIsRefusedAndSoIsADirectoryThatIsNone) {

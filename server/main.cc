@@ -1,0 +1,238 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// statepoold: flags → parts → serve → drain.
+//
+// Exit: 0 orderly stop, 1 usage, 2 the data directory can't be used, 3 the disk failed while serving.
+#include <malloc.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "server/core/mutex.h"
+#include "server/core/store.h"
+#include "server/flags.h"
+#include "server/memory/host_device.h"
+#include "server/report.h"
+#include "server/rpc/server.h"
+#include "server/rpc/service.h"
+#include "server/telemetry/log.h"
+#include "server/telemetry/metrics.h"
+#include "server/tiers/residency.h"
+#include "server/tiers/rocksdb_cold_store.h"
+#include "spdlog/spdlog.h"
+
+namespace statepool {
+namespace {
+
+enum Exit { kOrderly = 0, kUsage = 1, kDataDirectory = 2, kDisk = 3 };
+
+constexpr uint64_t kMessageRoomBytes = 2 << 20;  // for an attachment and what else is beside a state
+constexpr absl::Duration kGraceAfterDiskFailure = absl::Seconds(2);
+
+int Fail(Exit code, absl::string_view what, const absl::Status& status) {
+  std::cerr << "statepoold: " << what << (what.empty() ? "" : ": ") << status.message() << std::endl;
+  return code;
+}
+
+// Large messages come and go: memory that was freed is kept instead of being given back and faulted in again for each.
+void TuneMalloc() {
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
+  mallopt(M_TRIM_THRESHOLD, 512 << 20);
+  mallopt(M_TOP_PAD, 16 << 20);
+}
+
+std::string RandomHex() {
+  std::random_device random;
+  return absl::StrFormat("%08x%08x", static_cast<uint32_t>(random()), static_cast<uint32_t>(random()));
+}
+
+std::string JsonString(absl::string_view text) {
+  std::string out = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') {
+      out += {'\\', c};
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      absl::StrAppendFormat(&out, "\\u%04x", c);
+    } else {
+      out += c;
+    }
+  }
+  return out + "\"";
+}
+
+void PrintReady(const std::vector<std::string>& listen, const std::string& metrics, const std::string& incarnation) {
+  std::cout << R"({"event":"ready","listen":[)"
+            << absl::StrJoin(listen, ",", [](std::string* out, const std::string& a) { absl::StrAppend(out, JsonString(a)); })
+            << R"(],"metrics":)" << JsonString(metrics) << R"(,"incarnation":")" << incarnation << R"(","devices":["host"]})"
+            << std::endl;
+}
+
+// Calls the store's chores about every 100 ms, until it goes.
+class Housekeeping {
+ public:
+  explicit Housekeeping(Store* store) : thread_([this, store] { Run(store); }) {}
+  ~Housekeeping() {
+    {
+      MutexLock lock(&mu_);
+      stopping_ = true;
+      wake_.SignalAll();
+    }
+    thread_.join();
+  }
+
+ private:
+  void Run(Store* store) {
+    for (uint64_t round = 0;; ++round) {
+      {
+        MutexLock lock(&mu_);
+        if (!stopping_) wake_.WaitFor(&mu_, std::chrono::milliseconds(100));
+        if (stopping_) return;
+      }
+      store->ReapExpired();
+      store->FlushDue();
+      if (round % 50 == 0) ReportFlushing(store->stats().flush_status);
+    }
+  }
+  void ReportFlushing(const absl::Status& now) {
+    if (now.ok() == flushed_.ok()) return;
+    if (now.ok()) {
+      spdlog::info("names are recorded on disk again");
+    } else {
+      spdlog::warn("names can't be recorded on disk: {}", std::string(now.message()));
+    }
+    flushed_ = now;
+  }
+
+  Mutex mu_;
+  CondVar wake_;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status flushed_;
+  std::thread thread_;  // the last: it uses the others
+};
+
+StoreOptions StoreOptionsOf(const DaemonFlags& flags, const std::string& incarnation) {
+  StoreOptions options;
+  options.max_names = flags.max_names;
+  options.default_durability = flags.default_durability;
+  options.default_ttl = flags.default_ttl;
+  options.max_ttl = flags.max_ttl;
+  options.flush_interval = flags.flush_interval;
+  options.incarnation = incarnation;
+  return options;
+}
+
+int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
+  const std::string incarnation = RandomHex();
+  const SystemClock clock;
+  std::atomic<bool> disk_failed{false};
+  RaiseOpenFileLimit();
+  if (flags.warm_bytes > 0) spdlog::info("the warm tier belongs to GPU devices: --warm-bytes is not used with --devices=host");
+
+  HostDeviceOptions device_options;
+  device_options.budget_bytes = flags.hot_bytes;
+  device_options.chunk_bytes = flags.chunk_bytes;
+  absl::StatusOr<std::unique_ptr<HostDevice>> device = HostDevice::Create(device_options);
+  if (!device.ok()) return Fail(kUsage, "--hot-bytes, --chunk-bytes", device.status());
+
+  RocksDbColdStoreOptions cold_options;
+  cold_options.path = flags.data_dir;
+  cold_options.budget_bytes = flags.cold_bytes;
+  cold_options.on_failed = [&disk_failed](const absl::Status& status) {
+    spdlog::critical("the disk failed, stopping: {}", std::string(status.message()));
+    disk_failed = true;
+    kill(getpid(), SIGTERM);  // wakes main
+  };
+  absl::StatusOr<std::unique_ptr<RocksDbColdStore>> cold = RocksDbColdStore::Open(cold_options);
+  if (!cold.ok()) return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), cold.status());
+
+  Residency residency(ResidencyOptions(), device->get(), cold->get(), &clock);
+  Store store(StoreOptionsOf(flags, incarnation), &residency, cold->get(), &clock);
+  residency.SetMakeRoom([&store] { return store.EvictPrefix(); });
+  if (absl::Status s = store.Recover(); !s.ok()) return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), s);
+
+  ServerOptions server_options;
+  server_options.listen = flags.listen;
+  server_options.max_message_bytes = flags.max_message_bytes + kMessageRoomBytes;
+  server_options.quota_bytes = 2 * flags.max_bytes_in_flight + server_options.max_message_bytes;
+  ServiceOptions service_options;
+  service_options.identity = {STATEPOOL_VERSION, STATEPOOL_COMMIT, incarnation, server_options.max_message_bytes, flags.max_bytes_in_flight,
+                              std::min({flags.max_message_bytes, flags.max_bytes_in_flight, (*device)->budget_bytes()})};
+  service_options.executor_threads = flags.executor_threads;
+  service_options.executor_queue = flags.executor_queue;
+  service_options.devices = [&device] { return ReportDevices(**device); };
+  RpcMetrics rpc_metrics(MethodNames());
+  StatePoolService service(service_options, &store, &clock, &rpc_metrics);
+
+  std::unique_ptr<MetricsServer> metrics;
+  if (!flags.metrics.empty()) {
+    absl::StatusOr<std::unique_ptr<MetricsServer>> started = MetricsServer::Start(
+        flags.metrics, rpc_metrics, [&] { return TakeSnapshot(store, residency, service); }, STATEPOOL_VERSION, STATEPOOL_COMMIT);
+    if (!started.ok()) return Fail(kUsage, "--metrics", started.status());
+    metrics = *std::move(started);
+  }
+  absl::StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(server_options, &service);
+  if (!server.ok()) return Fail(kUsage, "--listen", server.status());
+  std::optional<Housekeeping> housekeeping(&store);
+
+  PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation);
+  spdlog::info("serving {}, epoch {}, data in {}", absl::StrJoin((*server)->addresses(), ", "), store.epoch(), flags.data_dir);
+
+  int signal = 0;
+  sigwait(&stop_signals, &signal);
+  spdlog::info("stopping: refusing new calls, waiting for running ones");
+  const bool idle = (*server)->Drain(disk_failed ? kGraceAfterDiskFailure : flags.drain_grace);
+  if (idle) {
+    housekeeping.reset();
+    if (!disk_failed) {
+      if (absl::Status s = store.Drain(Op()); !s.ok()) spdlog::error("not everything could be recorded: {}", std::string(s.message()));
+    }
+    (*server)->Stop();
+  } else {
+    spdlog::critical("calls hang, and what was not recorded yet is lost");
+  }
+  spdlog::info("stopped");
+  if (disk_failed || !idle) std::_Exit(kDisk);  // a failed disk may keep destructors waiting
+  return kOrderly;
+}
+
+int Main(int argc, char** argv) {
+  TuneMalloc();
+  // Before any thread is there, so that every thread inherits it: only main takes these.
+  sigset_t stop_signals;
+  sigemptyset(&stop_signals);
+  sigaddset(&stop_signals, SIGTERM);
+  sigaddset(&stop_signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &stop_signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  const absl::StatusOr<DaemonFlags> flags =
+      ParseDaemonFlags(argc, argv, absl::StrCat(STATEPOOL_VERSION, " (", STATEPOOL_COMMIT, ")"));
+  if (!flags.ok()) {
+    return Fail(kUsage, "usage: statepoold --data-dir=DIR [--FLAG=VALUE ...] (--help tells more)", flags.status());
+  }
+  if (!InitLogging(flags->log_level)) {
+    return Fail(kUsage, "--log-level", absl::InvalidArgumentError("must be trace, debug, info, warn, error or off"));
+  }
+  return Run(*flags, stop_signals);
+}
+
+}  // namespace
+}  // namespace statepool
+
+int main(int argc, char** argv) { return statepool::Main(argc, argv); }

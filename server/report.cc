@@ -1,0 +1,45 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/report.h"
+
+namespace statepool {
+
+MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const StatePoolService& service) {
+  const StoreStats names = store.stats();
+  const ResidencyStats images = residency.stats();
+  MetricsSnapshot out;
+  out.images_bytes = {{{"hot", images.device}, images.hot_bytes + images.hot_attachment_bytes}, {{"cold", "disk"}, images.cold_bytes}};
+  for (const ResidencyStats::PoolStats& pool : images.pools) {
+    out.slots[{images.device, LayoutLabel(pool.layout), "used"}] += pool.slots_used;
+    out.slots[{images.device, LayoutLabel(pool.layout), "free"}] += pool.slots_free;
+  }
+  out.device_bytes = {{{images.device, "used"}, images.device_used_bytes},
+                      {{images.device, "free"}, images.device_budget_bytes - images.device_used_bytes}};
+  out.names = {{{"sequence"}, names.sequences}, {{"snapshot"}, names.snapshots}, {{"prefix"}, names.prefixes}};
+  out.prefix_lookups = {{{"hit"}, names.prefix_hits}, {{"miss"}, names.prefix_misses}};
+  for (const auto& [reason, count] : names.misses) out.misses[{reason}] = count;
+  out.evictions = {{{"hot", "behind_head"}, images.evictions_behind_head},
+                   {{"hot", "clean"}, images.evictions_clean},
+                   {{"hot", "spilled"}, images.evictions_spilled}};
+  for (const auto& [reason, count] : names.evictions) out.evictions[{"name", reason}] = count;
+  out.transfer_bytes = {{{"client", "hot"}, images.client_to_hot_bytes},
+                        {{"hot", "client"}, service.sent_bytes()},
+                        {{"hot", "cold"}, images.hot_to_cold_bytes},
+                        {{"cold", "hot"}, images.cold_to_hot_bytes}};
+  out.spills = images.spills;
+  out.promotions = images.promotions;
+  out.dirty_bytes = names.dirty_bytes;
+  out.flush_lag = names.flush_lag;
+  return out;
+}
+
+std::vector<v1::DeviceInfo> ReportDevices(const Device& device) {
+  v1::DeviceInfo info;
+  info.set_name(device.name());
+  info.set_budget_bytes(device.budget_bytes());
+  info.set_used_bytes(device.used_bytes());
+  info.set_chunk_bytes(device.chunk_bytes());
+  info.set_healthy(true);
+  return {info};
+}
+
+}  // namespace statepool

@@ -1,0 +1,147 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Many threads over one small residency: whatever they do to each other, every read gives exactly the bytes that were written, and in the end
+// nothing is left. Made for ThreadSanitizer.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <iostream>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/core/mutex.h"
+#include "server/memory/host_device.h"
+#include "server/tiers/residency.h"
+#include "tiers/test_support.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kChunk = 64 << 10;
+constexpr int kThreads = 6;
+constexpr int kSteps = 250;
+
+class ResidencyStressTest : public ColdStoreTest {
+ protected:
+  struct Entry {
+    ImageRef image;
+    uint64_t seed = 0;
+    std::string attachment;
+  };
+
+  // What any thread may replace, read or persist at any time.
+  class Table {
+   public:
+    Entry Get(size_t i) {
+      MutexLock lock(&mu_);
+      return entries_[i];
+    }
+    void Set(size_t i, Entry entry) {
+      Entry old;  // outlives the lock, though nothing would forbid dropping it inside
+      MutexLock lock(&mu_);
+      if (entry.image != nullptr) entry.image->AddHead();
+      if (entries_[i].image != nullptr) entries_[i].image->DropHead();
+      old = std::exchange(entries_[i], std::move(entry));
+    }
+    size_t size() const { return 24; }
+
+   private:
+    Mutex mu_;
+    std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_) = std::vector<Entry>(24);
+  };
+
+  void Run(int thread, uint64_t seed) {
+    std::mt19937_64 random(seed + static_cast<uint64_t>(thread));
+    for (int step = 0; step < kSteps; ++step) {
+      const size_t i = random() % table_.size();
+      const Op op{.tenant = static_cast<TenantId>(random() % 2)};
+      switch (random() % 6) {
+        case 0:
+        case 1: {
+          const LayoutRef& layout = layouts_[random() % layouts_.size()];
+          Entry entry{nullptr, random(), std::string(random() % 3 ? 0 : random() % 200'000, 'a')};
+          const std::string bytes = MakeBytes(layout->state_bytes(), entry.seed);
+          const absl::string_view piece = bytes;
+          StateBytes state;
+          state.pieces = {&piece, 1};
+          state.attachment = entry.attachment;
+          auto image = residency_->Write(op, layout, state);
+          if (!Allowed(image.status())) break;
+          entry.image = *std::move(image);
+          table_.Set(i, std::move(entry));
+          break;
+        }
+        case 2:
+        case 3: {
+          const Entry entry = table_.Get(i);
+          if (entry.image == nullptr) break;
+          auto pin = residency_->Read(op, entry.image);
+          if (!Allowed(pin.status())) break;
+          EXPECT_TRUE((*pin)->bytes() == MakeBytes(entry.image->bytes(), entry.seed));
+          EXPECT_TRUE((*pin)->attachment() == entry.attachment);
+          ++reads_;
+          break;
+        }
+        case 4: {
+          const Entry entry = table_.Get(i);
+          if (entry.image == nullptr || !Allowed(residency_->Persist(op, entry.image))) break;
+          EXPECT_TRUE(residency_->persisted(*entry.image));
+          break;
+        }
+        case 5:
+          if (random() % 2) table_.Set(i, {});
+          else if (const Entry entry = table_.Get(i); entry.image != nullptr) residency_->TryRead(entry.image);
+          break;
+      }
+      EXPECT_LE(device_->used_bytes(), device_->budget_bytes());
+      if (step % 50 == 0) residency_->CheckInvariants();
+    }
+  }
+  // True for OK; else it must be a shortage.
+  bool Allowed(const absl::Status& status) {
+    EXPECT_TRUE(status.ok() || ReasonOf(status) == "HOT_FULL" || ReasonOf(status) == "COLD_FULL") << status;
+    if (!status.ok()) ++refused_;
+    return status.ok();
+  }
+
+  SystemClock clock_;
+  const std::vector<LayoutRef> layouts_ = {MakeLayout(5'000), MakeLayout(kChunk), MakeLayout(3 * kChunk + 17)};
+  const std::unique_ptr<HostDevice> device_ = *HostDevice::Create({.budget_bytes = 16 * kChunk, .chunk_bytes = kChunk});
+  std::unique_ptr<Residency> residency_;
+  Table table_;
+  std::atomic<int> reads_{0}, refused_{0};
+};
+
+TEST_F(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
+  const uint64_t seed = std::random_device()();
+  std::cout << "seed " << seed << std::endl;
+  cold_budget_ = 3_MiB;
+  Restart();
+  residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = 1_MiB}, device_.get(), cold_.get(), &clock_);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t) threads.emplace_back([this, t, seed] { Run(t, seed); });
+  for (std::thread& thread : threads) thread.join();
+  residency_->CheckInvariants();
+  const ResidencyStats stats = residency_->stats();
+  std::cout << reads_ << " reads, " << refused_ << " refused, " << stats.spills << " spills, " << stats.promotions << " promotions, "
+            << stats.evictions_behind_head + stats.evictions_clean + stats.evictions_spilled << " evictions" << std::endl;
+  EXPECT_GT(reads_, 100);
+  EXPECT_GT(stats.spills, 10u);
+  EXPECT_GT(stats.promotions, 10u);
+
+  for (size_t i = 0; i < table_.size(); ++i) table_.Set(i, {});
+  ASSERT_TRUE(residency_->WaitForReclaim());
+  residency_->CheckInvariants();
+  EXPECT_EQ(residency_->stats().hot_images, 0u);
+  EXPECT_EQ(residency_->stats().hot_attachment_bytes, 0u);
+  EXPECT_EQ(cold_->used_bytes(), 0u);
+  EXPECT_TRUE(Stored().empty());
+  residency_.reset();
+  EXPECT_EQ(device_->used_bytes(), 0u);
+}
+
+}  // namespace
+}  // namespace statepool

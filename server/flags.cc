@@ -23,25 +23,33 @@
 using statepool::ByteSize;
 
 ABSL_FLAG(std::vector<std::string>, listen, {"127.0.0.1:7070"},
-          "addresses to serve on, with commas between them: host:port (port 0 picks a free one), unix:PATH. There is no authentication "
+          "addresses to serve on, with commas between them: host:port (port 0 picks a free one), unix:PATH. There is "
+          "no authentication "
           "yet: keep to loopback, a Unix socket or a network that you trust");
-ABSL_FLAG(std::string, metrics, "127.0.0.1:9090", "host:port of the Prometheus endpoint /metrics (port 0 picks a free one); empty: none");
+ABSL_FLAG(std::string, metrics, "127.0.0.1:9090",
+          "host:port of the Prometheus endpoint /metrics (port 0 picks a free one); empty: none");
 ABSL_FLAG(std::string, data_dir, "", "directory of everything durable; made if its parent exists. Required");
 ABSL_FLAG(std::string, devices, "host", "where hot states live: host");
 ABSL_FLAG(ByteSize, hot_bytes, ByteSize{uint64_t{1} << 30}, "budget of hot states, on each device");
-ABSL_FLAG(ByteSize, warm_bytes, ByteSize{0}, "budget of pinned host memory behind GPU devices; not used with --devices=host");
+ABSL_FLAG(ByteSize, warm_bytes, ByteSize{0},
+          "budget of pinned host memory behind GPU devices; not used with --devices=host");
 ABSL_FLAG(ByteSize, cold_bytes, ByteSize{uint64_t{64} << 30}, "budget of states in the data directory");
-ABSL_FLAG(ByteSize, chunk_bytes, ByteSize{0}, "unit in which pools take memory from the hot budget: a power of two; 0 picks one");
+ABSL_FLAG(ByteSize, chunk_bytes, ByteSize{0},
+          "unit in which pools take memory from the hot budget: a power of two; 0 picks one");
 ABSL_FLAG(ByteSize, max_message_bytes, ByteSize{uint64_t{512} << 20},
           "largest state in one message; the transport takes 2 MiB more, for its attachment and other fields");
 ABSL_FLAG(ByteSize, max_bytes_in_flight, ByteSize{uint64_t{1} << 30},
           "bytes of states in calls that are running; further calls get RESOURCE_EXHAUSTED and a hint when to retry");
 ABSL_FLAG(uint64_t, max_names, 10'000'000, "sequences, snapshots and prefixes together");
 ABSL_FLAG(std::string, default_durability, "write-behind", "of names that do not say: volatile, write-behind or sync");
-ABSL_FLAG(absl::Duration, default_ttl, absl::InfiniteDuration(), "idle time to live of names that do not say; inf: forever");
-ABSL_FLAG(absl::Duration, max_ttl, absl::Hours(24 * 365), "longest ttl, and farthest expire_time, that a name may ask for");
-ABSL_FLAG(absl::Duration, flush_interval, absl::Seconds(1), "a WRITE_BEHIND change is recorded on disk about this long after its answer");
-ABSL_FLAG(absl::Duration, drain_grace, absl::Seconds(30), "how long running calls may go on after SIGTERM before they are cancelled");
+ABSL_FLAG(absl::Duration, default_ttl, absl::InfiniteDuration(),
+          "idle time to live of names that do not say; inf: forever");
+ABSL_FLAG(absl::Duration, max_ttl, absl::Hours(24 * 365),
+          "longest ttl, and farthest expire_time, that a name may ask for");
+ABSL_FLAG(absl::Duration, flush_interval, absl::Seconds(1),
+          "a WRITE_BEHIND change is recorded on disk about this long after its answer");
+ABSL_FLAG(absl::Duration, drain_grace, absl::Seconds(30),
+          "how long running calls may go on after SIGTERM before they are cancelled");
 ABSL_FLAG(uint32_t, executor_threads, 32, "threads for calls that may wait for memory or disk");
 ABSL_FLAG(uint32_t, executor_queue, 4096, "calls that may wait for such a thread; further ones get RESOURCE_EXHAUSTED");
 ABSL_FLAG(std::string, log_level, "info", "trace, debug, info, warn, error or off");
@@ -59,9 +67,15 @@ struct Unit {
   absl::string_view suffix;
   uint64_t bytes;
 };
-constexpr Unit kUnits[] = {{"KiB", uint64_t{1} << 10}, {"MiB", uint64_t{1} << 20}, {"GiB", uint64_t{1} << 30},
-                           {"TiB", uint64_t{1} << 40}, {"kB", 1'000},              {"KB", 1'000},
-                           {"MB", 1'000'000},          {"GB", 1'000'000'000},      {"TB", 1'000'000'000'000}};
+constexpr Unit kUnits[] = {{"KiB", uint64_t{1} << 10},
+                           {"MiB", uint64_t{1} << 20},
+                           {"GiB", uint64_t{1} << 30},
+                           {"TiB", uint64_t{1} << 40},
+                           {"kB", 1'000},
+                           {"KB", 1'000},
+                           {"MB", 1'000'000},
+                           {"GB", 1'000'000'000},
+                           {"TB", 1'000'000'000'000}};
 
 absl::Status Bad(absl::string_view flag, absl::string_view why) {
   return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", why));
@@ -82,8 +96,8 @@ void PrintHelp() {
                "  statepoold --data-dir=DIR [--FLAG=VALUE ...]\n\n"
                "Flags also come from --flagfile=FILE (one a line), and from the environment as STATEPOOL_<FLAG>.\n\n";
   for (const absl::CommandLineFlag* flag : OwnFlags()) {
-    std::cout << "  --" << absl::StrReplaceAll(flag->Name(), {{"_", "-"}}) << " (" << flag->DefaultValue() << ")\n      " << flag->Help()
-              << "\n";
+    std::cout << "  --" << absl::StrReplaceAll(flag->Name(), {{"_", "-"}}) << " (" << flag->DefaultValue()
+              << ")\n      " << flag->Help() << "\n";
   }
   std::cout << std::flush;
 }
@@ -91,7 +105,8 @@ void PrintHelp() {
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream file(path);
   std::stringstream content;
-  if (!file || !(content << file.rdbuf())) return absl::InvalidArgumentError(absl::StrCat("cannot read the flagfile ", path));
+  if (!file || !(content << file.rdbuf()))
+    return absl::InvalidArgumentError(absl::StrCat("cannot read the flagfile ", path));
   return content.str();
 }
 
@@ -106,7 +121,8 @@ bool TakeFlag(absl::string_view argument, std::string* name, std::optional<std::
 
 class Expander {
  public:
-  Expander(const std::vector<std::string>& names, const std::function<absl::StatusOr<std::string>(const std::string&)>& read_file)
+  Expander(const std::vector<std::string>& names,
+           const std::function<absl::StatusOr<std::string>(const std::string&)>& read_file)
       : names_(names), read_file_(read_file) {}
 
   absl::Status Add(const std::vector<std::string>& arguments, int depth) {
@@ -129,7 +145,8 @@ class Expander {
   }
 
   absl::Status AddFile(const std::string& path, int depth) {
-    if (depth >= kFlagfileDepthMax) return absl::InvalidArgumentError(absl::StrCat("too many flagfiles within each other: ", path));
+    if (depth >= kFlagfileDepthMax)
+      return absl::InvalidArgumentError(absl::StrCat("too many flagfiles within each other: ", path));
     const absl::StatusOr<std::string> content = read_file_(path);
     if (!content.ok()) return content.status();
     std::vector<std::string> lines;
@@ -296,7 +313,8 @@ absl::StatusOr<DaemonFlags> ParseDaemonFlags(int argc, char** argv, absl::string
   std::vector<char*> pointers = {argv[0]};
   for (const std::string& argument : *arguments) pointers.push_back(const_cast<char*>(argument.c_str()));
   const std::vector<char*> rest = absl::ParseCommandLine(static_cast<int>(pointers.size()), pointers.data());
-  if (rest.size() > 1) return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", rest[1], "'; flags begin with --"));
+  if (rest.size() > 1)
+    return absl::InvalidArgumentError(absl::StrCat("unexpected argument '", rest[1], "'; flags begin with --"));
   return CheckFlags();
 }
 

@@ -2,8 +2,9 @@
 //
 // The daemon's flags: from the command line, from files (--flagfile), and from the environment (STATEPOOL_<FLAG>).
 //
-// Names are written with dashes everywhere (--data-dir; underscores do as well). The environment is read first, then the command line from left
-// to right with each --flagfile's lines in its place; the last value counts. `statepoold --help` lists them all.
+// Names are written with dashes everywhere (--data-dir; underscores do as well). The environment is read first, then
+// the command line from left to right with each --flagfile's lines in its place; the last value counts. `statepoold
+// --help` lists them all.
 #ifndef STATEPOOL_SERVER_FLAGS_H_
 #define STATEPOOL_SERVER_FLAGS_H_
 
@@ -48,10 +49,10 @@ struct DaemonFlags {
 // Errors: INVALID_ARGUMENT with a sentence.
 absl::StatusOr<DaemonFlags> ParseDaemonFlags(int argc, char** argv, absl::string_view version);
 
-// The arguments that Abseil shall parse, in the order in which they count: environment, then `arguments` (argv without the program's name) with
-// flagfiles in their places, names with underscores. Pure, for tests: `names` are the flags there are, `environment` looks a variable up, `read_file`
-// gives a file's content.
-// Errors: INVALID_ARGUMENT (a flagfile that can't be read, or that holds something else than flags, or too many within each other).
+// The arguments that Abseil shall parse, in the order in which they count: environment, then `arguments` (argv without
+// the program's name) with flagfiles in their places, names with underscores. Pure, for tests: `names` are the flags
+// there are, `environment` looks a variable up, `read_file` gives a file's content. Errors: INVALID_ARGUMENT (a
+// flagfile that can't be read, or that holds something else than flags, or too many within each other).
 absl::StatusOr<std::vector<std::string>> ExpandArguments(
     const std::vector<std::string>& arguments, const std::vector<std::string>& names,
     const std::function<std::optional<std::string>(const std::string&)>& environment,

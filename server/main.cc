@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstdio>
 #include <cstdlib>
 #include <iostream>
 #include <memory>
@@ -43,6 +42,7 @@ namespace {
 enum Exit { kOrderly = 0, kUsage = 1, kDataDirectory = 2, kDisk = 3 };
 
 constexpr uint64_t kMessageRoomBytes = 2 << 20;  // for an attachment and what else is beside a state
+constexpr uint64_t kQuotaBytesMin = 1 << 30;
 constexpr absl::Duration kGraceAfterDiskFailure = absl::Seconds(2);
 
 int Fail(Exit code, absl::string_view what, const absl::Status& status) {
@@ -78,9 +78,10 @@ std::string JsonString(absl::string_view text) {
 
 void PrintReady(const std::vector<std::string>& listen, const std::string& metrics, const std::string& incarnation) {
   std::cout << R"({"event":"ready","listen":[)"
-            << absl::StrJoin(listen, ",", [](std::string* out, const std::string& a) { absl::StrAppend(out, JsonString(a)); })
-            << R"(],"metrics":)" << JsonString(metrics) << R"(,"incarnation":")" << incarnation << R"(","devices":["host"]})"
-            << std::endl;
+            << absl::StrJoin(listen, ",",
+                             [](std::string* out, const std::string& a) { absl::StrAppend(out, JsonString(a)); })
+            << R"(],"metrics":)" << JsonString(metrics) << R"(,"incarnation":")" << incarnation
+            << R"(","devices":["host"]})" << std::endl;
 }
 
 // Calls the store's chores about every 100 ms, until it goes.
@@ -142,7 +143,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   const SystemClock clock;
   std::atomic<bool> disk_failed{false};
   RaiseOpenFileLimit();
-  if (flags.warm_bytes > 0) spdlog::info("the warm tier belongs to GPU devices: --warm-bytes is not used with --devices=host");
+  if (flags.warm_bytes > 0)
+    spdlog::info("the warm tier belongs to GPU devices: --warm-bytes is not used with --devices=host");
 
   HostDeviceOptions device_options;
   device_options.budget_bytes = flags.hot_bytes;
@@ -153,8 +155,7 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   RocksDbColdStoreOptions cold_options;
   cold_options.path = flags.data_dir;
   cold_options.budget_bytes = flags.cold_bytes;
-  cold_options.on_failed = [&disk_failed](const absl::Status& status) {
-    spdlog::critical("the disk failed, stopping: {}", std::string(status.message()));
+  cold_options.on_failed = [&disk_failed](const absl::Status&) {  // the cold store has logged it
     disk_failed = true;
     kill(getpid(), SIGTERM);  // wakes main
   };
@@ -164,15 +165,23 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   Residency residency(ResidencyOptions(), device->get(), cold->get(), &clock);
   Store store(StoreOptionsOf(flags, incarnation), &residency, cold->get(), &clock);
   residency.SetMakeRoom([&store] { return store.EvictPrefix(); });
-  if (absl::Status s = store.Recover(); !s.ok()) return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), s);
+  if (absl::Status s = store.Recover(); !s.ok())
+    return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), s);
 
   ServerOptions server_options;
   server_options.listen = flags.listen;
   server_options.max_message_bytes = flags.max_message_bytes + kMessageRoomBytes;
-  server_options.quota_bytes = 2 * flags.max_bytes_in_flight + server_options.max_message_bytes;
+  // A backstop: wide enough that a rush meets ADMISSION, which says when to retry, and not dropped connections.
+  server_options.quota_bytes =
+      std::max(kQuotaBytesMin, 2 * flags.max_bytes_in_flight + server_options.max_message_bytes);
   ServiceOptions service_options;
-  service_options.identity = {STATEPOOL_VERSION, STATEPOOL_COMMIT, incarnation, server_options.max_message_bytes, flags.max_bytes_in_flight,
-                              std::min({flags.max_message_bytes, flags.max_bytes_in_flight, (*device)->budget_bytes()})};
+  service_options.identity = {
+      STATEPOOL_VERSION,
+      STATEPOOL_COMMIT,
+      incarnation,
+      server_options.max_message_bytes,
+      flags.max_bytes_in_flight,
+      std::min({flags.max_message_bytes, flags.max_bytes_in_flight, (*device)->budget_bytes()})};
   service_options.executor_threads = flags.executor_threads;
   service_options.executor_queue = flags.executor_queue;
   service_options.devices = [&device] { return ReportDevices(**device); };
@@ -182,7 +191,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   std::unique_ptr<MetricsServer> metrics;
   if (!flags.metrics.empty()) {
     absl::StatusOr<std::unique_ptr<MetricsServer>> started = MetricsServer::Start(
-        flags.metrics, rpc_metrics, [&] { return TakeSnapshot(store, residency, service); }, STATEPOOL_VERSION, STATEPOOL_COMMIT);
+        flags.metrics, rpc_metrics, [&] { return TakeSnapshot(store, residency, service); }, STATEPOOL_VERSION,
+        STATEPOOL_COMMIT);
     if (!started.ok()) return Fail(kUsage, "--metrics", started.status());
     metrics = *std::move(started);
   }
@@ -191,7 +201,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   std::optional<Housekeeping> housekeeping(&store);
 
   PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation);
-  spdlog::info("serving {}, epoch {}, data in {}", absl::StrJoin((*server)->addresses(), ", "), store.epoch(), flags.data_dir);
+  spdlog::info("serving {}, epoch {}, data in {}", absl::StrJoin((*server)->addresses(), ", "), store.epoch(),
+               flags.data_dir);
 
   int signal = 0;
   sigwait(&stop_signals, &signal);
@@ -200,7 +211,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   if (idle) {
     housekeeping.reset();
     if (!disk_failed) {
-      if (absl::Status s = store.Drain(Op()); !s.ok()) spdlog::error("not everything could be recorded: {}", std::string(s.message()));
+      if (absl::Status s = store.Drain(Op()); !s.ok())
+        spdlog::error("not everything could be recorded: {}", std::string(s.message()));
     }
     (*server)->Stop();
   } else {

@@ -7,7 +7,8 @@ MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, con
   const StoreStats names = store.stats();
   const ResidencyStats images = residency.stats();
   MetricsSnapshot out;
-  out.images_bytes = {{{"hot", images.device}, images.hot_bytes + images.hot_attachment_bytes}, {{"cold", "disk"}, images.cold_bytes}};
+  out.images_bytes = {{{"hot", images.device}, images.hot_bytes + images.hot_attachment_bytes},
+                      {{"cold", "disk"}, images.cold_bytes}};
   for (const ResidencyStats::PoolStats& pool : images.pools) {
     out.slots[{images.device, LayoutLabel(pool.layout), "used"}] += pool.slots_used;
     out.slots[{images.device, LayoutLabel(pool.layout), "free"}] += pool.slots_free;

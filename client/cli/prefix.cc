@@ -53,11 +53,11 @@ int RunMatch(Context& context) {
   }
   if (context.json) Print(true, ToJson(*answer));
   const int64_t nearest = answer->nearest_published_position();
-  return Fail(
-      client::MakeError(absl::StatusCode::kNotFound, answer->miss_reason(), "",
-                        absl::StrCat("no published prefix of these ", tokens->size(), " tokens",
-                                     nearest > 0 ? absl::StrCat("; the nearest one is at position ", nearest) : ""),
-                        {{"nearest_published_position", absl::StrCat(nearest)}}));
+  const int64_t limit = args.Integer("max-position", static_cast<int64_t>(tokens->size()) - 1);
+  std::string message = absl::StrCat("no prefix of these tokens is published up to position ", limit);
+  if (nearest > 0) absl::StrAppend(&message, "; the nearest one is at position ", nearest);
+  return Fail(client::MakeError(absl::StatusCode::kNotFound, answer->miss_reason(), "", message,
+                                {{"nearest_published_position", absl::StrCat(nearest)}}));
 }
 
 }  // namespace

@@ -7,10 +7,10 @@
 #include <grpcpp/completion_queue.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
-#include <grpcpp/support/async_unary_call.h>
 #include <grpcpp/impl/client_unary_call.h>
 #include <grpcpp/impl/rpc_method.h>
 #include <grpcpp/security/credentials.h>
+#include <grpcpp/support/async_unary_call.h>
 
 #include <algorithm>
 #include <atomic>
@@ -128,8 +128,8 @@ grpc::Status RawCall(grpc::ChannelInterface* channel, const char* method, absl::
       channel, grpc::internal::RpcMethod(method, grpc::internal::RpcMethod::NORMAL_RPC), &context, request, response);
 }
 
-// A call with a large request that can be left behind. gRPC ends a call only after its write, whatever the deadline, and a
-// stalled peer can hold a large write for ever.
+// A call with a large request that can be left behind. gRPC ends a call only after its write, whatever the deadline,
+// and a stalled peer can hold a large write for ever.
 class AbandonableCall {
  public:
   static grpc::Status Run(const std::shared_ptr<grpc::Channel>& channel, const char* method, absl::Time deadline,

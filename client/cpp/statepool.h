@@ -130,7 +130,8 @@ class Pool {
   // nothing else is asked. Without, the pieces must stay valid and unchanged until the call returns, and the call
   // returns only when the transport has let go of them: that is at once, except after a deadline passed while a stalled
   // peer had not taken everything; then it can take until the connection ends. So give an owner where that matters.
-  // At most 16 such writes are left behind in a process; while they are stuck, further ones with an owner are UNAVAILABLE.
+  // At most 16 such writes are left behind in a process; while they are stuck, further ones with an owner are
+  // UNAVAILABLE.
   absl::StatusOr<v1::NameInfo> Set(v1::SetRequest request, absl::Span<const absl::string_view> pieces,
                                    std::shared_ptr<const void> owner = nullptr, const CallOptions& call = {}) const;
   absl::StatusOr<v1::NameInfo> Set(absl::string_view sequence, absl::string_view layout, int64_t position,

@@ -2,12 +2,12 @@
 //
 // Device: where the chunks of hot states come from.
 //
-// A device has a budget in bytes and hands it out as *extents*: one or more chunks, contiguous in one address range of the device, all
-// for one tenant. An extent's bytes begin as zeros, and its memory goes back to the system, not to another extent, when it is destroyed: nothing
-// that one tenant wrote is ever seen by the next.
+// A device has a budget in bytes and hands it out as *extents*: one or more chunks, contiguous in one address range of
+// the device, all for one tenant. An extent's bytes begin as zeros, and its memory goes back to the system, not to
+// another extent, when it is destroyed: nothing that one tenant wrote is ever seen by the next.
 //
-// The host (HostDevice) and a GPU's virtual-memory API have the same interface. data() of an extent is an address of the device; whether the
-// CPU may follow it says host_accessible(), and CopyIn and CopyOut work in either case.
+// The host (HostDevice) and a GPU's virtual-memory API have the same interface. data() of an extent is an address of
+// the device; whether the CPU may follow it says host_accessible(), and CopyIn and CopyOut work in either case.
 #ifndef STATEPOOL_SERVER_MEMORY_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_DEVICE_H_
 
@@ -39,14 +39,14 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  virtual const std::string& name() const = 0;   // "host", "cuda:<uuid>": the `device` label of metrics
-  virtual uint64_t chunk_bytes() const = 0;      // a power of two
-  virtual uint64_t budget_bytes() const = 0;     // a multiple of chunk_bytes()
-  virtual uint64_t used_bytes() const = 0;       // of living extents; never above the budget
-  virtual bool host_accessible() const = 0;      // the CPU may read and write at Extent::data()
+  virtual const std::string& name() const = 0;  // "host", "cuda:<uuid>": the `device` label of metrics
+  virtual uint64_t chunk_bytes() const = 0;     // a power of two
+  virtual uint64_t budget_bytes() const = 0;    // a multiple of chunk_bytes()
+  virtual uint64_t used_bytes() const = 0;      // of living extents; never above the budget
+  virtual bool host_accessible() const = 0;     // the CPU may read and write at Extent::data()
 
-  // Zeroed chunks, backed by memory that is really there. REQUIRES: chunks >= 1. May take milliseconds: not under a lock.
-  // Errors: HOT_FULL when the budget or the system is short of memory; it succeeds once enough extents are gone.
+  // Zeroed chunks, backed by memory that is really there. REQUIRES: chunks >= 1. May take milliseconds: not under a
+  // lock. Errors: HOT_FULL when the budget or the system is short of memory; it succeeds once enough extents are gone.
   virtual absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks) = 0;
 
   // Copies between host memory and an extent of this device; complete when they return.

@@ -14,7 +14,8 @@
 
 namespace statepool {
 
-// Asks `fault` before each allocation; a status that is not OK is the answer. All else is the inner device's. Thread-safe if `fault` is.
+// Asks `fault` before each allocation; a status that is not OK is the answer. All else is the inner device's.
+// Thread-safe if `fault` is.
 class FailingDevice final : public Device {
  public:
   using Fault = std::function<absl::Status(TenantId tenant, uint64_t chunks)>;
@@ -32,7 +33,9 @@ class FailingDevice final : public Device {
     return inner_->AllocateExtent(tenant, chunks);
   }
   absl::Status CopyIn(char* to, absl::string_view from) override { return inner_->CopyIn(to, from); }
-  absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const override { return inner_->CopyOut(to, from, bytes); }
+  absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const override {
+    return inner_->CopyOut(to, from, bytes);
+  }
 
  private:
   Device* const inner_;

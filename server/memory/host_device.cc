@@ -52,11 +52,13 @@ uint64_t HostDevice::ChunkBytesFor(uint64_t budget_bytes) {
 absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Create(HostDeviceOptions options) {
   const uint64_t chunk_bytes = options.chunk_bytes ? options.chunk_bytes : ChunkBytesFor(options.budget_bytes);
   if (!std::has_single_bit(chunk_bytes) || chunk_bytes % static_cast<uint64_t>(getpagesize()) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("a chunk of ", chunk_bytes, " bytes is not a power of two of whole pages"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a chunk of ", chunk_bytes, " bytes is not a power of two of whole pages"));
   }
   const uint64_t budget_bytes = options.budget_bytes / chunk_bytes * chunk_bytes;
   if (budget_bytes == 0) {
-    return absl::InvalidArgumentError(absl::StrCat("a hot budget of ", options.budget_bytes, " bytes is less than one chunk of ", chunk_bytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a hot budget of ", options.budget_bytes, " bytes is less than one chunk of ", chunk_bytes));
   }
   return std::unique_ptr<HostDevice>(new HostDevice(std::move(options.name), budget_bytes, chunk_bytes));
 }
@@ -72,7 +74,8 @@ absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tena
     bytes = chunks * chunk_bytes_;
   } while (!used_.compare_exchange_weak(used, used + bytes));
 
-  std::unique_ptr<HostExtent> extent(new HostExtent(&used_, tenant, bytes));  // from here on its destructor undoes everything
+  std::unique_ptr<HostExtent> extent(
+      new HostExtent(&used_, tenant, bytes));  // from here on its destructor undoes everything
   const auto failed = [&](const char* call) -> absl::Status {
     const int error = errno;
     const std::string message = absl::StrCat(call, " for ", bytes, " bytes: ", std::strerror(error));
@@ -86,7 +89,8 @@ absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tena
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, extent->fd_, 0);
   if (data == MAP_FAILED) return failed("mmap");
   extent->data_ = static_cast<char*>(data);
-  if (fcntl(extent->fd_, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) return failed("sealing");
+  if (fcntl(extent->fd_, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    return failed("sealing");
   return extent;
 }
 

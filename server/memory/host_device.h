@@ -2,10 +2,10 @@
 //
 // HostDevice: extents of host memory, each a memfd of its own.
 //
-// The memfd is sealed (F_SEAL_FUTURE_WRITE, SHRINK, GROW, SEAL): another process that is handed the descriptor can map it for reading only, while
-// our mapping stays writable. Such a seal forbids punching holes too, so an extent's space comes back by unmapping and closing
-// it, which is why each extent has its own descriptor. Pages are allocated before they are mapped: a machine that is short of memory gives an
-// error here, not SIGBUS later.
+// The memfd is sealed (F_SEAL_FUTURE_WRITE, SHRINK, GROW, SEAL): another process that is handed the descriptor can map
+// it for reading only, while our mapping stays writable. Such a seal forbids punching holes too, so an extent's space
+// comes back by unmapping and closing it, which is why each extent has its own descriptor. Pages are allocated before
+// they are mapped: a machine that is short of memory gives an error here, not SIGBUS later.
 #ifndef STATEPOOL_SERVER_MEMORY_HOST_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_HOST_DEVICE_H_
 
@@ -30,7 +30,8 @@ class HostExtent final : public Extent {
 
  private:
   friend class HostDevice;
-  HostExtent(std::atomic<uint64_t>* used, TenantId tenant, uint64_t bytes) : used_(used), tenant_(tenant), bytes_(bytes) {}
+  HostExtent(std::atomic<uint64_t>* used, TenantId tenant, uint64_t bytes)
+      : used_(used), tenant_(tenant), bytes_(bytes) {}
 
   std::atomic<uint64_t>* const used_;  // the device's; this extent's bytes are counted there while it lives
   const TenantId tenant_;
@@ -74,8 +75,8 @@ class HostDevice final : public Device {
   std::atomic<uint64_t> used_{0};
 };
 
-// Every extent needs a descriptor. Raises this process's soft limit to its hard limit and returns it. To be called once, at start,
-// before other threads run.
+// Every extent needs a descriptor. Raises this process's soft limit to its hard limit and returns it. To be called
+// once, at start, before other threads run.
 uint64_t RaiseOpenFileLimit();
 
 }  // namespace statepool

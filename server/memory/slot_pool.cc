@@ -57,7 +57,8 @@ std::optional<Slot> SlotPool::Allocate() {
 
 void SlotPool::Free(Slot slot) {
   SlotExtent* extent = slot.extent;
-  Require(extent != nullptr && slot.index < extent->slots_ && extent->is_used_[slot.index], "a slot was freed that is not in use");
+  Require(extent != nullptr && slot.index < extent->slots_ && extent->is_used_[slot.index],
+          "a slot was freed that is not in use");
   extent->is_used_[slot.index] = false;
   extent->free_.push_back(slot.index);
   --used_slots_;
@@ -107,7 +108,8 @@ void SlotPool::CheckInvariants(bool host_accessible) const {
   for (const auto& [number, extent] : extents_) {
     Require(extent->number_ == number, "an extent under another's number");
     Require(extent->extent_->tenant() == tenant_, "an extent of another tenant");
-    Require(extent->slots_ == extent->extent_->bytes() / slot_bytes_ && extent->slots_ >= 1, "slots do not fit their extent");
+    Require(extent->slots_ == extent->extent_->bytes() / slot_bytes_ && extent->slots_ >= 1,
+            "slots do not fit their extent");
     const auto marked = static_cast<uint32_t>(std::count(extent->is_used_.begin(), extent->is_used_.end(), true));
     Require(marked == extent->used(), "the free list and the marks disagree");
     for (uint32_t index : extent->free_) Require(!extent->is_used_[index], "a used slot is on the free list");
@@ -119,7 +121,8 @@ void SlotPool::CheckInvariants(bool host_accessible) const {
     if (!host_accessible) continue;
     for (uint32_t i = 0; i < extent->slots_; ++i) {
       const char* slot = extent->extent_->data() + i * slot_bytes_;
-      Require(std::all_of(slot + state_bytes_, slot + slot_bytes_, [](char c) { return c == 0; }), "padding is not zero");
+      Require(std::all_of(slot + state_bytes_, slot + slot_bytes_, [](char c) { return c == 0; }),
+              "padding is not zero");
     }
   }
   Require(used == used_slots_ && total == total_slots_ && bytes == extent_bytes_, "the totals are wrong");

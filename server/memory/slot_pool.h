@@ -2,12 +2,13 @@
 //
 // SlotPool: the slots of one (tenant, layout) on one device, cut out of the extents that it was given.
 //
-// Bookkeeping alone: it never calls the device, never blocks, and moves no bytes. Its owner allocates extents of the sizes that the pool asks
-// for and hands them in (AddExtent), and takes empty ones out and destroys them (TakeEmpty), both outside its lock.
-// An extent is one tenant's, so a chunk is too.
+// Bookkeeping alone: it never calls the device, never blocks, and moves no bytes. Its owner allocates extents of the
+// sizes that the pool asks for and hands them in (AddExtent), and takes empty ones out and destroys them (TakeEmpty),
+// both outside its lock. An extent is one tenant's, so a chunk is too.
 //
-// A slot is state_bytes() rounded up to kSlotAlignment. The padding is zero from the extent's birth and nobody writes it. A slot that was freed keeps
-// its old bytes until it is allocated again; its next owner writes all state_bytes() before anyone may read them.
+// A slot is state_bytes() rounded up to kSlotAlignment. The padding is zero from the extent's birth and nobody writes
+// it. A slot that was freed keeps its old bytes until it is allocated again; its next owner writes all state_bytes()
+// before anyone may read them.
 //
 // Not thread-safe: the owner's lock guards it.
 #ifndef STATEPOOL_SERVER_MEMORY_SLOT_POOL_H_
@@ -25,11 +26,11 @@
 
 namespace statepool {
 
-inline constexpr uint64_t kSlotAlignment = 256;  // what vector loads of every kind like
+inline constexpr uint64_t kSlotAlignment = 256;   // what vector loads of every kind like
 inline constexpr uint64_t kMaxSharedChunks = 16;  // of an extent with more than one slot
 
-// How many chunks an extent for slots of this size has: the fewest, up to kMaxSharedChunks, that leave at most an eighth unused; if
-// there are none, just enough for one slot. REQUIRES: both sizes > 0.
+// How many chunks an extent for slots of this size has: the fewest, up to kMaxSharedChunks, that leave at most an
+// eighth unused; if there are none, just enough for one slot. REQUIRES: both sizes > 0.
 uint64_t ExtentChunks(uint64_t slot_bytes, uint64_t chunk_bytes);
 
 // An extent cut into slots. Its address is its identity for as long as the pool has it.
@@ -73,7 +74,8 @@ class SlotPool {
   uint64_t preferred_chunks() const { return preferred_chunks_; }  // of the next extent
   uint64_t min_chunks() const { return min_chunks_; }              // when the device is short: room for one slot
 
-  // A free slot, or nothing: then the pool needs an extent. Older extents are filled first, so that younger ones run empty.
+  // A free slot, or nothing: then the pool needs an extent. Older extents are filled first, so that younger ones run
+  // empty.
   std::optional<Slot> Allocate();
   // REQUIRES: `slot` came from Allocate and was not freed since.
   void Free(Slot slot);

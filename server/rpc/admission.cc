@@ -12,8 +12,8 @@ absl::StatusOr<Admission::Ticket> Admission::Admit(uint64_t bytes) {
   do {
     if (bytes > limit_bytes_ || now > limit_bytes_ - bytes) {
       return Error(absl::StatusCode::kResourceExhausted, "ADMISSION",
-                   absl::StrCat(bytes, " bytes more would exceed the limit of ", limit_bytes_, " bytes in flight (", now,
-                                " now); retry later"))
+                   absl::StrCat(bytes, " bytes more would exceed the limit of ", limit_bytes_, " bytes in flight (",
+                                now, " now); retry later"))
           .Meta("limit", limit_bytes_)
           .RetryAfter(absl::Milliseconds(50));
     }

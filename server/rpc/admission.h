@@ -2,8 +2,8 @@
 //
 // Admission: a limit on the bytes of states that are inside calls, on their way in or out.
 //
-// gRPC reads a message before its handler runs, so memory is bounded by refusing early and giving the message back at once: a call that
-// finds the limit reached fails with ADMISSION and a hint to retry; nothing waits.
+// gRPC reads a message before its handler runs, so memory is bounded by refusing early and giving the message back at
+// once: a call that finds the limit reached fails with ADMISSION and a hint to retry; nothing waits.
 #ifndef STATEPOOL_SERVER_RPC_ADMISSION_H_
 #define STATEPOOL_SERVER_RPC_ADMISSION_H_
 

@@ -2,8 +2,9 @@
 //
 // Between the messages of the contract and the structs of core.
 //
-// What a message can get wrong by itself is found here: a missing oneof, an enum value that nobody knows, a duration out of range. What needs
-// the store (names, positions, limits, expiry against max_ttl) is left to it, so that each rule has one home.
+// What a message can get wrong by itself is found here: a missing oneof, an enum value that nobody knows, a duration
+// out of range. What needs the store (names, positions, limits, expiry against max_ttl) is left to it, so that each
+// rule has one home.
 #ifndef STATEPOOL_SERVER_RPC_CONVERT_H_
 #define STATEPOOL_SERVER_RPC_CONVERT_H_
 
@@ -18,19 +19,21 @@
 
 namespace statepool {
 
-// ---------------------------------------------------------------------------------------------------------- from requests
-// `field` is the path of the argument in its request, for errors.
+// ---------------------------------------------------------------------------------------------------------- from
+// requests `field` is the path of the argument in its request, for errors.
 
 // Errors: MISSING_FIELD.
 absl::StatusOr<NameKey> ToNameKey(const v1::NameRef& name, absl::string_view field);
 // Errors: INVALID_OPTION.
 absl::StatusOr<NameOptions> ToNameOptions(const v1::NameOptions& options, absl::string_view field = "options");
-absl::StatusOr<Exactness> ToExactness(v1::Exactness exactness, absl::string_view field = "exactness");  // unspecified: EXACT
-absl::StatusOr<NameKind> ToNameKind(v1::NameKind kind, absl::string_view field = "kind");               // unspecified: SEQUENCE
+absl::StatusOr<Exactness> ToExactness(v1::Exactness exactness,
+                                      absl::string_view field = "exactness");              // unspecified: EXACT
+absl::StatusOr<NameKind> ToNameKind(v1::NameKind kind, absl::string_view field = "kind");  // unspecified: SEQUENCE
 // Errors: MISSING_FIELD, INVALID_LAYOUT.
 absl::StatusOr<LayoutRef> ToLayout(const v1::RegisterLayoutRequest& request);
 
-// ------------------------------------------------------------------------------------------------------------ to answers
+// ------------------------------------------------------------------------------------------------------------ to
+// answers
 
 void FillNameRef(const NameKey& key, v1::NameRef* out);
 void FillNameInfo(const NameInfo& info, v1::NameInfo* out);

@@ -15,7 +15,8 @@
 namespace statepool {
 namespace {
 
-// The message travels twice (grpc-message, where each byte may become three, and google.rpc.Status), metadata once, in base64.
+// The message travels twice (grpc-message, where each byte may become three, and google.rpc.Status), metadata once, in
+// base64.
 constexpr size_t kMessageBytesMax = 768;
 constexpr size_t kValueBytesMax = 512;
 constexpr size_t kValuesMax = 4;

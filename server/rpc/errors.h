@@ -14,14 +14,16 @@ namespace statepool {
 
 inline constexpr absl::string_view kErrorDomain = "statepool.v1";
 
-// OK stays OK. A status without an ErrorDetail is a defect and becomes INTERNAL, but for deadlines and cancellations; INTERNAL errors are logged.
-// Message and metadata are cut to sizes that fit HTTP/2 trailers (8 KiB), at a character's border.
+// OK stays OK. A status without an ErrorDetail is a defect and becomes INTERNAL, but for deadlines and cancellations;
+// INTERNAL errors are logged. Message and metadata are cut to sizes that fit HTTP/2 trailers (8 KiB), at a character's
+// border.
 grpc::Status ToGrpcStatus(const absl::Status& status);
 
 // INVALID_ARGUMENT, with `reason` and `field`.
 absl::Status InvalidArgument(absl::string_view reason, absl::string_view field, absl::string_view message);
 
-// The same error, its field seen from one message further out: "layers" below "preset.mamba1" is "preset.mamba1.layers".
+// The same error, its field seen from one message further out: "layers" below "preset.mamba1" is
+// "preset.mamba1.layers".
 absl::Status BelowField(const absl::Status& status, absl::string_view parent);
 
 }  // namespace statepool

@@ -1,9 +1,10 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Executor: the threads on which calls may block. gRPC's own threads are few and must never wait, so everything that may touch disk,
-// or copies a state, runs here.
+// Executor: the threads on which calls may block. gRPC's own threads are few and must never wait, so everything that
+// may touch disk, or copies a state, runs here.
 //
-// Idle threads are woken one at a time, the last to fall asleep first: its stack and caches are warm, and one call wakes one thread.
+// Idle threads are woken one at a time, the last to fall asleep first: its stack and caches are warm, and one call
+// wakes one thread.
 #ifndef STATEPOOL_SERVER_RPC_EXECUTOR_H_
 #define STATEPOOL_SERVER_RPC_EXECUTOR_H_
 

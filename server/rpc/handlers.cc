@@ -22,7 +22,8 @@ namespace {
 
 constexpr uint32_t kDefaultPageSize = 100;
 
-// Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random order, don't occur.
+// Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
+// order, don't occur.
 template <typename Request>
 uint64_t BodyHash(absl::string_view method, const Request& request, absl::string_view extra) {
   Request body = request;
@@ -42,7 +43,8 @@ absl::StatusOr<RequestId> ToRequestId(absl::string_view method, const Request& r
                                       absl::Span<const absl::string_view> data = {}) {
   if (request.request_id().empty()) return RequestId{};
   if (request.request_id().size() > kMaxRequestIdBytes) {
-    return InvalidArgument("INVALID_OPTION", "request_id", absl::StrCat("request_id has more than ", kMaxRequestIdBytes, " bytes"));
+    return InvalidArgument("INVALID_OPTION", "request_id",
+                           absl::StrCat("request_id has more than ", kMaxRequestIdBytes, " bytes"));
   }
   // Of the bytes that came, not of the checksum that was claimed for them.
   const std::string extra = data.empty() ? "" : ChecksumToHex(ChecksumOfPieces(data));
@@ -73,8 +75,8 @@ absl::Status Answer(const absl::StatusOr<NameInfo>& info, v1::NameInfo* out) {
 
 Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
   std::vector<LeafHash> leaves;
-  XXH3_state_t state;       // of a leaf that lies in several pieces
-  size_t leaf_bytes = 0;    // of it that were seen
+  XXH3_state_t state;     // of a leaf that lies in several pieces
+  size_t leaf_bytes = 0;  // of it that were seen
   for (absl::string_view piece : pieces) {
     while (!piece.empty()) {
       if (leaf_bytes == 0 && piece.size() >= kLeafBytes) {
@@ -146,7 +148,8 @@ absl::Status Handlers::GetLayout(const Op& op, const v1::GetLayoutRequest& in, v
 }
 
 absl::Status Handlers::ListLayouts(const Op& op, const v1::ListLayoutsRequest&, v1::ListLayoutsResponse* out) {
-  for (const LayoutRegistry::Entry& entry : store_->layouts().List(op.tenant)) FillLayoutInfo(entry, out->add_layouts());
+  for (const LayoutRegistry::Entry& entry : store_->layouts().List(op.tenant))
+    FillLayoutInfo(entry, out->add_layouts());
   return absl::OkStatus();
 }
 
@@ -264,8 +267,8 @@ absl::Status Handlers::Snapshot(const Op& op, const v1::SnapshotRequest& in, v1:
   if (!options.ok()) return options.status();
   absl::StatusOr<RequestId> request = ToRequestId("Snapshot", in);
   if (!request.ok()) return request.status();
-  return Answer(
-      store_->Snapshot(op, {*std::move(source), in.snapshot(), *std::move(options), *std::move(request)}), out);
+  return Answer(store_->Snapshot(op, {*std::move(source), in.snapshot(), *std::move(options), *std::move(request)}),
+                out);
 }
 
 absl::Status Handlers::Restore(const Op& op, const v1::RestoreRequest& in, v1::NameInfo* out) {
@@ -273,8 +276,9 @@ absl::Status Handlers::Restore(const Op& op, const v1::RestoreRequest& in, v1::N
   if (!options.ok()) return options.status();
   absl::StatusOr<RequestId> request = ToRequestId("Restore", in);
   if (!request.ok()) return request.status();
-  return Answer(store_->Restore(op, {in.snapshot(), in.sequence(), IfRevision(in), *std::move(options), *std::move(request)}),
-                out);
+  return Answer(
+      store_->Restore(op, {in.snapshot(), in.sequence(), IfRevision(in), *std::move(options), *std::move(request)}),
+      out);
 }
 
 absl::Status Handlers::PublishPrefix(const Op& op, const v1::PublishPrefixRequest& in, v1::PublishPrefixResponse* out) {
@@ -282,9 +286,9 @@ absl::Status Handlers::PublishPrefix(const Op& op, const v1::PublishPrefixReques
   if (!source.ok()) return source.status();
   absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
   if (!options.ok()) return options.status();
-  const absl::StatusOr<PublishAnswer> answer =
-      store_->PublishPrefix(op, {in.layout(), {in.tokens().begin(), in.tokens().end()}, in.extra_key(),
-                                 *std::move(source), *std::move(options)});
+  const absl::StatusOr<PublishAnswer> answer = store_->PublishPrefix(
+      op,
+      {in.layout(), {in.tokens().begin(), in.tokens().end()}, in.extra_key(), *std::move(source), *std::move(options)});
   if (!answer.ok()) return answer.status();
   out->set_prefix(answer->info.key.name);
   FillNameInfo(answer->info, out->mutable_info());

@@ -23,15 +23,15 @@ namespace statepool {
 // What the daemon says of itself, besides the Store's own options.
 struct Identity {
   std::string version, commit, incarnation;
-  uint64_t max_message_bytes = 0;    // of the transport
+  uint64_t max_message_bytes = 0;  // of the transport
   uint64_t max_bytes_in_flight = 0;
   uint64_t max_state_bytes = 0;
 };
 // The devices of this moment. Thread-safe; never blocks.
 using DeviceReport = std::function<std::vector<v1::DeviceInfo>()>;
 
-// Thread-safe. `store` must outlive it. Errors are those of the .proto. All may block but for GetCapabilities, GetLayout, ListLayouts,
-// Describe, List and MatchPrefix.
+// Thread-safe. `store` must outlive it. Errors are those of the .proto. All may block but for GetCapabilities,
+// GetLayout, ListLayouts, Describe, List and MatchPrefix.
 class Handlers {
  public:
   Handlers(Store* store, Identity identity, DeviceReport devices)
@@ -55,7 +55,8 @@ class Handlers {
 
   // `in` lacks `data`, which comes as pieces.
   absl::Status Set(const Op& op, const v1::SetRequest& in, absl::Span<const absl::string_view> data, v1::NameInfo* out);
-  // Get in two halves, with Store::TryGet or Store::Get between them. `out` lacks `data`, which stays in the pinned slot.
+  // Get in two halves, with Store::TryGet or Store::Get between them. `out` lacks `data`, which stays in the pinned
+  // slot.
   absl::StatusOr<Source> GetSource(const v1::GetRequest& in) const;
   void FillGetResponse(const GetAnswer& answer, bool omit_attachment, v1::GetResponse* out) const;
 

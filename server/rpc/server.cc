@@ -40,12 +40,14 @@ std::optional<std::string> UnixPath(absl::string_view address) {
   return std::string(address);
 }
 
-// Makes room for a socket at `path`: removes one that a dead daemon left. (gRPC removes any, also one that somebody listens on.)
+// Makes room for a socket at `path`: removes one that a dead daemon left. (gRPC removes any, also one that somebody
+// listens on.)
 absl::Status ClearSocket(const std::string& path) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat("a socket's path has 1..", sizeof(address.sun_path) - 1, " bytes: ", path));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a socket's path has 1..", sizeof(address.sun_path) - 1, " bytes: ", path));
   }
   struct stat info;
   if (lstat(path.c_str(), &info) != 0) {
@@ -63,7 +65,8 @@ absl::Status ClearSocket(const std::string& path) {
     return absl::FailedPreconditionError(absl::StrCat("another process listens on ", path));
   }
   if (errno != ECONNREFUSED) {
-    return absl::InvalidArgumentError(absl::StrCat("cannot tell whether somebody listens on ", path, ": ", strerror(errno)));
+    return absl::InvalidArgumentError(
+        absl::StrCat("cannot tell whether somebody listens on ", path, ": ", strerror(errno)));
   }
   if (unlink(path.c_str()) != 0) {
     return absl::InvalidArgumentError(absl::StrCat("cannot remove the stale socket ", path, ": ", strerror(errno)));
@@ -72,21 +75,25 @@ absl::Status ClearSocket(const std::string& path) {
   return absl::OkStatus();
 }
 
-// What the libraries say goes where our own lines go. Much of it is about what a client sent: not worth more than a debug line each.
+// What the libraries say goes where our own lines go. Much of it is about what a client sent: not worth more than a
+// debug line each.
 void LogOfGrpc(gpr_log_func_args* args) {
-  spdlog::log(args->severity == GPR_LOG_SEVERITY_ERROR ? spdlog::level::info : spdlog::level::debug, "grpc: {}", args->message);
+  spdlog::log(args->severity == GPR_LOG_SEVERITY_ERROR ? spdlog::level::info : spdlog::level::debug, "grpc: {}",
+              args->message);
 }
 void LogOfProtobuf(google::protobuf::LogLevel level, const char*, int, const std::string& message) {
-  spdlog::log(level == google::protobuf::LOGLEVEL_FATAL ? spdlog::level::critical : spdlog::level::debug, "protobuf: {}", message);
+  spdlog::log(level == google::protobuf::LOGLEVEL_FATAL ? spdlog::level::critical : spdlog::level::debug,
+              "protobuf: {}", message);
 }
 
 // host:port and [ipv6]:port; anything else gRPC would take for a name to resolve, or for another scheme.
 absl::Status CheckHostPort(absl::string_view address) {
   const size_t colon = address.rfind(':');
   int port;
-  if (colon == absl::string_view::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 ||
-      port > 65535 || absl::StrContains(address, '/')) {
-    return absl::InvalidArgumentError(absl::StrCat("not an address to listen on: '", address, "'; give host:port or unix:PATH"));
+  if (colon == absl::string_view::npos || colon == 0 || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
+      port < 0 || port > 65535 || absl::StrContains(address, '/')) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("not an address to listen on: '", address, "'; give host:port or unix:PATH"));
   }
   return absl::OkStatus();
 }
@@ -155,7 +162,7 @@ bool RpcServer::Drain(absl::Duration grace) {
   if (service_->WaitIdle(grace)) return true;
   spdlog::warn("calls still run after {}; cancelling them", absl::FormatDuration(grace));
   // Cancels at once, and then waits without end: not here.
-  std::thread([server = server_.get()] { server->Shutdown(std::chrono::system_clock::now()); }).detach();
+  canceller_ = std::thread([this] { server_->Shutdown(std::chrono::system_clock::now()); });
   return service_->WaitIdle(kCancelGrace);
 }
 
@@ -163,6 +170,7 @@ void RpcServer::Stop() {
   if (server_ == nullptr) return;
   server_->Shutdown(std::chrono::system_clock::now());
   server_->Wait();
+  if (canceller_.joinable()) canceller_.join();
   server_ = nullptr;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,7 +23,8 @@ struct ServerOptions {
   // host:port (port 0 picks a free one), [ipv6]:port, unix:PATH.
   std::vector<std::string> listen;
   uint64_t max_message_bytes = 0;  // above it the transport refuses a message, in both directions
-  // What all connections together may use for messages that are being read; beyond it connections are slowed, then dropped.
+  // What all connections together may use for messages that are being read; beyond it connections are slowed, then
+  // dropped.
   uint64_t quota_bytes = 0;
 };
 
@@ -39,8 +41,9 @@ class RpcServer {
   // As in ServerOptions, in its order, with the real ports.
   const std::vector<std::string>& addresses() const { return addresses_; }
 
-  // First half of an orderly stop: health says NOT_SERVING, new calls are refused with DRAINING, running ones may end within `grace`.
-  // After it the server still answers, with refusals. False: some calls did not end, not even after they were cancelled.
+  // First half of an orderly stop: health says NOT_SERVING, new calls are refused with DRAINING, running ones may end
+  // within `grace`. After it the server still answers, with refusals. False: some calls did not end, not even after
+  // they were cancelled.
   bool Drain(absl::Duration grace);
   // Second half: closes connections and removes sockets. Waits for running calls, which are cancelled.
   void Stop();
@@ -51,6 +54,7 @@ class RpcServer {
   StatePoolService* service_ = nullptr;
   std::vector<std::string> addresses_;
   std::unique_ptr<grpc::Server> server_;
+  std::thread canceller_;  // while calls are cancelled that outlived Drain's grace
 };
 
 }  // namespace statepool

@@ -24,7 +24,8 @@ constexpr size_t kInlineMatchBytesMax = 64 << 10;
 constexpr size_t kSetRestBytesMax = 64 << 20;
 
 absl::Status Malformed(absl::string_view why) {
-  return Error(absl::StatusCode::kInvalidArgument, "MALFORMED_REQUEST", absl::StrCat("the request can't be parsed: ", why));
+  return Error(absl::StatusCode::kInvalidArgument, "MALFORMED_REQUEST",
+               absl::StrCat("the request can't be parsed: ", why));
 }
 
 MonoTime ToMonoTime(std::chrono::system_clock::time_point deadline, const Clock& clock) {
@@ -42,13 +43,15 @@ struct LentSlot {
 grpc::Slice LendSlot(Pin pin, Admission::Ticket ticket) {
   const absl::string_view bytes = pin->bytes();
   auto* lent = new LentSlot{std::move(pin), std::move(ticket)};
-  return grpc::Slice(const_cast<char*>(bytes.data()), bytes.size(),  // gRPC only reads it
-                     [](void* user_data) { delete static_cast<LentSlot*>(user_data); }, lent);
+  return grpc::Slice(
+      const_cast<char*>(bytes.data()), bytes.size(),  // gRPC only reads it
+      [](void* user_data) { delete static_cast<LentSlot*>(user_data); }, lent);
 }
 
 }  // namespace
 
-// One call, from its start to OnDone. Whoever serves it calls Finish once, as the last thing: after it the call may be gone.
+// One call, from its start to OnDone. Whoever serves it calls Finish once, as the last thing: after it the call may be
+// gone.
 class StatePoolService::Call final : public grpc::ServerUnaryReactor {
  public:
   Call(StatePoolService* service, Method method, grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
@@ -64,9 +67,14 @@ class StatePoolService::Call final : public grpc::ServerUnaryReactor {
 
   // False: the call was refused and is finished.
   bool Begin() {
+    if (!request_->Valid()) {  // a call that was cancelled before its message came
+      Finish(Error(absl::StatusCode::kCancelled, "CANCELLED", "the caller gave up before its request was read"));
+      return false;
+    }
     counted_ = service_->BeginCall();
     if (!counted_) {
-      Finish(Error(absl::StatusCode::kUnavailable, "DRAINING", "the daemon is stopping; retry elsewhere, or when it is back")
+      Finish(Error(absl::StatusCode::kUnavailable, "DRAINING",
+                   "the daemon is stopping; retry elsewhere, or when it is back")
                  .RetryAfter(absl::Seconds(1)));
       return false;
     }
@@ -93,7 +101,6 @@ class StatePoolService::Call final : public grpc::ServerUnaryReactor {
 
   template <typename Message>
   absl::Status Parse(Message* message) const {
-    if (!request_->Valid()) return absl::OkStatus();  // no bytes at all: every field has its default
     grpc::ProtoBufferReader reader(const_cast<grpc::ByteBuffer*>(request_));  // takes references, changes nothing
     if (!reader.status().ok()) return Malformed(reader.status().error_message());
     if (!message->ParseFromZeroCopyStream(&reader) || !reader.status().ok()) {
@@ -192,10 +199,10 @@ StatePoolService::Call* StatePoolService::Serve(Call* call, Where where, Handler
   return call;
 }
 
-#define STATEPOOL_SERVE(method, where)                                                                                \
-  grpc::ServerUnaryReactor* StatePoolService::method(grpc::CallbackServerContext* context,                           \
-                                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {  \
-    return Serve(new Call(this, Method::k##method, context, request, response), where, &Handlers::method);           \
+#define STATEPOOL_SERVE(method, where)                                                                              \
+  grpc::ServerUnaryReactor* StatePoolService::method(grpc::CallbackServerContext* context,                          \
+                                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) { \
+    return Serve(new Call(this, Method::k##method, context, request, response), where, &Handlers::method);          \
   }
 STATEPOOL_SERVE(GetCapabilities, Where::kInline)
 STATEPOOL_SERVE(RegisterLayout, Where::kExecutor)
@@ -241,7 +248,7 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
 
   // `ticket` may be empty or too small: the bytes of an answer are known for sure once it is there.
   const auto finish = [this, call, omit_attachment = parsed.omit_attachment()](absl::StatusOr<GetAnswer> answer,
-                                                                             Admission::Ticket ticket) {
+                                                                               Admission::Ticket ticket) {
     if (!answer.ok()) return call->Finish(answer.status());
     v1::GetResponse small;
     handlers_.FillGetResponse(*answer, omit_attachment, &small);

@@ -2,12 +2,12 @@
 //
 // StatePoolService: the RPCs as gRPC calls them.
 //
-// Every method takes raw ByteBuffers. So the bytes of a state are never copied into or out of a message: Set reads them from gRPC's slices,
-// and Get sends a slice that references the pinned slot. And a request that can't be parsed gets MALFORMED_REQUEST, where generated
-// handlers would answer UNIMPLEMENTED.
+// Every method takes raw ByteBuffers. So the bytes of a state are never copied into or out of a message: Set reads them
+// from gRPC's slices, and Get sends a slice that references the pinned slot. And a request that can't be parsed gets
+// MALFORMED_REQUEST, where generated handlers would answer UNIMPLEMENTED.
 //
-// Where a call runs: reads that never wait run on gRPC's thread; everything else on the Executor. A call's state lives until OnDone, which
-// comes after its task has finished it.
+// Where a call runs: reads that never wait run on gRPC's thread; everything else on the Executor. A call's state lives
+// until OnDone, which comes after its task has finished it.
 #ifndef STATEPOOL_SERVER_RPC_SERVICE_H_
 #define STATEPOOL_SERVER_RPC_SERVICE_H_
 
@@ -48,8 +48,8 @@ class StatePoolService final : public RawStatePoolService {
   // Bytes of states that were sent to clients, since the start.
   uint64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
 
-#define STATEPOOL_DECLARE(method)                                                                                     \
-  grpc::ServerUnaryReactor* method(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,            \
+#define STATEPOOL_DECLARE(method)                                                                         \
+  grpc::ServerUnaryReactor* method(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request, \
                                    grpc::ByteBuffer* response) override;
   STATEPOOL_METHODS(STATEPOOL_DECLARE)
 #undef STATEPOOL_DECLARE

@@ -23,14 +23,16 @@ namespace {
 // Seconds: from an empty round trip to a call that waits for a slow disk.
 const prometheus::Histogram::BucketBoundaries& Buckets() {
   static const auto* buckets = new prometheus::Histogram::BucketBoundaries{
-      25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 5, 10, 30};
+      25e-6, 50e-6,  100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3,
+      50e-3, 100e-3, 250e-3, 500e-3, 1,      2.5,  5,      10,   30};
   return *buckets;
 }
 
 constexpr const char* kCodeNames[] = {
-    "OK",        "CANCELLED",           "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND",
-    "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
-    "UNIMPLEMENTED",  "INTERNAL",       "UNAVAILABLE", "DATA_LOSS",    "UNAUTHENTICATED"};
+    "OK",        "CANCELLED",      "UNKNOWN",           "INVALID_ARGUMENT",   "DEADLINE_EXCEEDED",
+    "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION",
+    "ABORTED",   "OUT_OF_RANGE",   "UNIMPLEMENTED",     "INTERNAL",           "UNAVAILABLE",
+    "DATA_LOSS", "UNAUTHENTICATED"};
 
 prometheus::ClientMetric Sample(prometheus::MetricType type, double value) {
   prometheus::ClientMetric metric;
@@ -90,15 +92,18 @@ class SnapshotCollectable final : public prometheus::Collectable {
     const MetricsSnapshot now = snapshot_();
     const std::map<std::array<std::string, 2>, uint64_t> build = {{{version_, commit_}, 1}};
     return {
-        Family("statepool_images_bytes", "Bytes of images, by tier and device.", kGauge, L2{"tier", "device"}, now.images_bytes),
-        Family("statepool_slots", "Slots of a device's pools, by layout and state.", kGauge, L3{"device", "layout", "state"},
-               now.slots),
-        Family("statepool_device_bytes", "Bytes of a device's budget, by state.", kGauge, L2{"device", "state"}, now.device_bytes),
+        Family("statepool_images_bytes", "Bytes of images, by tier and device.", kGauge, L2{"tier", "device"},
+               now.images_bytes),
+        Family("statepool_slots", "Slots of a device's pools, by layout and state.", kGauge,
+               L3{"device", "layout", "state"}, now.slots),
+        Family("statepool_device_bytes", "Bytes of a device's budget, by state.", kGauge, L2{"device", "state"},
+               now.device_bytes),
         Family("statepool_names", "Names, by kind.", kGauge, L1{"kind"}, now.names),
-        Family("statepool_prefix_lookups_total", "MatchPrefix calls, by result.", kCounter, L1{"result"}, now.prefix_lookups),
+        Family("statepool_prefix_lookups_total", "MatchPrefix calls, by result.", kCounter, L1{"result"},
+               now.prefix_lookups),
         Family("statepool_misses_total", "Lookups that found nothing, by reason.", kCounter, L1{"reason"}, now.misses),
-        Family("statepool_evictions_total", "Images that left a tier, and names that left by themselves, by reason.", kCounter,
-               L2{"tier", "reason"}, now.evictions),
+        Family("statepool_evictions_total", "Images that left a tier, and names that left by themselves, by reason.",
+               kCounter, L2{"tier", "reason"}, now.evictions),
         Family("statepool_transfer_bytes_total", "Bytes of states copied, by where from and where to.", kCounter,
                L2{"from", "to"}, now.transfer_bytes),
         Single("statepool_spills_total", "Images written to the cold store because their slots were needed.", kCounter,
@@ -148,13 +153,15 @@ void RpcMetrics::Observe(size_t method, int code, absl::Duration took) {
 std::shared_ptr<prometheus::Collectable> RpcMetrics::collectable() const { return registry_; }
 
 std::shared_ptr<prometheus::Collectable> MakeSnapshotCollectable(std::function<MetricsSnapshot()> snapshot,
-                                                                 const std::string& version, const std::string& commit) {
+                                                                 const std::string& version,
+                                                                 const std::string& commit) {
   return std::make_shared<SnapshotCollectable>(std::move(snapshot), version, commit);
 }
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& address, const RpcMetrics& rpc,
                                                                     std::function<MetricsSnapshot()> snapshot,
-                                                                    const std::string& version, const std::string& commit) {
+                                                                    const std::string& version,
+                                                                    const std::string& commit) {
   std::unique_ptr<MetricsServer> server(new MetricsServer);
   server->rpc_ = rpc.collectable();
   server->moment_ = MakeSnapshotCollectable(std::move(snapshot), version, commit);

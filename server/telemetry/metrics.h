@@ -2,10 +2,12 @@
 //
 // Metrics: what the daemon tells Prometheus, at http://ADDRESS/metrics.
 //
-// Calls are observed as they end. Everything else is a moment: when somebody scrapes, a function that main supplies fills a
-// MetricsSnapshot, and nothing is counted twice. Names of series are part of the contract: docs and dashboards rely on them.
+// Calls are observed as they end. Everything else is a moment: when somebody scrapes, a function that main supplies
+// fills a MetricsSnapshot, and nothing is counted twice. Names of series are part of the contract: docs and dashboards
+// rely on them.
 //
-// Labels are bounded: methods, codes, tiers, devices, reasons, and layouts by the first 12 digits of their fingerprints.
+// Labels are bounded: methods, codes, tiers, devices, reasons, and layouts by the first 12 digits of their
+// fingerprints.
 #ifndef STATEPOOL_SERVER_TELEMETRY_METRICS_H_
 #define STATEPOOL_SERVER_TELEMETRY_METRICS_H_
 

@@ -2,13 +2,14 @@
 //
 // ColdStore: images and names on disk.
 //
-// One log orders everything: what is written first survives whenever something written later does. So an image is put first and
-// the name that needs it is committed after, and a synced commit makes the images put before it durable too; likewise an image is deleted only after
-// the commit of the last record that needed it.
+// One log orders everything: what is written first survives whenever something written later does. So an image is put
+// first and the name that needs it is committed after, and a synced commit makes the images put before it durable too;
+// likewise an image is deleted only after the commit of the last record that needed it.
 //
 // Thread-safe. Every call blocks on the disk: never under a lock that others wait for. Errors of all writes:
-//   RESOURCE_EXHAUSTED / COLD_FULL   the budget or the disk is full; nothing was changed, reads go on, and writes do when space returns
-//   UNAVAILABLE / DISK_FAILED        the disk failed; failed() is true from now on and every write fails: the daemon must end
+//   RESOURCE_EXHAUSTED / COLD_FULL   the budget or the disk is full; nothing was changed, reads go on, and writes do
+//   when space returns UNAVAILABLE / DISK_FAILED        the disk failed; failed() is true from now on and every write
+//   fails: the daemon must end
 #ifndef STATEPOOL_SERVER_TIERS_COLD_STORE_H_
 #define STATEPOOL_SERVER_TIERS_COLD_STORE_H_
 
@@ -29,13 +30,15 @@ namespace statepool {
 
 class ColdStore : public NameLog {
  public:
-  // Writes an image, chunk by chunk, and its manifest last: it exists whole or not at all. Not synced. A failed put leaves nothing that
-  // counts, and may be repeated. REQUIRES: `state` has info.bytes; `leaves` are its leaves; the image is not stored yet.
+  // Writes an image, chunk by chunk, and its manifest last: it exists whole or not at all. Not synced. A failed put
+  // leaves nothing that counts, and may be repeated. REQUIRES: `state` has info.bytes; `leaves` are its leaves; the
+  // image is not stored yet.
   virtual absl::Status PutImage(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
                                 absl::string_view attachment) = 0;
 
-  // Reads an image into `state`, which has room for layout.state_bytes(). Every leaf, the root and the attachment are verified against `info`.
-  // Errors: DATA_LOSS / CORRUPT when they differ or are missing (`state` then holds anything), UNAVAILABLE / DISK_FAILED.
+  // Reads an image into `state`, which has room for layout.state_bytes(). Every leaf, the root and the attachment are
+  // verified against `info`. Errors: DATA_LOSS / CORRUPT when they differ or are missing (`state` then holds anything),
+  // UNAVAILABLE / DISK_FAILED.
   virtual absl::Status ReadImage(const ImageInfo& info, char* state, std::string* attachment) = 0;
 
   // Forgets images, also half-written ones; unknown ids are skipped. Their space comes back in the background.

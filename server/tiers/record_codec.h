@@ -2,9 +2,10 @@
 //
 // How keys and values lie in the cold store: the code of FORMAT.md. Pure functions, thread-safe.
 //
-// A value is: version byte, fields in order (little-endian, strings with a 32-bit length before them), XXH3-64 of everything before
-// with the key's XXH3-64 as seed. So a value that turns up under another key is as bad as a damaged one. Decoding accepts exactly what encoding
-// gives: any other input, of any length, is refused without being trusted for a single length or number.
+// A value is: version byte, fields in order (little-endian, strings with a 32-bit length before them), XXH3-64 of
+// everything before with the key's XXH3-64 as seed. So a value that turns up under another key is as bad as a damaged
+// one. Decoding accepts exactly what encoding gives: any other input, of any length, is refused without being trusted
+// for a single length or number.
 #ifndef STATEPOOL_SERVER_TIERS_RECORD_CODEC_H_
 #define STATEPOOL_SERVER_TIERS_RECORD_CODEC_H_
 

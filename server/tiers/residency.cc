@@ -103,7 +103,8 @@ void Residency::WaitForChange(const Op& op) {
   changed_.WaitFor(&mu_, std::min(std::chrono::nanoseconds(left), std::chrono::nanoseconds(kPoll)));
 }
 
-// ---------------------------------------------------------------------------------------------------------------- writing
+// ----------------------------------------------------------------------------------------------------------------
+// writing
 
 absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const StateBytes& bytes) {
   if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
@@ -140,7 +141,8 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
     info.checksum = HashRoot(copy.Finish());
   }
   if (bytes.expected_checksum && *bytes.expected_checksum != info.checksum) {
-    return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH", "the bytes are not those that the checksum was made from")
+    return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH",
+                 "the bytes are not those that the checksum was made from")
         .Field("checksum")
         .Meta("expected", ChecksumToHex(*bytes.expected_checksum))
         .Meta("actual", ChecksumToHex(info.checksum));
@@ -188,7 +190,8 @@ void Residency::Abandon(Claim* claim) {
   Progress();
 }
 
-// ---------------------------------------------------------------------------------------------------------------- reading
+// ----------------------------------------------------------------------------------------------------------------
+// reading
 
 Pin Residency::PinLocked(const ImageRef& ref) {
   Resident* image = Resident::Of(*ref);
@@ -242,7 +245,8 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref) {
   return PinLocked(ref);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- persisting
+// ----------------------------------------------------------------------------------------------------------------
+// persisting
 
 absl::Status Residency::Persist(const Op& op, const ImageRef& ref) {
   Resident* image = Resident::Of(*ref);
@@ -306,7 +310,8 @@ bool Residency::persisted(const Image& image) const { return Resident::Of(image)
 
 Tier Residency::tier(const Image& image) const { return Resident::Of(image)->hot ? Tier::kHot : Tier::kCold; }
 
-// ---------------------------------------------------------------------------------------------------------------- going
+// ----------------------------------------------------------------------------------------------------------------
+// going
 
 void Residency::HeadsChanged(Resident* image) {
   MutexLock lock(&mu_);
@@ -358,7 +363,8 @@ bool Residency::WaitForReclaim() {
   MutexLock lock(&mu_);
   reclaim_failed_ = false;
   wake_.SignalAll();
-  while (!stopping_ && !reclaim_failed_ && (!reclaim_.empty() || reclaiming_ || sweeping_ || trim_wanted_)) changed_.Wait(&mu_);
+  while (!stopping_ && !reclaim_failed_ && (!reclaim_.empty() || reclaiming_ || sweeping_ || trim_wanted_))
+    changed_.Wait(&mu_);
   return !reclaim_failed_;
 }
 
@@ -436,7 +442,8 @@ absl::Status Residency::SweepBatch() {
   return absl::OkStatus();
 }
 
-// ---------------------------------------------------------------------------------------------------------------- looking
+// ----------------------------------------------------------------------------------------------------------------
+// looking
 
 ResidencyStats Residency::stats() const {
   MutexLock lock(&mu_);
@@ -466,8 +473,10 @@ void Residency::CheckInvariants() const {
     extent_bytes += pool->slots.extent_bytes();
     pool_victims += pool->victims.size();
     for (const auto& [extent, victims] : pool->extents) {
-      const auto listed = std::count_if(victims.by_slot.begin(), victims.by_slot.end(), [](Resident* image) { return image != nullptr; });
-      Require(victims.count > 0 && static_cast<uint32_t>(listed) == victims.count, "an extent's victims are miscounted");
+      const auto listed = std::count_if(victims.by_slot.begin(), victims.by_slot.end(),
+                                        [](Resident* image) { return image != nullptr; });
+      Require(victims.count > 0 && static_cast<uint32_t>(listed) == victims.count,
+              "an extent's victims are miscounted");
       Require(victims.count <= extent->used(), "an extent has more victims than used slots");
       extent_victims += victims.count;
     }
@@ -482,7 +491,8 @@ void Residency::CheckInvariants() const {
   for (const VictimKey& key : victims_) {
     const Resident& image = *key.image;
     Require(image.listed == key && key.used_at == image.used_at, "a victim is listed under another key");
-    Require(image.hot && image.pins == 0 && !image.persisting && !image.damaged, "an image is listed that may not leave");
+    Require(image.hot && image.pins == 0 && !image.persisting && !image.damaged,
+            "an image is listed that may not leave");
     Require(image.cold == !key.dirty(), "a victim is in the wrong class");
     Require(image.pool->victims.contains(key), "a victim is not in its pool's list");
     if (!image.attachment.empty()) ++attached;

@@ -2,17 +2,19 @@
 //
 // Residency: what lives where, and who moves. Implements core's ImageStore over a device and the cold store.
 //
-// An image is hot (in a slot), cold (in the cold store), or both; then its slot is a clean copy. Who leaves the device when the budget is short:
+// An image is hot (in a slot), cold (in the cold store), or both; then its slot is a clean copy. Who leaves the device
+// when the budget is short:
 //   1. images that nobody refers to (at once, by their destructor)
 //   2. images behind all heads, clean before dirty, each least recently used first
 //   3. heads that are clean, least recently used first
 //   4. heads that are dirty: spilled first
-// Pinned images and those being copied never leave. If nothing may leave but something is being moved by another thread, a call waits for it, within
-// its deadline; if nothing may leave at all it gets HOT_FULL at once. A slot of another layout helps only when its whole extent is given back: so the
-// extents that drain are those whose images all come before this layout's own first, and of several the one used least recently.
+// Pinned images and those being copied never leave. If nothing may leave but something is being moved by another
+// thread, a call waits for it, within its deadline; if nothing may leave at all it gets HOT_FULL at once. A slot of
+// another layout helps only when its whole extent is given back: so the extents that drain are those whose images all
+// come before this layout's own first, and of several the one used least recently.
 //
-// One mutex guards the bookkeeping; copies, hashing, disk and device calls run outside it. It is a leaf: nothing is called under it that
-// takes another lock, so that images may be dropped and heads moved under core's locks.
+// One mutex guards the bookkeeping; copies, hashing, disk and device calls run outside it. It is a leaf: nothing is
+// called under it that takes another lock, so that images may be dropped and heads moved under core's locks.
 #ifndef STATEPOOL_SERVER_TIERS_RESIDENCY_H_
 #define STATEPOOL_SERVER_TIERS_RESIDENCY_H_
 
@@ -55,13 +57,13 @@ struct ResidencyStats {
   };
   std::string device;
   uint64_t device_budget_bytes = 0;
-  uint64_t device_used_bytes = 0;     // of all extents
+  uint64_t device_used_bytes = 0;  // of all extents
   uint64_t hot_images = 0;
   uint64_t hot_bytes = 0;             // of images in slots, without padding and free slots
   uint64_t hot_attachment_bytes = 0;  // beside hot_bytes
   uint64_t cold_bytes = 0;            // in the cold store, whether hot as well or not
   uint64_t pinned_images = 0;
-  uint64_t unreclaimed_images = 0;    // dropped, and not yet deleted from the cold store
+  uint64_t unreclaimed_images = 0;  // dropped, and not yet deleted from the cold store
   std::vector<PoolStats> pools;
 
   // Counters since the start. Evictions are disjoint.
@@ -81,8 +83,8 @@ class Residency final : public ImageStore {
   Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock);
   ~Residency() override;
 
-  // Called without locks when a write to the cold store found it full: forgets something of little value (Store::EvictPrefix) and
-  // returns true, or false if there is nothing. To be set before images are written.
+  // Called without locks when a write to the cold store found it full: forgets something of little value
+  // (Store::EvictPrefix) and returns true, or false if there is nothing. To be set before images are written.
   void SetMakeRoom(std::function<bool()> make_room);
 
   absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) override;
@@ -95,8 +97,8 @@ class Residency final : public ImageStore {
   void RecoveryDone() override;
   void Detach() override;
 
-  // Waits until what was dropped so far is deleted from the cold store and the sweep after recovery has ended. False if a delete failed; it will
-  // be tried again.
+  // Waits until what was dropped so far is deleted from the cold store and the sweep after recovery has ended. False if
+  // a delete failed; it will be tried again.
   bool WaitForReclaim();
 
   ResidencyStats stats() const;
@@ -110,7 +112,8 @@ class Residency final : public ImageStore {
   struct Claim;
   struct Pool;
 
-  // An image that may leave, by when its turn is. Images that nobody refers to are not here: they left when their last reference did.
+  // An image that may leave, by when its turn is. Images that nobody refers to are not here: they left when their last
+  // reference did.
   enum class VictimClass : uint8_t { kBehindClean, kBehindDirty, kHeadClean, kHeadDirty };
   struct VictimKey {
     VictimClass victim_class;
@@ -121,14 +124,15 @@ class Residency final : public ImageStore {
     friend auto operator<=>(const VictimKey&, const VictimKey&) = default;
   };
   using Victims = absl::btree_set<VictimKey>;
-  // References held across a scope that has the lock: dropping one may run a destructor that takes it, so they are declared before the lock.
+  // References held across a scope that has the lock: dropping one may run a destructor that takes it, so they are
+  // declared before the lock.
   using Keep = absl::InlinedVector<std::shared_ptr<Resident>, 4>;
   using Extents = std::vector<std::unique_ptr<Extent>>;
 
   enum class Step { kProgress, kNothingMayLeave, kSpillFailed };
 
   // residency.cc: images
-  void Forget(Resident* image);        // from the destructor
+  void Forget(Resident* image);  // from the destructor
   void HeadsChanged(Resident* image);
   Pool* PoolFor(TenantId tenant, const LayoutRef& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Abandon(Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
@@ -155,9 +159,10 @@ class Residency final : public ImageStore {
   Step Evict(Resident* image, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step Drain(Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The newest image of an extent that could be emptied now; null if it could not.
-  const VictimKey* NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  const VictimKey* NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropSlot(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);    // among those that may leave, if it may
+  void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // among those that may leave, if it may
   void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const ResidencyOptions options_;
@@ -168,32 +173,34 @@ class Residency final : public ImageStore {
   std::thread reclaimer_;
 
   mutable Mutex mu_;
-  CondVar changed_;                                  // something that a waiting call may be waiting for
-  uint64_t progress_ ABSL_GUARDED_BY(mu_) = 0;       // how often memory came free or an image may leave that could not
-  uint64_t moving_ ABSL_GUARDED_BY(mu_) = 0;         // threads that are copying, spilling, mapping: each ends by itself, without memory
-  uint64_t claims_ ABSL_GUARDED_BY(mu_) = 0;         // slots that are no image's yet
+  CondVar changed_;                             // something that a waiting call may be waiting for
+  uint64_t progress_ ABSL_GUARDED_BY(mu_) = 0;  // how often memory came free or an image may leave that could not
+  uint64_t moving_ ABSL_GUARDED_BY(mu_) =
+      0;  // threads that are copying, spilling, mapping: each ends by itself, without memory
+  uint64_t claims_ ABSL_GUARDED_BY(mu_) = 0;  // slots that are no image's yet
   uint64_t uses_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t images_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t attachment_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of hot images and of claims
   absl::flat_hash_map<std::pair<TenantId, std::string>, std::unique_ptr<Pool>> pools_ ABSL_GUARDED_BY(mu_);
   Victims victims_ ABSL_GUARDED_BY(mu_);
-  Victims attached_victims_ ABSL_GUARDED_BY(mu_);    // those with an attachment
+  Victims attached_victims_ ABSL_GUARDED_BY(mu_);  // those with an attachment
   std::function<bool()> make_room_ ABSL_GUARDED_BY(mu_);
-  ResidencyStats stats_ ABSL_GUARDED_BY(mu_);        // its counters, and hot_* and pinned_images
+  ResidencyStats stats_ ABSL_GUARDED_BY(mu_);  // its counters, and hot_* and pinned_images
 
   // Recovery: every adopted image, until RecoveryDone, which leaves their ids to the sweep.
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted_ ABSL_GUARDED_BY(mu_);
 
-  CondVar wake_;                                            // of the background thread
+  CondVar wake_;  // of the background thread
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  bool detached_ ABSL_GUARDED_BY(mu_) = false;              // images that go stay in the cold store
-  bool trim_wanted_ ABSL_GUARDED_BY(mu_) = false;           // a pool has more empty extents than it should keep
-  std::deque<ImageId> reclaim_ ABSL_GUARDED_BY(mu_);        // to be deleted from the cold store; at most every image there ever was
+  bool detached_ ABSL_GUARDED_BY(mu_) = false;     // images that go stay in the cold store
+  bool trim_wanted_ ABSL_GUARDED_BY(mu_) = false;  // a pool has more empty extents than it should keep
+  std::deque<ImageId> reclaim_
+      ABSL_GUARDED_BY(mu_);  // to be deleted from the cold store; at most every image there ever was
   bool reclaiming_ ABSL_GUARDED_BY(mu_) = false;
-  bool reclaim_failed_ ABSL_GUARDED_BY(mu_) = false;        // the last try; the next comes in a second
+  bool reclaim_failed_ ABSL_GUARDED_BY(mu_) = false;  // the last try; the next comes in a second
   bool sweeping_ ABSL_GUARDED_BY(mu_) = false;
   ImageId swept_ ABSL_GUARDED_BY(mu_) = 0;
-  std::vector<ImageId> needed_ ABSL_GUARDED_BY(mu_);        // sorted: what the sweep leaves alone
+  std::vector<ImageId> needed_ ABSL_GUARDED_BY(mu_);  // sorted: what the sweep leaves alone
 };
 
 }  // namespace statepool

@@ -15,13 +15,15 @@ namespace statepool {
 namespace {
 
 absl::Status HotFull(const Device& device) {
-  return Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", "the hot budget is full, and nothing in it may leave now")
+  return Error(absl::StatusCode::kResourceExhausted, "HOT_FULL",
+               "the hot budget is full, and nothing in it may leave now")
       .Meta("limit", device.budget_bytes())
       .RetryAfter(absl::Milliseconds(100));
 }
 
 absl::Status TooLarge(uint64_t bytes, uint64_t limit) {
-  return Error(absl::StatusCode::kResourceExhausted, "STATE_TOO_LARGE", absl::StrCat("a state of ", bytes, " bytes is larger than the hot budget"))
+  return Error(absl::StatusCode::kResourceExhausted, "STATE_TOO_LARGE",
+               absl::StrCat("a state of ", bytes, " bytes is larger than the hot budget"))
       .Meta("limit", limit);
 }
 
@@ -33,7 +35,8 @@ absl::Status SpillError(const absl::Status& error, const Device& device) {
 
 }  // namespace
 
-// ---------------------------------------------------------------------------------------------------------------- the list of victims
+// ---------------------------------------------------------------------------------------------------------------- the
+// list of victims
 
 void Residency::List(Resident* image) {
   assert(!image->listed);
@@ -79,7 +82,8 @@ void Residency::DropSlot(Resident* image) {
   Progress();
 }
 
-// ---------------------------------------------------------------------------------------------------------------- extents
+// ----------------------------------------------------------------------------------------------------------------
+// extents
 
 Residency::Extents Residency::TakeEmptyExtents(size_t keep_each) {
   Extents all;
@@ -123,14 +127,16 @@ absl::Status Residency::Grow(Pool* pool) {
   return absl::OkStatus();
 }
 
-// ---------------------------------------------------------------------------------------------------------------- making room
+// ----------------------------------------------------------------------------------------------------------------
+// making room
 
 absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_bytes, Claim* claim) {
   Keep keep;
   MutexLock lock(&mu_);
   const uint64_t least_bytes = pool->slots.min_chunks() * device_->chunk_bytes();
   if (least_bytes > device_->budget_bytes()) return TooLarge(pool->slots.state_bytes(), device_->budget_bytes());
-  if (attachment_bytes > options_.attachment_budget_bytes) return TooLarge(attachment_bytes, options_.attachment_budget_bytes);
+  if (attachment_bytes > options_.attachment_budget_bytes)
+    return TooLarge(attachment_bytes, options_.attachment_budget_bytes);
 
   absl::Status spill_error;  // once one failed only clean images are let go
   for (;;) {
@@ -179,7 +185,9 @@ absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_by
 }
 
 Residency::Step Residency::MakeRoomFor(Pool* pool, bool clean_only, Keep* keep, absl::Status* error) {
-  const auto may_leave = [clean_only](const VictimKey& key) { return !(clean_only && key.dirty()) && !key.image->slot.extent->draining(); };
+  const auto may_leave = [clean_only](const VictimKey& key) {
+    return !(clean_only && key.dirty()) && !key.image->slot.extent->draining();
+  };
   const auto first = std::find_if(victims_.begin(), victims_.end(), may_leave);
   if (first == victims_.end()) return Step::kNothingMayLeave;
   const auto own = std::find_if(pool->victims.begin(), pool->victims.end(), may_leave);
@@ -256,7 +264,8 @@ Residency::Step Residency::Drain(Pool* pool, SlotExtent* extent, Keep* keep, abs
     const auto it = pool->extents.find(extent);
     if (it == pool->extents.end() || it->second.count != extent->used()) break;  // one is in use again
     const auto& images = it->second.by_slot;
-    step = Evict(*std::find_if(images.begin(), images.end(), [](Resident* image) { return image != nullptr; }), keep, error);
+    step = Evict(*std::find_if(images.begin(), images.end(), [](Resident* image) { return image != nullptr; }), keep,
+                 error);
   }
   --moving_;
   const bool emptied = extent->used() == 0;

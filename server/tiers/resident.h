@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Resident: an image as Residency keeps it: which slot it has, whether it is on disk, who uses it now. And what goes with it: pools and
-// claims. For residency*.cc alone.
+// Resident: an image as Residency keeps it: which slot it has, whether it is on disk, who uses it now. And what goes
+// with it: pools and claims. For residency*.cc alone.
 #ifndef STATEPOOL_SERVER_TIERS_RESIDENT_H_
 #define STATEPOOL_SERVER_TIERS_RESIDENT_H_
 
@@ -38,11 +38,12 @@ struct Residency::Pool {
   std::weak_ptr<const Resident> initial;                    // one image serves every Create
 };
 
-// All but `info`, `hot` and `cold` is guarded by Residency::mu_ (while `persisting` or pinned, slot and attachment stand still and may be
-// read without it). An image is hot, or cold, or both.
+// All but `info`, `hot` and `cold` is guarded by Residency::mu_ (while `persisting` or pinned, slot and attachment
+// stand still and may be read without it). An image is hot, or cold, or both.
 class Residency::Resident final : public Image, public std::enable_shared_from_this<Residency::Resident> {
  public:
-  Resident(Residency* residency, Pool* its_pool, ImageInfo info) : Image(std::move(info)), pool(its_pool), residency_(residency) {}
+  Resident(Residency* residency, Pool* its_pool, ImageInfo info)
+      : Image(std::move(info)), pool(its_pool), residency_(residency) {}
   ~Resident() override { residency_->Forget(this); }
 
   // What may change of an image is its place, which is no part of what it is: hence the cast.
@@ -69,8 +70,9 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   Residency* const residency_;
 };
 
-// Room for one image that is none yet: a slot, and a share of the attachments' budget. The latter is counted first: whoever has a slot waits
-// for nothing any more. Guarded by Residency::mu_, but for reading `slot` by the thread that has the claim. REQUIRES: destroyed without the lock.
+// Room for one image that is none yet: a slot, and a share of the attachments' budget. The latter is counted first:
+// whoever has a slot waits for nothing any more. Guarded by Residency::mu_, but for reading `slot` by the thread that
+// has the claim. REQUIRES: destroyed without the lock.
 struct Residency::Claim {
   explicit Claim(Residency* its_residency) : residency(its_residency) {}
   ~Claim() {

@@ -47,7 +47,9 @@ absl::Status Corrupt(absl::string_view message) { return Error(absl::StatusCode:
 absl::Status CorruptImage(ImageId id, absl::string_view message) {
   return Error(absl::StatusCode::kDataLoss, "CORRUPT", message).Meta("image", id);
 }
-absl::Status DiskFailed(absl::string_view message) { return Error(absl::StatusCode::kUnavailable, "DISK_FAILED", message); }
+absl::Status DiskFailed(absl::string_view message) {
+  return Error(absl::StatusCode::kUnavailable, "DISK_FAILED", message);
+}
 absl::Status Unusable(absl::string_view reason, absl::string_view message) {
   return Error(absl::StatusCode::kFailedPrecondition, reason, message);
 }
@@ -81,7 +83,8 @@ class RocksDbColdStore::Listener final : public rocksdb::EventListener {
   RocksDbColdStore* const store_;
 };
 
-// ---------------------------------------------------------------------------------------------------------------- opening
+// ----------------------------------------------------------------------------------------------------------------
+// opening
 
 absl::StatusOr<std::unique_ptr<RocksDbColdStore>> RocksDbColdStore::Open(RocksDbColdStoreOptions options) {
   std::unique_ptr<RocksDbColdStore> store(new RocksDbColdStore(std::move(options)));
@@ -118,7 +121,8 @@ absl::Status RocksDbColdStore::OpenDatabase() {
   }
   if (rocksdb::Status status = env_->LockFile(options_.path + "/LOCK", &lock_); !status.ok()) {
     lock_ = nullptr;
-    if (IsLockHeld(status)) return Unusable("DATA_DIR_LOCKED", absl::StrCat("another daemon has the data directory ", options_.path));
+    if (IsLockHeld(status))
+      return Unusable("DATA_DIR_LOCKED", absl::StrCat("another daemon has the data directory ", options_.path));
     return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   }
 
@@ -130,17 +134,20 @@ absl::Status RocksDbColdStore::OpenDatabase() {
   if (rocksdb::Status status = rocksdb::DB::ListColumnFamilies(db_options, path, &existing); status.ok()) {
     for (const std::string& name : existing) {
       if (std::find(kFamilies.begin(), kFamilies.end(), name) != kFamilies.end()) continue;
-      return Unusable("FORMAT_UNKNOWN", absl::StrCat("data directory ", options_.path, " has a table '", name, "': a newer version wrote it"));
+      return Unusable("FORMAT_UNKNOWN", absl::StrCat("data directory ", options_.path, " has a table '", name,
+                                                     "': a newer version wrote it"));
     }
   }
   const rocksdb::ColumnFamilyOptions records = MakeRecordOptions(memory);
   std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
-  for (const char* name : kFamilies) descriptors.emplace_back(name, name == kFamilies.back() ? MakeImageOptions(memory) : records);
+  for (const char* name : kFamilies)
+    descriptors.emplace_back(name, name == kFamilies.back() ? MakeImageOptions(memory) : records);
   rocksdb::DB* db = nullptr;
   rocksdb::Status status = rocksdb::DB::Open(db_options, path, descriptors, &families_, &db);
   if (status.IsCorruption()) return Corrupt(absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   if (status.IsNoSpace()) return FromWrite(status);
-  if (!status.ok()) return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
+  if (!status.ok())
+    return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   db_.reset(db);
   meta_ = families_[0];
   layouts_ = families_[1];
@@ -152,7 +159,8 @@ absl::Status RocksDbColdStore::OpenDatabase() {
 
 absl::Status RocksDbColdStore::ReadMeta() {
   // A value, nothing when it is absent, or CORRUPT.
-  const auto read = [this](absl::string_view key, auto decode) -> absl::StatusOr<decltype(decode(key, absl::string_view()))> {
+  const auto read = [this](absl::string_view key,
+                           auto decode) -> absl::StatusOr<decltype(decode(key, absl::string_view()))> {
     std::string value;
     const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), meta_, ToSlice(key), &value);
     if (status.IsNotFound()) return std::nullopt;
@@ -167,7 +175,8 @@ absl::Status RocksDbColdStore::ReadMeta() {
   const auto clean_stop = read(kCleanStopKey, DecodeMeta);
   if (!format.ok()) return format.status();
   if (*format && **format != kFormat) {
-    return Unusable("FORMAT_UNKNOWN", absl::StrCat("data directory ", options_.path, " has format ", **format, "; this version reads ", kFormat));
+    return Unusable("FORMAT_UNKNOWN", absl::StrCat("data directory ", options_.path, " has format ", **format,
+                                                   "; this version reads ", kFormat));
   }
   for (const absl::Status& status : {epoch.status(), hash_key.status(), clean_stop.status()}) {
     if (!status.ok()) return status;
@@ -208,7 +217,8 @@ absl::Status RocksDbColdStore::CountImages() {
   return FromRead(it->status());
 }
 
-// ---------------------------------------------------------------------------------------------------------------- errors
+// ----------------------------------------------------------------------------------------------------------------
+// errors
 
 void RocksDbColdStore::Fail(const absl::Status& status) {
   if (failed_.exchange(true)) return;
@@ -249,10 +259,11 @@ std::unique_ptr<rocksdb::Iterator> RocksDbColdStore::Scan(rocksdb::ColumnFamilyH
   return std::unique_ptr<rocksdb::Iterator>(db_->NewIterator(options, family));
 }
 
-// ---------------------------------------------------------------------------------------------------------------- images
+// ----------------------------------------------------------------------------------------------------------------
+// images
 
-absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
-                                        absl::string_view attachment) {
+absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view state,
+                                        absl::Span<const LeafHash> leaves, absl::string_view attachment) {
   assert(state.size() == info.layout->state_bytes() && leaves.size() == LeafCount(state.size()));
   assert(attachment.size() == info.attachment_bytes);
   const uint64_t bytes = state.size() + attachment.size();
@@ -280,7 +291,8 @@ absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view
     const auto hashes = leaves.subspan(chunk * (kChunkBytes / kLeafBytes), LeafCount(data.size()));
     const std::string key = EncodeChunkKey(info.id, static_cast<uint32_t>(chunk));
     const rocksdb::Slice key_parts[] = {key};
-    const rocksdb::Slice value_parts[] = {ToSlice(data), {reinterpret_cast<const char*>(hashes.data()), hashes.size() * sizeof(LeafHash)}};
+    const rocksdb::Slice value_parts[] = {
+        ToSlice(data), {reinterpret_cast<const char*>(hashes.data()), hashes.size() * sizeof(LeafHash)}};
     batch.Put(images_, rocksdb::SliceParts(key_parts, 1), rocksdb::SliceParts(value_parts, 2));
     if (chunk + 1 == chunks) {
       if (!attachment.empty()) batch.Put(images_, EncodeChunkKey(info.id, kAttachmentChunk), ToSlice(attachment));
@@ -308,7 +320,8 @@ absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std
   if (status.IsNotFound()) return CorruptImage(info.id, "the image is missing");
   if (!status.ok()) return FromRead(status);
   const auto manifest = DecodeManifest(manifest_key, FromSlice(value));
-  if (!manifest || *manifest != ManifestOf(info)) return CorruptImage(info.id, "the image's manifest is damaged or another's");
+  if (!manifest || *manifest != ManifestOf(info))
+    return CorruptImage(info.id, "the image's manifest is damaged or another's");
 
   std::vector<LeafHash> leaves;
   leaves.reserve(LeafCount(manifest->state_bytes));
@@ -321,7 +334,8 @@ absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std
     const uint64_t offset = chunk * kChunkBytes;
     const uint64_t size = std::min(kChunkBytes, manifest->state_bytes - offset);
     const size_t leaf_count = LeafCount(size);
-    if (value.size() != size + leaf_count * sizeof(LeafHash)) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " has the wrong length"));
+    if (value.size() != size + leaf_count * sizeof(LeafHash))
+      return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " has the wrong length"));
     CopyHasher copy(state + offset, size);
     copy.Append(absl::string_view(value.data(), size));
     const std::vector<LeafHash>& found = copy.Finish();
@@ -388,7 +402,8 @@ absl::StatusOr<std::vector<ImageId>> RocksDbColdStore::ListImages(ImageId after,
   return ids;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- space
+// ----------------------------------------------------------------------------------------------------------------
+// space
 
 void RocksDbColdStore::CollectLoop() {
   MutexLock lock(&mu_);
@@ -409,7 +424,8 @@ absl::Status RocksDbColdStore::CollectGarbage() {
   rocksdb::CompactRangeOptions options;
   options.exclusive_manual_compaction = false;
   options.canceled = &cancel_collection_;
-  // First the references alone: only then is it known which blobs are garbage, and files that are nothing else go by themselves.
+  // First the references alone: only then is it known which blobs are garbage, and files that are nothing else go by
+  // themselves.
   options.blob_garbage_collection_policy = rocksdb::BlobGarbageCollectionPolicy::kDisable;
   rocksdb::Status status = db_->CompactRange(options, images_, nullptr, nullptr);
   uint64_t blob_bytes = 0, garbage_bytes = 0;
@@ -426,7 +442,8 @@ absl::Status RocksDbColdStore::CollectGarbage() {
   return absl::UnavailableError(status.ToString());
 }
 
-// ---------------------------------------------------------------------------------------------------------------- names
+// ----------------------------------------------------------------------------------------------------------------
+// names
 
 absl::Status RocksDbColdStore::Commit(absl::Span<const NameChange> changes, bool sync) {
   rocksdb::WriteBatch batch;

@@ -2,8 +2,8 @@
 //
 // RocksDbColdStore: the ColdStore of every deployment. What lies on disk stands in FORMAT.md.
 //
-// Memory is bounded: memtables, one block cache, one chunk per call under way. Durability is the write-ahead log's: Commit(sync) is a synced
-// write, and RocksDB lets concurrent ones share an fsync.
+// Memory is bounded: memtables, one block cache, one chunk per call under way. Durability is the write-ahead log's:
+// Commit(sync) is a synced write, and RocksDB lets concurrent ones share an fsync.
 #ifndef STATEPOOL_SERVER_TIERS_ROCKSDB_COLD_STORE_H_
 #define STATEPOOL_SERVER_TIERS_ROCKSDB_COLD_STORE_H_
 
@@ -30,21 +30,22 @@ class WriteBatch;
 namespace statepool {
 
 struct RocksDbColdStoreOptions {
-  std::string path;                     // the data directory; made if its parent exists
-  uint64_t budget_bytes = UINT64_MAX;   // of states and attachments
+  std::string path;                    // the data directory; made if its parent exists
+  uint64_t budget_bytes = UINT64_MAX;  // of states and attachments
   uint64_t image_memtable_bytes = 16 << 20;
   uint64_t block_cache_bytes = 8 << 20;
   uint64_t collect_min_bytes = 64 << 20;  // deleted since the last collection before there is another
-  rocksdb::Env* env = nullptr;          // not owned; null: the real one
+  rocksdb::Env* env = nullptr;            // not owned; null: the real one
   // Called once, from any thread, when the disk has failed for good. Must not block or call back.
   std::function<void(const absl::Status&)> on_failed;
 };
 
 class RocksDbColdStore final : public ColdStore {
  public:
-  // Opens or creates a data directory, takes the next epoch and removes the mark of a clean stop; all of it durable when this returns.
-  // Errors: FAILED_PRECONDITION with DATA_DIR_LOCKED (another daemon has it), FORMAT_UNKNOWN (a newer version wrote it; nothing was changed),
-  // DATA_DIR_UNUSABLE (permissions, not a directory …); DATA_LOSS / CORRUPT; COLD_FULL.
+  // Opens or creates a data directory, takes the next epoch and removes the mark of a clean stop; all of it durable
+  // when this returns. Errors: FAILED_PRECONDITION with DATA_DIR_LOCKED (another daemon has it), FORMAT_UNKNOWN (a
+  // newer version wrote it; nothing was changed), DATA_DIR_UNUSABLE (permissions, not a directory …); DATA_LOSS /
+  // CORRUPT; COLD_FULL.
   static absl::StatusOr<std::unique_ptr<RocksDbColdStore>> Open(RocksDbColdStoreOptions options);
   // REQUIRES: no call under way.
   ~RocksDbColdStore() override;
@@ -67,8 +68,9 @@ class RocksDbColdStore final : public ColdStore {
   absl::Status LoadLayouts(absl::FunctionRef<absl::Status(LayoutRecord)> visit) override;
   absl::Status LoadNames(absl::FunctionRef<absl::Status(NameChange)> visit) override;
 
-  // Gives the space of deleted images back to the file system: drops blob files that are all garbage, and rewrites the others once at least half
-  // of all their bytes is garbage (so a byte is rewritten once for each byte that was deleted). Runs by itself after enough deletes; blocks.
+  // Gives the space of deleted images back to the file system: drops blob files that are all garbage, and rewrites the
+  // others once at least half of all their bytes is garbage (so a byte is rewritten once for each byte that was
+  // deleted). Runs by itself after enough deletes; blocks.
   absl::Status CollectGarbage();
 
   // For tests and the fault harness: the database under this store.
@@ -96,7 +98,8 @@ class RocksDbColdStore final : public ColdStore {
   rocksdb::FileLock* lock_ = nullptr;
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> families_;
-  rocksdb::ColumnFamilyHandle *meta_ = nullptr, *layouts_ = nullptr, *names_ = nullptr, *manifests_ = nullptr, *images_ = nullptr;
+  rocksdb::ColumnFamilyHandle *meta_ = nullptr, *layouts_ = nullptr, *names_ = nullptr, *manifests_ = nullptr,
+                              *images_ = nullptr;
 
   LastRun last_run_;
   uint64_t epoch_ = 0;

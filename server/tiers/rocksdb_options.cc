@@ -13,9 +13,10 @@ namespace statepool {
 namespace {
 
 constexpr uint64_t kRecordMemtableBytes = 4 << 20;
-constexpr uint64_t kBlobFileBytes = 64 << 20;  // what is reclaimed at a time; also the most that one rewrite needs beside it
-constexpr uint64_t kMinBlobBytes = 4 << 10;    // smaller values would cost more as a file reference than inside the tree
-constexpr uint64_t kMaxWalBytes = 256 << 20;   // what a start after a crash reads
+constexpr uint64_t kBlobFileBytes =
+    64 << 20;  // what is reclaimed at a time; also the most that one rewrite needs beside it
+constexpr uint64_t kMinBlobBytes = 4 << 10;   // smaller values would cost more as a file reference than inside the tree
+constexpr uint64_t kMaxWalBytes = 256 << 20;  // what a start after a crash reads
 
 rocksdb::ColumnFamilyOptions Common(const RocksDbMemory& memory) {
   rocksdb::ColumnFamilyOptions options;
@@ -43,7 +44,8 @@ rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, const RocksDbMemory& memory)
   options.create_missing_column_families = true;
   options.write_buffer_manager = std::make_shared<rocksdb::WriteBufferManager>(3 * memory.image_memtable_bytes);
   options.max_total_wal_size = kMaxWalBytes;
-  // After a crash the log is good up to a point, and nothing behind that point counts: that is the order which we promise.
+  // After a crash the log is good up to a point, and nothing behind that point counts: that is the order which we
+  // promise.
   options.wal_recovery_mode = rocksdb::WALRecoveryMode::kPointInTimeRecovery;
   // Unsynced image bytes trickle out, so that the next synced commit does not wait for all of them.
   options.wal_bytes_per_sync = 4 << 20;
@@ -72,8 +74,9 @@ rocksdb::ColumnFamilyOptions MakeImageOptions(const RocksDbMemory& memory) {
   options.enable_blob_files = true;
   options.min_blob_size = kMinBlobBytes;
   options.blob_file_size = kBlobFileBytes;
-  // Automatic compactions move references, not blobs: with garbage collection in them each would rewrite all blobs that it meets, and the tree is so
-  // small (40 bytes a chunk) that it meets nearly all. RocksDbColdStore collects by itself, when half is garbage.
+  // Automatic compactions move references, not blobs: with garbage collection in them each would rewrite all blobs that
+  // it meets, and the tree is so small (40 bytes a chunk) that it meets nearly all. RocksDbColdStore collects by
+  // itself, when half is garbage.
   options.enable_blob_garbage_collection = false;
   options.target_file_size_base = 1 << 20;
   return options;

@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// How RocksDB is set up: every figure that bounds its memory or shapes its files, and why. For rocksdb_cold_store.cc alone.
+// How RocksDB is set up: every figure that bounds its memory or shapes its files, and why. For rocksdb_cold_store.cc
+// alone.
 #ifndef STATEPOOL_SERVER_TIERS_ROCKSDB_OPTIONS_H_
 #define STATEPOOL_SERVER_TIERS_ROCKSDB_OPTIONS_H_
 

@@ -94,7 +94,7 @@ class Harness {
                                               "--listen=127.0.0.1:0",
                                               "--metrics=127.0.0.1:0",
                                               "--data-dir=" + directory_ + "/data",
-                                              "--hot-bytes=12MiB",
+                                              "--hot-bytes=8MiB",
                                               "--warm-bytes=0",
                                               "--cold-bytes=8GiB",
                                               "--devices=host",

@@ -40,6 +40,7 @@ v1::NameRef NameOracle::ref() const {
 }
 
 void NameOracle::Acknowledged(State next) {
+  group = 0;
   live_ = std::move(next);
   last_revision_ = std::max(last_revision_, live_.revision);
   if (live_.durability == v1::SYNC) possible_.clear();
@@ -47,6 +48,7 @@ void NameOracle::Acknowledged(State next) {
 }
 
 void NameOracle::Unanswered(State next) {
+  group = 0;
   next.revision = 0;
   if (next.durability != v1::VOLATILE) possible_.push_back(std::move(next));
 }

@@ -55,7 +55,7 @@ class NameOracle {
   const State& live() const { return live_; }
   uint64_t last_revision() const { return last_revision_; }
 
-  // The Fork that made this name, as long as nothing else has touched it; 0: none.
+  // The Fork that made this name, as long as nothing else has written it; 0: none.
   uint64_t group = 0;
 
   void Acknowledged(State next);

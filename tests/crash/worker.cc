@@ -64,8 +64,7 @@ void Worker::Connect(const std::string& address) {
   stub_ = v1::StatePool::NewStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// calling
+// ------------------------------------------------------------------------------------------------------------- calling
 
 template <typename Request, typename Response>
 grpc::Status Worker::Send(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
@@ -124,12 +123,10 @@ bool Worker::Conclude(Answer answer, NameOracle* name, State next, const v1::Nam
   }
   Acknowledge(name, std::move(next), info.revision());
   name->Durable(info.durable_revision());
-  name->group = 0;
   return true;
 }
 
-// -----------------------------------------------------------------------------------------------------------
-// operations
+// ---------------------------------------------------------------------------------------------------------- operations
 
 NameOracle* Worker::Pick(const Wanted& wanted) {
   NameOracle* picked = nullptr;
@@ -194,12 +191,12 @@ bool Worker::Fork() {
   run_->forks += answer == Answer::kAcked;
   for (int i = 0; i < request.children_size(); ++i) {
     auto child = std::make_unique<NameOracle>(v1::SEQUENCE, request.children(i), source->layout());
-    child->group = group;
     if (answer == Answer::kAcked) {
       Acknowledge(child.get(), next, response.children(i).revision());
     } else {
       child->Unanswered(next);
     }
+    child->group = group;
     names_.push_back(std::move(child));
   }
   return answer == Answer::kAcked;
@@ -235,7 +232,6 @@ bool Worker::Delete() {
   // Deleting what has a record waits for the disk; what has none is gone at once, and stays gone too.
   const Promise promise = name->live().durability == v1::SYNC ? Promise::kOther : Promise::kNothing;
   const Answer answer = Write(&v1::StatePool::Stub::Delete, request, &response, promise, *name);
-  name->group = 0;
   if (answer == Answer::kAcked) name->Acknowledged(State());
   if (answer == Answer::kNone) name->Unanswered(State());
   return answer != Answer::kNone;
@@ -342,8 +338,7 @@ std::optional<Worker::Observed> Worker::Observe(const NameOracle& name) {
   return seen;
 }
 
-// ----------------------------------------------------------------------------------------------------------------
-// cycle
+// --------------------------------------------------------------------------------------------------------------- cycle
 
 void Worker::Load(const std::string& address) {
   Connect(address);

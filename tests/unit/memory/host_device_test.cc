@@ -135,7 +135,8 @@ TEST(HostDevice, KeepsItsBudgetUnderContention) {
 TEST(FailingDevice, RefusesOnDemandAndElseIsItsInnerDevice) {
   const auto inner = MakeDevice(1_MiB);
   bool fail = true;
-  FailingDevice device(inner.get(), [&](TenantId, uint64_t) { return fail ? absl::InternalError("planted") : absl::OkStatus(); });
+  FailingDevice device(inner.get(),
+                       [&](TenantId, uint64_t) { return fail ? absl::InternalError("planted") : absl::OkStatus(); });
   EXPECT_EQ(device.AllocateExtent(0, 1).status().message(), "planted");
   fail = false;
   const auto extent = device.AllocateExtent(0, 1);

@@ -19,7 +19,9 @@ constexpr uint64_t kChunk = 64 << 10;
 
 class SlotPoolTest : public testing::Test {
  protected:
-  void MakePool(uint64_t state_bytes, TenantId tenant = 0) { pool_ = std::make_unique<SlotPool>(tenant, state_bytes, kChunk); }
+  void MakePool(uint64_t state_bytes, TenantId tenant = 0) {
+    pool_ = std::make_unique<SlotPool>(tenant, state_bytes, kChunk);
+  }
 
   // A slot, with a new extent if it takes one.
   Slot Take() {
@@ -39,7 +41,8 @@ class SlotPoolTest : public testing::Test {
     pool_->CheckInvariants(true);
   }
 
-  const std::unique_ptr<HostDevice> device_ = *HostDevice::Create({.budget_bytes = 1024 * kChunk, .chunk_bytes = kChunk});
+  const std::unique_ptr<HostDevice> device_ =
+      *HostDevice::Create({.budget_bytes = 1024 * kChunk, .chunk_bytes = kChunk});
   std::unique_ptr<SlotPool> pool_;
 };
 
@@ -65,7 +68,7 @@ TEST(ExtentChunks, AreTheFewestForTypicalStates) {
   constexpr uint64_t kMiB = 1 << 20;
   EXPECT_EQ(ExtentChunks(80'000, 2 * kMiB), 1u);
   EXPECT_EQ(ExtentChunks(2 * kMiB, 2 * kMiB), 1u);
-  EXPECT_EQ(ExtentChunks(2'600'192, 2 * kMiB), 4u);   // three states in 8 MiB
+  EXPECT_EQ(ExtentChunks(2'600'192, 2 * kMiB), 4u);  // three states in 8 MiB
   EXPECT_EQ(ExtentChunks(913'000'192, 2 * kMiB), 436u);
 }
 

@@ -34,7 +34,8 @@ std::string LayoutComplaint(const std::string& text) {
 
 TEST(Convert, ANameIsOneOfThreeKindsOrMissing) {
   EXPECT_EQ(*ToNameKey(Parse<v1::NameRef>("sequence: 'a/b'"), "name"), (NameKey{0, NameKind::kSequence, "a/b"}));
-  EXPECT_EQ(*ToNameKey(Parse<v1::NameRef>("snapshot: ''"), "name"), (NameKey{0, NameKind::kSnapshot, ""}));  // the store refuses it
+  EXPECT_EQ(*ToNameKey(Parse<v1::NameRef>("snapshot: ''"), "name"),
+            (NameKey{0, NameKind::kSnapshot, ""}));  // the store refuses it
   EXPECT_EQ(*ToNameKey(Parse<v1::NameRef>("prefix: '00'"), "name"), (NameKey{0, NameKind::kPrefix, "00"}));
   EXPECT_EQ(Complaint(ToNameKey(v1::NameRef(), "names[3]")), "MISSING_FIELD names[3]");
 }
@@ -47,19 +48,25 @@ TEST(Convert, OptionsThatAreNotSetStayUnset) {
 TEST(Convert, OptionsKeepWhatTheySay) {
   EXPECT_EQ(ToNameOptions(Parse<v1::NameOptions>("durability: SYNC"))->durability, Durability::kSync);
   EXPECT_EQ(ToNameOptions(Parse<v1::NameOptions>("max_history: 0"))->max_history, 0u);  // the store refuses it
-  EXPECT_EQ(ToNameOptions(Parse<v1::NameOptions>("ttl { seconds: 1 nanos: 500000000 }"))->ttl, absl::Milliseconds(1'500));
+  EXPECT_EQ(ToNameOptions(Parse<v1::NameOptions>("ttl { seconds: 1 nanos: 500000000 }"))->ttl,
+            absl::Milliseconds(1'500));
   EXPECT_EQ(ToNameOptions(Parse<v1::NameOptions>("ttl { seconds: -5 }"))->ttl, absl::Seconds(-5));
-  EXPECT_EQ(ToNameOptions(Parse<v1::NameOptions>("expire_time { seconds: 7 nanos: 1 }"))->expire_time, absl::FromUnixNanos(7'000'000'001));
+  EXPECT_EQ(ToNameOptions(Parse<v1::NameOptions>("expire_time { seconds: 7 nanos: 1 }"))->expire_time,
+            absl::FromUnixNanos(7'000'000'001));
   EXPECT_TRUE(ToNameOptions(Parse<v1::NameOptions>("never_expire: true"))->never_expire);
   EXPECT_FALSE(ToNameOptions(Parse<v1::NameOptions>("never_expire: false"))->never_expire);
 }
 
 TEST(Convert, OptionsThatMakeNoSenseNameTheirField) {
   EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("durability: 9"))), "INVALID_OPTION options.durability");
-  EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("ttl { nanos: 1000000000 }"))), "INVALID_OPTION options.ttl");
-  EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("ttl { seconds: 1 nanos: -1 }"))), "INVALID_OPTION options.ttl");
-  EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("ttl { seconds: 9223372036854775807 }"))), "INVALID_OPTION options.ttl");
-  EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("expire_time { nanos: -1 }"))), "INVALID_OPTION options.expire_time");
+  EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("ttl { nanos: 1000000000 }"))),
+            "INVALID_OPTION options.ttl");
+  EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("ttl { seconds: 1 nanos: -1 }"))),
+            "INVALID_OPTION options.ttl");
+  EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("ttl { seconds: 9223372036854775807 }"))),
+            "INVALID_OPTION options.ttl");
+  EXPECT_EQ(Complaint(ToNameOptions(Parse<v1::NameOptions>("expire_time { nanos: -1 }"))),
+            "INVALID_OPTION options.expire_time");
   EXPECT_EQ(Complaint(ToExactness(static_cast<v1::Exactness>(17))), "INVALID_OPTION exactness");
   EXPECT_EQ(Complaint(ToNameKind(static_cast<v1::NameKind>(-1))), "INVALID_OPTION kind");
 }
@@ -93,12 +100,17 @@ TEST(Convert, ALayoutComesBackAsItWent) {
 TEST(Convert, LayoutsThatMakeNoSenseNameTheirFieldFromTheRequestsRoot) {
   EXPECT_EQ(LayoutComplaint(""), "MISSING_FIELD layout");
   EXPECT_EQ(LayoutComplaint("preset {}"), "MISSING_FIELD preset");
-  EXPECT_EQ(LayoutComplaint("layout { model_id: 'm' tensors { name: 'x' dtype: FLOAT32 } }"), "INVALID_LAYOUT layout.tensors[0].kind");
-  EXPECT_EQ(LayoutComplaint("layout { model_id: 'm' tensors { name: 'x' kind: CONV dtype: 99 } }"), "INVALID_LAYOUT layout.tensors[0].dtype");
+  EXPECT_EQ(LayoutComplaint("layout { model_id: 'm' tensors { name: 'x' dtype: FLOAT32 } }"),
+            "INVALID_LAYOUT layout.tensors[0].kind");
+  EXPECT_EQ(LayoutComplaint("layout { model_id: 'm' tensors { name: 'x' kind: CONV dtype: 99 } }"),
+            "INVALID_LAYOUT layout.tensors[0].dtype");
   EXPECT_EQ(LayoutComplaint("layout { }"), "INVALID_LAYOUT layout.model_id");
-  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 intermediate_size: 1 } }"), "INVALID_LAYOUT preset.mamba1.state_size");
-  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 conv_dtype: 99 } }"), "INVALID_LAYOUT preset.mamba1.conv_dtype");
-  EXPECT_EQ(LayoutComplaint("preset { mamba1 { layers: 1 intermediate_size: 1 state_size: 1 } }"), "INVALID_LAYOUT preset.model_id");
+  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 intermediate_size: 1 } }"),
+            "INVALID_LAYOUT preset.mamba1.state_size");
+  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 conv_dtype: 99 } }"),
+            "INVALID_LAYOUT preset.mamba1.conv_dtype");
+  EXPECT_EQ(LayoutComplaint("preset { mamba1 { layers: 1 intermediate_size: 1 state_size: 1 } }"),
+            "INVALID_LAYOUT preset.model_id");
 }
 
 TEST(Convert, PresetsFillTheirDefaults) {
@@ -107,7 +119,8 @@ TEST(Convert, PresetsFillTheirDefaults) {
   };
   // The formulas of the .proto: K = 4, G = 1, D = 64, convolutions and shifts in 2 bytes, recurrences in 4.
   EXPECT_EQ(bytes("mamba1 { layers: 2 intermediate_size: 32 state_size: 16 }"), 2u * 32 * (3 * 2 + 16 * 4));
-  EXPECT_EQ(bytes("mamba2 { layers: 2 heads: 4 head_dim: 8 state_size: 16 }"), 2u * ((32 + 2 * 16) * 3 * 2 + 4 * 8 * 16 * 4));
+  EXPECT_EQ(bytes("mamba2 { layers: 2 heads: 4 head_dim: 8 state_size: 16 }"),
+            2u * ((32 + 2 * 16) * 3 * 2 + 4 * 8 * 16 * 4));
   EXPECT_EQ(bytes("rwkv7 { layers: 2 hidden_size: 128 }"), 2u * (128 * 2 + 2 * 64 * 64 * 4 + 128 * 2));
   EXPECT_EQ(bytes("mamba1 { layers: 2 intermediate_size: 32 state_size: 16 conv_kernel: 5 recurrent_dtype: FLOAT16 }"),
             2u * 32 * (4 * 2 + 16 * 2));

@@ -31,8 +31,8 @@ TEST(Errors, AnErrorCarriesItsReasonFieldAndMetadata) {
 }
 
 TEST(Errors, WhatIsWorthRetryingSaysAfterWhatDelay) {
-  const RpcDetails details = DetailsOf(ToGrpcStatus(
-      Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", "").RetryAfter(absl::Milliseconds(1'250))));
+  const RpcDetails details = DetailsOf(
+      ToGrpcStatus(Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", "").RetryAfter(absl::Milliseconds(1'250))));
   ASSERT_TRUE(details.retry.has_value());
   EXPECT_EQ(details.retry->retry_delay().seconds(), 1);
   EXPECT_EQ(details.retry->retry_delay().nanos(), 250'000'000);
@@ -71,7 +71,8 @@ TEST(Errors, TheLongestErrorFitsIntoTrailers) {
 }
 
 TEST(Errors, BelowFieldPrefixesTheFieldAndKeepsTheRest) {
-  const absl::Status inner = Error(absl::StatusCode::kInvalidArgument, "INVALID_LAYOUT", "why").Field("layers").Meta("limit", 3);
+  const absl::Status inner =
+      Error(absl::StatusCode::kInvalidArgument, "INVALID_LAYOUT", "why").Field("layers").Meta("limit", 3);
   const ErrorDetail outer = GetErrorDetail(BelowField(inner, "preset.mamba1"));
   EXPECT_EQ(outer.reason, "INVALID_LAYOUT");
   EXPECT_EQ(outer.field, "preset.mamba1.layers");

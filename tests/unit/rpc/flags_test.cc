@@ -34,7 +34,8 @@ TEST(ByteSize, TakesPlainBytesAndUnits) {
 }
 
 TEST(ByteSize, RefusesAnythingElse) {
-  for (const char* text : {"", "GiB", "-1", "+1", "1.5GiB", "1gib", "8G", "8 GiB x", "0x10", "18446744073709551616", "16777216TiB"}) {
+  for (const char* text :
+       {"", "GiB", "-1", "+1", "1.5GiB", "1gib", "8G", "8 GiB x", "0x10", "18446744073709551616", "16777216TiB"}) {
     EXPECT_EQ(ParseSize(text), "error") << text;
   }
 }
@@ -82,8 +83,10 @@ TEST_F(ExpandArgumentsTest, UnknownFlagsAndPositionalArgumentsAreLeftForTheParse
 }
 
 TEST_F(ExpandArgumentsTest, TheEnvironmentComesFirstSoThatTheCommandLineWins) {
-  environment_ = {{"STATEPOOL_DATA_DIR", "/from-environment"}, {"STATEPOOL_PORT", "tcp://10.0.0.1:7070"}, {"DATA_DIR", "no"}};
-  EXPECT_EQ(Expand({"--data-dir=/from-command-line"}), (Strings{"--data_dir=/from-environment", "--data_dir=/from-command-line"}));
+  environment_ = {
+      {"STATEPOOL_DATA_DIR", "/from-environment"}, {"STATEPOOL_PORT", "tcp://10.0.0.1:7070"}, {"DATA_DIR", "no"}};
+  EXPECT_EQ(Expand({"--data-dir=/from-command-line"}),
+            (Strings{"--data_dir=/from-environment", "--data_dir=/from-command-line"}));
 }
 
 TEST_F(ExpandArgumentsTest, FlagfilesStandWhereTheyAreNamed) {

@@ -56,7 +56,8 @@ TEST(Metrics, EverySeriesOfTheContractIsThere) {
   snapshot.promotions = 8;
   snapshot.dirty_bytes = 9;
   snapshot.flush_lag = absl::Milliseconds(1'500);
-  const auto server = MetricsServer::Start("127.0.0.1:0", rpc, [&] { return snapshot; }, "0.1.0", "abc");
+  const auto server = MetricsServer::Start(
+      "127.0.0.1:0", rpc, [&] { return snapshot; }, "0.1.0", "abc");
   ASSERT_TRUE(server.ok()) << server.status();
 
   const std::string text = Scrape((*server)->address());
@@ -103,8 +104,10 @@ TEST(Metrics, UnknownCodesCountAsUnknown) {
   RpcMetrics rpc({"Get"});
   rpc.Observe(0, -1, absl::ZeroDuration());
   rpc.Observe(0, 99, absl::ZeroDuration());
-  const auto server = MetricsServer::Start("127.0.0.1:0", rpc, [] { return MetricsSnapshot(); }, "", "");
-  EXPECT_THAT(Scrape((*server)->address()), HasSubstr("statepool_rpc_duration_seconds_count{code=\"UNKNOWN\",method=\"Get\"} 2\n"));
+  const auto server = MetricsServer::Start(
+      "127.0.0.1:0", rpc, [] { return MetricsSnapshot(); }, "", "");
+  EXPECT_THAT(Scrape((*server)->address()),
+              HasSubstr("statepool_rpc_duration_seconds_count{code=\"UNKNOWN\",method=\"Get\"} 2\n"));
 }
 
 }  // namespace

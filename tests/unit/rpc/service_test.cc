@@ -67,27 +67,41 @@ class ServiceTest : public ::testing::Test {
   }
 
   template <typename Request, typename Response>
-  grpc::Status Call(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&, Response*), const Request& request,
-                    Response* response) {
+  grpc::Status Call(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
+                    const Request& request, Response* response) {
     grpc::ClientContext context;
     return (stub_.get()->*method)(&context, request, response);
   }
 
-  // Any bytes as the request of any method.
+  // Any bytes as the request of any method; `method` with its service, or one of ours.
   grpc::Status CallRaw(const std::string& method, const std::vector<std::string>& pieces, grpc::ByteBuffer* response) {
     std::vector<grpc::Slice> slices(pieces.begin(), pieces.end());
     const grpc::ByteBuffer request(slices.data(), slices.size());
+    const std::string path = method[0] == '/' ? method : "/statepool.v1.StatePool/" + method;
     grpc::GenericStub stub(channel_);
     grpc::ClientContext context;
     grpc::CompletionQueue queue;
     grpc::Status status;
-    auto call = stub.PrepareUnaryCall(&context, "/statepool.v1.StatePool/" + method, request, &queue);
+    auto call = stub.PrepareUnaryCall(&context, path, request, &queue);
     call->StartCall();
     call->Finish(response, &status, nullptr);
     void* tag;
     bool ok;
     EXPECT_TRUE(queue.Next(&tag, &ok));
     return status;
+  }
+
+  // grpc.health.v1: 1 is SERVING, 2 is NOT_SERVING.
+  int Health(const std::string& service) {
+    const std::string request =
+        service.empty() ? "" : absl::StrCat("\x0a", std::string(1, static_cast<char>(service.size())), service);
+    grpc::ByteBuffer response;
+    EXPECT_TRUE(CallRaw("/grpc.health.v1.Health/Check", {request}, &response).ok());
+    std::vector<grpc::Slice> slices;
+    EXPECT_TRUE(response.Dump(&slices).ok());
+    std::string bytes;
+    for (const grpc::Slice& slice : slices) bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+    return bytes.size() == 2 && bytes[0] == 8 ? bytes[1] : -1;
   }
 
   v1::SetRequest SetOf(const std::string& name, int64_t position, const std::string& data) {
@@ -143,8 +157,10 @@ TEST_F(ServiceTest, TheLargeFieldMayStandAnywhereAndItsLastOccurrenceCounts) {
   v1::SetRequest position;
   position.set_position(5);
   grpc::ByteBuffer response;
-  const grpc::Status status =
-      CallRaw("Set", {first.SerializeAsString(), head.SerializeAsString(), last.SerializeAsString(), position.SerializeAsString()}, &response);
+  const grpc::Status status = CallRaw(
+      "Set",
+      {first.SerializeAsString(), head.SerializeAsString(), last.SerializeAsString(), position.SerializeAsString()},
+      &response);
   ASSERT_TRUE(status.ok()) << status.error_message();
   v1::GetResponse got;
   ASSERT_TRUE(Get("s", &got).ok());
@@ -155,7 +171,8 @@ TEST_F(ServiceTest, TheLargeFieldMayStandAnywhereAndItsLastOccurrenceCounts) {
 TEST_F(ServiceTest, ARequestThatCannotBeParsedIsMalformed) {
   for (const std::string& method : MethodNames()) {
     grpc::ByteBuffer response;
-    const grpc::Status status = CallRaw(method, {std::string("\x0a\x7fshort", 7)}, &response);  // promises 127 bytes, has 5
+    const grpc::Status status =
+        CallRaw(method, {std::string("\x0a\x7fshort", 7)}, &response);  // promises 127 bytes, has 5
     EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << method;
     EXPECT_EQ(DetailsOf(status).info.reason(), "MALFORMED_REQUEST") << method;
   }
@@ -209,7 +226,8 @@ TEST_F(ServiceTest, ARetryGivesTheFirstAnswerAndAnotherRequestWithItsIdIsRefused
 
 TEST_F(ServiceTest, MoreBytesInFlightThanAllowedAreRefusedAndNothingIsKept) {
   v1::NameInfo info;
-  const grpc::Status refused = Call(&v1::StatePool::Stub::Set, SetOf("s", 1, std::string(kInFlightMax + 1, 'x')), &info);
+  const grpc::Status refused =
+      Call(&v1::StatePool::Stub::Set, SetOf("s", 1, std::string(kInFlightMax + 1, 'x')), &info);
   EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   const RpcDetails details = DetailsOf(refused);
   EXPECT_EQ(details.info.reason(), "ADMISSION");
@@ -230,7 +248,11 @@ TEST_F(ServiceTest, AnAnswerHoldsItsSlotOnlyUntilItIsSent) {
 }
 
 TEST_F(ServiceTest, DrainingRefusesNewCallsAndSaysSoToHealthChecks) {
+  EXPECT_EQ(Health(""), 1);
+  EXPECT_EQ(Health("statepool.v1.StatePool"), 1);
   ASSERT_TRUE(server_->Drain(absl::Seconds(10)));
+  EXPECT_EQ(Health(""), 2);
+  EXPECT_EQ(Health("statepool.v1.StatePool"), 2);
   v1::GetResponse got;
   const grpc::Status refused = Get("s", &got);
   EXPECT_EQ(refused.error_code(), grpc::StatusCode::UNAVAILABLE);
@@ -242,10 +264,12 @@ TEST_F(ServiceTest, AnExpiredDeadlineIsSeenByTheStore) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() - std::chrono::seconds(1));
   v1::NameInfo info;
-  EXPECT_EQ(stub_->Set(&context, SetOf("s", 1, Pattern(kStateBytes, 1)), &info).error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(stub_->Set(&context, SetOf("s", 1, Pattern(kStateBytes, 1)), &info).error_code(),
+            grpc::StatusCode::DEADLINE_EXCEEDED);
 }
 
-// --------------------------------------------------------------------------------------------------------------- listening
+// ---------------------------------------------------------------------------------------------------------------
+// listening
 
 class ListenTest : public ServiceTest {
  protected:
@@ -303,14 +327,16 @@ TEST_F(ListenTest, LeavesAFileThatIsNoSocketAlone) {
 
 TEST_F(ListenTest, RefusesAPortThatIsTakenAndAddressesThatAreNone) {
   EXPECT_FALSE(Listen({server_->addresses()[0]}).ok());
-  for (const char* address : {"", "localhost", "127.0.0.1:", "127.0.0.1:99999", ":7070", "ipv4:127.0.0.1:0/x", "unix:", "203.0.113.1:1"}) {
+  for (const char* address :
+       {"", "localhost", "127.0.0.1:", "127.0.0.1:99999", ":7070", "ipv4:127.0.0.1:0/x", "unix:", "203.0.113.1:1"}) {
     EXPECT_FALSE(Listen({address}).ok()) << address;
   }
 }
 
 TEST(ChecksumOfPieces, DoesNotDependOnTheCuts) {
   std::mt19937 random(1);
-  for (const size_t bytes : {size_t{0}, size_t{1}, kLeafBytes - 1, kLeafBytes, kLeafBytes + 1, 5 * kLeafBytes, kStateBytes}) {
+  for (const size_t bytes :
+       {size_t{0}, size_t{1}, kLeafBytes - 1, kLeafBytes, kLeafBytes + 1, 5 * kLeafBytes, kStateBytes}) {
     const std::string image = Pattern(bytes, 3);
     for (int round = 0; round < 20; ++round) {
       std::vector<absl::string_view> pieces;

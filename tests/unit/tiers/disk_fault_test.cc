@@ -18,6 +18,9 @@ namespace {
 
 class DiskFaultTest : public testing::Test {
  protected:
+  void SetUp() override {
+    if (kThreadSanitizer) GTEST_SKIP() << "RocksDB is not instrumented";
+  }
   void Open() {
     cold_.reset();
     RocksDbColdStoreOptions options;
@@ -29,7 +32,9 @@ class DiskFaultTest : public testing::Test {
     ASSERT_TRUE(opened.ok()) << opened.status();
     cold_ = *std::move(opened);
   }
-  absl::Status Put(ImageId id) { return cold_->PutImage(MakeInfo(id, layout_, state_), state_, HashLeaves(state_), ""); }
+  absl::Status Put(ImageId id) {
+    return cold_->PutImage(MakeInfo(id, layout_, state_), state_, HashLeaves(state_), "");
+  }
   absl::Status Get(ImageId id) {
     std::string attachment;
     return cold_->ReadImage(MakeInfo(id, layout_, state_), back_.data(), &attachment);

@@ -36,11 +36,12 @@ class RecordCodecTest : public testing::Test {
     if (random_() % 2) record.expire_time = absl::FromUnixNanos(static_cast<int64_t>(Number() / 2));
     record.versions.resize(1 + random_() % 8);
     for (RecordedVersion& v : record.versions) {
-      v = {Number(), Number(), static_cast<int64_t>(Number()), static_cast<Exactness>(1 + random_() % 3), Number(), Number(), Number(),
-           static_cast<uint32_t>(Number())};
+      v = {Number(), Number(), static_cast<int64_t>(Number()), static_cast<Exactness>(1 + random_() % 3), Number(),
+           Number(), Number(), static_cast<uint32_t>(Number())};
     }
     record.requests.resize(random_() % 9);
-    for (AnsweredRequest& r : record.requests) r = {String(64), Number(), Number(), Number(), static_cast<int64_t>(Number()), Number()};
+    for (AnsweredRequest& r : record.requests)
+      r = {String(64), Number(), Number(), Number(), static_cast<int64_t>(Number()), Number()};
     record.prefix = {Number(), Number(), Number()};
     return record;
   }
@@ -62,8 +63,10 @@ void ExpectEqual(const NameRecord& a, const NameRecord& b) {
   ASSERT_EQ(a.versions.size(), b.versions.size());
   for (size_t i = 0; i < a.versions.size(); ++i) {
     const RecordedVersion &x = a.versions[i], &y = b.versions[i];
-    EXPECT_EQ(std::tie(x.id, x.parent, x.position, x.exactness, x.image, x.checksum, x.attachment_checksum, x.attachment_bytes),
-              std::tie(y.id, y.parent, y.position, y.exactness, y.image, y.checksum, y.attachment_checksum, y.attachment_bytes));
+    EXPECT_EQ(std::tie(x.id, x.parent, x.position, x.exactness, x.image, x.checksum, x.attachment_checksum,
+                       x.attachment_bytes),
+              std::tie(y.id, y.parent, y.position, y.exactness, y.image, y.checksum, y.attachment_checksum,
+                       y.attachment_bytes));
   }
   ASSERT_EQ(a.requests.size(), b.requests.size());
   for (size_t i = 0; i < a.requests.size(); ++i) {
@@ -71,7 +74,8 @@ void ExpectEqual(const NameRecord& a, const NameRecord& b) {
     EXPECT_EQ(std::tie(x.id, x.body_hash, x.revision, x.version, x.position, x.checksum),
               std::tie(y.id, y.body_hash, y.revision, y.version, y.position, y.checksum));
   }
-  EXPECT_EQ(std::tie(a.prefix.stem_high, a.prefix.stem_low, a.prefix.check), std::tie(b.prefix.stem_high, b.prefix.stem_low, b.prefix.check));
+  EXPECT_EQ(std::tie(a.prefix.stem_high, a.prefix.stem_low, a.prefix.check),
+            std::tie(b.prefix.stem_high, b.prefix.stem_low, b.prefix.check));
 }
 
 TEST_F(RecordCodecTest, RandomRecordsComeBackEqual) {
@@ -106,7 +110,8 @@ TEST_F(RecordCodecTest, NoLengthInsideABodyIsTrusted) {
     const std::string key = EncodeNameKey(record.key);
     std::string body = EncodeNameRecord(key, record);
     body.resize(body.size() - 8);
-    for (uint64_t changes = 1 + random_() % 4; changes > 0; --changes) body[1 + random_() % (body.size() - 1)] = static_cast<char>(random_());
+    for (uint64_t changes = 1 + random_() % 4; changes > 0; --changes)
+      body[1 + random_() % (body.size() - 1)] = static_cast<char>(random_());
     if (random_() % 2) body.resize(1 + random_() % body.size());
     const uint64_t sum = XXH3_64bits_withSeed(body.data(), body.size(), XXH3_64bits(key.data(), key.size()));
     body.append(reinterpret_cast<const char*>(&sum), sizeof(sum));
@@ -126,7 +131,9 @@ TEST_F(RecordCodecTest, AValueUnderAnotherKeyIsRefused) {
 
 TEST_F(RecordCodecTest, NameKeysSortByTenantKindAndName) {
   std::vector<NameKey> keys;
-  for (int i = 0; i < 200; ++i) keys.push_back({static_cast<TenantId>(random_() % 3 ? random_() % 4 : random_()), static_cast<NameKind>(1 + random_() % 3), String(3)});
+  for (int i = 0; i < 200; ++i)
+    keys.push_back({static_cast<TenantId>(random_() % 3 ? random_() % 4 : random_()),
+                    static_cast<NameKind>(1 + random_() % 3), String(3)});
   for (const NameKey& key : keys) EXPECT_EQ(DecodeNameKey(EncodeNameKey(key)), key);
   std::sort(keys.begin(), keys.end());
   for (size_t i = 1; i < keys.size(); ++i) EXPECT_LE(EncodeNameKey(keys[i - 1]), EncodeNameKey(keys[i]));

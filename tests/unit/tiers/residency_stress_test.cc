@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Many threads over one small residency: whatever they do to each other, every read gives exactly the bytes that were written, and in the end
-// nothing is left. Made for ThreadSanitizer.
+// Many threads over one small residency: whatever they do to each other, every read gives exactly the bytes that were
+// written, and in the end nothing is left. Made for ThreadSanitizer.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -24,7 +24,7 @@ constexpr uint64_t kChunk = 64 << 10;
 constexpr int kThreads = 6;
 constexpr int kSteps = 250;
 
-class ResidencyStressTest : public ColdStoreTest {
+class ResidencyStressTest : public AnyColdStoreTest {
  protected:
   struct Entry {
     ImageRef image;
@@ -120,14 +120,16 @@ TEST_F(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
   std::cout << "seed " << seed << std::endl;
   cold_budget_ = 3_MiB;
   Restart();
-  residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = 1_MiB}, device_.get(), cold_.get(), &clock_);
+  residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = 1_MiB}, device_.get(),
+                                           cold_.get(), &clock_);
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) threads.emplace_back([this, t, seed] { Run(t, seed); });
   for (std::thread& thread : threads) thread.join();
   residency_->CheckInvariants();
   const ResidencyStats stats = residency_->stats();
-  std::cout << reads_ << " reads, " << refused_ << " refused, " << stats.spills << " spills, " << stats.promotions << " promotions, "
-            << stats.evictions_behind_head + stats.evictions_clean + stats.evictions_spilled << " evictions" << std::endl;
+  std::cout << reads_ << " reads, " << refused_ << " refused, " << stats.spills << " spills, " << stats.promotions
+            << " promotions, " << stats.evictions_behind_head + stats.evictions_clean + stats.evictions_spilled
+            << " evictions" << std::endl;
   EXPECT_GT(reads_, 100);
   EXPECT_GT(stats.spills, 10u);
   EXPECT_GT(stats.promotions, 10u);

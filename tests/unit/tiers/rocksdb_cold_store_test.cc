@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The store over a file system in memory, and where the file system itself matters, over a directory that goes afterwards.
+// The store over a file system in memory, and where the file system itself matters, over a directory that goes
+// afterwards.
 #include "server/tiers/rocksdb_cold_store.h"
 
 #include <fcntl.h>
@@ -33,13 +34,14 @@ NameChange MakeChange(const std::string& name, Revision revision) {
   return {record.key, record};
 }
 
-class RocksDbColdStoreTest : public ColdStoreTest {
+class RocksDbColdStoreTest : public RocksDbTest {
  protected:
   std::vector<std::string> Names() {
     std::vector<std::string> names;
     EXPECT_TRUE(cold_
                     ->LoadNames([&](NameChange change) {
-                      names.push_back(change.record ? absl::StrCat(change.key.name, "@", change.record->revision) : change.key.name + "?");
+                      names.push_back(change.record ? absl::StrCat(change.key.name, "@", change.record->revision)
+                                                    : change.key.name + "?");
                       return absl::OkStatus();
                     })
                     .ok());
@@ -68,7 +70,8 @@ TEST_F(RocksDbColdStoreTest, AFlippedByteIsCorruptWhereverItIs) {
   const LayoutRef layout = MakeLayout(state.size());
   ImageId id = 0;
   std::string back(state.size(), 0), back_attachment;
-  for (auto [chunk, at] : std::vector<std::pair<uint32_t, size_t>>{{0, 0}, {0, 1_MiB - 1}, {1, 500'000}, {2, 4}, {0, 1_MiB + 3}, {kAttachmentChunk, 3}}) {
+  for (auto [chunk, at] : std::vector<std::pair<uint32_t, size_t>>{
+           {0, 0}, {0, 1_MiB - 1}, {1, 500'000}, {2, 4}, {0, 1_MiB + 3}, {kAttachmentChunk, 3}}) {
     const ImageInfo info = MakeInfo(++id, layout, state, attachment);
     ASSERT_TRUE(Put(info, state, attachment).ok());
     Damage(id, chunk, at);
@@ -129,7 +132,8 @@ TEST_F(RocksDbColdStoreTest, TheSpaceOfDeletedImagesReallyComesBack) {
   const LayoutRef layout = MakeLayout(state.size());
   const auto disk_bytes = [this] {
     uint64_t bytes = 0;
-    cold_->db_for_testing()->GetIntProperty(cold_->images_for_testing(), rocksdb::DB::Properties::kTotalBlobFileSize, &bytes);
+    cold_->db_for_testing()->GetIntProperty(cold_->images_for_testing(), rocksdb::DB::Properties::kTotalBlobFileSize,
+                                            &bytes);
     return bytes;
   };
   std::vector<ImageId> most;
@@ -143,7 +147,8 @@ TEST_F(RocksDbColdStoreTest, TheSpaceOfDeletedImagesReallyComesBack) {
   ASSERT_TRUE(cold_->CollectGarbage().ok());
   EXPECT_LE(disk_bytes(), 2 * 5_MiB);
   std::string back(1_MiB, 0), attachment;
-  for (ImageId id : {10, 20, 30, 40}) EXPECT_TRUE(cold_->ReadImage(MakeInfo(id, layout, state), back.data(), &attachment).ok());
+  for (ImageId id : {10, 20, 30, 40})
+    EXPECT_TRUE(cold_->ReadImage(MakeInfo(id, layout, state), back.data(), &attachment).ok());
 }
 
 TEST_F(RocksDbColdStoreTest, ImagesSurviveARestart) {
@@ -175,7 +180,8 @@ TEST_F(RocksDbColdStoreTest, ADamagedRecordIsReportedByItsNameAndStays) {
   cold_.reset();
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   std::vector<rocksdb::ColumnFamilyDescriptor> descriptors;
-  for (const char* name : {"default", "layouts", "names", "manifests", "images"}) descriptors.emplace_back(name, rocksdb::ColumnFamilyOptions());
+  for (const char* name : {"default", "layouts", "names", "manifests", "images"})
+    descriptors.emplace_back(name, rocksdb::ColumnFamilyOptions());
   rocksdb::DBOptions options;
   options.env = env_.get();
   ASSERT_TRUE(rocksdb::DB::Open(options, "/statepool/db", descriptors, &handles, &db).ok());
@@ -202,14 +208,16 @@ TEST_F(RocksDbColdStoreTest, LayoutsAreReplacedByFingerprint) {
                     return absl::OkStatus();
                   })
                   .ok());
-  EXPECT_EQ(found, (std::map<std::string, std::vector<std::string>>{{a->canonical(), {"y", "z"}}, {b->canonical(), {"x"}}}));
+  EXPECT_EQ(found,
+            (std::map<std::string, std::vector<std::string>>{{a->canonical(), {"y", "z"}}, {b->canonical(), {"x"}}}));
 }
 
 TEST_F(RocksDbColdStoreTest, CommitsFromManyThreadsAllArrive) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
-      for (Revision i = 1; i <= 25; ++i) EXPECT_TRUE(cold_->Commit({MakeChange(absl::StrCat(t, "/", i), i)}, i % 2 == 0).ok());
+      for (Revision i = 1; i <= 25; ++i)
+        EXPECT_TRUE(cold_->Commit({MakeChange(absl::StrCat(t, "/", i), i)}, i % 2 == 0).ok());
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -261,6 +269,7 @@ TEST_F(RocksDbColdStoreTest, ASecondOpenOfOneDirectoryIsRefused) {
 }
 
 TEST(RocksDbColdStoreOnDisk, ADirectoryThatAnotherProcessHasIsRefused) {
+  if (kThreadSanitizer) GTEST_SKIP() << "RocksDB is not instrumented";
   const auto directory = std::filesystem::temp_directory_path() / absl::StrCat("statepool-test-locked-", getpid());
   std::filesystem::create_directory(directory);
   const std::string lock_file = directory / "LOCK";
@@ -289,6 +298,7 @@ TEST(RocksDbColdStoreOnDisk, ADirectoryThatAnotherProcessHasIsRefused) {
 }
 
 TEST(RocksDbColdStoreOnDisk, ASecondOpenIsRefusedAndSoIsADirectoryThatIsNone) {
+  if (kThreadSanitizer) GTEST_SKIP() << "RocksDB is not instrumented";
   const auto directory = std::filesystem::temp_directory_path() / absl::StrCat("statepool-test-", getpid());
   std::filesystem::create_directory(directory);
   RocksDbColdStoreOptions options;

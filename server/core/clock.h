@@ -16,6 +16,12 @@ namespace statepool {
 using MonoTime = int64_t;
 inline constexpr MonoTime kNever = INT64_MAX;
 
+// `time` + `by`, which is not negative; kNever when that is beyond what MonoTime can tell (292 years).
+inline MonoTime After(MonoTime time, absl::Duration by) {
+  const int64_t nanoseconds = absl::ToInt64Nanoseconds(by);  // saturates
+  return nanoseconds >= kNever - time ? kNever : time + nanoseconds;
+}
+
 // Thread-safe.
 class Clock {
  public:
@@ -32,19 +38,21 @@ class SystemClock final : public Clock {
   absl::Time WallNow() const override { return absl::Now(); }
 };
 
-// For tests: stands still until it is moved.
+// For tests: stands still until it is moved, or moves on by itself a little at each look.
 class ManualClock final : public Clock {
  public:
-  MonoTime Now() const override { return mono_.load(); }
+  MonoTime Now() const override { return mono_.fetch_add(tick_.load()) + tick_.load(); }
   absl::Time WallNow() const override { return absl::FromUnixNanos(wall_.load()); }
   void Advance(absl::Duration by) {
     mono_ += absl::ToInt64Nanoseconds(by);
     wall_ += absl::ToInt64Nanoseconds(by);
   }
   void JumpWall(absl::Duration by) { wall_ += absl::ToInt64Nanoseconds(by); }
+  void SetTick(absl::Duration each_look) { tick_ = absl::ToInt64Nanoseconds(each_look); }
 
  private:
-  std::atomic<int64_t> mono_{int64_t{1} << 40};
+  mutable std::atomic<int64_t> mono_{int64_t{1} << 40};
+  std::atomic<int64_t> tick_{0};
   std::atomic<int64_t> wall_{1'700'000'000'000'000'000};
 };
 

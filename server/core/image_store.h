@@ -63,7 +63,9 @@ class ImageStore {
 
   // At recovery: an image that a durable name needs, known to be in the cold store alone. The same id gives the same image.
   virtual ImageRef Adopt(const ImageInfo& info) = 0;
-  // At the end of recovery: images in the cold store that nobody adopted are garbage and go, in the background.
+  // The same for an image whose record can't be used now (its layout's record is damaged): its bytes stay.
+  virtual void KeepUnused(ImageId id) = 0;
+  // At the end of recovery: images in the cold store that nobody adopted or keeps are garbage and go, in the background.
   virtual void RecoveryDone() = 0;
   // The store of names ends, its records stay: from now on an image that goes leaves its bytes in the cold store. Called once, by ~Store.
   virtual void Detach() = 0;

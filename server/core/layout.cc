@@ -292,6 +292,9 @@ absl::StatusOr<LayoutRef> Layout::Create(LayoutSpec spec) {
     if (!names.insert(t.name).second) return Invalid(field + ".name", "twice in one layout");
   }
   layout->canonical_ = Encode(spec);
+  if (layout->canonical_.size() > kMaxCanonicalBytes) {
+    return Invalid("tensors", absl::StrCat("the layout has ", layout->canonical_.size(), " bytes, initial data included; the limit is ", kMaxCanonicalBytes));
+  }
   layout->spec_ = std::move(spec);
   unsigned char digest[SHA256_DIGEST_LENGTH];
   SHA256(reinterpret_cast<const unsigned char*>(layout->canonical_.data()), layout->canonical_.size(), digest);

@@ -46,6 +46,10 @@ absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(TenantId tenant, 
   if (known == layouts_.end() && layouts_.size() >= max_layouts_) {
     return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "the table of layouts is full").Meta("limit", max_layouts_);
   }
+  if (known == layouts_.end() && bytes_ + layout->canonical().size() > max_bytes_) {
+    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "all layouts together, with their initial data, would have too many bytes")
+        .Meta("limit", max_bytes_);
+  }
   Registered registered = known == layouts_.end() ? Registered{layout, {}} : known->second;
   const bool changes = known == layouts_.end() || (!alias.empty() && !registered.aliases.contains(std::string(alias)));
   if (!alias.empty()) registered.aliases.insert(std::string(alias));
@@ -64,6 +68,7 @@ absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(TenantId tenant, 
     committed_.SignalAll();
     if (!committed.ok()) return committed;
     if (!alias.empty()) aliases_[{tenant, std::string(alias)}] = layout->fingerprint();
+    if (known == layouts_.end()) bytes_ += layout->canonical().size();
     layouts_[key] = registered;
   }
   return Entry{registered.layout, aliases};
@@ -83,7 +88,7 @@ absl::StatusOr<LayoutRef> LayoutRegistry::Find(TenantId tenant, absl::string_vie
   MutexLock lock(&mu_);
   if (const Registered* registered = FindLocked(tenant, name)) return registered->layout;
   return Error(absl::StatusCode::kNotFound, "LAYOUT_UNKNOWN",
-               absl::StrCat("no layout '", absl::string_view(name).substr(0, kMaxNameBytes), "' is registered; RegisterLayout first"))
+               absl::StrCat("no layout ", ValidateName(name, field).ok() ? absl::StrCat("'", name, "'") : "of this name", " is registered; RegisterLayout first"))
       .Field(field);
 }
 
@@ -109,6 +114,7 @@ absl::Status LayoutRegistry::Recover(const LayoutRecord& record) {
   if (!layout.ok()) return layout.status();
   MutexLock lock(&mu_);
   Registered& registered = layouts_[{record.tenant, (*layout)->fingerprint()}];
+  if (registered.layout == nullptr) bytes_ += (*layout)->canonical().size();
   registered.layout = *layout;
   for (const std::string& alias : record.aliases) {
     registered.aliases.insert(alias);

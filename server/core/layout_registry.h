@@ -30,7 +30,8 @@ class LayoutRegistry {
     std::vector<std::string> aliases;  // in byte order
   };
 
-  LayoutRegistry(uint32_t max_layouts, NameLog* log) : max_layouts_(max_layouts), log_(log) {}
+  // At most `max_layouts` of `max_bytes` in all (canonical encodings, initial data included).
+  LayoutRegistry(uint32_t max_layouts, uint64_t max_bytes, NameLog* log) : max_layouts_(max_layouts), max_bytes_(max_bytes), log_(log) {}
 
   // Registers durably (blocks on the disk when something is new). `alias` may be empty.
   // Errors: INVALID_NAME (alias), LAYOUT_ALIAS_TAKEN, TOO_MANY_LAYOUTS, COLD_FULL, DISK_FAILED.
@@ -52,9 +53,11 @@ class LayoutRegistry {
   const Registered* FindLocked(TenantId tenant, absl::string_view name) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const uint32_t max_layouts_;
+  const uint64_t max_bytes_;
   NameLog* const log_;
   mutable Mutex mu_;
   CondVar committed_;
+  uint64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
   bool committing_ ABSL_GUARDED_BY(mu_) = false;  // one registration goes to disk at a time
   std::map<std::pair<TenantId, std::string>, Registered> layouts_ ABSL_GUARDED_BY(mu_);    // by fingerprint
   std::map<std::pair<TenantId, std::string>, std::string> aliases_ ABSL_GUARDED_BY(mu_);   // to fingerprint

@@ -66,13 +66,15 @@ struct Name {
 
   MonoTime last_used = 0;
   MonoTime expiry_entry = kNever;  // its entry in the expiry index; at or before the real deadline
-  DirtyTicket dirty;
+  DirtyTicket dirty;               // of its first unrecorded change; the record will have the newest
   MonoTime dirty_since = 0;
+  DirtyTicket dirty_next;          // while `recording`: of the first change that this record does not have
+  MonoTime dirty_next_since = 0;
   uint32_t forks = 0;              // of a prefix: how often it was forked
 
   MonoTime Deadline() const {
     if (state.ttl == absl::InfiniteDuration()) return state.expire_at;
-    return std::min(state.expire_at, last_used + absl::ToInt64Nanoseconds(state.ttl));
+    return std::min(state.expire_at, After(last_used, state.ttl));
   }
   bool busy() const { return reserved || recording; }
 };

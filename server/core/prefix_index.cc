@@ -73,10 +73,20 @@ Hash128 PrefixHasher::Key(const Hash128& stem, const uint32_t* tail, size_t tail
   return key;
 }
 
-uint64_t PrefixHasher::Check(const Hash128& root, absl::Span<const uint32_t> tokens) const {
-  const uint64_t h = XXH3_64bits_withSecret(tokens.data(), tokens.size() * sizeof(uint32_t), check_secret_.data(), check_secret_.size());
-  const uint64_t mixed[3] = {root.high, root.low, h};
-  return XXH3_64bits_withSecret(mixed, sizeof mixed, check_secret_.data(), check_secret_.size());
+std::vector<uint64_t> PrefixHasher::Checks(const Hash128& root, absl::Span<const uint32_t> tokens, absl::Span<const uint64_t> lengths) const {
+  std::vector<uint64_t> checks;
+  checks.reserve(lengths.size());
+  XXH3_state_t state;
+  XXH3_64bits_reset_withSecret(&state, check_secret_.data(), check_secret_.size());
+  uint64_t hashed = 0;
+  for (uint64_t length : lengths) {
+    assert(length >= hashed && length <= tokens.size());
+    XXH3_64bits_update(&state, tokens.data() + hashed, (length - hashed) * sizeof(uint32_t));
+    hashed = length;
+    const uint64_t mixed[3] = {root.high, root.low, XXH3_64bits_digest(&state)};
+    checks.push_back(XXH3_64bits_withSecret(mixed, sizeof mixed, check_secret_.data(), check_secret_.size()));
+  }
+  return checks;
 }
 
 std::vector<Hash128> PrefixIndex::Stems(const PrefixHasher& hasher, const Hash128& root, absl::Span<const uint32_t> tokens) {
@@ -94,7 +104,8 @@ PrefixIndex::Place PrefixIndex::Locate(const PrefixHasher& hasher, const Hash128
   Place place;
   place.length = tokens.size();
   place.key = hasher.Key(stem, tokens.data() + tokens.size() - tail, tail, tokens.size());
-  place.locator = {stem.high, stem.low, hasher.Check(root, tokens)};
+  const uint64_t length = tokens.size();
+  place.locator = {stem.high, stem.low, hasher.Checks(root, tokens, {&length, 1}).front()};
   return place;
 }
 

@@ -46,8 +46,8 @@ class PrefixHasher {
   Hash128 Root(TenantId tenant, absl::string_view fingerprint, absl::string_view extra_key) const;
   Hash128 NextStem(const Hash128& stem, const uint32_t* tokens /* kStride of them */) const;
   Hash128 Key(const Hash128& stem, const uint32_t* tail, size_t tail_size, uint64_t length) const;
-  // Over all tokens; `root` keeps tenants, layouts and extra keys apart.
-  uint64_t Check(const Hash128& root, absl::Span<const uint32_t> tokens) const;
+  // Over the first n tokens for each n of `lengths`, which ascend; one pass over the tokens. `root` keeps tenants, layouts and extra keys apart.
+  std::vector<uint64_t> Checks(const Hash128& root, absl::Span<const uint32_t> tokens, absl::Span<const uint64_t> lengths) const;
 
  private:
   std::string stem_secret_, key_secret_, check_secret_;

@@ -36,7 +36,9 @@ absl::Status ValidateRequestId(const RequestId& request) {
   return Invalid("INVALID_OPTION", "request_id", absl::StrCat("a request_id has at most ", kMaxRequestIdBytes, " bytes"));
 }
 
-absl::Status ValidateKey(const NameKey& key, absl::string_view field) {
+}  // namespace
+
+absl::Status Store::ValidateKey(const NameKey& key, absl::string_view field) {
   RETURN_IF_ERROR(ValidateName(key.name, field));
   Hash128 hash;
   if (key.kind == NameKind::kPrefix && !Hash128FromHex(key.name, &hash)) {
@@ -45,15 +47,13 @@ absl::Status ValidateKey(const NameKey& key, absl::string_view field) {
   return absl::OkStatus();
 }
 
-}  // namespace
-
 Store::Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock* clock)
     : options_(std::move(options)),
       images_(images),
       log_(log),
       clock_(clock),
       ids_(log->epoch()),
-      layouts_(options_.max_layouts, log),
+      layouts_(options_.max_layouts, options_.max_layout_bytes, log),
       hasher_(log->hash_key(), options_.prefix_key_bits) {}
 
 Store::~Store() { images_->Detach(); }
@@ -191,7 +191,7 @@ absl::Status Store::ApplyOptions(const NameOptions& options, NameState* state) c
                      absl::StrCat("must be in the future, at most ", absl::FormatDuration(options_.max_ttl), " away"));
     }
     state->expire_time = *options.expire_time;
-    state->expire_at = clock_->Now() + absl::ToInt64Nanoseconds(left);
+    state->expire_at = After(clock_->Now(), left);
   }
   return absl::OkStatus();
 }
@@ -291,7 +291,7 @@ absl::Status Store::Write(const Op& op, absl::Span<const NameKey> keys, Decide d
     names.push_back(names_.Find(key));
     if (names.back() == nullptr) ++new_names;
   }
-  if (new_names > 0 && names_.size() + new_names > options_.max_names) {
+  if (new_names > 0 && names_.size() + graves_.size() + new_names > options_.max_names) {
     return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_NAMES", "the table of names is full; delete names or let them expire")
         .Meta("limit", options_.max_names);
   }
@@ -325,13 +325,14 @@ absl::Status Store::Write(const Op& op, absl::Span<const NameKey> keys, Decide d
   }
 
   const Revision group = states.front().revision;
+  const MonoTime now = clock_->Now();
   for (size_t i = 0; i < keys.size(); ++i) {
     if (sync) {
       names[i]->recorded = std::move(runs[i]);
       names[i]->durable_revision = states[i].revision;
       graves_.erase(keys[i]);
     }
-    PublishLocked(names[i], std::move(states[i]), group);
+    PublishLocked(names[i], std::move(states[i]), group, now);
   }
   if (info != nullptr) *info = InfoLocked(*names.front(), *names.front()->state.head());
   return absl::OkStatus();
@@ -342,7 +343,7 @@ void Store::SetHeadCounts(const NameState* old_state, const NameState* new_state
   if (old_state != nullptr) old_state->head()->image->DropHead();
 }
 
-void Store::PublishLocked(Name* name, NameState state, Revision dirty_group) {
+void Store::PublishLocked(Name* name, NameState state, Revision dirty_group, MonoTime now) {
   const bool is_new = name->state.ring.empty();
   SetHeadCounts(is_new ? nullptr : &name->state, &state);
   if (is_new) {
@@ -353,13 +354,19 @@ void Store::PublishLocked(Name* name, NameState state, Revision dirty_group) {
   if (state.prefix != nullptr) prefixes_.Insert(*state.prefix);
   name->state = std::move(state);
   name->unborn = false;
-  UseLocked(name);
+  name->last_used = now;
   ScheduleExpiryLocked(name);
   // A record of SYNC was committed before; VOLATILE has none to come.
   if (name->state.durability != Durability::kWriteBehind) {
-    SetDirtyLocked(name, {});
-  } else if (name->dirty == DirtyTicket{}) {
-    SetDirtyLocked(name, {dirty_group, name->state.revision});
+    SetDirtyLocked(name, {}, 0);
+    name->dirty_next = {};
+    return;
+  }
+  const DirtyTicket ticket{dirty_group, name->state.revision};
+  if (name->dirty == DirtyTicket{}) SetDirtyLocked(name, ticket, now);
+  if (name->recording && name->dirty_next == DirtyTicket{}) {
+    name->dirty_next = ticket;
+    name->dirty_next_since = now;
   }
 }
 
@@ -371,18 +378,16 @@ void Store::ScheduleExpiryLocked(Name* name) {
   if (deadline != kNever) expiry_.insert({deadline, name});
 }
 
-void Store::SetDirtyLocked(Name* name, DirtyTicket ticket) {
+void Store::SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) {
   if (name->dirty != DirtyTicket{}) dirty_.erase(name->dirty);
   name->dirty = ticket;
-  if (ticket != DirtyTicket{}) {
-    name->dirty_since = clock_->Now();
-    dirty_.emplace(ticket, name);
-  }
+  name->dirty_since = since;
+  if (ticket != DirtyTicket{}) dirty_.emplace(ticket, name);
 }
 
 void Store::ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) {
   SetHeadCounts(&name->state, nullptr);
-  SetDirtyLocked(name, {});
+  SetDirtyLocked(name, {}, 0);
   if (name->expiry_entry != kNever) expiry_.erase({name->expiry_entry, name});
   if (!name->recorded.empty()) graves_[name->key].versions = std::move(name->recorded);
   if (reason.has_value()) {
@@ -407,32 +412,38 @@ absl::StatusOr<NameInfo> Store::Create(const Op& op, const CreateRequest& reques
   RETURN_IF_ERROR(layout.status());
   NameState fresh = NewState(*layout);
   RETURN_IF_ERROR(ApplyOptions(request.options, &fresh));
+  NameInfo info;
+  // With no image yet it only looks.
+  const auto decide = [&](const ImageRef& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
+    if (const Name* name = FindLocked(key); name != nullptr) {
+      absl::StatusOr<const AnsweredRequest*> answered = FindAnswered(name->state, request.request);
+      RETURN_IF_ERROR(answered.status());
+      if (*answered != nullptr) {
+        info = ReplayLocked(*name, **answered);
+        return std::vector<NameState>();
+      }
+      return absl::Status(Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
+                                absl::StrCat("a sequence '", key.name, "' exists; choose another name, or delete it first"))
+                              .Field("sequence")
+                              .Meta("revision", name->state.revision));
+    }
+    NameState state = fresh;
+    if (image == nullptr) return std::vector<NameState>{std::move(state)};
+    state.ring.push_back(NewVersion(0, 0, Exactness::kExact, image));
+    Advance(request.request, &state);
+    return std::vector<NameState>{std::move(state)};
+  };
+  {
+    MutexLock lock(&mu_);
+    absl::StatusOr<std::vector<NameState>> look = decide(nullptr);
+    RETURN_IF_ERROR(look.status());
+    if (look->empty()) return info;
+  }
   StateBytes initial;
   initial.initial = true;
   absl::StatusOr<ImageRef> image = images_->Write(op, *layout, initial);
   RETURN_IF_ERROR(image.status());
-  NameInfo info;
-  RETURN_IF_ERROR(Write(
-      op, {key},
-      [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
-        if (const Name* name = FindLocked(key); name != nullptr) {
-          absl::StatusOr<const AnsweredRequest*> answered = FindAnswered(name->state, request.request);
-          RETURN_IF_ERROR(answered.status());
-          if (*answered != nullptr) {
-            info = ReplayLocked(*name, **answered);
-            return std::vector<NameState>();
-          }
-          return absl::Status(Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                                    absl::StrCat("a sequence '", key.name, "' exists; choose another name, or delete it first"))
-                                  .Field("sequence")
-                                  .Meta("revision", name->state.revision));
-        }
-        NameState state = fresh;
-        state.ring.push_back(NewVersion(0, 0, Exactness::kExact, *image));
-        Advance(request.request, &state);
-        return std::vector<NameState>{std::move(state)};
-      },
-      &info));
+  RETURN_IF_ERROR(Write(op, {key}, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(*image); }, &info));
   return info;
 }
 
@@ -449,7 +460,13 @@ absl::StatusOr<GetAnswer> Store::Get(const Op& op, const Source& source) {
     image = found->version()->image;
   }
   absl::StatusOr<Pin> pin = images_->Read(op, image);
-  if (!pin.ok()) return pin.status();
+  if (absl::IsDataLoss(pin.status())) {
+    return absl::Status(Error(absl::StatusCode::kDataLoss, "CORRUPT",
+                              absl::StrCat("the bytes of this version are damaged (", pin.status().message(), "); compute the state again"))
+                            .Field("name")
+                            .Meta("version_id", answer.info.version.id));
+  }
+  RETURN_IF_ERROR(pin.status());
   answer.pin = *std::move(pin);
   answer.info.version.tier = images_->tier(*image);
   return answer;
@@ -651,30 +668,39 @@ absl::StatusOr<ListAnswer> Store::List(const Op& op, const ListRequest& request)
 absl::StatusOr<bool> Store::Delete(const Op& op, const DeleteRequest& request) {
   RETURN_IF_ERROR(ValidateKey(request.key, "name"));
   MutexLock lock(&mu_);
-  Name* name;
   for (;;) {
     RETURN_IF_ERROR(op.Check(*clock_));
     if (!MustWaitLocked(request.key, /*to_record=*/true)) break;
     RETURN_IF_ERROR(WaitLocked(op));
   }
-  name = FindLocked(request.key);
-  if (name == nullptr) {
-    if (request.allow_missing) return false;
-    return MissLocked(request.key, "name");
-  }
-  RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
-  if (!name->recorded.empty()) {
-    name->reserved = name->recording = true;
+  Name* name = FindLocked(request.key);
+  if (name != nullptr) RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
+  // What is on disk: this name's record, or that of an earlier name of the same key.
+  const auto grave = graves_.find(request.key);
+  if ((name != nullptr && !name->recorded.empty()) || grave != graves_.end()) {
+    if (name != nullptr) name->reserved = name->recording = true;
+    if (grave != graves_.end()) grave->second.burying = true;
     absl::Status committed;
     {
       MutexUnlock unlock(&mu_);
       const NameChange change{request.key, std::nullopt};
       committed = log_->Commit({&change, 1}, /*sync=*/true);
     }
-    name->reserved = name->recording = false;
+    if (name != nullptr) name->reserved = name->recording = false;
+    if (grave != graves_.end()) grave->second.burying = false;
     changed_.SignalAll();
     if (!committed.ok()) return committed;
-    name->recorded.clear();
+    const bool was_unreadable = grave != graves_.end() && grave->second.kept;
+    if (grave != graves_.end()) graves_.erase(grave);
+    if (name == nullptr && was_unreadable) {
+      EraseGhostsLocked(tombstones_.Add(request.key, TombstoneTable::Reason::kDeleted, nullptr));
+      return true;
+    }
+    if (name != nullptr) name->recorded.clear();
+  }
+  if (name == nullptr) {
+    if (request.allow_missing) return false;
+    return MissLocked(request.key, "name");
   }
   ForgetLocked(name, TombstoneTable::Reason::kDeleted);
   return true;
@@ -805,12 +831,16 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
   const Hash128 root = hasher_.Root(op.tenant, (*layout)->fingerprint(), request.extra_key);
   const auto place = std::make_shared<const PrefixIndex::Place>(PrefixIndex::Locate(hasher_, root, request.tokens));
   const NameKey key{op.tenant, NameKind::kPrefix, Hash128ToHex(place->key)};
+  NameState fresh = NewState(*layout);
+  RETURN_IF_ERROR(ApplyOptions(request.options, &fresh));
   PublishAnswer answer;
   RETURN_IF_ERROR(Write(
       op, {key},
       [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
+        Name* name = FindLocked(key);  // first: it may be the source, and finding may forget it
         absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
         RETURN_IF_ERROR(found.status());
+        if (name != nullptr && name != names_.Find(key)) name = nullptr;
         if (found->name->state.layout->fingerprint() != (*layout)->fingerprint()) {
           return LayoutMismatch(absl::StatusCode::kFailedPrecondition, **layout, *found->name->state.layout);
         }
@@ -822,7 +852,6 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
                                   .Field("tokens")
                                   .Meta("positions", PositionsOf(found->name->state.ring)));
         }
-        Name* name = FindLocked(key);
         const bool same = name != nullptr && name->state.prefix->locator.check == place->locator.check &&
                           name->state.prefix->length == place->length;
         // Published already. Only a stronger durability is still to do: the name's own version is recorded then.
@@ -833,7 +862,7 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
           answer.already_published = true;
           return std::vector<NameState>();
         }
-        NameState state = same ? name->state : NewState(*layout);  // another prefix under this key: a collision, the newer one wins
+        NameState state = same ? name->state : fresh;  // another prefix under this key: a collision, the newer one wins
         RETURN_IF_ERROR(ApplyOptions(request.options, &state));
         state.max_history = 1;
         state.prefix = place;
@@ -861,33 +890,46 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
   const std::vector<Hash128> stems = PrefixIndex::Stems(hasher_, root, request.tokens);
   const size_t max_results = std::max(1u, request.max_results);
 
+  // What is published at lengths of these tokens; then, without the lock, which of it really has these tokens; then the answer.
+  struct Published {
+    NameKey key;
+    uint64_t length;
+    uint64_t check;
+  };
+  std::vector<Published> published;  // longest first
+  std::string tombstone_reason;
+  {
+    MutexLock lock(&mu_);
+    for (const PrefixIndex::Candidate& candidate : prefixes_.Find(hasher_, stems, request.tokens)) {
+      NameKey key{op.tenant, NameKind::kPrefix, Hash128ToHex(candidate.key)};
+      if (const Name* name = FindLocked(key); name != nullptr) {
+        const PrefixIndex::Place& place = *name->state.prefix;
+        if (place.length == candidate.length) published.push_back({std::move(key), candidate.length, place.locator.check});
+        continue;
+      }
+      const std::optional<TombstoneTable::Reason> stone = tombstones_.Find(key);
+      if (!stone.has_value() || static_cast<int64_t>(candidate.length) > max_position || !tombstone_reason.empty()) continue;
+      static constexpr absl::string_view kReasons[] = {"", "DELETED", "EXPIRED", "EVICTED", "NOT_DURABLE_AT_RESTART", "CORRUPT"};
+      tombstone_reason = std::string(kReasons[static_cast<int>(*stone)]);
+    }
+  }
+  std::vector<uint64_t> lengths;
+  for (auto it = published.rbegin(); it != published.rend(); ++it) lengths.push_back(it->length);
+  std::vector<uint64_t> checks = hasher_.Checks(root, request.tokens, lengths);
+  std::reverse(checks.begin(), checks.end());
+
   MatchAnswer answer;
   MutexLock lock(&mu_);
-  std::string tombstone_reason;
-  for (const PrefixIndex::Candidate& candidate : prefixes_.Find(hasher_, stems, request.tokens)) {
-    const NameKey key{op.tenant, NameKind::kPrefix, Hash128ToHex(candidate.key)};
-    Name* name = FindLocked(key);
-    const bool beyond = static_cast<int64_t>(candidate.length) > max_position;
-    if (name == nullptr) {
-      const std::optional<TombstoneTable::Reason> stone = tombstones_.Find(key);
-      if (stone.has_value() && !beyond && tombstone_reason.empty()) {
-        static constexpr absl::string_view kReasons[] = {"", "DELETED", "EXPIRED", "EVICTED", "NOT_DURABLE_AT_RESTART", "CORRUPT"};
-        tombstone_reason = std::string(kReasons[static_cast<int>(*stone)]);
-      }
+  for (size_t i = 0; i < published.size() && answer.matches.size() < max_results; ++i) {
+    if (published[i].check != checks[i]) continue;  // a collision of keys
+    if (static_cast<int64_t>(published[i].length) > max_position) {
+      answer.nearest_published_position = static_cast<int64_t>(published[i].length);  // longest first: ends at the shortest
       continue;
     }
-    const PrefixIndex::Place& place = *name->state.prefix;
-    if (place.length != candidate.length ||
-        place.locator.check != hasher_.Check(root, absl::MakeConstSpan(request.tokens).first(candidate.length))) {
-      continue;  // a collision of keys
-    }
-    if (beyond) {
-      answer.nearest_published_position = static_cast<int64_t>(candidate.length);  // longest first: ends at the shortest
-      continue;
-    }
+    Name* name = FindLocked(published[i].key);
+    if (name == nullptr || name->state.prefix->locator.check != checks[i]) continue;  // gone meanwhile
     UseLocked(name);
     answer.matches.push_back(InfoLocked(*name, *name->state.head()));
-    if (answer.matches.size() == max_results) break;
   }
   if (!answer.matches.empty()) {
     answer.nearest_published_position = 0;
@@ -907,9 +949,12 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
 // -------------------------------------------------------------------------------------------------------- housekeeping
 
 void Store::ReapExpired() {
+  constexpr int kNamesPerHold = 1000;  // then others have the lock
   MutexLock lock(&mu_);
   const MonoTime now = clock_->Now();
-  while (!expiry_.empty() && expiry_.begin()->first <= now) {
+  for (int looked = 1; !expiry_.empty() && expiry_.begin()->first <= now; ++looked) {
+    if (looked % kNamesPerHold == 0) MutexUnlock unlock(&mu_);
+    if (expiry_.empty()) break;
     Name* name = expiry_.begin()->second;
     expiry_.erase(expiry_.begin());
     name->expiry_entry = kNever;
@@ -919,7 +964,7 @@ void Store::ReapExpired() {
       continue;
     }
     // Used since, or busy: looked at again at its deadline, or soon.
-    name->expiry_entry = std::max(name->Deadline(), now + absl::ToInt64Nanoseconds(absl::Milliseconds(100)));
+    name->expiry_entry = name->busy() ? After(now, absl::Milliseconds(100)) : name->Deadline();
     if (name->expiry_entry != kNever) expiry_.insert({name->expiry_entry, name});
   }
 }
@@ -932,8 +977,12 @@ bool Store::EvictPrefix() {
   for (auto it = names_.From({kDefaultTenant, NameKind::kPrefix, ""}); it != names_.end(); ++it) {
     Name* name = it->get();
     if (name->key.kind != NameKind::kPrefix || name->unborn || name->busy()) continue;
+    const VersionRef& head = name->state.head();
+    // Only a prefix that alone needs bytes of the cold store frees any by going.
+    const bool alone = head.use_count() == 1 + static_cast<long>(name->recorded.size()) && head->image->heads() == 1;
+    if (!alone || !images_->persisted(*head->image)) continue;
     const double idle_seconds = static_cast<double>(now - name->last_used) * 1e-9;
-    const double tokens = static_cast<double>(name->state.head()->position);
+    const double tokens = static_cast<double>(head->position);
     const double value = tokens * (1 + name->forks) / static_cast<double>(name->state.layout->state_bytes()) / (1 + idle_seconds);
     if (worst == nullptr || value < worst_value) worst = name, worst_value = value;
   }
@@ -943,27 +992,34 @@ bool Store::EvictPrefix() {
   return BuryLocked().ok();
 }
 
+Store::Counts Store::counts() const {
+  MutexLock lock(&mu_);
+  return {names_.count(NameKind::kSequence), names_.count(NameKind::kSnapshot), names_.count(NameKind::kPrefix)};
+}
+
 StoreStats Store::stats() const {
+  constexpr int kNamesPerHold = 1000;  // then others have the lock
   MutexLock lock(&mu_);
   StoreStats stats;
   stats.sequences = names_.count(NameKind::kSequence);
   stats.snapshots = names_.count(NameKind::kSnapshot);
   stats.prefixes = names_.count(NameKind::kPrefix);
   stats.dirty_names = dirty_.size();
-  absl::flat_hash_set<const Image*> images;
-  MonoTime oldest = clock_->Now();
-  for (const auto& [ticket, name] : dirty_) {
-    oldest = std::min(oldest, name->dirty_since);
-    const Image* image = name->state.head()->image.get();
-    if (images_->persisted(*image) || !images.insert(image).second) continue;
-    stats.dirty_bytes += image->bytes() + image->info().attachment_bytes;
-  }
-  stats.flush_lag = absl::Nanoseconds(clock_->Now() - oldest);
+  stats.flush_lag = dirty_.empty() ? absl::ZeroDuration() : absl::Nanoseconds(clock_->Now() - dirty_.begin()->second->dirty_since);
   stats.flush_status = flush_status_;
   stats.prefix_hits = prefix_hits_;
   stats.prefix_misses = prefix_misses_;
   stats.misses = misses_;
   stats.evictions = evictions_;
+  absl::flat_hash_set<ImageId> images;
+  int looked = 0;
+  for (auto it = dirty_.begin(); it != dirty_.end();) {
+    const DirtyTicket ticket = it->first;
+    const Image& image = *it->second->state.head()->image;
+    if (!images_->persisted(image) && images.insert(image.info().id).second) stats.dirty_bytes += image.bytes() + image.info().attachment_bytes;
+    if (++looked % kNamesPerHold == 0) MutexUnlock unlock(&mu_);
+    it = dirty_.upper_bound(ticket);
+  }
   return stats;
 }
 

@@ -45,6 +45,7 @@ namespace statepool {
 struct StoreOptions {
   uint64_t max_names = 10'000'000;
   uint32_t max_layouts = 4096;
+  uint64_t max_layout_bytes = 128 << 20;  // of all layouts, initial data included
   uint32_t max_history = 256;
   uint32_t default_max_history = 8;
   uint32_t max_children = 10'000;
@@ -57,7 +58,8 @@ struct StoreOptions {
   absl::Duration default_ttl = absl::InfiniteDuration();
   absl::Duration max_ttl = absl::Hours(24 * 365);
   absl::Duration flush_interval = absl::Seconds(1);
-  uint64_t flush_batch_bytes = 64 << 20;  // images persisted before their names are committed together
+  // Images persisted before their names are committed together. A fork's children go together whatever this says.
+  uint64_t flush_batch_bytes = 64 << 20;
   int prefix_key_bits = 128;              // fewer: for tests that force collisions
   std::string incarnation;                // told with misses that a restart may explain
 };
@@ -202,7 +204,7 @@ struct FlushAnswer {
 struct StoreStats {
   uint64_t sequences = 0, snapshots = 0, prefixes = 0;
   uint64_t dirty_names = 0;
-  uint64_t dirty_bytes = 0;                 // of distinct images that names wait to have recorded
+  uint64_t dirty_bytes = 0;                 // of distinct images that names wait to have written to the cold store
   absl::Duration flush_lag;                 // age of the oldest unrecorded change of a WRITE_BEHIND name
   absl::Status flush_status;                // of the last write-behind
   uint64_t prefix_hits = 0, prefix_misses = 0;
@@ -241,13 +243,19 @@ class Store {
   // Housekeeping, called by a background thread about every 100 ms, and by tests: forgets expired names and records what is due.
   void ReapExpired();
   void FlushDue();
-  // When the cold store is short: forgets the prefix of least value (tokens saved by its forks, recently, per byte). False: there is none.
+  // When the cold store is short: forgets the prefix of least value (tokens saved by its forks, recently, per byte) among those whose going
+  // frees bytes there. False: there is none, or its going could not be recorded.
   bool EvictPrefix();
 
-  // The orderly stop: records every WRITE_BEHIND name, notes what is lost, marks the data directory clean. No call may be under way.
+  // The orderly stop: records every WRITE_BEHIND name, notes what is lost, marks the data directory clean. Goes on past names that can't be
+  // recorded, and gives the first error. No call may be under way.
   absl::Status Drain(const Op& op);
 
-  StoreStats stats() const;
+  struct Counts {
+    uint64_t sequences = 0, snapshots = 0, prefixes = 0;
+  };
+  Counts counts() const;      // cheap
+  StoreStats stats() const;   // walks what is dirty, a piece at a time
   const StoreOptions& options() const { return options_; }
   uint64_t epoch() const { return ids_.epoch(); }
 
@@ -264,6 +272,7 @@ class Store {
   absl::Status Write(const Op& op, absl::Span<const NameKey> keys, Decide decide, NameInfo* info) ABSL_LOCKS_EXCLUDED(mu_);
 
   // store.cc: pieces of decisions. All under the lock.
+  static absl::Status ValidateKey(const NameKey& key, absl::string_view field);  // but this one
   Name* FindLocked(const NameKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // null: absent, unborn or expired
   absl::Status MissLocked(const NameKey& key, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   struct Found {
@@ -287,10 +296,10 @@ class Store {
   NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // store.cc: bookkeeping of publishing and forgetting.
-  void PublishLocked(Name* name, NameState state, Revision dirty_group) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PublishLocked(Name* name, NameState state, Revision dirty_group, MonoTime now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetHeadCounts(const NameState* old_state, const NameState* new_state) const;
   void ScheduleExpiryLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void SetDirtyLocked(Name* name, DirtyTicket ticket) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes a name out of all tables. REQUIRES: not busy.
   void ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EraseGhostsLocked(const std::vector<TombstoneTable::PrefixPlace>& gone) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -300,14 +309,18 @@ class Store {
   absl::Status WaitLocked(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static NameRecord RecordOf(const NameKey& key, const NameState& state, absl::Span<const VersionRef> versions);
   Ring DurableRun(const NameState& state) const;
-  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty; gives the first error.
+  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty; gives the first error. Leaves alone names
+  // that are busy, and with them the other children of their fork.
   absl::Status RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status BuryLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Goes once through the queue of what is dirty since `due` or longer, batch by batch, and records it. Errors don't stop it; gives the first.
+  absl::Status RecordQueueLocked(const Op& op, MonoTime due, uint64_t* written) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status BuryLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // every grave that may be
 
   // Records on disk of names that are gone: to be deleted, or replaced by a new name's. Until then their bytes are kept.
   struct Grave {
     Ring versions;
-    bool burying = false;
+    bool burying = false;  // the deletion is under way
+    bool kept = false;     // the record is unreadable: it stays until a Delete or a new record
   };
 
   const StoreOptions options_;

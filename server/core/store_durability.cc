@@ -65,9 +65,13 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
     Ring run;
     absl::Status status;
   };
+  std::set<Revision> busy_groups;
+  for (const Name* name : names) {
+    if (MustWaitLocked(name->key, /*to_record=*/true)) busy_groups.insert(name->dirty.group);
+  }
   std::vector<Item> items;
   for (Name* name : names) {
-    if (name->dirty == DirtyTicket{} || MustWaitLocked(name->key, /*to_record=*/true)) continue;
+    if (name->dirty == DirtyTicket{} || busy_groups.contains(name->dirty.group)) continue;
     name->recording = true;
     items.push_back({name, name->state, {}, absl::OkStatus()});
   }
@@ -90,8 +94,9 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
   for (Item& item : items) {
     Name* name = item.name;
     name->recording = false;
+    const DirtyTicket next = std::exchange(name->dirty_next, DirtyTicket{});
     if (item.status.ok()) item.status = committed;
-    if (!item.status.ok()) {
+    if (!item.status.ok()) {  // stays where it is in the queue
       if (first_error.ok()) first_error = item.status;
       continue;
     }
@@ -99,65 +104,70 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
     name->durable_revision = item.state.revision;
     graves_.erase(name->key);
     ++*written;
-    if (name->dirty == DirtyTicket{}) continue;
-    // Written again meanwhile: back to the end of the queue.
-    SetDirtyLocked(name, name->state.revision == name->durable_revision ? DirtyTicket{} : DirtyTicket{name->state.revision, name->state.revision});
+    if (name->dirty != DirtyTicket{}) SetDirtyLocked(name, next, name->dirty_next_since);
   }
   changed_.SignalAll();
   return first_error;
 }
 
-absl::Status Store::BuryLocked() {
-  std::vector<NameChange> changes;
-  for (auto& [key, grave] : graves_) {
-    const Name* name = names_.Find(key);
-    if (grave.burying || (name != nullptr && name->busy())) continue;
-    grave.burying = true;
-    changes.push_back({key, std::nullopt});
-    if (changes.size() == 1000) break;
-  }
-  if (changes.empty()) return absl::OkStatus();
-  absl::Status committed;
-  {
-    MutexUnlock unlock(&mu_);
-    committed = log_->Commit(changes, /*sync=*/false);
-  }
-  for (const NameChange& change : changes) {
-    const auto grave = graves_.find(change.key);
-    if (committed.ok()) {
-      graves_.erase(grave);
-    } else {
-      grave->second.burying = false;
-    }
-  }
-  changed_.SignalAll();
-  return committed;
-}
-
-void Store::FlushDue() {
-  const Op op;
-  MutexLock lock(&mu_);
-  absl::Status status = BuryLocked();
-  const MonoTime due = clock_->Now() - absl::ToInt64Nanoseconds(options_.flush_interval);
-  DirtyTicket last;  // batches go forward through the queue: what can't be recorded now is left for the next call
+absl::Status Store::RecordQueueLocked(const Op& op, MonoTime due, uint64_t* written) {
+  absl::Status first_error;
+  DirtyTicket last;
+  const DirtyTicket end = dirty_.empty() ? last : dirty_.rbegin()->first;  // what comes later is not for this round
   for (;;) {
     std::vector<Name*> batch;
     uint64_t bytes = 0;
-    for (auto it = dirty_.upper_bound(last); it != dirty_.end(); ++it) {
+    Revision group = 0;
+    for (auto it = dirty_.upper_bound(last); it != dirty_.end() && it->first <= end; ++it) {
       Name* name = it->second;
-      if (name->dirty_since > due) break;
       // Children of one fork go together, so that a crash leaves all of them or none.
-      if (bytes >= options_.flush_batch_bytes && it->first.group != last.group) break;
+      if ((name->dirty_since > due || bytes >= options_.flush_batch_bytes) && it->first.group != group) break;
       batch.push_back(name);
       last = it->first;
+      group = last.group;
       if (!images_->persisted(*name->state.head()->image)) bytes += name->state.layout->state_bytes();
       bytes += 1024;  // its record
     }
-    if (batch.empty()) break;
-    uint64_t written = 0;
-    if (absl::Status s = RecordLocked(op, batch, &written); !s.ok() && status.ok()) status = s;
+    if (batch.empty()) return first_error;
+    if (absl::Status s = RecordLocked(op, batch, written); !s.ok() && first_error.ok()) first_error = s;
   }
-  flush_status_ = status;
+}
+
+absl::Status Store::BuryLocked() {
+  for (;;) {
+    std::vector<NameChange> changes;
+    for (auto& [key, grave] : graves_) {
+      const Name* name = names_.Find(key);
+      if (grave.kept || grave.burying || (name != nullptr && name->busy())) continue;
+      grave.burying = true;
+      changes.push_back({key, std::nullopt});
+      if (changes.size() == 1000) break;
+    }
+    if (changes.empty()) return absl::OkStatus();
+    absl::Status committed;
+    {
+      MutexUnlock unlock(&mu_);
+      committed = log_->Commit(changes, /*sync=*/false);
+    }
+    for (const NameChange& change : changes) {
+      const auto grave = graves_.find(change.key);
+      if (committed.ok()) {
+        graves_.erase(grave);
+      } else {
+        grave->second.burying = false;
+      }
+    }
+    changed_.SignalAll();
+    if (!committed.ok()) return committed;
+  }
+}
+
+void Store::FlushDue() {
+  uint64_t written = 0;
+  MutexLock lock(&mu_);
+  const absl::Status buried = BuryLocked();
+  const absl::Status recorded = RecordQueueLocked(Op(), clock_->Now() - absl::ToInt64Nanoseconds(options_.flush_interval), &written);
+  flush_status_ = recorded.ok() ? buried : recorded;
 }
 
 absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey> keys) {
@@ -166,15 +176,23 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
                             .Field("names")
                             .Meta("limit", options_.max_children));
   }
-  for (const NameKey& key : keys) RETURN_IF_ERROR(ValidateName(key.name, "names"));
+  for (const NameKey& key : keys) RETURN_IF_ERROR(ValidateKey(key, "names"));
   FlushAnswer answer;
   MutexLock lock(&mu_);
-  std::vector<std::pair<NameKey, Revision>> wanted;
   if (keys.empty()) {
     answer.names = std::count_if(names_.begin(), names_.end(),
                                  [](const auto& n) { return !n->unborn && n->state.durability != Durability::kVolatile; });
-    for (const auto& [ticket, name] : dirty_) wanted.emplace_back(name->key, name->state.revision);
+    if (dirty_.empty()) return answer;
+    // A round leaves out what is busy; everything that was in the queue when the call came must be through.
+    for (const DirtyTicket end = dirty_.rbegin()->first;;) {
+      const uint64_t before = answer.written;
+      RETURN_IF_ERROR(RecordQueueLocked(op, kNever, &answer.written));
+      if (dirty_.empty() || dirty_.begin()->first > end) return answer;
+      if (answer.written == before) RETURN_IF_ERROR(WaitLocked(op));
+      RETURN_IF_ERROR(op.Check(*clock_));
+    }
   }
+  std::vector<std::pair<NameKey, Revision>> wanted;
   for (const NameKey& key : keys) {
     Name* name = FindLocked(key);
     if (name == nullptr) return MissLocked(key, "names");
@@ -183,19 +201,13 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
     wanted.emplace_back(key, name->state.revision);
   }
   for (;;) {
-    RETURN_IF_ERROR(op.Check(*clock_));
     std::vector<Name*> pending;
-    uint64_t bytes = 0;
-    std::erase_if(wanted, [&](const auto& want) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      Name* name = names_.Find(want.first);
-      if (name == nullptr || name->durable_revision >= want.second || name->dirty == DirtyTicket{}) return true;
-      if (bytes < options_.flush_batch_bytes) {
-        pending.push_back(name);
-        if (!images_->persisted(*name->state.head()->image)) bytes += name->state.layout->state_bytes();
-      }
-      return false;
-    });
-    if (wanted.empty()) return answer;
+    for (const auto& [key, revision] : wanted) {
+      Name* name = names_.Find(key);
+      if (name != nullptr && name->durable_revision < revision && name->dirty != DirtyTicket{}) pending.push_back(name);
+    }
+    if (pending.empty()) return answer;
+    RETURN_IF_ERROR(op.Check(*clock_));
     const uint64_t before = answer.written;
     RETURN_IF_ERROR(RecordLocked(op, pending, &answer.written));
     if (answer.written == before) RETURN_IF_ERROR(WaitLocked(op));
@@ -203,13 +215,15 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
 }
 
 absl::Status Store::Drain(const Op& op) {
-  absl::StatusOr<FlushAnswer> flushed = Flush(op, {});
+  uint64_t written = 0;
   MutexLock lock(&mu_);
-  absl::Status buried = BuryLocked();
-  while (buried.ok() && !graves_.empty()) buried = BuryLocked();
+  const absl::Status recorded = RecordQueueLocked(op, kNever, &written);
+  const absl::Status buried = BuryLocked();
   for (const auto& name : names_) {
     if (name->durable_revision != 0) continue;
-    EraseGhostsLocked(tombstones_.Add(name->key, TombstoneTable::Reason::kNotDurable, nullptr));
+    // The tombstone of a prefix keeps it findable after the restart: its place is in the index once more.
+    if (name->state.prefix != nullptr) prefixes_.Insert(*name->state.prefix);
+    EraseGhostsLocked(tombstones_.Add(name->key, TombstoneTable::Reason::kNotDurable, name->state.prefix));
   }
   const std::string tombstones = tombstones_.Save();
   absl::Status marked;
@@ -217,7 +231,7 @@ absl::Status Store::Drain(const Op& op) {
     MutexUnlock unlock(&mu_);
     marked = log_->CommitCleanStop(tombstones);
   }
-  if (!flushed.ok()) return flushed.status();
+  if (!recorded.ok()) return recorded;
   return buried.ok() ? marked : buried;
 }
 
@@ -240,6 +254,10 @@ absl::Status Store::Recover() {
     if (!change.record.has_value() || !layout.ok() || change.record->versions.empty() ||
         (change.key.kind == NameKind::kPrefix && !Hash128FromHex(change.key.name, &prefix_key))) {
       EraseGhostsLocked(tombstones_.Add(change.key, TombstoneTable::Reason::kCorrupt, nullptr));
+      graves_[change.key].kept = true;
+      if (change.record.has_value()) {
+        for (const RecordedVersion& v : change.record->versions) images_->KeepUnused(v.image);
+      }
       return absl::OkStatus();
     }
     const NameRecord& record = *change.record;
@@ -251,7 +269,7 @@ absl::Status Store::Recover() {
     state.ttl = record.ttl;
     state.expire_time = record.expire_time;
     if (record.expire_time != absl::InfiniteFuture()) {
-      state.expire_at = clock_->Now() + absl::ToInt64Nanoseconds(record.expire_time - clock_->WallNow());
+      state.expire_at = After(clock_->Now(), std::max(record.expire_time - clock_->WallNow(), absl::ZeroDuration()));
     }
     state.durability = record.durability;
     state.max_history = record.max_history;
@@ -273,7 +291,7 @@ absl::Status Store::Recover() {
     name->durable_revision = state.revision;
     const Durability durability = state.durability;
     state.durability = Durability::kSync;  // it is recorded: nothing to write behind
-    PublishLocked(name, std::move(state), 0);
+    PublishLocked(name, std::move(state), 0, clock_->Now());
     name->state.durability = durability;
     return absl::OkStatus();
   }));
@@ -348,7 +366,7 @@ void Store::CheckInvariants() const {
   STATEPOOL_CHECK(expiring == expiry_.size());
   STATEPOOL_CHECK(prefixes == prefixes_.size());
   for (const auto& [key, grave] : graves_) {
-    STATEPOOL_CHECK(!grave.versions.empty());
+    STATEPOOL_CHECK(grave.kept != !grave.versions.empty());
     const Name* name = names_.Find(key);
     STATEPOOL_CHECK(name == nullptr || name->durable_revision == 0);
   }

@@ -72,14 +72,9 @@ absl::StatusOr<LayoutSpec> ToLayoutSpec(const v1::Layout& proto) {
     out.dtype = *dtype;
     for (const v1::Axis& axis : in.axes()) out.axes.push_back({axis.name(), axis.size()});
     switch (in.initial().value_case()) {
-      case v1::InitialValue::kConstant:
-        out.initial = ConstantInitial{in.initial().constant()};
-        break;
-      case v1::InitialValue::kData:
-        out.initial = DataInitial{in.initial().data()};
-        break;
-      case v1::InitialValue::VALUE_NOT_SET:
-        break;
+      case v1::InitialValue::kConstant: out.initial = ConstantInitial{in.initial().constant()}; break;
+      case v1::InitialValue::kData: out.initial = DataInitial{in.initial().data()}; break;
+      case v1::InitialValue::VALUE_NOT_SET: break;
     }
     if (in.has_sharding()) {
       out.sharding.emplace();
@@ -193,14 +188,10 @@ void FillVersionInfo(const VersionInfo& version, v1::VersionInfo* out) {
 
 absl::StatusOr<NameKey> ToNameKey(const v1::NameRef& name, absl::string_view field) {
   switch (name.name_case()) {
-    case v1::NameRef::kSequence:
-      return NameKey{kDefaultTenant, NameKind::kSequence, name.sequence()};
-    case v1::NameRef::kSnapshot:
-      return NameKey{kDefaultTenant, NameKind::kSnapshot, name.snapshot()};
-    case v1::NameRef::kPrefix:
-      return NameKey{kDefaultTenant, NameKind::kPrefix, name.prefix()};
-    case v1::NameRef::NAME_NOT_SET:
-      break;
+    case v1::NameRef::kSequence: return NameKey{kDefaultTenant, NameKind::kSequence, name.sequence()};
+    case v1::NameRef::kSnapshot: return NameKey{kDefaultTenant, NameKind::kSnapshot, name.snapshot()};
+    case v1::NameRef::kPrefix: return NameKey{kDefaultTenant, NameKind::kPrefix, name.prefix()};
+    case v1::NameRef::NAME_NOT_SET: break;
   }
   return InvalidArgument("MISSING_FIELD", field, absl::StrCat(field, ": set a sequence, a snapshot or a prefix"));
 }
@@ -227,11 +218,8 @@ absl::StatusOr<NameOptions> ToNameOptions(const v1::NameOptions& options, absl::
       out.expire_time = *time;
       break;
     }
-    case v1::NameOptions::kNeverExpire:
-      out.never_expire = options.never_expire();
-      break;
-    case v1::NameOptions::EXPIRATION_NOT_SET:
-      break;
+    case v1::NameOptions::kNeverExpire: out.never_expire = options.never_expire(); break;
+    case v1::NameOptions::EXPIRATION_NOT_SET: break;
   }
   return out;
 }
@@ -257,25 +245,17 @@ absl::StatusOr<LayoutRef> ToLayout(const v1::RegisterLayoutRequest& request) {
       if (!layout.ok()) return BelowField(layout.status(), "layout");
       return layout;
     }
-    case v1::RegisterLayoutRequest::kPreset:
-      return ToLayout(request.preset());
-    case v1::RegisterLayoutRequest::SCHEMA_NOT_SET:
-      break;
+    case v1::RegisterLayoutRequest::kPreset: return ToLayout(request.preset());
+    case v1::RegisterLayoutRequest::SCHEMA_NOT_SET: break;
   }
   return InvalidArgument("MISSING_FIELD", "layout", "set a layout or a preset");
 }
 
 void FillNameRef(const NameKey& key, v1::NameRef* out) {
   switch (key.kind) {
-    case NameKind::kSequence:
-      out->set_sequence(key.name);
-      break;
-    case NameKind::kSnapshot:
-      out->set_snapshot(key.name);
-      break;
-    case NameKind::kPrefix:
-      out->set_prefix(key.name);
-      break;
+    case NameKind::kSequence: out->set_sequence(key.name); break;
+    case NameKind::kSnapshot: out->set_snapshot(key.name); break;
+    case NameKind::kPrefix: out->set_prefix(key.name); break;
   }
 }
 

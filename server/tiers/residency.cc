@@ -343,11 +343,16 @@ ImageRef Residency::Adopt(const ImageInfo& info) {
   return image;
 }
 
+void Residency::KeepUnused(ImageId id) {
+  MutexLock lock(&mu_);
+  needed_.push_back(id);
+}
+
 void Residency::RecoveryDone() {
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted;  // outlives the lock
   MutexLock lock(&mu_);
   adopted.swap(adopted_);
-  needed_.reserve(adopted.size());
+  needed_.reserve(needed_.size() + adopted.size());
   for (const auto& [id, image] : adopted) needed_.push_back(id);
   std::sort(needed_.begin(), needed_.end());
   sweeping_ = true;

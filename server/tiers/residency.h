@@ -94,6 +94,7 @@ class Residency final : public ImageStore {
   bool persisted(const Image& image) const override;
   Tier tier(const Image& image) const override;
   ImageRef Adopt(const ImageInfo& info) override;
+  void KeepUnused(ImageId id) override;
   void RecoveryDone() override;
   void Detach() override;
 
@@ -200,7 +201,7 @@ class Residency final : public ImageStore {
   bool reclaim_failed_ ABSL_GUARDED_BY(mu_) = false;  // the last try; the next comes in a second
   bool sweeping_ ABSL_GUARDED_BY(mu_) = false;
   ImageId swept_ ABSL_GUARDED_BY(mu_) = 0;
-  std::vector<ImageId> needed_ ABSL_GUARDED_BY(mu_);  // sorted: what the sweep leaves alone
+  std::vector<ImageId> needed_ ABSL_GUARDED_BY(mu_);  // what the sweep leaves alone; sorted when it begins
 };
 
 }  // namespace statepool

@@ -170,11 +170,8 @@ absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_by
       step = MakeRoomFor(pool, !spill_error.ok(), &keep, &error);
     }
     switch (step) {
-      case Step::kProgress:
-        break;
-      case Step::kSpillFailed:
-        spill_error = error;
-        break;
+      case Step::kProgress: break;
+      case Step::kSpillFailed: spill_error = error; break;
       case Step::kNothingMayLeave:
         if (progress != progress_) break;  // something came free while the lock was given back
         if (moving_ == 0) return spill_error.ok() ? HotFull(*device_) : SpillError(spill_error, *device_);

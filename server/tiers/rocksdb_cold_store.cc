@@ -126,7 +126,7 @@ absl::Status RocksDbColdStore::OpenDatabase() {
     return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   }
 
-  const RocksDbMemory memory{options_.image_memtable_bytes, options_.block_cache_bytes};
+  const RocksDbMemory memory{options_.image_memtable_bytes, rocksdb::NewLRUCache(options_.block_cache_bytes)};
   rocksdb::DBOptions db_options = MakeDbOptions(env_, memory);
   db_options.listeners = {std::make_shared<Listener>(this)};
   const std::string path = options_.path + "/db";

@@ -1,7 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/tiers/rocksdb_options.h"
 
-#include <rocksdb/cache.h>
 #include <rocksdb/env.h>
 #include <rocksdb/table.h>
 #include <rocksdb/utilities/table_properties_collectors.h>
@@ -21,8 +20,7 @@ constexpr uint64_t kMaxWalBytes = 256 << 20;  // what a start after a crash read
 rocksdb::ColumnFamilyOptions Common(const RocksDbMemory& memory) {
   rocksdb::ColumnFamilyOptions options;
   rocksdb::BlockBasedTableOptions table;
-  // One cache for all families: small, because records are read at recovery only, and image bytes never go through it.
-  table.block_cache = rocksdb::NewLRUCache(memory.block_cache_bytes);
+  table.block_cache = memory.block_cache;  // small: records are read at recovery only, image bytes never go through it
   table.cache_index_and_filter_blocks = true;
   table.checksum = rocksdb::kXXH3;  // Debian's CRC32 is not accelerated
   table.format_version = 5;

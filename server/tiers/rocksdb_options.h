@@ -5,13 +5,16 @@
 #ifndef STATEPOOL_SERVER_TIERS_ROCKSDB_OPTIONS_H_
 #define STATEPOOL_SERVER_TIERS_ROCKSDB_OPTIONS_H_
 
+#include <rocksdb/cache.h>
 #include <rocksdb/options.h>
+
+#include <memory>
 
 namespace statepool {
 
 struct RocksDbMemory {
-  uint64_t image_memtable_bytes = 0;  // three may exist at a time
-  uint64_t block_cache_bytes = 0;
+  uint64_t image_memtable_bytes = 0;            // three may exist at a time
+  std::shared_ptr<rocksdb::Cache> block_cache;  // one for all families
 };
 
 rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, const RocksDbMemory& memory);

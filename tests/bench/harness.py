@@ -33,9 +33,11 @@ def note(text):
 # ------------------------------------------------------------------------------------------------------------- figures
 
 def machine():
-    models = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
+    models = [line.split(":", 1)[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, {gib:.0f} GiB, Linux {platform.release()}"
+    cpu = models[0] if models else platform.machine()
+    return f"{cpu}, {os.cpu_count()} cores, {gib:.0f} GiB, Linux {platform.release()}"
 
 
 def commit():
@@ -46,7 +48,7 @@ def commit():
 
 
 def figure(measured, seed):
-    """Prints one figure; gives whether it reaches its goal, which limits what `goal_of` says: "value" (default), "ratio"."""
+    """Prints one figure; gives whether it reaches its goal, a limit of the field that `goal_of` names ("value")."""
     line = dict.fromkeys(FIELDS) | measured
     if line["baseline"]:
         line["ratio"] = line["value"] / line["baseline"]
@@ -118,7 +120,8 @@ def process(command, **options):
 @contextlib.contextmanager
 def server(command, log):
     """A child that tells with one line of JSON where it listens; gives (process, address)."""
-    with log.open("wb") as stderr, process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr) as child:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with log.open("wb") as stderr, process(command, stderr=stderr, **pipes) as child:
         line = child.stdout.readline()
         if not line:
             raise NotMeasurable(f"{command[0]} did not get ready: {log.read_text(errors='replace')[-2000:]}")
@@ -172,11 +175,11 @@ def build_plant(directory, name):
 
 
 def check_plants(names, caught, seed, figure_name):
-    """Runs caught(plant) -> figures for every plant: one of them must fall short. A line each; gives the exit status."""
+    """Runs caught(plant) -> figures for every plant: one must fall short. Prints a line each; gives the exit status."""
     missed = 0
     for name in names:
         lines = caught(name)
         short = [line["name"] for line in lines if not line["ok"]]
-        missed += not figure({"name": f"{figure_name}/plant/{name}", "value": len(short), "unit": "figures that fell short",
-                              "n": len(lines), "goal": 1, "ok": bool(short)}, seed)
+        missed += not figure({"name": f"{figure_name}/plant/{name}", "value": len(short), "n": len(lines),
+                              "unit": "figures that fell short", "goal": 1, "ok": bool(short)}, seed)
     return FALLS_SHORT if missed else OK

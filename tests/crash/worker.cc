@@ -254,11 +254,16 @@ bool Worker::Flush() {
   NameOracle* name = Pick([](const NameOracle& n) { return IsSequence(n) && n.live().durability == v1::WRITE_BEHIND; });
   if (name == nullptr) return true;
   v1::FlushRequest request;
-  *request.add_names() = name->ref();
+  const bool all = Chance(30);
+  if (!all) *request.add_names() = name->ref();
   v1::FlushResponse response;
   const Answer answer = Write(&v1::StatePool::Stub::Flush, request, &response, Promise::kOther, *name);
-  name->group = 0;
-  if (answer == Answer::kAcked) name->Durable(name->live().revision);
+  if (!all) name->group = 0;  // recorded without its siblings
+  if (answer == Answer::kAcked) {
+    for (const auto& flushed : names_) {
+      if (all || flushed.get() == name) flushed->Durable(flushed->live().revision);
+    }
+  }
   return answer != Answer::kNone;
 }
 

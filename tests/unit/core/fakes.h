@@ -6,6 +6,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -79,6 +80,7 @@ class FakeImageStore final : public ImageStore {
     ++writes;
     const ImageInfo info{ids_.Next(), kDefaultTenant, layout, ChecksumOf(bytes), ChecksumOf(in.attachment),
                          static_cast<uint32_t>(in.attachment.size())};
+    if (first_written == 0) first_written = info.id;
     return ImageRef(std::make_shared<FakeImage>(info, disk_, std::pair(bytes, std::string(in.attachment)), false));
   }
 
@@ -100,7 +102,7 @@ class FakeImageStore final : public ImageStore {
     const auto& fake = static_cast<const FakeImage&>(*image);
     MutexLock lock(&disk_->mu);
     if (fake.persisted_) return absl::OkStatus();
-    if (!persist_error.ok()) return persist_error;
+    if (!persist_error.ok() && (persist_fails_for == 0 || persist_fails_for == image->info().id)) return persist_error;
     disk_->written.images[image->info().id] = *fake.bytes_;
     fake.persisted_ = true;
     ++persists;
@@ -124,6 +126,7 @@ class FakeImageStore final : public ImageStore {
     }
     return image;
   }
+  void KeepUnused(ImageId id) override { kept.insert(id); }
   void RecoveryDone() override { adopted_.clear(); }
   void Detach() override {
     MutexLock lock(&disk_->mu);
@@ -131,6 +134,9 @@ class FakeImageStore final : public ImageStore {
   }
 
   std::atomic<int> writes{0}, persists{0};
+  std::set<ImageId> kept;
+  ImageId persist_fails_for = 0;  // 0: every image
+  std::atomic<ImageId> first_written{0};
   absl::Status persist_error;  // set to make Persist fail; not while other threads run
 
  private:

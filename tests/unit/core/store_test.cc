@@ -252,7 +252,9 @@ TEST_F(StoreTest, AMissSaysWhyAndWhatIsNear) {
   ASSERT_TRUE(Publish("a", Tokens(10)).ok());
   ASSERT_TRUE(Delete(published->info.key).ok());
   EXPECT_EQ(Match(Tokens(20))->miss_reason, "DELETED");
-  ASSERT_TRUE(Publish("a", Tokens(10)).ok());
+  ASSERT_TRUE(Publish("a", Tokens(10), With(kSync)).ok());
+  EXPECT_FALSE(store_->EvictPrefix());  // its going would free nothing: the sequence needs the bytes
+  ASSERT_TRUE(Delete(Seq("a")).ok());
   EXPECT_TRUE(store_->EvictPrefix());
   store_->CheckInvariants();
   EXPECT_EQ(Match(Tokens(20))->miss_reason, "EVICTED");
@@ -325,6 +327,45 @@ TEST_F(StoreTest, AnExpiredNameCanBeMadeAnewAndItsOldRecordNeverComesBack) {
   FlushDue();
   Crash();
   EXPECT_REASON(Get(Seq("a")), "UNKNOWN_SINCE_RESTART");
+}
+
+TEST_F(StoreTest, ADeleteAlsoTakesTheRecordOfAnEarlierExpiredName) {
+  ASSERT_TRUE(Set("a", 1, 'x', {kSync, {}, absl::Seconds(1), {}, false}).ok());
+  ASSERT_TRUE(Set("b", 1, 'x', {kSync, {}, absl::Seconds(1), {}, false}).ok());
+  clock_.Advance(absl::Seconds(2));
+  ASSERT_TRUE(Set("a", 5, 'y', With(kVolatile)).ok());
+  ASSERT_TRUE(Delete(Seq("a")).ok());
+  EXPECT_REASON(Delete(Seq("b")), "EXPIRED");
+  LosePower();
+  EXPECT_REASON(Get(Seq("a")), "UNKNOWN_SINCE_RESTART");
+  EXPECT_REASON(Get(Seq("b")), "UNKNOWN_SINCE_RESTART");
+}
+
+TEST_F(StoreTest, APrefixCanBePublishedAgainFromItselfAtTheMomentItExpires) {
+  ASSERT_TRUE(Set("a", 10, 'x').ok());
+  for (int i = 1; i < 30; ++i) {
+    clock_.SetTick(absl::ZeroDuration());
+    const auto published = Publish("a", Tokens(10), Ttl(absl::Seconds(10)));
+    ASSERT_TRUE(published.ok());
+    clock_.SetTick(absl::Nanoseconds(1));
+    clock_.Advance(absl::Seconds(10) - absl::Nanoseconds(i));
+    (void)store_->PublishPrefix(op_, {"m", Tokens(10), "", {published->info.key, {}, ""}, Ttl(absl::Seconds(10))});
+    store_->CheckInvariants();
+    clock_.Advance(absl::Seconds(20));
+  }
+  clock_.SetTick(absl::ZeroDuration());
+}
+
+TEST_F(StoreTest, TimesBeyondTheClockAreForever) {
+  options_.max_ttl = absl::InfiniteDuration();
+  Stop();
+  ASSERT_TRUE(Set("a", 1, 'x', Ttl(absl::Hours(24 * 365 * 300))).ok());
+  NameOptions options;
+  options.expire_time = clock_.WallNow() + absl::Hours(24 * 365 * 3000);
+  ASSERT_TRUE(Set("b", 1, 'x', options).ok());
+  Reap();
+  EXPECT_TRUE(Get(Seq("a")).ok());
+  EXPECT_TRUE(Get(Seq("b")).ok());
 }
 
 TEST_F(StoreTest, ANewRecordReplacesTheOneInTheGrave) {
@@ -428,6 +469,46 @@ TEST_F(StoreTest, ChildrenOfOneForkAreRecordedInOneCommit) {
   FlushDue();
   EXPECT_EQ(log_->commits, before + 1);
   EXPECT_EQ(images_->persists, 1);
+  children.clear();
+  for (int i = 0; i < 100; ++i) children.push_back("d" + std::to_string(i));
+  ASSERT_TRUE(Fork(Seq("p"), children).ok());
+  ASSERT_TRUE(store_->Flush(op_, {}).ok());
+  EXPECT_EQ(log_->commits, before + 2);
+}
+
+TEST_F(StoreTest, ChildrenOfOneForkComeDueTogether) {
+  ASSERT_TRUE(Set("p", 1, 'x', With(kSync)).ok());
+  clock_.SetTick(absl::Milliseconds(1));
+  std::vector<std::string> children;
+  for (int i = 0; i < 100; ++i) children.push_back("c" + std::to_string(i));
+  ASSERT_TRUE(Fork(Seq("p"), children, With(Durability::kWriteBehind)).ok());
+  for (int i = 0; i < 200; ++i) {
+    FlushDue();
+    const uint64_t left = store_->stats().dirty_names;
+    EXPECT_TRUE(left == 0 || left == 100) << left;
+    clock_.Advance(absl::Milliseconds(10));
+  }
+  EXPECT_EQ(store_->stats().dirty_names, 0u);
+}
+
+TEST_F(StoreTest, AnOrderlyStopGoesOnPastWhatCannotBeRecorded) {
+  options_.flush_batch_bytes = 1;
+  Stop();
+  ASSERT_TRUE(Set("bad", 1, 'b').ok());
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(Set("a" + std::to_string(i), 1, 'x').ok());
+  images_->persist_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
+  images_->persist_fails_for = images_->first_written;
+  EXPECT_REASON(store_->Drain(op_), "COLD_FULL");
+  Crash();
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(*Get(Seq("a" + std::to_string(i))), 'x');
+  EXPECT_REASON(Get(Seq("bad")), "NOT_DURABLE_AT_RESTART");
+}
+
+TEST_F(StoreTest, AVolatilePrefixIsRememberedAsLostAfterAnOrderlyStop) {
+  ASSERT_TRUE(Set("a", 10, 'x', With(kVolatile)).ok());
+  ASSERT_TRUE(Publish("a", Tokens(10), With(kVolatile)).ok());
+  Stop();
+  EXPECT_EQ(Match(Tokens(20))->miss_reason, "NOT_DURABLE_AT_RESTART");
 }
 
 TEST_F(StoreTest, AFailedDiskRefusesSyncWritesAndKeepsWhatWasThere) {
@@ -498,6 +579,12 @@ TEST_F(StoreTest, ACorruptRecordCostsItsNameAndSaysSo) {
   Crash();
   EXPECT_EQ(Get(Seq("a")).status().code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(*Get(Seq("b")), 'y');
+  FlushDue();
+  Crash();
+  EXPECT_EQ(Get(Seq("a")).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(*Delete(Seq("a")));
+  LosePower();
+  EXPECT_REASON(Get(Seq("a")), "UNKNOWN_SINCE_RESTART");
 }
 
 // --------------------------------------------------------------------------------------------------- listing

@@ -231,6 +231,36 @@ TEST_F(ResidencyTest, APinnedImageNeverLeavesAndIsNotWaitedFor) {
   EXPECT_TRUE(hot(images[0]) && hot(images[1]) && hot(images[3]));
 }
 
+TEST_F(ResidencyTest, AWriteWaitsForThoseWhoAreMovingButNotBeyondItsDeadline) {
+  std::atomic<bool> mapping = false, go_on = false;
+  Start(2, 0, [&](TenantId tenant, uint64_t) {
+    if (tenant == 1) {
+      for (mapping = true; !go_on;) std::this_thread::yield();
+    }
+    return absl::OkStatus();
+  });
+  std::thread mover([&] {
+    const auto refused = TryWrite({.tenant = 1}, MakeLayout(kChunk), MakeBytes(kChunk, 1));
+    EXPECT_EQ(ReasonOf(refused.status()), "HOT_FULL");  // all is pinned by then
+  });
+  while (!mapping) std::this_thread::yield();
+  const ImageRef a = WriteHead(2), b = WriteHead(3);
+  const Pin pin_a = residency_->TryRead(a), pin_b = residency_->TryRead(b);
+  std::atomic<bool> returned = false;
+  const Op op{.deadline = clock_.Now() + 1'000'000'000};
+  std::thread waiter([&] {
+    const auto late = TryWrite(op, MakeLayout(kChunk), MakeBytes(kChunk, 4));
+    EXPECT_EQ(late.status().code(), absl::StatusCode::kDeadlineExceeded) << late.status();
+    returned = true;
+  });
+  for (int i = 0; i < 100; ++i) std::this_thread::yield();
+  EXPECT_FALSE(returned);
+  clock_.Advance(absl::Seconds(2));
+  waiter.join();
+  go_on = true;
+  mover.join();
+}
+
 TEST_F(ResidencyTest, APinKeepsItsImageAlive) {
   ImageRef image = WriteHead(1);
   const Pin pin = residency_->TryRead(image);
@@ -473,6 +503,21 @@ TEST_F(ResidencyTest, AdoptedImagesComeBackAndOrphansAreSwept) {
   ASSERT_TRUE(pin.ok()) << pin.status();
   EXPECT_TRUE((*pin)->bytes() == MakeBytes(kChunk, 1));
   EXPECT_EQ((*pin)->attachment(), "abc");
+}
+
+TEST_F(ResidencyTest, KeptImagesOutliveTheSweepThoughNobodyAdoptedThem) {
+  const ImageId kept = [&] {
+    const ImageRef image = WriteHead(1, true), orphan = WriteHead(2, true);
+    residency_->Detach();
+    return image->info().id;
+  }();
+  residency_.reset();
+  Restart();
+  Start(4);
+  residency_->KeepUnused(kept);
+  residency_->RecoveryDone();
+  ASSERT_TRUE(residency_->WaitForReclaim());
+  EXPECT_THAT(Stored(), ElementsAre(kept));
 }
 
 TEST_F(ResidencyTest, AnImageThatRecoveryDropsAgainGoesAtItsEnd) {

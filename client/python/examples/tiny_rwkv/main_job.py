@@ -374,8 +374,8 @@ def _keep(statepoold: Path, work_dir: Path) -> None:
 def _shown(path: Path) -> str:
     """As it may be typed where we were called."""
     path = Path(os.path.abspath(path))
-    here = Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+    shown = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return shlex.quote(shown if "/" in shown else f"./{shown}")
 
 
 def _print(line: str) -> None:

@@ -181,7 +181,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
       incarnation,
       server_options.max_message_bytes,
       flags.max_bytes_in_flight,
-      std::min({flags.max_message_bytes, flags.max_bytes_in_flight, (*device)->budget_bytes()})};
+      std::min({flags.max_message_bytes, flags.max_bytes_in_flight - std::min(flags.max_bytes_in_flight, kMessageOverheadBytes),
+                (*device)->budget_bytes()})};
   service_options.executor_threads = flags.executor_threads;
   service_options.executor_queue = flags.executor_queue;
   service_options.devices = [&device] { return ReportDevices(**device); };
@@ -193,11 +194,17 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
     absl::StatusOr<std::unique_ptr<MetricsServer>> started = MetricsServer::Start(
         flags.metrics, rpc_metrics, [&] { return TakeSnapshot(store, residency, service); }, STATEPOOL_VERSION,
         STATEPOOL_COMMIT);
-    if (!started.ok()) return Fail(kUsage, "--metrics", started.status());
+    if (!started.ok()) {
+      store.Drain(Op()).IgnoreError();  // it was not used, so it stays clean
+      return Fail(kUsage, "--metrics", started.status());
+    }
     metrics = *std::move(started);
   }
   absl::StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(server_options, &service);
-  if (!server.ok()) return Fail(kUsage, "--listen", server.status());
+  if (!server.ok()) {
+    store.Drain(Op()).IgnoreError();
+    return Fail(kUsage, "--listen", server.status());
+  }
   std::optional<Housekeeping> housekeeping(&store);
 
   PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation);
@@ -208,18 +215,14 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   sigwait(&stop_signals, &signal);
   spdlog::info("stopping: refusing new calls, waiting for running ones");
   const bool idle = (*server)->Drain(disk_failed ? kGraceAfterDiskFailure : flags.drain_grace);
-  if (idle) {
-    housekeeping.reset();
-    if (!disk_failed) {
-      if (absl::Status s = store.Drain(Op()); !s.ok())
-        spdlog::error("not everything could be recorded: {}", std::string(s.message()));
-    }
-    (*server)->Stop();
-  } else {
-    spdlog::critical("calls hang, and what was not recorded yet is lost");
-  }
+  if (!idle) spdlog::warn("calls hang: they are left behind");
+  housekeeping.reset();
+  const absl::Status drained = disk_failed ? absl::UnavailableError("the disk failed") : store.Drain(Op());
+  if (!drained.ok()) spdlog::critical("not everything could be recorded: {}", std::string(drained.message()));
   spdlog::info("stopped");
-  if (disk_failed || !idle) std::_Exit(kDisk);  // a failed disk may keep destructors waiting
+  // Destructors would wait for calls that hang and for a disk that failed.
+  if (!idle || !drained.ok()) std::_Exit(drained.ok() ? kOrderly : kDisk);
+  (*server)->Stop();
   return kOrderly;
 }
 

@@ -126,10 +126,10 @@ absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesReque
   out->set_max_layouts(options.max_layouts);
   out->set_max_names(options.max_names);
 
-  const StoreStats stats = store_->stats();
-  out->set_sequences(stats.sequences);
-  out->set_snapshots(stats.snapshots);
-  out->set_prefixes(stats.prefixes);
+  const Store::Counts counts = store_->counts();
+  out->set_sequences(counts.sequences);
+  out->set_snapshots(counts.snapshots);
+  out->set_prefixes(counts.prefixes);
   return absl::OkStatus();
 }
 
@@ -148,8 +148,13 @@ absl::Status Handlers::GetLayout(const Op& op, const v1::GetLayoutRequest& in, v
 }
 
 absl::Status Handlers::ListLayouts(const Op& op, const v1::ListLayoutsRequest&, v1::ListLayoutsResponse* out) {
-  for (const LayoutRegistry::Entry& entry : store_->layouts().List(op.tenant))
-    FillLayoutInfo(entry, out->add_layouts());
+  for (const LayoutRegistry::Entry& entry : store_->layouts().List(op.tenant)) {
+    v1::LayoutInfo* info = out->add_layouts();
+    FillLayoutInfo(entry, info);
+    for (v1::TensorSpec& tensor : *info->mutable_layout()->mutable_tensors()) {
+      if (tensor.initial().has_data()) tensor.mutable_initial()->clear_data();
+    }
+  }
   return absl::OkStatus();
 }
 
@@ -316,7 +321,7 @@ absl::Status Handlers::MatchPrefix(const Op& op, const v1::MatchPrefixRequest& i
 absl::Status Handlers::Flush(const Op& op, const v1::FlushRequest& in, v1::FlushResponse* out) {
   std::vector<NameKey> keys;
   for (int i = 0; i < in.names_size(); ++i) {
-    absl::StatusOr<NameKey> key = ToNameKey(in.names(i), absl::StrCat("names[", i, "]"));
+    absl::StatusOr<NameKey> key = ToNameKey(in.names(i), "names");
     if (!key.ok()) return key.status();
     keys.push_back(*std::move(key));
   }

@@ -20,8 +20,23 @@ namespace {
 constexpr size_t kUncountedBytes = 64 << 10;
 // A MatchPrefix above this size hashes for long enough to be kept away from gRPC's threads.
 constexpr size_t kInlineMatchBytesMax = 64 << 10;
-// Of a Set beside its data: above it a copy would be too dear. Far above max_attachment_bytes, which the Store checks.
-constexpr size_t kSetRestBytesMax = 64 << 20;
+// Of a Set beside its data. Above max_attachment_bytes, which the Store checks.
+constexpr size_t kSetRestBytesMax = 4 << 20;
+
+// What a request of a method may have. Parsed, a message of tiny fields takes up to sixty times its size, so only those may be large that must be;
+// a Set's state is never parsed.
+size_t RequestBytesMax(Method method) {
+  constexpr size_t kMiB = 1 << 20;
+  switch (method) {
+    case Method::kSet: return SIZE_MAX;
+    case Method::kRegisterLayout: return kMaxCanonicalBytes + kMiB;
+    case Method::kFork:
+    case Method::kFlush:
+    case Method::kPublishPrefix:
+    case Method::kMatchPrefix: return 8 * kMiB;  // max_children names, max_tokens tokens
+    default: return kMiB;
+  }
+}
 
 absl::Status Malformed(absl::string_view why) {
   return Error(absl::StatusCode::kInvalidArgument, "MALFORMED_REQUEST",
@@ -76,6 +91,10 @@ class StatePoolService::Call final : public grpc::ServerUnaryReactor {
       Finish(Error(absl::StatusCode::kUnavailable, "DRAINING",
                    "the daemon is stopping; retry elsewhere, or when it is back")
                  .RetryAfter(absl::Seconds(1)));
+      return false;
+    }
+    if (request_->Length() > RequestBytesMax(method_)) {
+      Finish(Malformed(absl::StrCat("it has ", request_->Length(), " bytes, and this method takes at most ", RequestBytesMax(method_))));
       return false;
     }
     if (const size_t bytes = request_->Length(); bytes > kUncountedBytes) {
@@ -250,6 +269,13 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
   const auto finish = [this, call, omit_attachment = parsed.omit_attachment()](absl::StatusOr<GetAnswer> answer,
                                                                                Admission::Ticket ticket) {
     if (!answer.ok()) return call->Finish(answer.status());
+    if (const uint64_t bytes = answer->pin->bytes().size() + answer->pin->attachment().size() + kMessageOverheadBytes;
+        bytes > options_.identity.max_message_bytes) {
+      return call->Finish(Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+                                absl::StrCat("the state has ", answer->pin->bytes().size(), " bytes, too many for one message"))
+                              .Field("name")
+                              .Meta("limit", options_.identity.max_message_bytes));
+    }
     v1::GetResponse small;
     handlers_.FillGetResponse(*answer, omit_attachment, &small);
     if (const uint64_t bytes = answer->pin->bytes().size() + small.attachment().size(); bytes > ticket.bytes()) {

@@ -27,6 +27,9 @@
 
 namespace statepool {
 
+// Room in a message for what is beside a state and its attachment.
+inline constexpr uint64_t kMessageOverheadBytes = 64 << 10;
+
 struct ServiceOptions {
   Identity identity;  // its max_bytes_in_flight limits what is admitted
   size_t executor_threads = 32;

@@ -166,7 +166,8 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::s
   server->rpc_ = rpc.collectable();
   server->moment_ = MakeSnapshotCollectable(std::move(snapshot), version, commit);
   try {  // prometheus-cpp's way to say that it can't listen
-    server->exposer_ = std::make_unique<prometheus::Exposer>(address);
+    server->exposer_ = std::make_unique<prometheus::Exposer>(
+        std::vector<std::string>{"listening_ports", address, "num_threads", "8", "request_timeout_ms", "5000"});
   } catch (const std::exception& e) {
     return absl::InvalidArgumentError(absl::StrCat("cannot serve metrics on '", address, "': ", e.what()));
   }

@@ -377,8 +377,10 @@ void Residency::ReclaimLoop() {
   MutexLock lock(&mu_);
   while (!stopping_) {
     if (trim_wanted_) {
+      trim_wanted_ = false;  // it may be wanted again while extents are unmapped
+      reclaiming_ = true;
       GiveBack(TakeEmptyExtents(/*keep_each=*/1));
-      trim_wanted_ = false;
+      reclaiming_ = false;
       changed_.SignalAll();
       continue;
     }

@@ -120,16 +120,22 @@ class Bench {
   void Times(size_t rounds, const std::vector<double>& copies) {
     std::fprintf(stderr, "fork: %zu rounds of 3 sizes\n", rounds);
     std::vector<double> us[3];
-    for (size_t round = 0; round < kWarmUpRounds + rounds; ++round) {
-      size_t order[] = {k80KB, k20MB, k300MB};
-      std::shuffle(std::begin(order), std::end(order), random_);
-      for (size_t i : order) {
-        const double took = ForkAndDelete(sources_[i]);
-        if (round >= kWarmUpRounds) us[i].push_back(took);
+    for (int attempt = 1; attempt == 1 || !IsStable("Fork of 80 KB", us[k80KB], attempt - 1); ++attempt) {
+      for (std::vector<double>& samples : us) samples.clear();
+      for (size_t round = 0; round < kWarmUpRounds + rounds; ++round) {
+        size_t order[] = {k80KB, k20MB, k300MB};
+        std::shuffle(std::begin(order), std::end(order), random_);
+        for (size_t i : order) {
+          const double took = ForkAndDelete(sources_[i]);
+          if (round >= kWarmUpRounds) us[i].push_back(took);
+        }
       }
     }
-    RequireStable("Fork of 80 KB", us[k80KB]);
-    Figure("fork_1000_20MB").Samples(us[k20MB], "ms", 1000).Goal("value", 5).Print();
+    Figure("fork_1000_20MB")
+        .Samples(us[k20MB], "ms", 1000)
+        .Baseline("Redis COPY of one 20 MB string, p50", Median(copies) / 1000)
+        .Goal("value", 5)
+        .Print();
     for (size_t i : {k20MB, k300MB}) {
       Figure(absl::StrCat("fork_1000_", sources_[i].label, "_equals_80KB"))
           .Samples(us[i], "ms", 1000)
@@ -177,15 +183,16 @@ class Bench {
     const Source& source = sources_[k20MB];
     command("SET source %b", source.data.data(), source.data.size());
     std::vector<double> us;
-    for (size_t i = 0; i < 2 + kRedisCopies; ++i) {
-      const std::string key = absl::StrCat("copy", i);
-      const Stopwatch watch;
-      command("COPY source %s", key.c_str());
-      if (i >= 2) us.push_back(watch.microseconds());
-      command("DEL %s", key.c_str());
+    for (int attempt = 1; attempt == 1 || !IsStable("Redis COPY", us, attempt - 1); ++attempt) {
+      us.clear();
+      for (size_t i = 0; i < kWarmUpRounds + kRedisCopies; ++i) {
+        const Stopwatch watch;
+        command("COPY source copy");
+        if (i >= kWarmUpRounds) us.push_back(watch.microseconds());
+        command("DEL copy");
+      }
     }
     redisFree(redis);
-    RequireStable("Redis COPY", us);
     return us;
   }
 

@@ -52,14 +52,16 @@ inline double Quantile(std::vector<double> samples, double q) {
 }
 inline double Median(const std::vector<double>& samples) { return Quantile(samples, 0.5); }
 
-// The baseline must have been the same all the time, or the ratio says nothing: medians of the halves within 1.5.
-inline void RequireStable(absl::string_view what, const std::vector<double>& samples) {
+// Whether the baseline was the same all the time (medians of its halves within 1.5); else a ratio to it says nothing
+// and all is to be measured again. The third attempt is the last: it ends the program.
+inline bool IsStable(absl::string_view what, const std::vector<double>& samples, int attempt) {
   const auto middle = samples.begin() + static_cast<std::ptrdiff_t>(samples.size() / 2);
   const double first = Median({samples.begin(), middle}), second = Median({middle, samples.end()});
-  if (std::max(first, second) > 1.5 * std::min(first, second)) {
-    NotMeasurable(
-        absl::StrCat("the baseline, ", what, ", is unstable: medians of its halves ", first, " and ", second));
-  }
+  if (std::max(first, second) <= 1.5 * std::min(first, second)) return true;
+  const std::string why = absl::StrCat(what, " is unstable: medians of its halves ", first, " and ", second);
+  if (attempt == 3) NotMeasurable(why);
+  std::fprintf(stderr, "once more: %s\n", why.c_str());
+  return false;
 }
 
 // One line of JSON, built field by field.

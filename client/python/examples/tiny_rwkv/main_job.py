@@ -335,6 +335,7 @@ class _Story:
 def _snippet(text: str, tokens: list[int]) -> str:
     """What the user asked and the first line of the answer, cut to one line of a terminal."""
     line = (text + bytes(tokens).decode(errors="replace")).split("\n")[0]
+    line = "".join(c if c.isprintable() else "?" for c in line)
     return line if len(line) <= 110 else line[:109].rsplit(" ", 1)[0] + " …"
 
 
@@ -389,6 +390,7 @@ def main() -> int:
     parser.add_argument("--daemon", type=Path, required=True, help="statepoold")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this directory, emptied first, and leave a daemon running on it")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # whatever the terminal's encoding is
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda n, _: sys.exit(128 + n))  # so that what was started is stopped
     statepoold = args.daemon.resolve()

@@ -23,6 +23,7 @@ constexpr size_t kReclaimBatch = 256;
 constexpr size_t kSweepBatch = 1024;
 constexpr std::chrono::seconds kReclaimRetry{1};
 constexpr std::chrono::milliseconds kPoll{10};  // how late a cancelled or expired call may notice while it waits
+constexpr int kMakeRoomAttempts = 100;             // others may take what came free
 constexpr uint64_t kMinAttachmentBudget = 1 << 20;
 
 absl::Status Damaged(ImageId id) {
@@ -256,13 +257,13 @@ absl::Status Residency::Persist(const Op& op, const ImageRef& ref) {
     if (image->cold) return absl::OkStatus();
     if (image->damaged) return Damaged(image->info().id);
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
-    if (!image->persisting) return PersistLocked(image);
+    if (!image->persisting) return PersistLocked(op, image);
     WaitForChange(op);
   }
 }
 
 // REQUIRES: hot, not cold, not persisting; the caller has a reference.
-absl::Status Residency::PersistLocked(Resident* image) {
+absl::Status Residency::PersistLocked(const Op& op, Resident* image) {
   Unlist(image);
   image->persisting = true;
   image->maybe_on_disk = true;
@@ -270,7 +271,7 @@ absl::Status Residency::PersistLocked(Resident* image) {
   absl::Status status;
   {
     MutexUnlock unlock(&mu_);
-    status = PutCold(*image);
+    status = PutCold(op, *image);
   }
   --moving_;
   image->persisting = false;
@@ -285,7 +286,7 @@ absl::Status Residency::PersistLocked(Resident* image) {
   return status;
 }
 
-absl::Status Residency::PutCold(const Resident& image) {
+absl::Status Residency::PutCold(const Op& op, const Resident& image) {
   const absl::string_view state(image.slot.data, image.bytes());
   // Verified before the write, as again after every read: what was damaged in memory must not become the durable truth.
   const std::vector<LeafHash> leaves = HashLeaves(state);
@@ -293,16 +294,22 @@ absl::Status Residency::PutCold(const Resident& image) {
     spdlog::error("image {} changed in memory", image.info().id);
     return Damaged(image.info().id);
   }
-  for (;;) {
+  const uint64_t bytes = state.size() + image.attachment.size();
+  for (int attempt = 0;; ++attempt) {
     const absl::Status status = cold_->PutImage(image.info(), state, leaves, image.attachment);
-    if (!absl::IsResourceExhausted(status)) return status;
+    // Room can be made in the budget, not on a disk that is full of something else.
+    const bool over_budget = bytes > cold_->budget_bytes() - std::min(cold_->used_bytes(), cold_->budget_bytes());
+    if (!absl::IsResourceExhausted(status) || !over_budget || attempt == kMakeRoomAttempts) return status;
+    if (absl::Status ended = op.Check(*clock_); !ended.ok()) return ended;
+    // First what nobody refers to any more, then prefixes.
     std::function<bool()> make_room;
+    bool reclaiming;
     {
       MutexLock lock(&mu_);
+      reclaiming = deleted_ < dropped_ || sweeping_;
       make_room = make_room_;
     }
-    if (!make_room || !make_room()) return status;
-    if (!WaitForReclaim()) return status;
+    if (reclaiming ? !WaitForReclaim(op) : !make_room || !make_room()) return status;
   }
 }
 
@@ -328,6 +335,7 @@ void Residency::Forget(Resident* image) {
   --images_;
   if (detached_ || (!image->cold && !image->maybe_on_disk)) return;
   reclaim_.push_back(image->info().id);
+  ++dropped_;
   wake_.SignalAll();
 }
 
@@ -364,12 +372,15 @@ void Residency::Detach() {
   detached_ = true;
 }
 
-bool Residency::WaitForReclaim() {
+bool Residency::WaitForReclaim(const Op& op) {
   MutexLock lock(&mu_);
   reclaim_failed_ = false;
   wake_.SignalAll();
-  while (!stopping_ && !reclaim_failed_ && (!reclaim_.empty() || reclaiming_ || sweeping_ || trim_wanted_))
-    changed_.Wait(&mu_);
+  const uint64_t until = dropped_;
+  while (!stopping_ && !reclaim_failed_ && (deleted_ < until || sweeping_ || trim_wanted_)) {
+    if (!op.Check(*clock_).ok()) return false;
+    WaitForChange(op);
+  }
   return !reclaim_failed_;
 }
 
@@ -394,6 +405,7 @@ void Residency::ReclaimLoop() {
     if (status.ok()) continue;
     spdlog::warn("deleting images from the cold store: {}", status.ToString());
     if (cold_->failed()) {  // nothing can be deleted any more; the next start sweeps
+      deleted_ += reclaim_.size();
       reclaim_.clear();
       sweeping_ = false;
       continue;
@@ -414,6 +426,7 @@ absl::Status Residency::DeleteBatch() {
     status = cold_->DeleteImages(batch);
   }
   reclaiming_ = false;
+  if (status.ok()) deleted_ += batch.size();
   if (!status.ok()) reclaim_.insert(reclaim_.begin(), batch.begin(), batch.end());
   return status;
 }

@@ -98,9 +98,9 @@ class Residency final : public ImageStore {
   void RecoveryDone() override;
   void Detach() override;
 
-  // Waits until what was dropped so far is deleted from the cold store and the sweep after recovery has ended. False if
-  // a delete failed; it will be tried again.
-  bool WaitForReclaim();
+  // Waits until what was dropped before the call is deleted from the cold store, and the sweep after recovery has ended. False: a delete failed (it
+  // will be tried again), or `op` ended first.
+  bool WaitForReclaim(const Op& op = Op());
 
   ResidencyStats stats() const;
 
@@ -140,8 +140,8 @@ class Residency final : public ImageStore {
   void Install(Resident* image, Claim* claim, std::string attachment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Pin PinLocked(const ImageRef& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unpin(Resident* image);
-  absl::Status PersistLocked(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status PutCold(const Resident& image) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status PersistLocked(const Op& op, Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status PutCold(const Op& op, const Resident& image) ABSL_LOCKS_EXCLUDED(mu_);
   void WaitForChange(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Progress() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -155,10 +155,10 @@ class Residency final : public ImageStore {
   absl::Status Grow(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBack(Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeEmptyExtents(size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step MakeRoomFor(Pool* pool, bool clean_only, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step DropAttachment(bool clean_only, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step Evict(Resident* image, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step Drain(Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step DropAttachment(const Op& op, bool clean_only, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step Evict(const Op& op, Resident* image, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step Drain(const Op& op, Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The newest image of an extent that could be emptied now; null if it could not.
   const VictimKey* NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -198,6 +198,8 @@ class Residency final : public ImageStore {
   std::deque<ImageId> reclaim_
       ABSL_GUARDED_BY(mu_);  // to be deleted from the cold store; at most every image there ever was
   bool reclaiming_ ABSL_GUARDED_BY(mu_) = false;
+  uint64_t dropped_ ABSL_GUARDED_BY(mu_) = 0;               // images ever put into reclaim_, and those deleted since
+  uint64_t deleted_ ABSL_GUARDED_BY(mu_) = 0;
   bool reclaim_failed_ ABSL_GUARDED_BY(mu_) = false;  // the last try; the next comes in a second
   bool sweeping_ ABSL_GUARDED_BY(mu_) = false;
   ImageId swept_ ABSL_GUARDED_BY(mu_) = 0;

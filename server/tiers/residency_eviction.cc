@@ -151,7 +151,7 @@ absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_by
         claim->has_attachment_room = true;
         continue;
       }
-      step = DropAttachment(!spill_error.ok(), &keep, &error);
+      step = DropAttachment(op, !spill_error.ok(), &keep, &error);
     } else {
       if (std::optional<Slot> slot = pool->slots.Allocate()) {
         claim->pool = pool;
@@ -167,7 +167,7 @@ absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_by
         GiveBack(std::move(empty));
         continue;
       }
-      step = MakeRoomFor(pool, !spill_error.ok(), &keep, &error);
+      step = MakeRoomFor(op, pool, !spill_error.ok(), &keep, &error);
     }
     switch (step) {
       case Step::kProgress: break;
@@ -181,7 +181,7 @@ absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_by
   }
 }
 
-Residency::Step Residency::MakeRoomFor(Pool* pool, bool clean_only, Keep* keep, absl::Status* error) {
+Residency::Step Residency::MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error) {
   const auto may_leave = [clean_only](const VictimKey& key) {
     return !(clean_only && key.dirty()) && !key.image->slot.extent->draining();
   };
@@ -192,9 +192,9 @@ Residency::Step Residency::MakeRoomFor(Pool* pool, bool clean_only, Keep* keep, 
     // Another layout's extent goes only if all in it should go before any image of this one.
     if (first->image->pool != pool) {
       const VictimKey* newest = NewestIfDrainable(*first->image->pool, first->image->slot.extent, clean_only);
-      if (newest != nullptr && *newest < *own) return Drain(first->image->pool, first->image->slot.extent, keep, error);
+      if (newest != nullptr && *newest < *own) return Drain(op, first->image->pool, first->image->slot.extent, keep, error);
     }
-    return Evict(own->image, keep, error);
+    return Evict(op, own->image, keep, error);
   }
 
   // This layout has nothing to let go: whole extents of others must, if that is enough for one of ours.
@@ -210,7 +210,7 @@ Residency::Step Residency::MakeRoomFor(Pool* pool, bool clean_only, Keep* keep, 
     }
   }
   if (best == nullptr || chunks < pool->slots.min_chunks()) return Step::kNothingMayLeave;
-  return Drain(best->image->pool, best->image->slot.extent, keep, error);
+  return Drain(op, best->image->pool, best->image->slot.extent, keep, error);
 }
 
 const Residency::VictimKey* Residency::NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const {
@@ -225,15 +225,15 @@ const Residency::VictimKey* Residency::NewestIfDrainable(const Pool& pool, SlotE
   return newest;
 }
 
-Residency::Step Residency::DropAttachment(bool clean_only, Keep* keep, absl::Status* error) {
+Residency::Step Residency::DropAttachment(const Op& op, bool clean_only, Keep* keep, absl::Status* error) {
   for (const VictimKey& key : attached_victims_) {
-    if (!(clean_only && key.dirty())) return Evict(key.image, keep, error);
+    if (!(clean_only && key.dirty())) return Evict(op, key.image, keep, error);
   }
   return Step::kNothingMayLeave;
 }
 
 // REQUIRES: `image` is listed.
-Residency::Step Residency::Evict(Resident* image, Keep* keep, absl::Status* error) {
+Residency::Step Residency::Evict(const Op& op, Resident* image, Keep* keep, absl::Status* error) {
   const bool behind = image->listed->victim_class <= VictimClass::kBehindDirty;
   const bool dirty = image->listed->dirty();
   if (dirty) {
@@ -241,7 +241,7 @@ Residency::Step Residency::Evict(Resident* image, Keep* keep, absl::Status* erro
     std::shared_ptr<Resident> reference = image->weak_from_this().lock();
     if (reference != nullptr) {
       keep->push_back(std::move(reference));
-      *error = PersistLocked(image);
+      *error = PersistLocked(op, image);
       if (!error->ok()) return Step::kSpillFailed;
       ++stats_.spills;
       if (!image->listed) return Step::kProgress;  // someone reads it now; it is clean, at least
@@ -253,7 +253,7 @@ Residency::Step Residency::Evict(Resident* image, Keep* keep, absl::Status* erro
 }
 
 // Empties an extent and gives it back. REQUIRES: NewestIfDrainable.
-Residency::Step Residency::Drain(Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) {
+Residency::Step Residency::Drain(const Op& op, Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) {
   pool->slots.SetDraining(extent, true);
   ++moving_;
   Step step = Step::kProgress;
@@ -261,7 +261,7 @@ Residency::Step Residency::Drain(Pool* pool, SlotExtent* extent, Keep* keep, abs
     const auto it = pool->extents.find(extent);
     if (it == pool->extents.end() || it->second.count != extent->used()) break;  // one is in use again
     const auto& images = it->second.by_slot;
-    step = Evict(*std::find_if(images.begin(), images.end(), [](Resident* image) { return image != nullptr; }), keep,
+    step = Evict(op, *std::find_if(images.begin(), images.end(), [](Resident* image) { return image != nullptr; }), keep,
                  error);
   }
   --moving_;

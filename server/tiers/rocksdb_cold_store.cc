@@ -126,6 +126,7 @@ absl::Status RocksDbColdStore::OpenDatabase() {
     return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   }
 
+  if (absl::Status status = CheckSpaceToStart(); !status.ok()) return status;
   const RocksDbMemory memory{options_.image_memtable_bytes, rocksdb::NewLRUCache(options_.block_cache_bytes)};
   rocksdb::DBOptions db_options = MakeDbOptions(env_, memory);
   db_options.listeners = {std::make_shared<Listener>(this)};
@@ -155,6 +156,23 @@ absl::Status RocksDbColdStore::OpenDatabase() {
   manifests_ = families_[3];
   images_ = families_[4];
   return absl::OkStatus();
+}
+
+// Opening writes the log's contents into tables. RocksDB (7.8) aborts when the disk fills up in the middle of that.
+absl::Status RocksDbColdStore::CheckSpaceToStart() {
+  constexpr uint64_t kBesideBytes = 4 << 20;
+  std::vector<rocksdb::Env::FileAttributes> files;
+  uint64_t log_bytes = 0;
+  if (env_->GetChildrenFileAttributes(options_.path + "/db", &files).ok()) {
+    for (const auto& file : files) {
+      if (absl::EndsWith(file.name, ".log")) log_bytes += file.size_bytes;
+    }
+  }
+  uint64_t free_bytes = 0;
+  if (!env_->GetFreeSpace(options_.path, &free_bytes).ok()) return absl::OkStatus();  // not every file system tells
+  if (free_bytes >= log_bytes + kBesideBytes) return absl::OkStatus();
+  return Error(absl::StatusCode::kResourceExhausted, "COLD_FULL",
+               absl::StrCat("the disk of ", options_.path, " has ", free_bytes, " bytes free, and a start needs ", log_bytes + kBesideBytes));
 }
 
 absl::Status RocksDbColdStore::ReadMeta() {
@@ -203,7 +221,9 @@ absl::Status RocksDbColdStore::ReadMeta() {
   }
   batch.Put(meta_, kEpochKey, EncodeMetaNumber(kEpochKey, epoch_));
   batch.Delete(meta_, kCleanStopKey);
-  return Write(&batch, /*sync=*/true);
+  if (absl::Status status = Write(&batch, /*sync=*/true); !status.ok()) return status;
+  // Out of the log: damage to it must not give an epoch out twice, nor bring the mark back.
+  return FromWrite(db_->Flush(rocksdb::FlushOptions(), meta_));
 }
 
 absl::Status RocksDbColdStore::CountImages() {
@@ -311,14 +331,15 @@ absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view
 
 absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std::string* attachment) {
   rocksdb::ReadOptions options;
-  options.verify_checksums = false;  // we verify with XXH3, which is faster than Debian's CRC32
+// RocksDB parses index blocks before our checksums see anything: a damaged one must not get that far. The price is its CRC of the blobs.
+  options.verify_checksums = true;
   options.fill_cache = false;
 
   const std::string manifest_key = EncodeImageKey(info.id);
   rocksdb::PinnableSlice value;
   rocksdb::Status status = db_->Get(options, manifests_, manifest_key, &value);
   if (status.IsNotFound()) return CorruptImage(info.id, "the image is missing");
-  if (!status.ok()) return FromRead(status);
+  if (!status.ok()) return CorruptImage(info.id, status.ToString());
   const auto manifest = DecodeManifest(manifest_key, FromSlice(value));
   if (!manifest || *manifest != ManifestOf(info))
     return CorruptImage(info.id, "the image's manifest is damaged or another's");
@@ -329,8 +350,7 @@ absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std
     value.Reset();
     status = db_->Get(options, images_, EncodeChunkKey(info.id, static_cast<uint32_t>(chunk)), &value);
     if (status.IsNotFound()) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " is missing"));
-    if (status.IsCorruption()) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, ": ", status.ToString()));
-    if (!status.ok()) return FromRead(status);
+    if (!status.ok()) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, ": ", status.ToString()));
     const uint64_t offset = chunk * kChunkBytes;
     const uint64_t size = std::min(kChunkBytes, manifest->state_bytes - offset);
     const size_t leaf_count = LeafCount(size);
@@ -350,7 +370,7 @@ absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std
   if (info.attachment_bytes == 0) return absl::OkStatus();
   status = db_->Get(options, images_, EncodeChunkKey(info.id, kAttachmentChunk), attachment);
   if (status.IsNotFound()) return CorruptImage(info.id, "the attachment is missing");
-  if (!status.ok()) return FromRead(status);
+  if (!status.ok()) return CorruptImage(info.id, status.ToString());
   if (attachment->size() != info.attachment_bytes || ChecksumOf(*attachment) != info.attachment_checksum) {
     return CorruptImage(info.id, "the attachment fails its checksum");
   }
@@ -469,6 +489,9 @@ absl::Status RocksDbColdStore::CommitLayout(const LayoutRecord& record) {
 }
 
 absl::Status RocksDbColdStore::CommitCleanStop(absl::string_view tombstones) {
+  // What was recorded must not hang on the log any longer: after an orderly stop, damage to it costs the mark at most.
+  if (failed()) return DiskFailed("the disk failed earlier");
+  if (absl::Status status = FromWrite(db_->Flush(rocksdb::FlushOptions(), families_)); !status.ok()) return status;
   rocksdb::WriteBatch batch;
   batch.Put(meta_, kCleanStopKey, EncodeMeta(kCleanStopKey, tombstones));
   return Write(&batch, /*sync=*/true);

@@ -82,6 +82,7 @@ class RocksDbColdStore final : public ColdStore {
 
   explicit RocksDbColdStore(RocksDbColdStoreOptions options);
   absl::Status OpenDatabase();
+  absl::Status CheckSpaceToStart();
   absl::Status ReadMeta();
   absl::Status CountImages();
   absl::Status Write(rocksdb::WriteBatch* batch, bool sync);

@@ -2,8 +2,8 @@
 //
 // The checksum of an image: XXH3-64 of each leaf of 64 KiB, and a root over the leaves.
 //
-// Leaves make ranges verifiable: a chunk that starts at a multiple of kLeafBytes can be checked by itself. The definition is that of
-// proto/statepool/v1/statepool.proto (BYTES). All functions are thread-safe and never fail.
+// Leaves make ranges verifiable: a chunk that starts at a multiple of kLeafBytes can be checked by itself. The
+// definition is that of proto/statepool/v1/statepool.proto (BYTES). All functions are thread-safe and never fail.
 #ifndef STATEPOOL_KERNELS_CHECKSUM_H_
 #define STATEPOOL_KERNELS_CHECKSUM_H_
 

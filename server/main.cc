@@ -181,7 +181,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
       incarnation,
       server_options.max_message_bytes,
       flags.max_bytes_in_flight,
-      std::min({flags.max_message_bytes, flags.max_bytes_in_flight - std::min(flags.max_bytes_in_flight, kMessageOverheadBytes),
+      std::min({flags.max_message_bytes,
+                flags.max_bytes_in_flight - std::min(flags.max_bytes_in_flight, kMessageOverheadBytes),
                 (*device)->budget_bytes()})};
   service_options.executor_threads = flags.executor_threads;
   service_options.executor_queue = flags.executor_queue;

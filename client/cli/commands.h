@@ -58,7 +58,7 @@ std::vector<Flag> Join(std::initializer_list<std::vector<Flag>> parts);
 // GROUP describe, list and delete, for one kind of names.
 std::vector<Command> NameCommands(v1::NameKind kind);
 
-// ---------------------------------------------------------------------------------------------------------------------
+// ----
 
 template <typename Message>
 int Answer(const Context& context, const absl::StatusOr<Message>& answer) {

@@ -312,7 +312,7 @@ absl::StatusOr<Response> Pool::Write(grpc::Status (v1::StatePool::Stub::*method)
   return Unary(method, with_id, call, true);
 }
 
-// ------------------------------------------------------------------------------------------------------- states' bytes
+// ---- states' bytes
 
 absl::StatusOr<State> Pool::Receive(const v1::GetRequest& request, const CallOptions& call) const {
   const std::string bytes = request.SerializeAsString();
@@ -423,7 +423,7 @@ absl::StatusOr<std::string> Pool::CheckHealth(absl::string_view service, const C
   return std::string(kNames[serving < std::size(kNames) ? serving : 0]);
 }
 
-// --------------------------------------------------------------------------------------------------- everything small
+// ---- everything small
 
 using Stub = v1::StatePool::Stub;
 

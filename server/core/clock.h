@@ -12,7 +12,8 @@
 
 namespace statepool {
 
-// A point on the monotonic clock: nanoseconds since some moment before the process started. Never compared across restarts.
+// A point on the monotonic clock: nanoseconds since some moment before the process started. Never compared across
+// restarts.
 using MonoTime = int64_t;
 inline constexpr MonoTime kNever = INT64_MAX;
 
@@ -26,14 +27,15 @@ inline MonoTime After(MonoTime time, absl::Duration by) {
 class Clock {
  public:
   virtual ~Clock() = default;
-  virtual MonoTime Now() const = 0;       // monotonic; what leases, idle times and deadlines run on
+  virtual MonoTime Now() const = 0;        // monotonic; what leases, idle times and deadlines run on
   virtual absl::Time WallNow() const = 0;  // may jump; only for what must survive a restart, and for people
 };
 
 class SystemClock final : public Clock {
  public:
   MonoTime Now() const override {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+        .count();
   }
   absl::Time WallNow() const override { return absl::Now(); }
 };

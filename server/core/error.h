@@ -2,8 +2,8 @@
 //
 // Errors that tell a program (code, reason, field) and a person (message) what to do.
 //
-// An error is an absl::Status that carries an ErrorDetail as a payload; server/rpc turns it into google.rpc.ErrorInfo and RetryInfo.
-// The table of all reasons stands in proto/statepool/v1/statepool.proto.
+// An error is an absl::Status that carries an ErrorDetail as a payload; server/rpc turns it into google.rpc.ErrorInfo
+// and RetryInfo. The table of all reasons stands in proto/statepool/v1/statepool.proto.
 #ifndef STATEPOOL_SERVER_CORE_ERROR_H_
 #define STATEPOOL_SERVER_CORE_ERROR_H_
 
@@ -18,10 +18,10 @@
 namespace statepool {
 
 struct ErrorDetail {
-  std::string reason;                                        // a row of the table
-  std::string field;                                         // path of the request's field at fault, or empty
+  std::string reason;                                         // a row of the table
+  std::string field;                                          // path of the request's field at fault, or empty
   std::vector<std::pair<std::string, std::string>> metadata;  // what else the table names
-  absl::Duration retry_after = absl::ZeroDuration();         // > 0: worth retrying after this
+  absl::Duration retry_after = absl::ZeroDuration();          // > 0: worth retrying after this
 };
 
 // Fluent, because most errors have two or three of these:

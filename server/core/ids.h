@@ -2,8 +2,9 @@
 //
 // Numbers that are never issued twice over the life of a data directory: revisions, version ids and image ids.
 //
-// An id is (epoch, counter). Each start of the daemon takes a new epoch, recorded durably before the first id of it is used, so an id
-// that was lost in a crash is not issued again. 2^40 ids an epoch, 2^23 epochs; below 2^53 for the first 8,191 starts.
+// An id is (epoch, counter). Each start of the daemon takes a new epoch, recorded durably before the first id of it is
+// used, so an id that was lost in a crash is not issued again. 2^40 ids an epoch, 2^23 epochs; below 2^53 for the first
+// 8,191 starts.
 #ifndef STATEPOOL_SERVER_CORE_IDS_H_
 #define STATEPOOL_SERVER_CORE_IDS_H_
 

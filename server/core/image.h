@@ -2,8 +2,9 @@
 //
 // Image: the bytes of one state. Immutable, reference-counted.
 //
-// core knows an image by its identity, size, checksum and by how many names need it at their heads; where its bytes are is the business of
-// whoever implements ImageStore, by deriving from Image. When the last reference goes, the destructor gives the bytes back, in all tiers.
+// core knows an image by its identity, size, checksum and by how many names need it at their heads; where its bytes are
+// is the business of whoever implements ImageStore, by deriving from Image. When the last reference goes, the
+// destructor gives the bytes back, in all tiers.
 #ifndef STATEPOOL_SERVER_CORE_IMAGE_H_
 #define STATEPOOL_SERVER_CORE_IMAGE_H_
 
@@ -22,7 +23,7 @@ struct ImageInfo {
   ImageId id = 0;
   TenantId tenant = kDefaultTenant;
   LayoutRef layout;
-  Checksum checksum = 0;            // of the state's bytes
+  Checksum checksum = 0;             // of the state's bytes
   Checksum attachment_checksum = 0;  // ChecksumOf(attachment)
   uint32_t attachment_bytes = 0;
 };

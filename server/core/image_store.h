@@ -2,8 +2,8 @@
 //
 // ImageStore: where images' bytes live, as core sees it. Implemented by server/tiers (Residency).
 //
-// Thread-safe. Nothing here calls back into core, so core may hold no lock that it would need; calls marked "blocks" may wait
-// for disk or for memory and must not be made under a lock.
+// Thread-safe. Nothing here calls back into core, so core may hold no lock that it would need; calls marked "blocks"
+// may wait for disk or for memory and must not be made under a lock.
 #ifndef STATEPOOL_SERVER_CORE_IMAGE_STORE_H_
 #define STATEPOOL_SERVER_CORE_IMAGE_STORE_H_
 
@@ -29,11 +29,12 @@ struct StateBytes {
   absl::string_view attachment;
 };
 
-// Keeps an image's bytes where they can be read, for as long as it lives: a pinned slot never leaves its device. Movable.
+// Keeps an image's bytes where they can be read, for as long as it lives: a pinned slot never leaves its device.
+// Movable.
 class PinnedImage {
  public:
   virtual ~PinnedImage() = default;
-  virtual absl::string_view bytes() const = 0;       // exactly layout.state_bytes(), in host memory
+  virtual absl::string_view bytes() const = 0;  // exactly layout.state_bytes(), in host memory
   virtual absl::string_view attachment() const = 0;
 };
 using Pin = std::unique_ptr<const PinnedImage>;
@@ -42,8 +43,9 @@ class ImageStore {
  public:
   virtual ~ImageStore() = default;
 
-  // Copies bytes into fresh slots: a whole image, or none. Blocks for the copy, and when the budget is short for spills.
-  // Errors: BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH, STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
+  // Copies bytes into fresh slots: a whole image, or none. Blocks for the copy, and when the budget is short for
+  // spills. Errors: BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH, STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED,
+  // DEADLINE, CANCELLED.
   virtual absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) = 0;
 
   // Pins an image's bytes, promoting them first when they are cold (blocks). They were verified on the way.
@@ -53,21 +55,24 @@ class ImageStore {
   // The same when it needs no waiting, else null. Counts as a use.
   virtual Pin TryRead(const ImageRef& image) = 0;
 
-  // Writes an image's bytes to the cold store, if they are not there yet: after this returned OK, any later synced commit of
-  // the NameLog makes them durable too. Blocks. Errors: COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
+  // Writes an image's bytes to the cold store, if they are not there yet: after this returned OK, any later synced
+  // commit of the NameLog makes them durable too. Blocks. Errors: COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   virtual absl::Status Persist(const Op& op, const ImageRef& image) = 0;
 
   // True once Persist succeeded (or the image was adopted). Never false again.
   virtual bool persisted(const Image& image) const = 0;
   virtual Tier tier(const Image& image) const = 0;
 
-  // At recovery: an image that a durable name needs, known to be in the cold store alone. The same id gives the same image.
+  // At recovery: an image that a durable name needs, known to be in the cold store alone. The same id gives the same
+  // image.
   virtual ImageRef Adopt(const ImageInfo& info) = 0;
   // The same for an image whose record can't be used now (its layout's record is damaged): its bytes stay.
   virtual void KeepUnused(ImageId id) = 0;
-  // At the end of recovery: images in the cold store that nobody adopted or keeps are garbage and go, in the background.
+  // At the end of recovery: images in the cold store that nobody adopted or keeps are garbage and go, in the
+  // background.
   virtual void RecoveryDone() = 0;
-  // The store of names ends, its records stay: from now on an image that goes leaves its bytes in the cold store. Called once, by ~Store.
+  // The store of names ends, its records stay: from now on an image that goes leaves its bytes in the cold store.
+  // Called once, by ~Store.
   virtual void Detach() = 0;
 };
 

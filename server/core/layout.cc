@@ -24,7 +24,7 @@ absl::Status Invalid(absl::string_view field, absl::string_view why) {
       .Field(field);
 }
 
-// ------------------------------------------------------------------------------------------------- canonical encoding
+// ---- canonical encoding
 
 void PutInteger(std::string* out, uint64_t value) {
   for (int i = 0; i < 8; ++i) out->push_back(static_cast<char>(value >> (8 * i)));
@@ -138,7 +138,7 @@ LayoutSpec Decode(absl::string_view encoding, bool* ok) {
   return spec;
 }
 
-// -------------------------------------------------------------------------------------------------------- validation
+// ---- validation
 
 bool ValidText(absl::string_view text, size_t max_bytes) {
   if (text.empty() || text.size() > max_bytes) return false;
@@ -196,7 +196,8 @@ std::optional<std::string> EncodeElement(DType dtype, double value) {
 
 absl::Status ValidateTensor(const TensorSpec& t, const std::string& field, uint64_t* state_bytes) {
   if (!ValidText(t.name, kMaxTensorNameBytes)) {
-    return Invalid(field + ".name", absl::StrCat("must be 1..", kMaxTensorNameBytes, " bytes without control characters"));
+    return Invalid(field + ".name",
+                   absl::StrCat("must be 1..", kMaxTensorNameBytes, " bytes without control characters"));
   }
   if (t.kind < TensorKind::kConv || t.kind > TensorKind::kOther) return Invalid(field + ".kind", "unknown or missing");
   if (DTypeBytes(t.dtype) == 0) return Invalid(field + ".dtype", "unknown or missing");
@@ -206,13 +207,15 @@ absl::Status ValidateTensor(const TensorSpec& t, const std::string& field, uint6
   for (size_t i = 1; i < t.layers.size(); ++i) {
     if (t.layers[i] <= t.layers[i - 1]) return Invalid(field + ".layers", "must be strictly ascending");
   }
-  if (t.axes.empty() || t.axes.size() > kMaxAxes) return Invalid(field + ".axes", absl::StrCat("needs 1..", kMaxAxes, " axes"));
+  if (t.axes.empty() || t.axes.size() > kMaxAxes)
+    return Invalid(field + ".axes", absl::StrCat("needs 1..", kMaxAxes, " axes"));
   std::set<absl::string_view> axis_names;
   uint64_t bytes = DTypeBytes(t.dtype) * t.layers.size();
   for (size_t i = 0; i < t.axes.size(); ++i) {
     const Axis& axis = t.axes[i];
     const std::string axis_field = absl::StrCat(field, ".axes[", i, "]");
-    if (!ValidText(axis.name, kMaxTensorNameBytes)) return Invalid(axis_field + ".name", "empty, too long or with control characters");
+    if (!ValidText(axis.name, kMaxTensorNameBytes))
+      return Invalid(axis_field + ".name", "empty, too long or with control characters");
     if (!axis_names.insert(axis.name).second) return Invalid(axis_field + ".name", "twice in one tensor");
     if (axis.size == 0) return Invalid(axis_field + ".size", "must be at least 1");
     if (axis.size > kMaxStateBytes || bytes > kMaxStateBytes / axis.size) {
@@ -235,15 +238,18 @@ absl::Status ValidateTensor(const TensorSpec& t, const std::string& field, uint6
     if (sections.size() > kMaxTensors) return Invalid(field + ".sharding.sections", "too many");
     uint64_t sum = 0;
     for (uint64_t section : sections) {
-      if (section == 0 || section > kMaxStateBytes) return Invalid(field + ".sharding.sections", "each must be at least 1");
+      if (section == 0 || section > kMaxStateBytes)
+        return Invalid(field + ".sharding.sections", "each must be at least 1");
       sum += section;
     }
     if (!sections.empty() && sum != t.axes[t.sharding->axis].size) {
-      return Invalid(field + ".sharding.sections", absl::StrCat("add up to ", sum, ", the axis has ", t.axes[t.sharding->axis].size));
+      return Invalid(field + ".sharding.sections",
+                     absl::StrCat("add up to ", sum, ", the axis has ", t.axes[t.sharding->axis].size));
     }
   }
   *state_bytes += bytes;
-  if (*state_bytes > kMaxStateBytes) return Invalid(field, absl::StrCat("the state is larger than ", kMaxStateBytes, " bytes"));
+  if (*state_bytes > kMaxStateBytes)
+    return Invalid(field, absl::StrCat("the state is larger than ", kMaxStateBytes, " bytes"));
   return absl::OkStatus();
 }
 
@@ -293,7 +299,8 @@ absl::StatusOr<LayoutRef> Layout::Create(LayoutSpec spec) {
   }
   layout->canonical_ = Encode(spec);
   if (layout->canonical_.size() > kMaxCanonicalBytes) {
-    return Invalid("tensors", absl::StrCat("the layout has ", layout->canonical_.size(), " bytes, initial data included; the limit is ", kMaxCanonicalBytes));
+    return Invalid("tensors", absl::StrCat("the layout has ", layout->canonical_.size(),
+                                           " bytes, initial data included; the limit is ", kMaxCanonicalBytes));
   }
   layout->spec_ = std::move(spec);
   unsigned char digest[SHA256_DIGEST_LENGTH];

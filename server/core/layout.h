@@ -2,9 +2,9 @@
 //
 // Layouts: the canonical schema of one model's state, and its fingerprint.
 //
-// A Layout is immutable once built, shared by reference, and its identity is its fingerprint: SHA-256 over the canonical encoding
-// that proto/statepool/v1/statepool.proto defines at `message Layout`. A state's bytes are: tensors in order, layers ascending, row-major,
-// little-endian, no padding.
+// A Layout is immutable once built, shared by reference, and its identity is its fingerprint: SHA-256 over the
+// canonical encoding that proto/statepool/v1/statepool.proto defines at `message Layout`. A state's bytes are: tensors
+// in order, layers ascending, row-major, little-endian, no padding.
 #ifndef STATEPOOL_SERVER_CORE_LAYOUT_H_
 #define STATEPOOL_SERVER_CORE_LAYOUT_H_
 
@@ -24,7 +24,17 @@ namespace statepool {
 // Numbers as in the .proto.
 enum class TensorKind : uint8_t { kConv = 1, kRecurrent = 2, kShift = 3, kOther = 4 };
 enum class DType : uint8_t {
-  kFloat32 = 1, kFloat16, kBFloat16, kFloat64, kFloat8E4M3, kFloat8E5M2, kInt8, kUInt8, kInt16, kInt32, kInt64
+  kFloat32 = 1,
+  kFloat16,
+  kBFloat16,
+  kFloat64,
+  kFloat8E4M3,
+  kFloat8E5M2,
+  kInt8,
+  kUInt8,
+  kInt16,
+  kInt32,
+  kInt64
 };
 size_t DTypeBytes(DType dtype);
 
@@ -33,15 +43,20 @@ struct Axis {
   uint64_t size = 0;
 };
 
-// How tensor parallelism divides an axis: each section among the ranks by itself; no sections means one, the whole axis.
+// How tensor parallelism divides an axis: each section among the ranks by itself; no sections means one, the whole
+// axis.
 struct Sharding {
   uint32_t axis = 0;
   std::vector<uint64_t> sections;
 };
 
 struct ZeroInitial {};
-struct ConstantInitial { double value = 0; };
-struct DataInitial { std::string bytes; };  // all layers of the tensor
+struct ConstantInitial {
+  double value = 0;
+};
+struct DataInitial {
+  std::string bytes;  // all layers of the tensor
+};
 using InitialValue = std::variant<ZeroInitial, ConstantInitial, DataInitial>;
 
 struct TensorSpec {
@@ -49,11 +64,11 @@ struct TensorSpec {
   TensorKind kind = TensorKind::kOther;
   std::vector<uint32_t> layers;  // ascending
   DType dtype = DType::kFloat32;
-  std::vector<Axis> axes;        // of one layer, outermost first
+  std::vector<Axis> axes;  // of one layer, outermost first
   InitialValue initial;
   std::optional<Sharding> sharding;  // absent: replicated
 
-  uint64_t LayerBytes() const;   // REQUIRES: validated
+  uint64_t LayerBytes() const;  // REQUIRES: validated
   uint64_t Bytes() const { return LayerBytes() * layers.size(); }
 };
 
@@ -76,8 +91,8 @@ using LayoutRef = std::shared_ptr<const Layout>;
 // Thread-safe: immutable.
 class Layout {
  public:
-  // Checks every field (sizes >= 1 and without overflow, unique names, layers ascending, initial values that fit) and computes the
-  // fingerprint. Errors: INVALID_ARGUMENT / INVALID_LAYOUT with the field.
+  // Checks every field (sizes >= 1 and without overflow, unique names, layers ascending, initial values that fit) and
+  // computes the fingerprint. Errors: INVALID_ARGUMENT / INVALID_LAYOUT with the field.
   static absl::StatusOr<LayoutRef> Create(LayoutSpec spec);
 
   // The inverse of canonical(). Errors: INVALID_LAYOUT for anything that canonical() could not have given.

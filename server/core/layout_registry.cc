@@ -18,7 +18,8 @@ absl::Status ValidateAlias(absl::string_view alias) {
   if (absl::Status s = ValidateName(alias, "alias"); !s.ok()) return s;
   if (alias.size() > kMaxAliasBytes || LooksLikeFingerprint(alias)) {
     return Error(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
-                 absl::StrCat("a layout's alias has at most ", kMaxAliasBytes, " bytes and does not look like a fingerprint"))
+                 absl::StrCat("a layout's alias has at most ", kMaxAliasBytes,
+                              " bytes and does not look like a fingerprint"))
         .Field("alias");
   }
   return absl::OkStatus();
@@ -26,7 +27,8 @@ absl::Status ValidateAlias(absl::string_view alias) {
 
 }  // namespace
 
-absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(TenantId tenant, LayoutRef layout, absl::string_view alias) {
+absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(TenantId tenant, LayoutRef layout,
+                                                               absl::string_view alias) {
   if (!alias.empty()) {
     if (absl::Status s = ValidateAlias(alias); !s.ok()) return s;
   }
@@ -37,17 +39,20 @@ absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(TenantId tenant, 
     const auto taken = aliases_.find({tenant, std::string(alias)});
     if (taken != aliases_.end() && taken->second != layout->fingerprint()) {
       return Error(absl::StatusCode::kAlreadyExists, "LAYOUT_ALIAS_TAKEN",
-                   absl::StrCat("the alias '", alias, "' belongs to another layout; choose another alias, or the layout that it names"))
+                   absl::StrCat("the alias '", alias,
+                                "' belongs to another layout; choose another alias, or the layout that it names"))
           .Field("alias")
           .Meta("fingerprint", taken->second);
     }
   }
   const auto known = layouts_.find(key);
   if (known == layouts_.end() && layouts_.size() >= max_layouts_) {
-    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "the table of layouts is full").Meta("limit", max_layouts_);
+    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "the table of layouts is full")
+        .Meta("limit", max_layouts_);
   }
   if (known == layouts_.end() && bytes_ + layout->canonical().size() > max_bytes_) {
-    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "all layouts together, with their initial data, would have too many bytes")
+    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS",
+                 "all layouts together, with their initial data, would have too many bytes")
         .Meta("limit", max_bytes_);
   }
   Registered registered = known == layouts_.end() ? Registered{layout, {}} : known->second;
@@ -55,7 +60,8 @@ absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(TenantId tenant, 
   if (!alias.empty()) registered.aliases.insert(std::string(alias));
   const std::vector<std::string> aliases(registered.aliases.begin(), registered.aliases.end());
   if (aliases.size() > max_layouts_) {
-    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "the layout has too many aliases").Meta("limit", max_layouts_);
+    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_LAYOUTS", "the layout has too many aliases")
+        .Meta("limit", max_layouts_);
   }
   if (changes) {
     committing_ = true;
@@ -83,12 +89,15 @@ const LayoutRegistry::Registered* LayoutRegistry::FindLocked(TenantId tenant, ab
 
 absl::StatusOr<LayoutRef> LayoutRegistry::Find(TenantId tenant, absl::string_view name, absl::string_view field) const {
   if (name.empty()) {
-    return Error(absl::StatusCode::kInvalidArgument, "MISSING_FIELD", "name a layout, by alias or fingerprint").Field(field);
+    return Error(absl::StatusCode::kInvalidArgument, "MISSING_FIELD", "name a layout, by alias or fingerprint")
+        .Field(field);
   }
   MutexLock lock(&mu_);
   if (const Registered* registered = FindLocked(tenant, name)) return registered->layout;
-  return Error(absl::StatusCode::kNotFound, "LAYOUT_UNKNOWN",
-               absl::StrCat("no layout ", ValidateName(name, field).ok() ? absl::StrCat("'", name, "'") : "of this name", " is registered; RegisterLayout first"))
+  return Error(
+             absl::StatusCode::kNotFound, "LAYOUT_UNKNOWN",
+             absl::StrCat("no layout ", ValidateName(name, field).ok() ? absl::StrCat("'", name, "'") : "of this name",
+                          " is registered; RegisterLayout first"))
       .Field(field);
 }
 

@@ -31,7 +31,8 @@ class LayoutRegistry {
   };
 
   // At most `max_layouts` of `max_bytes` in all (canonical encodings, initial data included).
-  LayoutRegistry(uint32_t max_layouts, uint64_t max_bytes, NameLog* log) : max_layouts_(max_layouts), max_bytes_(max_bytes), log_(log) {}
+  LayoutRegistry(uint32_t max_layouts, uint64_t max_bytes, NameLog* log)
+      : max_layouts_(max_layouts), max_bytes_(max_bytes), log_(log) {}
 
   // Registers durably (blocks on the disk when something is new). `alias` may be empty.
   // Errors: INVALID_NAME (alias), LAYOUT_ALIAS_TAKEN, TOO_MANY_LAYOUTS, COLD_FULL, DISK_FAILED.
@@ -59,8 +60,8 @@ class LayoutRegistry {
   CondVar committed_;
   uint64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
   bool committing_ ABSL_GUARDED_BY(mu_) = false;  // one registration goes to disk at a time
-  std::map<std::pair<TenantId, std::string>, Registered> layouts_ ABSL_GUARDED_BY(mu_);    // by fingerprint
-  std::map<std::pair<TenantId, std::string>, std::string> aliases_ ABSL_GUARDED_BY(mu_);   // to fingerprint
+  std::map<std::pair<TenantId, std::string>, Registered> layouts_ ABSL_GUARDED_BY(mu_);   // by fingerprint
+  std::map<std::pair<TenantId, std::string>, std::string> aliases_ ABSL_GUARDED_BY(mu_);  // to fingerprint
 };
 
 }  // namespace statepool

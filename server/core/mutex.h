@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The one mutex of the project: std::mutex with clang's thread-safety annotations. (absl::Mutex would give ThreadSanitizer false
-// races, because Debian's Abseil is not instrumented.)
+// The one mutex of the project: std::mutex with clang's thread-safety annotations. (absl::Mutex would give
+// ThreadSanitizer false races, because Debian's Abseil is not instrumented.)
 #ifndef STATEPOOL_SERVER_CORE_MUTEX_H_
 #define STATEPOOL_SERVER_CORE_MUTEX_H_
 

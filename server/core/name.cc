@@ -27,8 +27,9 @@ size_t PrintableUtf8(absl::string_view s) {
 
 absl::Status Invalid(absl::string_view why, absl::string_view field) {
   return Error(absl::StatusCode::kInvalidArgument, "INVALID_NAME",
-               absl::StrCat("invalid name: ", why, ". Names are 1..", kMaxNameBytes,
-                            " bytes of UTF-8 without control characters; '/' separates segments, none empty, '.' or '..'"))
+               absl::StrCat(
+                   "invalid name: ", why, ". Names are 1..", kMaxNameBytes,
+                   " bytes of UTF-8 without control characters; '/' separates segments, none empty, '.' or '..'"))
       .Field(field);
 }
 

@@ -78,20 +78,21 @@ struct RecordedVersion {
 // All that is durable of a name. Encoded by server/tiers (FORMAT.md).
 struct NameRecord {
   NameKey key;
-  std::string layout;         // fingerprint
-  Revision revision = 0;      // of the head
-  Revision created = 0;       // the revision that made the name: tells it from an earlier one of the same name
+  std::string layout;     // fingerprint
+  Revision revision = 0;  // of the head
+  Revision created = 0;   // the revision that made the name: tells it from an earlier one of the same name
   absl::Time create_time;
   Durability durability = Durability::kWriteBehind;
   uint32_t max_history = 1;
-  absl::Duration ttl = absl::InfiniteDuration();      // idle time
-  absl::Time expire_time = absl::InfiniteFuture();    // absolute
-  std::vector<RecordedVersion> versions;              // oldest first, the head last; never empty
-  std::vector<AnsweredRequest> requests;              // oldest first, at most kMaxRequestIds
-  PrefixLocator prefix;                               // prefixes only
+  absl::Duration ttl = absl::InfiniteDuration();    // idle time
+  absl::Time expire_time = absl::InfiniteFuture();  // absolute
+  std::vector<RecordedVersion> versions;            // oldest first, the head last; never empty
+  std::vector<AnsweredRequest> requests;            // oldest first, at most kMaxRequestIds
+  PrefixLocator prefix;                             // prefixes only
 };
 
-// INVALID_NAME with `field` unless 1..kMaxNameBytes of valid UTF-8 without control characters, no segment empty, '.' or '..'.
+// INVALID_NAME with `field` unless 1..kMaxNameBytes of valid UTF-8 without control characters, no segment empty, '.' or
+// '..'.
 absl::Status ValidateName(absl::string_view name, absl::string_view field);
 absl::Status ValidatePosition(int64_t position, absl::string_view field);
 

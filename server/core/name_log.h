@@ -37,20 +37,21 @@ struct LastRun {
   std::string tombstones;
 };
 
-// Thread-safe. Every call blocks on the disk: never under a lock. Errors of all writes: COLD_FULL (nothing was changed),
-// DISK_FAILED (after it every write fails, until the daemon is started anew).
+// Thread-safe. Every call blocks on the disk: never under a lock. Errors of all writes: COLD_FULL (nothing was
+// changed), DISK_FAILED (after it every write fails, until the daemon is started anew).
 class NameLog {
  public:
   virtual ~NameLog() = default;
 
-  // All of the changes or none. With `sync`, OK means: they, every earlier commit, and every image persisted before, survive power loss.
-  // Concurrent synced commits share one fsync. REQUIRES: the images of each record were persisted.
+  // All of the changes or none. With `sync`, OK means: they, every earlier commit, and every image persisted before,
+  // survive power loss. Concurrent synced commits share one fsync. REQUIRES: the images of each record were persisted.
   virtual absl::Status Commit(absl::Span<const NameChange> changes, bool sync) = 0;
 
   // Layouts are always synced. A layout's record replaces the one with the same fingerprint.
   virtual absl::Status CommitLayout(const LayoutRecord& layout) = 0;
 
-  // Marks an orderly stop, synced; the last write before the end. The mark is taken away by the next start before it serves.
+  // Marks an orderly stop, synced; the last write before the end. The mark is taken away by the next start before it
+  // serves.
   virtual absl::Status CommitCleanStop(absl::string_view tombstones) = 0;
 
   // --- recovery, each once, in this order, before anything else

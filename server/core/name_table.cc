@@ -73,8 +73,8 @@ std::optional<TombstoneTable::Reason> TombstoneTable::Find(const NameKey& key) c
   return it->second.reason;
 }
 
-// Saved form: flags u8 (1 uncertain, 2 overflowed), then for each tombstone, oldest first, its hash u64, reason u8, and 1 and six u64 of its prefix's
-// place, or 0. Little-endian, as memory is.
+// Saved form: flags u8 (1 uncertain, 2 overflowed), then for each tombstone, oldest first, its hash u64, reason u8, and
+// 1 and six u64 of its prefix's place, or 0. Little-endian, as memory is.
 std::string TombstoneTable::Save() const {
   std::string out(1, static_cast<char>((uncertain_ ? 1 : 0) | (overflowed_ ? 2 : 0)));
   const auto put = [&out](uint64_t v) { out.append(reinterpret_cast<const char*>(&v), sizeof v); };
@@ -85,7 +85,9 @@ std::string TombstoneTable::Save() const {
     out.push_back(static_cast<char>(it->second.reason));
     out.push_back(it->second.prefix != nullptr ? 1 : 0);
     if (const PrefixPlace& p = it->second.prefix; p != nullptr) {
-      for (uint64_t v : {p->key.high, p->key.low, p->locator.stem_high, p->locator.stem_low, p->locator.check, p->length}) put(v);
+      for (uint64_t v :
+           {p->key.high, p->key.low, p->locator.stem_high, p->locator.stem_low, p->locator.check, p->length})
+        put(v);
     }
   }
   return out;

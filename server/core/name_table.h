@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The Store's tables: names in order, and what is remembered of names that are gone. Not thread-safe: the Store's lock guards them.
+// The Store's tables: names in order, and what is remembered of names that are gone. Not thread-safe: the Store's lock
+// guards them.
 #ifndef STATEPOOL_SERVER_CORE_NAME_TABLE_H_
 #define STATEPOOL_SERVER_CORE_NAME_TABLE_H_
 
@@ -39,13 +40,14 @@ struct NameState {
   MonoTime expire_at = kNever;                      // the same on the monotonic clock
   Durability durability = Durability::kWriteBehind;
   uint32_t max_history = 1;
-  std::vector<AnsweredRequest> requests;            // oldest first
+  std::vector<AnsweredRequest> requests;             // oldest first
   std::shared_ptr<const PrefixIndex::Place> prefix;  // prefixes only
 
   const VersionRef& head() const { return ring.back(); }
 };
 
-// Where a name stands in the queue of unrecorded changes. Children of one fork share `group`, so that they are recorded together.
+// Where a name stands in the queue of unrecorded changes. Children of one fork share `group`, so that they are recorded
+// together.
 struct DirtyTicket {
   Revision group = 0, own = 0;  // 0: not in the queue
   friend auto operator<=>(const DirtyTicket&, const DirtyTicket&) = default;
@@ -68,9 +70,9 @@ struct Name {
   MonoTime expiry_entry = kNever;  // its entry in the expiry index; at or before the real deadline
   DirtyTicket dirty;               // of its first unrecorded change; the record will have the newest
   MonoTime dirty_since = 0;
-  DirtyTicket dirty_next;          // while `recording`: of the first change that this record does not have
+  DirtyTicket dirty_next;  // while `recording`: of the first change that this record does not have
   MonoTime dirty_next_since = 0;
-  uint32_t forks = 0;              // of a prefix: how often it was forked
+  uint32_t forks = 0;  // of a prefix: how often it was forked
 
   MonoTime Deadline() const {
     if (state.ttl == absl::InfiniteDuration()) return state.expire_at;
@@ -135,8 +137,8 @@ class TombstoneTable {
   enum class Reason : uint8_t { kDeleted = 1, kExpired, kEvicted, kNotDurable, kCorrupt };
   static constexpr size_t kLimit = 65'536;
 
-  // Remembers why `key` is gone. A prefix stays findable in the index as long as its tombstone lasts, so `prefix` comes back, from here or
-  // from Remove or Load, when it is time to erase it there.
+  // Remembers why `key` is gone. A prefix stays findable in the index as long as its tombstone lasts, so `prefix` comes
+  // back, from here or from Remove or Load, when it is time to erase it there.
   using PrefixPlace = std::shared_ptr<const PrefixIndex::Place>;
   [[nodiscard]] std::vector<PrefixPlace> Add(const NameKey& key, Reason reason, PrefixPlace prefix);
   // The name exists again.
@@ -163,7 +165,8 @@ class TombstoneTable {
   static uint64_t HashOf(const NameKey& key);
   void Put(uint64_t hash, Reason reason, PrefixPlace prefix, std::vector<PrefixPlace>* gone);
 
-  absl::flat_hash_map<uint64_t, Stone> stones_;  // by HashOf: two names in one are told apart too rarely to matter for a reason
+  // By HashOf: two names with one hash are too rare to matter for a reason.
+  absl::flat_hash_map<uint64_t, Stone> stones_;
   std::deque<std::pair<uint64_t, uint64_t>> order_;  // (hash, serial), oldest first
   uint64_t next_serial_ = 1;
   size_t prefixes_ = 0;

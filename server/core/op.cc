@@ -10,8 +10,9 @@ absl::Status Op::Check(const Clock& clock) const {
     return Error(absl::StatusCode::kCancelled, "CANCELLED", "the caller gave up; nothing was changed");
   }
   if (deadline != kNever && clock.Now() >= deadline) {
-    return Error(absl::StatusCode::kDeadlineExceeded, "DEADLINE",
-                 "the deadline passed while waiting; nothing was changed. Retry with a longer one and the same request_id");
+    return Error(
+        absl::StatusCode::kDeadlineExceeded, "DEADLINE",
+        "the deadline passed while waiting; nothing was changed. Retry with a longer one and the same request_id");
   }
   return absl::OkStatus();
 }

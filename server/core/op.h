@@ -17,7 +17,8 @@ struct Op {
   MonoTime deadline = kNever;
   const std::atomic<bool>* cancelled = nullptr;  // not owned; may be null
 
-  // OK, or DEADLINE_EXCEEDED / CANCELLED. Checked before anything is changed and while waiting; once a change was begun it is finished.
+  // OK, or DEADLINE_EXCEEDED / CANCELLED. Checked before anything is changed and while waiting; once a change was begun
+  // it is finished.
   absl::Status Check(const Clock& clock) const;
 };
 

@@ -46,7 +46,9 @@ bool Hash128FromHex(absl::string_view hex, Hash128* hash) {
 }
 
 PrefixHasher::PrefixHasher(absl::string_view hash_key, int key_bits)
-    : stem_secret_(Secret(hash_key, "stem")), key_secret_(Secret(hash_key, "key")), check_secret_(Secret(hash_key, "check")) {
+    : stem_secret_(Secret(hash_key, "stem")),
+      key_secret_(Secret(hash_key, "key")),
+      check_secret_(Secret(hash_key, "check")) {
   assert(key_bits >= 0 && key_bits <= 128);
   const auto mask = [](int bits) { return bits >= 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1; };
   mask_low_ = mask(key_bits);
@@ -73,7 +75,8 @@ Hash128 PrefixHasher::Key(const Hash128& stem, const uint32_t* tail, size_t tail
   return key;
 }
 
-std::vector<uint64_t> PrefixHasher::Checks(const Hash128& root, absl::Span<const uint32_t> tokens, absl::Span<const uint64_t> lengths) const {
+std::vector<uint64_t> PrefixHasher::Checks(const Hash128& root, absl::Span<const uint32_t> tokens,
+                                           absl::Span<const uint64_t> lengths) const {
   std::vector<uint64_t> checks;
   checks.reserve(lengths.size());
   XXH3_state_t state;
@@ -89,7 +92,8 @@ std::vector<uint64_t> PrefixHasher::Checks(const Hash128& root, absl::Span<const
   return checks;
 }
 
-std::vector<Hash128> PrefixIndex::Stems(const PrefixHasher& hasher, const Hash128& root, absl::Span<const uint32_t> tokens) {
+std::vector<Hash128> PrefixIndex::Stems(const PrefixHasher& hasher, const Hash128& root,
+                                        absl::Span<const uint32_t> tokens) {
   std::vector<Hash128> stems{root};
   stems.reserve(tokens.size() / PrefixHasher::kStride + 1);
   for (size_t at = 0; at + PrefixHasher::kStride <= tokens.size(); at += PrefixHasher::kStride) {
@@ -98,7 +102,8 @@ std::vector<Hash128> PrefixIndex::Stems(const PrefixHasher& hasher, const Hash12
   return stems;
 }
 
-PrefixIndex::Place PrefixIndex::Locate(const PrefixHasher& hasher, const Hash128& root, absl::Span<const uint32_t> tokens) {
+PrefixIndex::Place PrefixIndex::Locate(const PrefixHasher& hasher, const Hash128& root,
+                                       absl::Span<const uint32_t> tokens) {
   const Hash128 stem = Stems(hasher, root, tokens).back();
   const size_t tail = tokens.size() % PrefixHasher::kStride;
   Place place;
@@ -112,7 +117,8 @@ PrefixIndex::Place PrefixIndex::Locate(const PrefixHasher& hasher, const Hash128
 void PrefixIndex::Insert(const Place& place) {
   std::vector<Tail>& tails = tails_[{place.locator.stem_high, place.locator.stem_low}];
   const auto length = static_cast<uint8_t>(place.length % PrefixHasher::kStride);
-  const auto at = std::lower_bound(tails.begin(), tails.end(), length, [](const Tail& t, uint8_t l) { return t.length < l; });
+  const auto at =
+      std::lower_bound(tails.begin(), tails.end(), length, [](const Tail& t, uint8_t l) { return t.length < l; });
   if (at != tails.end() && at->length == length) {
     ++at->count;
   } else {
@@ -126,7 +132,8 @@ void PrefixIndex::Erase(const Place& place) {
   assert(stem != tails_.end());
   std::vector<Tail>& tails = stem->second;
   const auto length = static_cast<uint8_t>(place.length % PrefixHasher::kStride);
-  const auto at = std::lower_bound(tails.begin(), tails.end(), length, [](const Tail& t, uint8_t l) { return t.length < l; });
+  const auto at =
+      std::lower_bound(tails.begin(), tails.end(), length, [](const Tail& t, uint8_t l) { return t.length < l; });
   assert(at != tails.end() && at->length == length);
   if (--at->count == 0) tails.erase(at);
   if (tails.empty()) tails_.erase(stem);

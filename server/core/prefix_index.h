@@ -6,9 +6,10 @@
 //   stem(0)      = H(tenant, layout fingerprint, extra_key)
 //   stem(64·b+64) = H(stem(64·b), tokens[64·b .. 64·b+64))
 //   key(n)       = H'(stem(n - n mod 64), tokens[n - n mod 64 .. n), n)
-// H, H' are XXH3-128 with secrets derived from the data directory's hash key. The index remembers for each stem which tails (n mod 64)
-// were published below it, so a lookup of n tokens costs n/64 stems plus one hash for each candidate, not n hashes.
-// A second, independent 64-bit hash over all tokens is compared before a hit is believed: a collision is a miss.
+// H, H' are XXH3-128 with secrets derived from the data directory's hash key. The index remembers for each stem which
+// tails (n mod 64) were published below it, so a lookup of n tokens costs n/64 stems plus one hash for each candidate,
+// not n hashes. A second, independent 64-bit hash over all tokens is compared before a hit is believed: a collision is
+// a miss.
 #ifndef STATEPOOL_SERVER_CORE_PREFIX_INDEX_H_
 #define STATEPOOL_SERVER_CORE_PREFIX_INDEX_H_
 
@@ -28,7 +29,9 @@ struct Hash128 {
   uint64_t high = 0, low = 0;
   friend bool operator==(const Hash128&, const Hash128&) = default;
   template <typename H>
-  friend H AbslHashValue(H state, const Hash128& h) { return H::combine(std::move(state), h.high, h.low); }
+  friend H AbslHashValue(H state, const Hash128& h) {
+    return H::combine(std::move(state), h.high, h.low);
+  }
 };
 
 // 32 lower-case hex digits: the name of a prefix.
@@ -40,14 +43,17 @@ class PrefixHasher {
  public:
   static constexpr size_t kStride = 64;  // tokens a stem
 
-  // `hash_key`: NameLog::hash_key(). `key_bits` < 128 keeps only so many bits of key(): for tests that force collisions.
+  // `hash_key`: NameLog::hash_key(). `key_bits` < 128 keeps only so many bits of key(): for tests that force
+  // collisions.
   explicit PrefixHasher(absl::string_view hash_key, int key_bits = 128);
 
   Hash128 Root(TenantId tenant, absl::string_view fingerprint, absl::string_view extra_key) const;
   Hash128 NextStem(const Hash128& stem, const uint32_t* tokens /* kStride of them */) const;
   Hash128 Key(const Hash128& stem, const uint32_t* tail, size_t tail_size, uint64_t length) const;
-  // Over the first n tokens for each n of `lengths`, which ascend; one pass over the tokens. `root` keeps tenants, layouts and extra keys apart.
-  std::vector<uint64_t> Checks(const Hash128& root, absl::Span<const uint32_t> tokens, absl::Span<const uint64_t> lengths) const;
+  // Over the first n tokens for each n of `lengths`, which ascend; one pass over the tokens. `root` keeps tenants,
+  // layouts and extra keys apart.
+  std::vector<uint64_t> Checks(const Hash128& root, absl::Span<const uint32_t> tokens,
+                               absl::Span<const uint64_t> lengths) const;
 
  private:
   std::string stem_secret_, key_secret_, check_secret_;
@@ -76,14 +82,15 @@ class PrefixIndex {
   // Stems of `tokens` (tokens.size()/64 + 1 of them): work that needs no lock.
   static std::vector<Hash128> Stems(const PrefixHasher& hasher, const Hash128& root, absl::Span<const uint32_t> tokens);
   // Keys published at lengths 1..tokens.size() below these stems, longest first. The caller compares the check of each.
-  std::vector<Candidate> Find(const PrefixHasher& hasher, absl::Span<const Hash128> stems, absl::Span<const uint32_t> tokens) const;
+  std::vector<Candidate> Find(const PrefixHasher& hasher, absl::Span<const Hash128> stems,
+                              absl::Span<const uint32_t> tokens) const;
 
   size_t size() const { return size_; }
 
  private:
   struct Tail {
-    uint8_t length;   // n mod kStride
-    uint32_t count;   // prefixes with it
+    uint8_t length;  // n mod kStride
+    uint32_t count;  // prefixes with it
   };
   absl::flat_hash_map<Hash128, std::vector<Tail>> tails_;  // by stem; sorted by length
   size_t size_ = 0;

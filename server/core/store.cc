@@ -33,7 +33,8 @@ std::string PositionsOf(const Ring& ring) {
 
 absl::Status ValidateRequestId(const RequestId& request) {
   if (request.id.size() <= kMaxRequestIdBytes) return absl::OkStatus();
-  return Invalid("INVALID_OPTION", "request_id", absl::StrCat("a request_id has at most ", kMaxRequestIdBytes, " bytes"));
+  return Invalid("INVALID_OPTION", "request_id",
+                 absl::StrCat("a request_id has at most ", kMaxRequestIdBytes, " bytes"));
 }
 
 }  // namespace
@@ -42,7 +43,8 @@ absl::Status Store::ValidateKey(const NameKey& key, absl::string_view field) {
   RETURN_IF_ERROR(ValidateName(key.name, field));
   Hash128 hash;
   if (key.kind == NameKind::kPrefix && !Hash128FromHex(key.name, &hash)) {
-    return Invalid("INVALID_NAME", field, "the name of a prefix is 32 lower-case hex digits, as PublishPrefix and MatchPrefix give it");
+    return Invalid("INVALID_NAME", field,
+                   "the name of a prefix is 32 lower-case hex digits, as PublishPrefix and MatchPrefix give it");
   }
   return absl::OkStatus();
 }
@@ -63,7 +65,7 @@ absl::StatusOr<LayoutRegistry::Entry> Store::RegisterLayout(const Op& op, Layout
   return layouts_.Register(op.tenant, std::move(layout), alias);
 }
 
-// ------------------------------------------------------------------------------------------------------------- finding
+// ---- finding
 
 Name* Store::FindLocked(const NameKey& key) {
   Name* name = names_.Find(key);
@@ -96,7 +98,8 @@ absl::Status Store::MissLocked(const NameKey& key, absl::string_view field) {
         break;
     }
   } else if (tombstones_.uncertain()) {
-    reason = "UNKNOWN_SINCE_RESTART", why = "it may never have been, or was lost when the daemon last ended without an orderly stop";
+    reason = "UNKNOWN_SINCE_RESTART",
+    why = "it may never have been, or was lost when the daemon last ended without an orderly stop";
   } else if (tombstones_.overflowed()) {
     reason = "UNKNOWN", why = "it may never have been, or went too long ago to tell why";
   } else if (key.kind == NameKind::kPrefix) {
@@ -108,7 +111,8 @@ absl::Status Store::MissLocked(const NameKey& key, absl::string_view field) {
   static constexpr absl::string_view kKinds[] = {"", "sequence", "snapshot", "prefix"};
   Error error(code, reason, absl::StrCat("no ", kKinds[static_cast<int>(key.kind)], " '", key.name, "': ", why));
   error.Field(field);
-  if (reason == "UNKNOWN_SINCE_RESTART" || reason == "NOT_DURABLE_AT_RESTART") error.Meta("incarnation", options_.incarnation);
+  if (reason == "UNKNOWN_SINCE_RESTART" || reason == "NOT_DURABLE_AT_RESTART")
+    error.Meta("incarnation", options_.incarnation);
   return error;
 }
 
@@ -132,15 +136,20 @@ absl::StatusOr<Store::Found> Store::ResolveLocked(const Source& source, absl::st
   }
   ++misses_["POSITION_MISMATCH"];
   return Error(absl::StatusCode::kNotFound, "POSITION_MISMATCH",
-               absl::StrCat("'", source.key.name, "' has no version at position ", *source.position, "; it has ", PositionsOf(state.ring)))
+               absl::StrCat("'", source.key.name, "' has no version at position ", *source.position, "; it has ",
+                            PositionsOf(state.ring)))
       .Field("position")
       .Meta("positions", PositionsOf(state.ring));
 }
 
 VersionInfo Store::InfoOf(const Version& version) const {
   const ImageInfo& image = version.image->info();
-  return {version.id,           version.parent,        version.position,
-          version.exactness,    image.checksum,        image.attachment_bytes,
+  return {version.id,
+          version.parent,
+          version.position,
+          version.exactness,
+          image.checksum,
+          image.attachment_bytes,
           images_->tier(*version.image)};
 }
 
@@ -155,14 +164,15 @@ NameInfo Store::InfoLocked(const Name& name, const Version& version) const {
   info.max_history = name.state.max_history;
   info.ttl = name.state.ttl;
   if (const MonoTime deadline = name.Deadline(); deadline != kNever) {
-    info.expire_time = name.state.expire_at <= deadline ? name.state.expire_time
-                                                        : clock_->WallNow() + absl::Nanoseconds(deadline - clock_->Now());
+    info.expire_time = name.state.expire_at <= deadline
+                           ? name.state.expire_time
+                           : clock_->WallNow() + absl::Nanoseconds(deadline - clock_->Now());
   }
   info.create_time = name.state.create_time;
   return info;
 }
 
-// ----------------------------------------------------------------------------------------------------------- deciding
+// ---- deciding
 
 absl::Status Store::ApplyOptions(const NameOptions& options, NameState* state) const {
   if (options.durability.has_value()) state->durability = *options.durability;
@@ -211,7 +221,8 @@ absl::StatusOr<const AnsweredRequest*> Store::FindAnswered(const NameState& stat
   for (const AnsweredRequest& answered : state.requests) {
     if (answered.id != request.id) continue;
     if (answered.body_hash == request.body_hash) return &answered;
-    return Invalid("REQUEST_ID_REUSED", "request_id", "this request_id belongs to an earlier, different request; choose a new one");
+    return Invalid("REQUEST_ID_REUSED", "request_id",
+                   "this request_id belongs to an earlier, different request; choose a new one");
   }
   return nullptr;
 }
@@ -256,10 +267,11 @@ void Store::Advance(const RequestId& request, NameState* state) {
   if (request.id.empty()) return;
   if (state->requests.size() >= kMaxRequestIds) state->requests.erase(state->requests.begin());
   const Version& head = *state->head();
-  state->requests.push_back({request.id, request.body_hash, state->revision, head.id, head.position, head.image->info().checksum});
+  state->requests.push_back(
+      {request.id, request.body_hash, state->revision, head.id, head.position, head.image->info().checksum});
 }
 
-// ------------------------------------------------------------------------------------------------------------- writing
+// ---- writing
 
 absl::Status Store::Write(const Op& op, absl::Span<const NameKey> keys, Decide decide, NameInfo* info) {
   MutexLock lock(&mu_);
@@ -278,7 +290,8 @@ absl::Status Store::Write(const Op& op, absl::Span<const NameKey> keys, Decide d
       if (!decided.ok()) return decided.status();
       if (decided->empty()) return absl::OkStatus();
       states = *std::move(decided);
-      sync = std::any_of(states.begin(), states.end(), [](const NameState& s) { return s.durability == Durability::kSync; });
+      sync = std::any_of(states.begin(), states.end(),
+                         [](const NameState& s) { return s.durability == Durability::kSync; });
       if (!sync || !must_wait(true)) break;
     }
     RETURN_IF_ERROR(WaitLocked(op));
@@ -292,7 +305,8 @@ absl::Status Store::Write(const Op& op, absl::Span<const NameKey> keys, Decide d
     if (names.back() == nullptr) ++new_names;
   }
   if (new_names > 0 && names_.size() + graves_.size() + new_names > options_.max_names) {
-    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_NAMES", "the table of names is full; delete names or let them expire")
+    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_NAMES",
+                 "the table of names is full; delete names or let them expire")
         .Meta("limit", options_.max_names);
   }
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -347,7 +361,8 @@ void Store::PublishLocked(Name* name, NameState state, Revision dirty_group, Mon
   const bool is_new = name->state.ring.empty();
   SetHeadCounts(is_new ? nullptr : &name->state, &state);
   if (is_new) {
-    if (const TombstoneTable::PrefixPlace ghost = tombstones_.Remove(name->key); ghost != nullptr) prefixes_.Erase(*ghost);
+    if (const TombstoneTable::PrefixPlace ghost = tombstones_.Remove(name->key); ghost != nullptr)
+      prefixes_.Erase(*ghost);
   } else if (name->state.prefix != nullptr) {
     prefixes_.Erase(*name->state.prefix);
   }
@@ -402,7 +417,7 @@ void Store::EraseGhostsLocked(const std::vector<TombstoneTable::PrefixPlace>& go
   for (const TombstoneTable::PrefixPlace& place : gone) prefixes_.Erase(*place);
 }
 
-// ---------------------------------------------------------------------------------------------------------- operations
+// ---- operations
 
 absl::StatusOr<NameInfo> Store::Create(const Op& op, const CreateRequest& request) {
   const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
@@ -414,7 +429,8 @@ absl::StatusOr<NameInfo> Store::Create(const Op& op, const CreateRequest& reques
   RETURN_IF_ERROR(ApplyOptions(request.options, &fresh));
   NameInfo info;
   // With no image yet it only looks.
-  const auto decide = [&](const ImageRef& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
+  const auto decide = [&](const ImageRef& image)
+                          ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
     if (const Name* name = FindLocked(key); name != nullptr) {
       absl::StatusOr<const AnsweredRequest*> answered = FindAnswered(name->state, request.request);
       RETURN_IF_ERROR(answered.status());
@@ -422,10 +438,11 @@ absl::StatusOr<NameInfo> Store::Create(const Op& op, const CreateRequest& reques
         info = ReplayLocked(*name, **answered);
         return std::vector<NameState>();
       }
-      return absl::Status(Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                                absl::StrCat("a sequence '", key.name, "' exists; choose another name, or delete it first"))
-                              .Field("sequence")
-                              .Meta("revision", name->state.revision));
+      return absl::Status(
+          Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
+                absl::StrCat("a sequence '", key.name, "' exists; choose another name, or delete it first"))
+              .Field("sequence")
+              .Meta("revision", name->state.revision));
     }
     NameState state = fresh;
     if (image == nullptr) return std::vector<NameState>{std::move(state)};
@@ -443,7 +460,8 @@ absl::StatusOr<NameInfo> Store::Create(const Op& op, const CreateRequest& reques
   initial.initial = true;
   absl::StatusOr<ImageRef> image = images_->Write(op, *layout, initial);
   RETURN_IF_ERROR(image.status());
-  RETURN_IF_ERROR(Write(op, {key}, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(*image); }, &info));
+  RETURN_IF_ERROR(Write(
+      op, {key}, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(*image); }, &info));
   return info;
 }
 
@@ -462,7 +480,8 @@ absl::StatusOr<GetAnswer> Store::Get(const Op& op, const Source& source) {
   absl::StatusOr<Pin> pin = images_->Read(op, image);
   if (absl::IsDataLoss(pin.status())) {
     return absl::Status(Error(absl::StatusCode::kDataLoss, "CORRUPT",
-                              absl::StrCat("the bytes of this version are damaged (", pin.status().message(), "); compute the state again"))
+                              absl::StrCat("the bytes of this version are damaged (", pin.status().message(),
+                                           "); compute the state again"))
                             .Field("name")
                             .Meta("version_id", answer.info.version.id));
   }
@@ -491,7 +510,8 @@ absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, con
   RETURN_IF_ERROR(ValidatePosition(request.position, "position"));
   RETURN_IF_ERROR(ValidateRequestId(request.request));
   if (bytes.attachment.size() > options_.max_attachment_bytes) {
-    return Invalid("INVALID_OPTION", "attachment", absl::StrCat("an attachment has at most ", options_.max_attachment_bytes, " bytes"));
+    return Invalid("INVALID_OPTION", "attachment",
+                   absl::StrCat("an attachment has at most ", options_.max_attachment_bytes, " bytes"));
   }
   LayoutRef layout;
   if (!request.layout.empty()) {
@@ -501,7 +521,8 @@ absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, con
   }
   NameInfo info;
   // What the name's state becomes; everything that can be refused is refused here. With no image yet it only looks.
-  const auto decide = [&](const ImageRef& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
+  const auto decide = [&](const ImageRef& image)
+                          ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
     Name* name = FindLocked(key);
     if (name != nullptr) {
       absl::StatusOr<const AnsweredRequest*> answered = FindAnswered(name->state, request.request);
@@ -523,7 +544,8 @@ absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, con
     NameState state = name != nullptr ? name->state : NewState(layout);
     RETURN_IF_ERROR(ApplyOptions(request.options, &state));
     if (image == nullptr) return std::vector<NameState>{std::move(state)};
-    state.ring.push_back(NewVersion(name != nullptr ? name->state.head()->id : 0, request.position, request.exactness, image));
+    state.ring.push_back(
+        NewVersion(name != nullptr ? name->state.head()->id : 0, request.position, request.exactness, image));
     Advance(request.request, &state);
     return std::vector<NameState>{std::move(state)};
   };
@@ -537,7 +559,8 @@ absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, con
   }
   absl::StatusOr<ImageRef> image = images_->Write(op, layout, bytes);
   RETURN_IF_ERROR(image.status());
-  RETURN_IF_ERROR(Write(op, {key}, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(*image); }, &info));
+  RETURN_IF_ERROR(Write(
+      op, {key}, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(*image); }, &info));
   return info;
 }
 
@@ -545,7 +568,8 @@ absl::StatusOr<ForkAnswer> Store::Fork(const Op& op, const ForkRequest& request)
   RETURN_IF_ERROR(ValidateRequestId(request.request));
   if (request.children.empty()) return Invalid("MISSING_FIELD", "children", "name at least one child");
   if (request.children.size() > options_.max_children) {
-    return absl::Status(Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(request.children.size(), " children in one Fork"))
+    return absl::Status(Error(absl::StatusCode::kInvalidArgument, "TOO_MANY",
+                              absl::StrCat(request.children.size(), " children in one Fork"))
                             .Field("children")
                             .Meta("limit", options_.max_children));
   }
@@ -556,7 +580,8 @@ absl::StatusOr<ForkAnswer> Store::Fork(const Op& op, const ForkRequest& request)
     const std::string& child = request.children[i];
     const auto field = [i] { return absl::StrCat("children[", i, "]"); };
     if (absl::Status s = ValidateName(child, "children"); !s.ok()) return ValidateName(child, field());
-    if (!distinct.insert(child).second) return Invalid("DUPLICATE_NAME", field(), absl::StrCat("'", child, "' stands twice in the request"));
+    if (!distinct.insert(child).second)
+      return Invalid("DUPLICATE_NAME", field(), absl::StrCat("'", child, "' stands twice in the request"));
     keys.push_back({op.tenant, NameKind::kSequence, child});
   }
   ForkAnswer answer;
@@ -590,7 +615,8 @@ absl::StatusOr<ForkAnswer> Store::Fork(const Op& op, const ForkRequest& request)
             }
           } else if (answer.replayed) {
             return absl::Status(Error(absl::StatusCode::kAborted, "REVISION_MISMATCH",
-                                      absl::StrCat("this Fork was answered before, and '", keys[i].name, "' is gone since; use a new request_id"))
+                                      absl::StrCat("this Fork was answered before, and '", keys[i].name,
+                                                   "' is gone since; use a new request_id"))
                                     .Field(absl::StrCat("children[", i, "]"))
                                     .Meta("revision", uint64_t{0}));
           }
@@ -654,7 +680,9 @@ absl::StatusOr<ListAnswer> Store::List(const Op& op, const ListRequest& request)
                                        : names_.After({op.tenant, request.kind, request.page_token});
   for (; it != names_.end(); ++it) {
     const Name& name = **it;
-    if (name.key.tenant != op.tenant || name.key.kind != request.kind || !absl::StartsWith(name.key.name, request.name_prefix)) break;
+    if (name.key.tenant != op.tenant || name.key.kind != request.kind ||
+        !absl::StartsWith(name.key.name, request.name_prefix))
+      break;
     if (name.unborn || IsExpired(name)) continue;
     if (answer.names.size() == page_size) {
       answer.next_page_token = answer.names.back().key.name;
@@ -749,10 +777,11 @@ absl::StatusOr<NameInfo> Store::Snapshot(const Op& op, const SnapshotRequest& re
             info = ReplayLocked(*name, **answered);
             return std::vector<NameState>();
           }
-          return absl::Status(Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                                    absl::StrCat("a snapshot '", key.name, "' exists and snapshots never change; delete it first"))
-                                  .Field("snapshot")
-                                  .Meta("revision", name->state.revision));
+          return absl::Status(
+              Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
+                    absl::StrCat("a snapshot '", key.name, "' exists and snapshots never change; delete it first"))
+                  .Field("snapshot")
+                  .Meta("revision", name->state.revision));
         }
         absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
         RETURN_IF_ERROR(found.status());
@@ -805,11 +834,12 @@ absl::StatusOr<NameInfo> Store::Restore(const Op& op, const RestoreRequest& requ
   return info;
 }
 
-// ------------------------------------------------------------------------------------------------------------ prefixes
+// ---- prefixes
 
 namespace {
 
-absl::Status ValidateTokens(const StoreOptions& options, absl::Span<const uint32_t> tokens, absl::string_view extra_key) {
+absl::Status ValidateTokens(const StoreOptions& options, absl::Span<const uint32_t> tokens,
+                            absl::string_view extra_key) {
   if (tokens.empty()) return Invalid("MISSING_FIELD", "tokens", "a prefix has at least one token");
   if (tokens.size() > options.max_tokens) {
     return Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(tokens.size(), " tokens"))
@@ -817,7 +847,8 @@ absl::Status ValidateTokens(const StoreOptions& options, absl::Span<const uint32
         .Meta("limit", options.max_tokens);
   }
   if (extra_key.size() > options.max_extra_key_bytes) {
-    return Invalid("INVALID_OPTION", "extra_key", absl::StrCat("at most ", options.max_extra_key_bytes, " bytes; hash what is longer"));
+    return Invalid("INVALID_OPTION", "extra_key",
+                   absl::StrCat("at most ", options.max_extra_key_bytes, " bytes; hash what is longer"));
   }
   return absl::OkStatus();
 }
@@ -846,16 +877,18 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
         }
         const int64_t position = found->version()->position;
         if (position != static_cast<int64_t>(request.tokens.size())) {
-          return absl::Status(Error(absl::StatusCode::kFailedPrecondition, "POSITION_MISMATCH",
-                                    absl::StrCat("the source is at position ", position, ", the prefix has ", request.tokens.size(),
-                                                 " tokens; a state is valid at exactly one position"))
-                                  .Field("tokens")
-                                  .Meta("positions", PositionsOf(found->name->state.ring)));
+          return absl::Status(
+              Error(absl::StatusCode::kFailedPrecondition, "POSITION_MISMATCH",
+                    absl::StrCat("the source is at position ", position, ", the prefix has ", request.tokens.size(),
+                                 " tokens; a state is valid at exactly one position"))
+                  .Field("tokens")
+                  .Meta("positions", PositionsOf(found->name->state.ring)));
         }
         const bool same = name != nullptr && name->state.prefix->locator.check == place->locator.check &&
                           name->state.prefix->length == place->length;
         // Published already. Only a stronger durability is still to do: the name's own version is recorded then.
-        const bool strengthen = same && request.options.durability.value_or(name->state.durability) > name->state.durability;
+        const bool strengthen =
+            same && request.options.durability.value_or(name->state.durability) > name->state.durability;
         if (same && !strengthen) {
           UseLocked(name);
           answer.info = InfoLocked(*name, *name->state.head());
@@ -890,7 +923,8 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
   const std::vector<Hash128> stems = PrefixIndex::Stems(hasher_, root, request.tokens);
   const size_t max_results = std::max(1u, request.max_results);
 
-  // What is published at lengths of these tokens; then, without the lock, which of it really has these tokens; then the answer.
+  // What is published at lengths of these tokens; then, without the lock, which of it really has these tokens; then the
+  // answer.
   struct Published {
     NameKey key;
     uint64_t length;
@@ -904,12 +938,15 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
       NameKey key{op.tenant, NameKind::kPrefix, Hash128ToHex(candidate.key)};
       if (const Name* name = FindLocked(key); name != nullptr) {
         const PrefixIndex::Place& place = *name->state.prefix;
-        if (place.length == candidate.length) published.push_back({std::move(key), candidate.length, place.locator.check});
+        if (place.length == candidate.length)
+          published.push_back({std::move(key), candidate.length, place.locator.check});
         continue;
       }
       const std::optional<TombstoneTable::Reason> stone = tombstones_.Find(key);
-      if (!stone.has_value() || static_cast<int64_t>(candidate.length) > max_position || !tombstone_reason.empty()) continue;
-      static constexpr absl::string_view kReasons[] = {"", "DELETED", "EXPIRED", "EVICTED", "NOT_DURABLE_AT_RESTART", "CORRUPT"};
+      if (!stone.has_value() || static_cast<int64_t>(candidate.length) > max_position || !tombstone_reason.empty())
+        continue;
+      static constexpr absl::string_view kReasons[] = {
+          "", "DELETED", "EXPIRED", "EVICTED", "NOT_DURABLE_AT_RESTART", "CORRUPT"};
       tombstone_reason = std::string(kReasons[static_cast<int>(*stone)]);
     }
   }
@@ -923,7 +960,8 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
   for (size_t i = 0; i < published.size() && answer.matches.size() < max_results; ++i) {
     if (published[i].check != checks[i]) continue;  // a collision of keys
     if (static_cast<int64_t>(published[i].length) > max_position) {
-      answer.nearest_published_position = static_cast<int64_t>(published[i].length);  // longest first: ends at the shortest
+      answer.nearest_published_position =
+          static_cast<int64_t>(published[i].length);  // longest first: ends at the shortest
       continue;
     }
     Name* name = FindLocked(published[i].key);
@@ -946,7 +984,7 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
   return answer;
 }
 
-// -------------------------------------------------------------------------------------------------------- housekeeping
+// ---- housekeeping
 
 void Store::ReapExpired() {
   constexpr int kNamesPerHold = 1000;  // then others have the lock
@@ -983,7 +1021,8 @@ bool Store::EvictPrefix() {
     if (!alone || !images_->persisted(*head->image)) continue;
     const double idle_seconds = static_cast<double>(now - name->last_used) * 1e-9;
     const double tokens = static_cast<double>(head->position);
-    const double value = tokens * (1 + name->forks) / static_cast<double>(name->state.layout->state_bytes()) / (1 + idle_seconds);
+    const double value =
+        tokens * (1 + name->forks) / static_cast<double>(name->state.layout->state_bytes()) / (1 + idle_seconds);
     if (worst == nullptr || value < worst_value) worst = name, worst_value = value;
   }
   if (worst == nullptr) return false;
@@ -1005,7 +1044,8 @@ StoreStats Store::stats() const {
   stats.snapshots = names_.count(NameKind::kSnapshot);
   stats.prefixes = names_.count(NameKind::kPrefix);
   stats.dirty_names = dirty_.size();
-  stats.flush_lag = dirty_.empty() ? absl::ZeroDuration() : absl::Nanoseconds(clock_->Now() - dirty_.begin()->second->dirty_since);
+  stats.flush_lag =
+      dirty_.empty() ? absl::ZeroDuration() : absl::Nanoseconds(clock_->Now() - dirty_.begin()->second->dirty_since);
   stats.flush_status = flush_status_;
   stats.prefix_hits = prefix_hits_;
   stats.prefix_misses = prefix_misses_;
@@ -1016,7 +1056,8 @@ StoreStats Store::stats() const {
   for (auto it = dirty_.begin(); it != dirty_.end();) {
     const DirtyTicket ticket = it->first;
     const Image& image = *it->second->state.head()->image;
-    if (!images_->persisted(image) && images.insert(image.info().id).second) stats.dirty_bytes += image.bytes() + image.info().attachment_bytes;
+    if (!images_->persisted(image) && images.insert(image.info().id).second)
+      stats.dirty_bytes += image.bytes() + image.info().attachment_bytes;
     if (++looked % kNamesPerHold == 0) MutexUnlock unlock(&mu_);
     it = dirty_.upper_bound(ticket);
   }

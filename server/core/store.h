@@ -1,16 +1,19 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Store: names that point at immutable versions. All of Statepool's meaning is here; there is no gRPC, CUDA or RocksDB in it.
+// Store: names that point at immutable versions. All of Statepool's meaning is here; there is no gRPC, CUDA or RocksDB
+// in it.
 //
-// A write makes a new image first (ImageStore::Write, no lock held), and then moves a name under the lock: readers see the old version or the
-// new one. A SYNC write has its record committed (NameLog::Commit, no lock held) *before* it is published, so what a reader saw of a SYNC name is never lost,
-// and a refused write has changed nothing. While its record is under way the name is `reserved`: other writers of this name wait, readers go on.
+// A write makes a new image first (ImageStore::Write, no lock held), and then moves a name under the lock: readers see
+// the old version or the new one. A SYNC write has its record committed (NameLog::Commit, no lock held) *before* it is
+// published, so what a reader saw of a SYNC name is never lost, and a refused write has changed nothing. While its
+// record is under way the name is `reserved`: other writers of this name wait, readers go on.
 //
-// A name holds references to the versions of its newest record on disk besides those of its ring, so the bytes that a record needs outlive every
-// change that is not recorded yet.
+// A name holds references to the versions of its newest record on disk besides those of its ring, so the bytes that a
+// record needs outlive every change that is not recorded yet.
 //
-// Thread-safe. Every call may block on memory, disk or another write of the same name, but for those that say otherwise; none holds
-// the lock while it does. Errors: the table in proto/statepool/v1/statepool.proto; each RPC there lists its own.
+// Thread-safe. Every call may block on memory, disk or another write of the same name, but for those that say
+// otherwise; none holds the lock while it does. Errors: the table in proto/statepool/v1/statepool.proto; each RPC there
+// lists its own.
 #ifndef STATEPOOL_SERVER_CORE_STORE_H_
 #define STATEPOOL_SERVER_CORE_STORE_H_
 
@@ -60,17 +63,17 @@ struct StoreOptions {
   absl::Duration flush_interval = absl::Seconds(1);
   // Images persisted before their names are committed together. A fork's children go together whatever this says.
   uint64_t flush_batch_bytes = 64 << 20;
-  int prefix_key_bits = 128;              // fewer: for tests that force collisions
-  std::string incarnation;                // told with misses that a restart may explain
+  int prefix_key_bits = 128;  // fewer: for tests that force collisions
+  std::string incarnation;    // told with misses that a restart may explain
 };
 
-// ------------------------------------------------------------------------------------------------- requests and answers
+// ---- requests and answers
 // They mirror the messages of the .proto; what stands there is not said again.
 
 struct NameOptions {
   std::optional<Durability> durability;
   std::optional<uint32_t> max_history;
-  std::optional<absl::Duration> ttl;      // at most one of these three
+  std::optional<absl::Duration> ttl;  // at most one of these three
   std::optional<absl::Time> expire_time;
   bool never_expire = false;
 };
@@ -96,7 +99,7 @@ struct NameInfo {
   Revision revision = 0, durable_revision = 0;
   Durability durability = Durability::kWriteBehind;
   uint32_t max_history = 1;
-  std::vector<VersionInfo> history;                   // newest first; Describe only
+  std::vector<VersionInfo> history;  // newest first; Describe only
   absl::Duration ttl = absl::InfiniteDuration();
   absl::Time expire_time = absl::InfiniteFuture();
   absl::Time create_time;
@@ -204,12 +207,12 @@ struct FlushAnswer {
 struct StoreStats {
   uint64_t sequences = 0, snapshots = 0, prefixes = 0;
   uint64_t dirty_names = 0;
-  uint64_t dirty_bytes = 0;                 // of distinct images that names wait to have written to the cold store
-  absl::Duration flush_lag;                 // age of the oldest unrecorded change of a WRITE_BEHIND name
-  absl::Status flush_status;                // of the last write-behind
+  uint64_t dirty_bytes = 0;   // of distinct images that names wait to have written to the cold store
+  absl::Duration flush_lag;   // age of the oldest unrecorded change of a WRITE_BEHIND name
+  absl::Status flush_status;  // of the last write-behind
   uint64_t prefix_hits = 0, prefix_misses = 0;
-  std::map<std::string, uint64_t> misses;   // by reason
-  std::map<std::string, uint64_t> evictions; // names that left by themselves: "expired", "prefix_value"
+  std::map<std::string, uint64_t> misses;     // by reason
+  std::map<std::string, uint64_t> evictions;  // names that left by themselves: "expired", "prefix_value"
 };
 
 class Store {
@@ -230,7 +233,7 @@ class Store {
   std::optional<absl::StatusOr<GetAnswer>> TryGet(const Op& op, const Source& source);
   absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
   absl::StatusOr<ForkAnswer> Fork(const Op& op, const ForkRequest& request);
-  absl::StatusOr<NameInfo> Describe(const Op& op, const NameKey& key);       // never blocks
+  absl::StatusOr<NameInfo> Describe(const Op& op, const NameKey& key);        // never blocks
   absl::StatusOr<ListAnswer> List(const Op& op, const ListRequest& request);  // never blocks
   absl::StatusOr<bool> Delete(const Op& op, const DeleteRequest& request);    // false: absent, and that was fine
   absl::StatusOr<NameInfo> Rollback(const Op& op, const RollbackRequest& request);
@@ -240,22 +243,23 @@ class Store {
   absl::StatusOr<MatchAnswer> MatchPrefix(const Op& op, const MatchRequest& request);  // never blocks
   absl::StatusOr<FlushAnswer> Flush(const Op& op, absl::Span<const NameKey> keys);     // none: every name
 
-  // Housekeeping, called by a background thread about every 100 ms, and by tests: forgets expired names and records what is due.
+  // Housekeeping, called by a background thread about every 100 ms, and by tests: forgets expired names and records
+  // what is due.
   void ReapExpired();
   void FlushDue();
-  // When the cold store is short: forgets the prefix of least value (tokens saved by its forks, recently, per byte) among those whose going
-  // frees bytes there. False: there is none, or its going could not be recorded.
+  // When the cold store is short: forgets the prefix of least value (tokens saved by its forks, recently, per byte)
+  // among those whose going frees bytes there. False: there is none, or its going could not be recorded.
   bool EvictPrefix();
 
-  // The orderly stop: records every WRITE_BEHIND name, notes what is lost, marks the data directory clean. Goes on past names that can't be
-  // recorded, and gives the first error. No call may be under way.
+  // The orderly stop: records every WRITE_BEHIND name, notes what is lost, marks the data directory clean. Goes on past
+  // names that can't be recorded, and gives the first error. No call may be under way.
   absl::Status Drain(const Op& op);
 
   struct Counts {
     uint64_t sequences = 0, snapshots = 0, prefixes = 0;
   };
-  Counts counts() const;      // cheap
-  StoreStats stats() const;   // walks what is dirty, a piece at a time
+  Counts counts() const;     // cheap
+  StoreStats stats() const;  // walks what is dirty, a piece at a time
   const StoreOptions& options() const { return options_; }
   uint64_t epoch() const { return ids_.epoch(); }
 
@@ -266,14 +270,16 @@ class Store {
   // The next state of one name, decided under the lock.
   using Decide = absl::FunctionRef<absl::StatusOr<std::vector<NameState>>()>;
 
-  // store.cc: every write is this. Waits until nobody writes the names `keys`, then `decide` gives their next states under the lock, parallel to
-  // `keys`, or none when there is nothing to do. SYNC states are persisted and committed first, together; then all are published at once.
-  // `decide` may run several times. With `info`: what the first name says afterwards.
-  absl::Status Write(const Op& op, absl::Span<const NameKey> keys, Decide decide, NameInfo* info) ABSL_LOCKS_EXCLUDED(mu_);
+  // store.cc: every write is this. Waits until nobody writes the names `keys`, then `decide` gives their next states
+  // under the lock, parallel to `keys`, or none when there is nothing to do. SYNC states are persisted and committed
+  // first, together; then all are published at once. `decide` may run several times. With `info`: what the first name
+  // says afterwards.
+  absl::Status Write(const Op& op, absl::Span<const NameKey> keys, Decide decide, NameInfo* info)
+      ABSL_LOCKS_EXCLUDED(mu_);
 
   // store.cc: pieces of decisions. All under the lock.
   static absl::Status ValidateKey(const NameKey& key, absl::string_view field);  // but this one
-  Name* FindLocked(const NameKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // null: absent, unborn or expired
+  Name* FindLocked(const NameKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);       // null: absent, unborn or expired
   absl::Status MissLocked(const NameKey& key, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   struct Found {
     Name* name;
@@ -296,7 +302,8 @@ class Store {
   NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // store.cc: bookkeeping of publishing and forgetting.
-  void PublishLocked(Name* name, NameState state, Revision dirty_group, MonoTime now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PublishLocked(Name* name, NameState state, Revision dirty_group, MonoTime now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetHeadCounts(const NameState* old_state, const NameState* new_state) const;
   void ScheduleExpiryLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -309,14 +316,17 @@ class Store {
   absl::Status WaitLocked(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static NameRecord RecordOf(const NameKey& key, const NameState& state, absl::Span<const VersionRef> versions);
   Ring DurableRun(const NameState& state) const;
-  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty; gives the first error. Leaves alone names
-  // that are busy, and with them the other children of their fork.
-  absl::Status RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Goes once through the queue of what is dirty since `due` or longer, batch by batch, and records it. Errors don't stop it; gives the first.
+  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty; gives the first
+  // error. Leaves alone names that are busy, and with them the other children of their fork.
+  absl::Status RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Goes once through the queue of what is dirty since `due` or longer, batch by batch, and records it. Errors don't
+  // stop it; gives the first.
   absl::Status RecordQueueLocked(const Op& op, MonoTime due, uint64_t* written) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status BuryLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // every grave that may be
 
-  // Records on disk of names that are gone: to be deleted, or replaced by a new name's. Until then their bytes are kept.
+  // Records on disk of names that are gone: to be deleted, or replaced by a new name's. Until then their bytes are
+  // kept.
   struct Grave {
     Ring versions;
     bool burying = false;  // the deletion is under way

@@ -43,15 +43,16 @@ NameRecord Store::RecordOf(const NameKey& key, const NameState& state, absl::Spa
   record.expire_time = state.expire_time;
   for (const VersionRef& v : versions) {
     const ImageInfo& image = v->image->info();
-    record.versions.push_back({v->id, v->parent, v->position, v->exactness, image.id, image.checksum, image.attachment_checksum,
-                               image.attachment_bytes});
+    record.versions.push_back({v->id, v->parent, v->position, v->exactness, image.id, image.checksum,
+                               image.attachment_checksum, image.attachment_bytes});
   }
   record.requests = state.requests;
   if (state.prefix != nullptr) record.prefix = state.prefix->locator;
   return record;
 }
 
-// The ring's unbroken run of persisted versions that ends at the head: what a record may hold. REQUIRES: the head is persisted.
+// The ring's unbroken run of persisted versions that ends at the head: what a record may hold. REQUIRES: the head is
+// persisted.
 Ring Store::DurableRun(const NameState& state) const {
   size_t begin = state.ring.size() - 1;
   while (begin > 0 && images_->persisted(*state.ring[begin - 1]->image)) --begin;
@@ -166,22 +167,25 @@ void Store::FlushDue() {
   uint64_t written = 0;
   MutexLock lock(&mu_);
   const absl::Status buried = BuryLocked();
-  const absl::Status recorded = RecordQueueLocked(Op(), clock_->Now() - absl::ToInt64Nanoseconds(options_.flush_interval), &written);
+  const absl::Status recorded =
+      RecordQueueLocked(Op(), clock_->Now() - absl::ToInt64Nanoseconds(options_.flush_interval), &written);
   flush_status_ = recorded.ok() ? buried : recorded;
 }
 
 absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey> keys) {
   if (keys.size() > options_.max_children) {
-    return absl::Status(Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(keys.size(), " names in one Flush"))
-                            .Field("names")
-                            .Meta("limit", options_.max_children));
+    return absl::Status(
+        Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(keys.size(), " names in one Flush"))
+            .Field("names")
+            .Meta("limit", options_.max_children));
   }
   for (const NameKey& key : keys) RETURN_IF_ERROR(ValidateKey(key, "names"));
   FlushAnswer answer;
   MutexLock lock(&mu_);
   if (keys.empty()) {
-    answer.names = std::count_if(names_.begin(), names_.end(),
-                                 [](const auto& n) { return !n->unborn && n->state.durability != Durability::kVolatile; });
+    answer.names = std::count_if(names_.begin(), names_.end(), [](const auto& n) {
+      return !n->unborn && n->state.durability != Durability::kVolatile;
+    });
     if (dirty_.empty()) return answer;
     // A round leaves out what is busy; everything that was in the queue when the call came must be through.
     for (const DirtyTicket end = dirty_.rbegin()->first;;) {
@@ -235,7 +239,7 @@ absl::Status Store::Drain(const Op& op) {
   return buried.ok() ? marked : buried;
 }
 
-// ------------------------------------------------------------------------------------------------------------ recovery
+// ---- recovery
 
 absl::Status Store::Recover() {
   RETURN_IF_ERROR(log_->LoadLayouts([this](LayoutRecord record) { return layouts_.Recover(record); }));
@@ -277,7 +281,8 @@ absl::Status Store::Recover() {
     for (const RecordedVersion& v : record.versions) {
       VersionRef& version = versions[v.id];
       if (version == nullptr) {
-        ImageRef image = images_->Adopt({v.image, change.key.tenant, *layout, v.checksum, v.attachment_checksum, v.attachment_bytes});
+        ImageRef image = images_->Adopt(
+            {v.image, change.key.tenant, *layout, v.checksum, v.attachment_checksum, v.attachment_bytes});
         version = std::make_shared<const Version>(Version{v.id, v.parent, v.position, v.exactness, std::move(image)});
       }
       state.ring.push_back(version);
@@ -299,7 +304,7 @@ absl::Status Store::Recover() {
   return absl::OkStatus();
 }
 
-// ---------------------------------------------------------------------------------------------------------- invariants
+// ---- invariants
 
 #define STATEPOOL_CHECK(condition)                                                           \
   if (!(condition)) {                                                                        \
@@ -351,7 +356,8 @@ void Store::CheckInvariants() const {
     dirty += is_dirty;
     if (is_dirty) STATEPOOL_CHECK(dirty_.at(name->dirty) == name.get());
     // Every WRITE_BEHIND name is recorded or waits for it.
-    if (state.durability == Durability::kWriteBehind) STATEPOOL_CHECK(is_dirty || name->durable_revision == state.revision);
+    if (state.durability == Durability::kWriteBehind)
+      STATEPOOL_CHECK(is_dirty || name->durable_revision == state.revision);
     if (state.durability == Durability::kSync) STATEPOOL_CHECK(name->durable_revision == state.revision);
     if (name->expiry_entry != kNever) {
       ++expiring;
@@ -360,7 +366,8 @@ void Store::CheckInvariants() const {
     STATEPOOL_CHECK(name->busy() || name->expiry_entry <= name->Deadline());
   }
   for (const auto& [image, count] : heads) STATEPOOL_CHECK(image->heads() == count);
-  for (const auto& [id, version] : versions) STATEPOOL_CHECK(heads.contains(version->image.get()) || version->image->heads() == 0);
+  for (const auto& [id, version] : versions)
+    STATEPOOL_CHECK(heads.contains(version->image.get()) || version->image->heads() == 0);
   for (int kind = 1; kind <= 3; ++kind) STATEPOOL_CHECK(counts[kind] == names_.count(static_cast<NameKind>(kind)));
   STATEPOOL_CHECK(dirty == dirty_.size());
   STATEPOOL_CHECK(expiring == expiry_.size());

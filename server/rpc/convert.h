@@ -19,7 +19,7 @@
 
 namespace statepool {
 
-// ---------------------------------------------------------------------------------------------------------- from
+// ---- from
 // requests `field` is the path of the argument in its request, for errors.
 
 // Errors: MISSING_FIELD.
@@ -32,7 +32,7 @@ absl::StatusOr<NameKind> ToNameKind(v1::NameKind kind, absl::string_view field =
 // Errors: MISSING_FIELD, INVALID_LAYOUT.
 absl::StatusOr<LayoutRef> ToLayout(const v1::RegisterLayoutRequest& request);
 
-// ------------------------------------------------------------------------------------------------------------ to
+// ---- to
 // answers
 
 void FillNameRef(const NameKey& key, v1::NameRef* out);

@@ -23,8 +23,8 @@ constexpr size_t kInlineMatchBytesMax = 64 << 10;
 // Of a Set beside its data. Above max_attachment_bytes, which the Store checks.
 constexpr size_t kSetRestBytesMax = 4 << 20;
 
-// What a request of a method may have. Parsed, a message of tiny fields takes up to sixty times its size, so only those may be large that must be;
-// a Set's state is never parsed.
+// What a request of a method may have. Parsed, a message of tiny fields takes up to sixty times its size, so only those
+// may be large that must be; a Set's state is never parsed.
 size_t RequestBytesMax(Method method) {
   constexpr size_t kMiB = 1 << 20;
   switch (method) {
@@ -94,7 +94,8 @@ class StatePoolService::Call final : public grpc::ServerUnaryReactor {
       return false;
     }
     if (request_->Length() > RequestBytesMax(method_)) {
-      Finish(Malformed(absl::StrCat("it has ", request_->Length(), " bytes, and this method takes at most ", RequestBytesMax(method_))));
+      Finish(Malformed(absl::StrCat("it has ", request_->Length(), " bytes, and this method takes at most ",
+                                    RequestBytesMax(method_))));
       return false;
     }
     if (const size_t bytes = request_->Length(); bytes > kUncountedBytes) {
@@ -271,10 +272,11 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
     if (!answer.ok()) return call->Finish(answer.status());
     if (const uint64_t bytes = answer->pin->bytes().size() + answer->pin->attachment().size() + kMessageOverheadBytes;
         bytes > options_.identity.max_message_bytes) {
-      return call->Finish(Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
-                                absl::StrCat("the state has ", answer->pin->bytes().size(), " bytes, too many for one message"))
-                              .Field("name")
-                              .Meta("limit", options_.identity.max_message_bytes));
+      return call->Finish(
+          Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+                absl::StrCat("the state has ", answer->pin->bytes().size(), " bytes, too many for one message"))
+              .Field("name")
+              .Meta("limit", options_.identity.max_message_bytes));
     }
     v1::GetResponse small;
     handlers_.FillGetResponse(*answer, omit_attachment, &small);

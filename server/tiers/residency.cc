@@ -23,7 +23,7 @@ constexpr size_t kReclaimBatch = 256;
 constexpr size_t kSweepBatch = 1024;
 constexpr std::chrono::seconds kReclaimRetry{1};
 constexpr std::chrono::milliseconds kPoll{10};  // how late a cancelled or expired call may notice while it waits
-constexpr int kMakeRoomAttempts = 100;             // others may take what came free
+constexpr int kMakeRoomAttempts = 100;          // others may take what came free
 constexpr uint64_t kMinAttachmentBudget = 1 << 20;
 
 absl::Status Damaged(ImageId id) {
@@ -104,7 +104,7 @@ void Residency::WaitForChange(const Op& op) {
   changed_.WaitFor(&mu_, std::min(std::chrono::nanoseconds(left), std::chrono::nanoseconds(kPoll)));
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // writing
 
 absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const StateBytes& bytes) {
@@ -191,7 +191,7 @@ void Residency::Abandon(Claim* claim) {
   Progress();
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // reading
 
 Pin Residency::PinLocked(const ImageRef& ref) {
@@ -246,7 +246,7 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref) {
   return PinLocked(ref);
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // persisting
 
 absl::Status Residency::Persist(const Op& op, const ImageRef& ref) {
@@ -317,7 +317,7 @@ bool Residency::persisted(const Image& image) const { return Resident::Of(image)
 
 Tier Residency::tier(const Image& image) const { return Resident::Of(image)->hot ? Tier::kHot : Tier::kCold; }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // going
 
 void Residency::HeadsChanged(Resident* image) {
@@ -462,7 +462,7 @@ absl::Status Residency::SweepBatch() {
   return absl::OkStatus();
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // looking
 
 ResidencyStats Residency::stats() const {

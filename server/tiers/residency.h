@@ -98,8 +98,8 @@ class Residency final : public ImageStore {
   void RecoveryDone() override;
   void Detach() override;
 
-  // Waits until what was dropped before the call is deleted from the cold store, and the sweep after recovery has ended. False: a delete failed (it
-  // will be tried again), or `op` ended first.
+  // Waits until what was dropped before the call is deleted from the cold store, and the sweep after recovery has
+  // ended. False: a delete failed (it will be tried again), or `op` ended first.
   bool WaitForReclaim(const Op& op = Op());
 
   ResidencyStats stats() const;
@@ -155,10 +155,13 @@ class Residency final : public ImageStore {
   absl::Status Grow(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBack(Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeEmptyExtents(size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step DropAttachment(const Op& op, bool clean_only, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step DropAttachment(const Op& op, bool clean_only, Keep* keep, absl::Status* error)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step Evict(const Op& op, Resident* image, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step Drain(const Op& op, Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step Drain(const Op& op, Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The newest image of an extent that could be emptied now; null if it could not.
   const VictimKey* NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -198,7 +201,7 @@ class Residency final : public ImageStore {
   std::deque<ImageId> reclaim_
       ABSL_GUARDED_BY(mu_);  // to be deleted from the cold store; at most every image there ever was
   bool reclaiming_ ABSL_GUARDED_BY(mu_) = false;
-  uint64_t dropped_ ABSL_GUARDED_BY(mu_) = 0;               // images ever put into reclaim_, and those deleted since
+  uint64_t dropped_ ABSL_GUARDED_BY(mu_) = 0;  // images ever put into reclaim_, and those deleted since
   uint64_t deleted_ ABSL_GUARDED_BY(mu_) = 0;
   bool reclaim_failed_ ABSL_GUARDED_BY(mu_) = false;  // the last try; the next comes in a second
   bool sweeping_ ABSL_GUARDED_BY(mu_) = false;

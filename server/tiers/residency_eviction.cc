@@ -35,7 +35,7 @@ absl::Status SpillError(const absl::Status& error, const Device& device) {
 
 }  // namespace
 
-// ---------------------------------------------------------------------------------------------------------------- the
+// ---- the
 // list of victims
 
 void Residency::List(Resident* image) {
@@ -82,7 +82,7 @@ void Residency::DropSlot(Resident* image) {
   Progress();
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // extents
 
 Residency::Extents Residency::TakeEmptyExtents(size_t keep_each) {
@@ -127,7 +127,7 @@ absl::Status Residency::Grow(Pool* pool) {
   return absl::OkStatus();
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // making room
 
 absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_bytes, Claim* claim) {
@@ -192,7 +192,8 @@ Residency::Step Residency::MakeRoomFor(const Op& op, Pool* pool, bool clean_only
     // Another layout's extent goes only if all in it should go before any image of this one.
     if (first->image->pool != pool) {
       const VictimKey* newest = NewestIfDrainable(*first->image->pool, first->image->slot.extent, clean_only);
-      if (newest != nullptr && *newest < *own) return Drain(op, first->image->pool, first->image->slot.extent, keep, error);
+      if (newest != nullptr && *newest < *own)
+        return Drain(op, first->image->pool, first->image->slot.extent, keep, error);
     }
     return Evict(op, own->image, keep, error);
   }
@@ -261,8 +262,8 @@ Residency::Step Residency::Drain(const Op& op, Pool* pool, SlotExtent* extent, K
     const auto it = pool->extents.find(extent);
     if (it == pool->extents.end() || it->second.count != extent->used()) break;  // one is in use again
     const auto& images = it->second.by_slot;
-    step = Evict(op, *std::find_if(images.begin(), images.end(), [](Resident* image) { return image != nullptr; }), keep,
-                 error);
+    step = Evict(op, *std::find_if(images.begin(), images.end(), [](Resident* image) { return image != nullptr; }),
+                 keep, error);
   }
   --moving_;
   const bool emptied = extent->used() == 0;

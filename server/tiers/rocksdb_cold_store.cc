@@ -83,7 +83,7 @@ class RocksDbColdStore::Listener final : public rocksdb::EventListener {
   RocksDbColdStore* const store_;
 };
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // opening
 
 absl::StatusOr<std::unique_ptr<RocksDbColdStore>> RocksDbColdStore::Open(RocksDbColdStoreOptions options) {
@@ -172,7 +172,8 @@ absl::Status RocksDbColdStore::CheckSpaceToStart() {
   if (!env_->GetFreeSpace(options_.path, &free_bytes).ok()) return absl::OkStatus();  // not every file system tells
   if (free_bytes >= log_bytes + kBesideBytes) return absl::OkStatus();
   return Error(absl::StatusCode::kResourceExhausted, "COLD_FULL",
-               absl::StrCat("the disk of ", options_.path, " has ", free_bytes, " bytes free, and a start needs ", log_bytes + kBesideBytes));
+               absl::StrCat("the disk of ", options_.path, " has ", free_bytes, " bytes free, and a start needs ",
+                            log_bytes + kBesideBytes));
 }
 
 absl::Status RocksDbColdStore::ReadMeta() {
@@ -237,7 +238,7 @@ absl::Status RocksDbColdStore::CountImages() {
   return FromRead(it->status());
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // errors
 
 void RocksDbColdStore::Fail(const absl::Status& status) {
@@ -279,7 +280,7 @@ std::unique_ptr<rocksdb::Iterator> RocksDbColdStore::Scan(rocksdb::ColumnFamilyH
   return std::unique_ptr<rocksdb::Iterator>(db_->NewIterator(options, family));
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // images
 
 absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view state,
@@ -331,7 +332,8 @@ absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view
 
 absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std::string* attachment) {
   rocksdb::ReadOptions options;
-// RocksDB parses index blocks before our checksums see anything: a damaged one must not get that far. The price is its CRC of the blobs.
+  // RocksDB parses index blocks before our checksums see anything: a damaged one must not get that far. The price is
+  // its CRC of the blobs.
   options.verify_checksums = true;
   options.fill_cache = false;
 
@@ -422,7 +424,7 @@ absl::StatusOr<std::vector<ImageId>> RocksDbColdStore::ListImages(ImageId after,
   return ids;
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // space
 
 void RocksDbColdStore::CollectLoop() {
@@ -462,7 +464,7 @@ absl::Status RocksDbColdStore::CollectGarbage() {
   return absl::UnavailableError(status.ToString());
 }
 
-// ----------------------------------------------------------------------------------------------------------------
+// ----
 // names
 
 absl::Status RocksDbColdStore::Commit(absl::Span<const NameChange> changes, bool sync) {

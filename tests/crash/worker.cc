@@ -64,7 +64,7 @@ void Worker::Connect(const std::string& address) {
   stub_ = v1::StatePool::NewStub(grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
 }
 
-// ------------------------------------------------------------------------------------------------------------- calling
+// ---- calling
 
 template <typename Request, typename Response>
 grpc::Status Worker::Send(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
@@ -126,7 +126,7 @@ bool Worker::Conclude(Answer answer, NameOracle* name, State next, const v1::Nam
   return true;
 }
 
-// ---------------------------------------------------------------------------------------------------------- operations
+// ---- operations
 
 NameOracle* Worker::Pick(const Wanted& wanted) {
   NameOracle* picked = nullptr;
@@ -343,7 +343,7 @@ std::optional<Worker::Observed> Worker::Observe(const NameOracle& name) {
   return seen;
 }
 
-// --------------------------------------------------------------------------------------------------------------- cycle
+// ---- cycle
 
 void Worker::Load(const std::string& address) {
   Connect(address);

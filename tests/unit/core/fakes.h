@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Stand-ins for what core names as interfaces: images on the heap, and a name log whose "disk" outlives it and can lose power.
+// Stand-ins for what core names as interfaces: images on the heap, and a name log whose "disk" outlives it and can lose
+// power.
 #ifndef STATEPOOL_TESTS_UNIT_CORE_FAKES_H_
 #define STATEPOOL_TESTS_UNIT_CORE_FAKES_H_
 
@@ -22,7 +23,7 @@ namespace statepool {
 struct FakeDisk {
   struct Content {
     std::map<std::string, LayoutRecord> layouts;
-    std::map<NameKey, std::optional<NameRecord>> names;  // nothing: a corrupt record
+    std::map<NameKey, std::optional<NameRecord>> names;             // nothing: a corrupt record
     std::map<ImageId, std::pair<std::string, std::string>> images;  // bytes, attachment
     bool clean = false;
     std::string tombstones;
@@ -78,7 +79,11 @@ class FakeImageStore final : public ImageStore {
       return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH", "").Field("data");
     }
     ++writes;
-    const ImageInfo info{ids_.Next(), kDefaultTenant, layout, ChecksumOf(bytes), ChecksumOf(in.attachment),
+    const ImageInfo info{ids_.Next(),
+                         kDefaultTenant,
+                         layout,
+                         ChecksumOf(bytes),
+                         ChecksumOf(in.attachment),
                          static_cast<uint32_t>(in.attachment.size())};
     if (first_written == 0) first_written = info.id;
     return ImageRef(std::make_shared<FakeImage>(info, disk_, std::pair(bytes, std::string(in.attachment)), false));
@@ -142,7 +147,8 @@ class FakeImageStore final : public ImageStore {
  private:
   class FakePin final : public PinnedImage {
    public:
-    FakePin(ImageRef image, std::pair<std::string, std::string> bytes) : image_(std::move(image)), bytes_(std::move(bytes)) {}
+    FakePin(ImageRef image, std::pair<std::string, std::string> bytes)
+        : image_(std::move(image)), bytes_(std::move(bytes)) {}
     absl::string_view bytes() const override { return bytes_.first; }
     absl::string_view attachment() const override { return bytes_.second; }
 
@@ -150,7 +156,9 @@ class FakeImageStore final : public ImageStore {
     ImageRef image_;
     std::pair<std::string, std::string> bytes_;
   };
-  static Pin PinOf(const FakeImage& fake, const ImageRef& image) { return std::make_unique<FakePin>(image, *fake.bytes_); }
+  static Pin PinOf(const FakeImage& fake, const ImageRef& image) {
+    return std::make_unique<FakePin>(image, *fake.bytes_);
+  }
 
   FakeDisk* const disk_;
   IdSource ids_;

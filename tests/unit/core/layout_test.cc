@@ -27,7 +27,8 @@ TEST(Layout, FingerprintIsSha256OverTheCanonicalEncoding) {
   EXPECT_EQ((*rwkv)->fingerprint(), "52af5b3fcc5e98e4441c5df1c9417645757b40c7ff95a00498918ea066dd4dde");
   TensorSpec pp = {"pp", TensorKind::kOther, {3, 7}, DType::kFloat32, {{"channel", 4}}, ConstantInitial{-1e30}, {}};
   TensorSpec t = {"t", TensorKind::kOther, {0}, DType::kUInt8, {{"x", 3}}, DataInitial{"abc"}, {}};
-  EXPECT_EQ((*Layout::Create({"m", {pp, t}}))->fingerprint(), "704631e198586e4ee25077383aff0ac340c4be5557d4d9354625cafb95156cd5");
+  EXPECT_EQ((*Layout::Create({"m", {pp, t}}))->fingerprint(),
+            "704631e198586e4ee25077383aff0ac340c4be5557d4d9354625cafb95156cd5");
 }
 
 TEST(Layout, FingerprintTellsModelsOfTheSameShapesApart) {
@@ -39,7 +40,8 @@ TEST(Layout, FingerprintTellsModelsOfTheSameShapesApart) {
 TEST(Layout, AConstantOfZeroCountsAsZero) {
   TensorSpec zero = Tensor("s", {{"x", 4}});
   zero.initial = ConstantInitial{-0.0};
-  EXPECT_EQ((*Layout::Create({"m", {zero}}))->fingerprint(), (*Layout::Create({"m", {Tensor("s", {{"x", 4}})}}))->fingerprint());
+  EXPECT_EQ((*Layout::Create({"m", {zero}}))->fingerprint(),
+            (*Layout::Create({"m", {Tensor("s", {{"x", 4}})}}))->fingerprint());
 }
 
 // Decimal megabytes a sequence: one shard, conv 2 bytes, recurrent 4.
@@ -66,7 +68,8 @@ TEST(Layout, EveryFieldIsChecked) {
   EXPECT_EQ(FieldOf(Layout::Create({"m", {Tensor("s", {})}})), "tensors[0].axes");
   EXPECT_EQ(FieldOf(Layout::Create({"m", {Tensor("s", {{"x", 0}})}})), "tensors[0].axes[0].size");
   EXPECT_EQ(FieldOf(Layout::Create({"m", {Tensor("s", {x, x})}})), "tensors[0].axes[1].name");
-  EXPECT_EQ(FieldOf(Layout::Create({"m", {Tensor("s", {{"x", uint64_t{1} << 33}, {"y", uint64_t{1} << 33}})}})), "tensors[0].axes[1].size");
+  EXPECT_EQ(FieldOf(Layout::Create({"m", {Tensor("s", {{"x", uint64_t{1} << 33}, {"y", uint64_t{1} << 33}})}})),
+            "tensors[0].axes[1].size");
   EXPECT_EQ(FieldOf(Layout::Create({"m", {Tensor("s", {{"x", ~uint64_t{0}}})}})), "tensors[0].axes[0].size");
   EXPECT_EQ(FieldOf(Layout::Create({"m", {Tensor("s", {x}, static_cast<DType>(77))}})), "tensors[0].dtype");
   TensorSpec t = Tensor("s", {x});
@@ -149,9 +152,16 @@ TEST(Layout, ConstantsAreEncodedInEachDtype) {
 }
 
 TEST(Layout, ConstantsBeyondADtypesRangeAreRefused) {
-  for (auto [dtype, value] : std::vector<std::pair<DType, double>>{{DType::kFloat16, 70000}, {DType::kFloat8E4M3, 500},
-       {DType::kBFloat16, 1e39}, {DType::kFloat32, 1e39}, {DType::kInt8, 128}, {DType::kInt8, 0.5}, {DType::kUInt8, -1},
-       {DType::kInt64, std::ldexp(1, 63)}, {DType::kFloat32, std::nan("")}, {DType::kFloat64, INFINITY}}) {
+  for (auto [dtype, value] : std::vector<std::pair<DType, double>>{{DType::kFloat16, 70000},
+                                                                   {DType::kFloat8E4M3, 500},
+                                                                   {DType::kBFloat16, 1e39},
+                                                                   {DType::kFloat32, 1e39},
+                                                                   {DType::kInt8, 128},
+                                                                   {DType::kInt8, 0.5},
+                                                                   {DType::kUInt8, -1},
+                                                                   {DType::kInt64, std::ldexp(1, 63)},
+                                                                   {DType::kFloat32, std::nan("")},
+                                                                   {DType::kFloat64, INFINITY}}) {
     TensorSpec t = Tensor("s", {{"x", 3}}, dtype);
     t.initial = ConstantInitial{value};
     EXPECT_FALSE(Layout::Create({"m", {t}}).ok()) << static_cast<int>(dtype) << " " << value;

@@ -17,11 +17,27 @@ TEST(Name, AcceptsWhatPeopleWrite) {
 }
 
 TEST(Name, RefusesWhatIsNoName) {
-  for (const std::string& name :
-       {std::string(), std::string(513, 'x'), std::string(10'240, 'x'), std::string("."), std::string(".."), std::string("../x"),
-        std::string("a/../b"), std::string("a/."), std::string("/a"), std::string("a/"), std::string("a//b"), std::string("a\0b", 3),
-        std::string("a\nb"), std::string("a\x7f"), std::string("\xff"), std::string("\xc0\xaf"), std::string("\xe0\x80\xaf"),
-        std::string("\xed\xa0\x80"), std::string("\xf4\x90\x80\x80"), std::string("\xe2\x82"), std::string("\xc2\x85")}) {
+  for (const std::string& name : {std::string(),
+                                  std::string(513, 'x'),
+                                  std::string(10'240, 'x'),
+                                  std::string("."),
+                                  std::string(".."),
+                                  std::string("../x"),
+                                  std::string("a/../b"),
+                                  std::string("a/."),
+                                  std::string("/a"),
+                                  std::string("a/"),
+                                  std::string("a//b"),
+                                  std::string("a\0b", 3),
+                                  std::string("a\nb"),
+                                  std::string("a\x7f"),
+                                  std::string("\xff"),
+                                  std::string("\xc0\xaf"),
+                                  std::string("\xe0\x80\xaf"),
+                                  std::string("\xed\xa0\x80"),
+                                  std::string("\xf4\x90\x80\x80"),
+                                  std::string("\xe2\x82"),
+                                  std::string("\xc2\x85")}) {
     const absl::Status status = ValidateName(name, "sequence");
     EXPECT_EQ(ReasonOf(status), "INVALID_NAME") << name;
     EXPECT_EQ(GetErrorDetail(status).field, "sequence");
@@ -29,7 +45,11 @@ TEST(Name, RefusesWhatIsNoName) {
 }
 
 TEST(Error, CarriesItsDetailWhateverItsValuesHold) {
-  const absl::Status status = Error(absl::StatusCode::kAborted, "R", "message").Field("f:[0]").Meta("k:", "1:2:\n").Meta("n", 7).RetryAfter(absl::Seconds(2));
+  const absl::Status status = Error(absl::StatusCode::kAborted, "R", "message")
+                                  .Field("f:[0]")
+                                  .Meta("k:", "1:2:\n")
+                                  .Meta("n", 7)
+                                  .RetryAfter(absl::Seconds(2));
   const ErrorDetail detail = GetErrorDetail(status);
   EXPECT_EQ(detail.reason, "R");
   EXPECT_EQ(detail.field, "f:[0]");
@@ -46,7 +66,8 @@ TombstoneTable::PrefixPlace Place(uint64_t length) {
 
 TEST(TombstoneTable, RemembersReasonsUpToItsLimitOldestOutFirst) {
   TombstoneTable table;
-  for (size_t i = 0; i < TombstoneTable::kLimit; ++i) EXPECT_TRUE(table.Add(Key(i), TombstoneTable::Reason::kDeleted, nullptr).empty());
+  for (size_t i = 0; i < TombstoneTable::kLimit; ++i)
+    EXPECT_TRUE(table.Add(Key(i), TombstoneTable::Reason::kDeleted, nullptr).empty());
   EXPECT_FALSE(table.overflowed());
   (void)table.Add(Key(TombstoneTable::kLimit), TombstoneTable::Reason::kExpired, nullptr);
   EXPECT_TRUE(table.overflowed());

@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// A race on purpose: a counter that four threads change while only half of them hold its lock. The ThreadSanitizer build must catch it
-// (tests/sanitize); a build that does not proves nothing by being green.
+// A race on purpose: a counter that four threads change while only half of them hold its lock. The ThreadSanitizer
+// build must catch it (tests/sanitize); a build that does not proves nothing by being green.
 #include <thread>
 #include <vector>
 

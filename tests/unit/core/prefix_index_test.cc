@@ -14,7 +14,8 @@ const Hash128 kRoot = kHasher.Root(0, "fingerprint", "");
 
 std::vector<uint64_t> Found(const PrefixIndex& index, const std::vector<uint32_t>& tokens) {
   std::vector<uint64_t> lengths;
-  for (const auto& c : index.Find(kHasher, PrefixIndex::Stems(kHasher, kRoot, tokens), tokens)) lengths.push_back(c.length);
+  for (const auto& c : index.Find(kHasher, PrefixIndex::Stems(kHasher, kRoot, tokens), tokens))
+    lengths.push_back(c.length);
   return lengths;
 }
 

@@ -28,8 +28,10 @@ class StoreTest : public ::testing::Test {
     store_ = std::make_unique<Store>(options_, images_.get(), log_.get(), &clock_);
     ASSERT_TRUE(store_->Recover().ok());
     if (layout_ == nullptr) {
-      layout_ = *Layout::Create({"test-model", {{"ssm", TensorKind::kRecurrent, {0, 1}, DType::kFloat32, {{"state", 8}}, {}, {}}}});
-      other_layout_ = *Layout::Create({"other-model", {{"ssm", TensorKind::kRecurrent, {0, 1}, DType::kFloat32, {{"state", 8}}, {}, {}}}});
+      layout_ = *Layout::Create(
+          {"test-model", {{"ssm", TensorKind::kRecurrent, {0, 1}, DType::kFloat32, {{"state", 8}}, {}, {}}}});
+      other_layout_ = *Layout::Create(
+          {"other-model", {{"ssm", TensorKind::kRecurrent, {0, 1}, DType::kFloat32, {{"state", 8}}, {}, {}}}});
     }
     ASSERT_TRUE(store_->RegisterLayout(op_, layout_, "m").ok());
     ASSERT_TRUE(store_->RegisterLayout(op_, other_layout_, "other").ok());
@@ -80,7 +82,8 @@ class StoreTest : public ::testing::Test {
     EXPECT_EQ(answer->info.version.checksum, ChecksumOf(bytes));
     return bytes[0];
   }
-  absl::StatusOr<ForkAnswer> Fork(const NameKey& source, std::vector<std::string> children, NameOptions options = {}, RequestId request = {}) {
+  absl::StatusOr<ForkAnswer> Fork(const NameKey& source, std::vector<std::string> children, NameOptions options = {},
+                                  RequestId request = {}) {
     absl::StatusOr<ForkAnswer> answer = store_->Fork(op_, {{source, {}, ""}, std::move(children), options, request});
     store_->CheckInvariants();
     return answer;
@@ -90,12 +93,15 @@ class StoreTest : public ::testing::Test {
     store_->CheckInvariants();
     return deleted;
   }
-  absl::StatusOr<PublishAnswer> Publish(const std::string& source, std::vector<uint32_t> tokens, NameOptions options = {}) {
-    absl::StatusOr<PublishAnswer> answer = store_->PublishPrefix(op_, {"m", std::move(tokens), "", {Seq(source), {}, ""}, options});
+  absl::StatusOr<PublishAnswer> Publish(const std::string& source, std::vector<uint32_t> tokens,
+                                        NameOptions options = {}) {
+    absl::StatusOr<PublishAnswer> answer =
+        store_->PublishPrefix(op_, {"m", std::move(tokens), "", {Seq(source), {}, ""}, options});
     store_->CheckInvariants();
     return answer;
   }
-  absl::StatusOr<MatchAnswer> Match(std::vector<uint32_t> tokens, std::optional<int64_t> max_position = {}, uint32_t k = 1) {
+  absl::StatusOr<MatchAnswer> Match(std::vector<uint32_t> tokens, std::optional<int64_t> max_position = {},
+                                    uint32_t k = 1) {
     return store_->MatchPrefix(op_, {"m", std::move(tokens), "", max_position, k});
   }
   void FlushDue() {
@@ -122,7 +128,9 @@ class StoreTest : public ::testing::Test {
 #define EXPECT_REASON(status_or, reason_) EXPECT_EQ(ReasonOf(StatusOf(status_or)), reason_)
 inline const absl::Status& StatusOf(const absl::Status& s) { return s; }
 template <typename T>
-const absl::Status& StatusOf(const absl::StatusOr<T>& s) { return s.status(); }
+const absl::Status& StatusOf(const absl::StatusOr<T>& s) {
+  return s.status();
+}
 
 }  // namespace statepool
 

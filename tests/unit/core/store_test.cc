@@ -7,7 +7,7 @@ namespace {
 constexpr auto kSync = Durability::kSync;
 constexpr auto kVolatile = Durability::kVolatile;
 
-// ------------------------------------------------------------------------------------------------- sequences
+// ---- sequences
 
 TEST_F(StoreTest, CreateStartsAtPositionZeroInTheInitialStateAndAllCreatesCostOneImageAtMostEach) {
   const auto info = store_->Create(op_, {"a", "m", {}, {}});
@@ -118,7 +118,7 @@ TEST_F(StoreTest, AnExpiredDeadlineOrACancellationChangesNothing) {
   EXPECT_EQ(*Get(Seq("a")), 'x');
 }
 
-// ------------------------------------------------------------------------------------------------------ fork
+// ---- fork
 
 TEST_F(StoreTest, AThousandChildrenShareOneImageAndEachHasItsOwnRevision) {
   ASSERT_TRUE(Set("p", 7, 'x').ok());
@@ -178,7 +178,7 @@ TEST_F(StoreTest, AForkIsReplayedAsAWhole) {
   EXPECT_REASON(Fork(Seq("p"), {"a", "b"}, {}, {"r", 5}), "REVISION_MISMATCH");
 }
 
-// ------------------------------------------------------------------------------------------------- snapshots
+// ---- snapshots
 
 TEST_F(StoreTest, ASnapshotStaysWhenItsSequenceMovesOnAndGoes) {
   ASSERT_TRUE(Set("a", 1, 'x').ok());
@@ -205,7 +205,7 @@ TEST_F(StoreTest, RestoreOntoASequenceKeepsItsHeadInTheRing) {
   EXPECT_EQ(*Get(Seq("a"), 2), 'y');
 }
 
-// -------------------------------------------------------------------------------------------------- prefixes
+// ---- prefixes
 
 std::vector<uint32_t> Tokens(size_t n, uint32_t first = 1) {
   std::vector<uint32_t> tokens(n);
@@ -242,9 +242,9 @@ TEST_F(StoreTest, AMissSaysWhyAndWhatIsNear) {
   const auto beyond = Match(Tokens(10));
   EXPECT_EQ(beyond->miss_reason, "POSITION_MISMATCH");
   EXPECT_EQ(beyond->nearest_published_position, 10);
-  EXPECT_EQ(Match(Tokens(20, 2))->miss_reason, "NEVER_PUBLISHED");                                    // other tokens
-  EXPECT_EQ(store_->MatchPrefix(op_, {"m", Tokens(20), "lora", {}, 1})->matches.size(), 0u);           // other key
-  EXPECT_EQ(store_->MatchPrefix(op_, {"other", Tokens(20), "", {}, 1})->matches.size(), 0u);           // other layout
+  EXPECT_EQ(Match(Tokens(20, 2))->miss_reason, "NEVER_PUBLISHED");                            // other tokens
+  EXPECT_EQ(store_->MatchPrefix(op_, {"m", Tokens(20), "lora", {}, 1})->matches.size(), 0u);  // other key
+  EXPECT_EQ(store_->MatchPrefix(op_, {"other", Tokens(20), "", {}, 1})->matches.size(), 0u);  // other layout
   EXPECT_EQ(Match(Tokens(20))->matches.size(), 1u);
   clock_.Advance(absl::Minutes(2));
   EXPECT_EQ(Match(Tokens(20))->miss_reason, "EXPIRED");
@@ -280,7 +280,7 @@ TEST_F(CollidingStoreTest, ACollisionIsAMissAndTheNewerPrefixWins) {
   EXPECT_EQ(*Get(Match(Tokens(9, 1000))->matches.front().key), 'y');
 }
 
-// ---------------------------------------------------------------------------------------------------- expiry
+// ---- expiry
 
 TEST_F(StoreTest, IdleTimeStartsAnewWithEveryUseAndDescribeIsNone) {
   ASSERT_TRUE(Set("a", 1, 'x', Ttl(absl::Seconds(10))).ok());
@@ -377,7 +377,7 @@ TEST_F(StoreTest, ANewRecordReplacesTheOneInTheGrave) {
   EXPECT_EQ(*Get(Seq("a")), 'y');
 }
 
-// ------------------------------------------------------------------------------------------------ durability
+// ---- durability
 
 TEST_F(StoreTest, SyncSurvivesPowerLossWriteBehindAfterItsTurnAndVolatileNever) {
   ASSERT_TRUE(Set("sync", 1, 's', With(kSync)).ok());
@@ -587,7 +587,7 @@ TEST_F(StoreTest, ACorruptRecordCostsItsNameAndSaysSo) {
   EXPECT_REASON(Get(Seq("a")), "UNKNOWN_SINCE_RESTART");
 }
 
-// --------------------------------------------------------------------------------------------------- listing
+// ---- listing
 
 TEST_F(StoreTest, ListGoesThroughNamesInOrderPageByPage) {
   for (const char* name : {"b/2", "a", "b/1", "c", "b/3"}) ASSERT_TRUE(Set(name, 1, 'x').ok());

@@ -1,7 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Many threads over few names, with housekeeping beside them: what ThreadSanitizer runs. Each state tells which write it came from, so every read
-// is checked; at the end the store agrees with itself and, after a power loss, with what was acknowledged as durable.
+// Many threads over few names, with housekeeping beside them: what ThreadSanitizer runs. Each state tells which write
+// it came from, so every read is checked; at the end the store agrees with itself and, after a power loss, with what
+// was acknowledged as durable.
 #include <random>
 #include <thread>
 
@@ -43,7 +44,8 @@ TEST_F(StoreThreadsTest, ReadersSeeWholeVersionsWhileWritersForksDeletesAndFlush
             break;
           }
           case 3: {
-            const auto fork = store_->Fork(op, {{Seq(name()), {}, ""}, {name() + "/" + std::to_string(t), name() + "/x"}, options, {}});
+            const auto fork = store_->Fork(
+                op, {{Seq(name()), {}, ""}, {name() + "/" + std::to_string(t), name() + "/x"}, options, {}});
             if (fork.ok()) ++forks;
             break;
           }

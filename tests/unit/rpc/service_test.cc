@@ -268,7 +268,7 @@ TEST_F(ServiceTest, AnExpiredDeadlineIsSeenByTheStore) {
             grpc::StatusCode::DEADLINE_EXCEEDED);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
+// ----
 // listening
 
 class ListenTest : public ServiceTest {

@@ -85,7 +85,7 @@ class ResidencyTest : public AnyColdStoreTest {
   std::unique_ptr<Residency> residency_;
 };
 
-// ------------------------------------------------------------------------------------------------- writing
+// ---- writing
 
 TEST_F(ResidencyTest, WhatIsWrittenIsRead) {
   const std::string bytes = MakeBytes(100'000, 1);
@@ -169,7 +169,7 @@ TEST_F(ResidencyTest, AMachineShortOfMemoryEvictsInsteadOfGrowing) {
   EXPECT_TRUE(hot(b) && hot(c));
 }
 
-// ------------------------------------------------------------------------------------------------- who leaves first
+// ---- who leaves first
 
 TEST_F(ResidencyTest, ImagesLeaveInTheOrderOfTheDesign) {
   Start(6);
@@ -317,7 +317,7 @@ TEST_F(ResidencyTest, EmptyExtentsGoBackButForOne) {
   residency_->CheckInvariants();
 }
 
-// ------------------------------------------------------------------------------------------------- spilling and
+// ---- spilling and
 // promoting
 
 TEST_F(ResidencyTest, SpilledImagesComeBackWithTheirAttachments) {
@@ -457,7 +457,7 @@ TEST_F(ResidencyTest, AttachmentsHaveABudgetToo) {
   EXPECT_TRUE(hot(without));
 }
 
-// ------------------------------------------------------------------------------------------------- going, and coming
+// ---- going, and coming
 // back
 
 TEST_F(ResidencyTest, DroppedImagesLeaveTheColdStore) {

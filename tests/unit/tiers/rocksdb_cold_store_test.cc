@@ -49,7 +49,7 @@ class RocksDbColdStoreTest : public RocksDbTest {
   }
 };
 
-// ------------------------------------------------------------------------------------------------- images
+// ---- images
 
 TEST_F(RocksDbColdStoreTest, ImagesOfEverySizeComeBackEqual) {
   ImageId id = 0;
@@ -163,7 +163,7 @@ TEST_F(RocksDbColdStoreTest, ImagesSurviveARestart) {
   EXPECT_EQ(cold_->used_bytes(), 2_MiB + 3);
 }
 
-// ------------------------------------------------------------------------------------------------- names
+// ---- names
 
 TEST_F(RocksDbColdStoreTest, NamesComeBackInOrder) {
   ASSERT_TRUE(cold_->Commit({MakeChange("b", 2), MakeChange("a", 1), MakeChange("c", 3)}, true).ok());
@@ -224,7 +224,7 @@ TEST_F(RocksDbColdStoreTest, CommitsFromManyThreadsAllArrive) {
   EXPECT_EQ(Names().size(), 100u);
 }
 
-// ------------------------------------------------------------------------------------------------- starting
+// ---- starting
 
 TEST_F(RocksDbColdStoreTest, TheEpochGrowsWithEveryStartAndTheHashKeyStays) {
   EXPECT_FALSE(cold_->last_run().existed);

@@ -291,7 +291,10 @@ class Store {
   static absl::Status CheckIfRevision(const Name* name, const std::optional<uint64_t>& if_revision);
   // The answer to an earlier request with this id, or nothing. Errors: REQUEST_ID_REUSED.
   static absl::StatusOr<const AnsweredRequest*> FindAnswered(const NameState& state, const RequestId& request);
-  NameInfo ReplayLocked(const Name& name, const AnsweredRequest& answered) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  NameInfo InfoOfAnswered(const Name& name, const AnsweredRequest& answered) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // True: `name` has answered this request before, and `info` is that answer again. Errors: REQUEST_ID_REUSED.
+  absl::StatusOr<bool> ReplayLocked(const Name& name, const RequestId& request, NameInfo* info) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The last step of a decision: trims the ring, gives the state its new revision, remembers the request.
   void Advance(const RequestId& request, NameState* state);
   VersionRef NewVersion(VersionId parent, int64_t position, Exactness exactness, ImageRef image);

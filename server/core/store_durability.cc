@@ -10,9 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"
 #include "server/core/store.h"
-
-#define RETURN_IF_ERROR(expression) \
-  if (absl::Status s = (expression); !s.ok()) return s
+#include "server/core/store_errors.h"
 
 namespace statepool {
 

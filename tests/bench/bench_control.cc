@@ -2,7 +2,7 @@
 //
 // Figure `control`: what a call that moves no bytes costs. Describe of one sequence against an empty unary callback of
 // the same gRPC (bench_empty_server), each over one connection of its own, one call at a time, in alternating blocks of
-// 100; medians over all calls.
+// 20; medians over all calls.
 //
 //   statepool_bench_control --server=ADDRESS --empty=ADDRESS --samples=N
 #include "tests/bench/measure.h"
@@ -10,7 +10,7 @@
 namespace statepool::bench {
 namespace {
 
-constexpr size_t kBlock = 100;
+constexpr size_t kBlock = 20;
 constexpr uint64_t kStateBytes = 80'000;
 
 // A busy machine slows one of the two more than the other, so both must be steady.

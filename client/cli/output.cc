@@ -73,7 +73,7 @@ std::string Cell(absl::string_view key, const Json& value) {
       return std::string(key == "layout" ? absl::string_view(value.text()).substr(0, kFingerprintDigits)
                                          : value.text());
     case Json::kBool: return value.text() == "true" ? "yes" : "no";
-    case Json::kNumber: return absl::StrContains(key, "_bytes") ? HumanBytes(value.text()) : value.text();
+    case Json::kNumber: return absl::StrContains(key, "bytes") ? HumanBytes(value.text()) : value.text();
     case Json::kArray:
       if (!value.members().empty() && value.members()[0].second.kind() == Json::kNumber) return Ranges(value.members());
       return absl::StrJoin(value.members(), ", ", [](std::string* out, const Json::Member& element) {

@@ -361,7 +361,7 @@ void Store::CheckInvariants() const {
       ++expiring;
       STATEPOOL_CHECK(expiry_.contains({name->expiry_entry, name.get()}));
     }
-    STATEPOOL_CHECK(name->busy() || name->expiry_entry <= name->Deadline());
+    STATEPOOL_CHECK(name->Deadline() == kNever || name->expiry_entry != kNever);  // it will be looked at
   }
   for (const auto& [image, count] : heads) STATEPOOL_CHECK(image->heads() == count);
   for (const auto& [id, version] : versions)

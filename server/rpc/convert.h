@@ -32,8 +32,7 @@ absl::StatusOr<NameKind> ToNameKind(v1::NameKind kind, absl::string_view field =
 // Errors: MISSING_FIELD, INVALID_LAYOUT.
 absl::StatusOr<LayoutRef> ToLayout(const v1::RegisterLayoutRequest& request);
 
-// ---- to
-// answers
+// ---- to answers
 
 void FillNameRef(const NameKey& key, v1::NameRef* out);
 void FillNameInfo(const NameInfo& info, v1::NameInfo* out);

@@ -377,7 +377,7 @@ bool Residency::WaitForReclaim(const Op& op) {
   reclaim_failed_ = false;
   wake_.SignalAll();
   const uint64_t until = dropped_;
-  while (!stopping_ && !reclaim_failed_ && (deleted_ < until || sweeping_ || trim_wanted_)) {
+  while (!stopping_ && !reclaim_failed_ && (deleted_ < until || sweeping_ || trim_wanted_ || trimming_)) {
     if (!op.Check(*clock_).ok()) return false;
     WaitForChange(op);
   }
@@ -389,9 +389,9 @@ void Residency::ReclaimLoop() {
   while (!stopping_) {
     if (trim_wanted_) {
       trim_wanted_ = false;  // it may be wanted again while extents are unmapped
-      reclaiming_ = true;
+      trimming_ = true;
       GiveBack(TakeEmptyExtents(/*keep_each=*/1));
-      reclaiming_ = false;
+      trimming_ = false;
       changed_.SignalAll();
       continue;
     }
@@ -419,13 +419,11 @@ absl::Status Residency::DeleteBatch() {
   const size_t size = std::min(reclaim_.size(), kReclaimBatch);
   const std::vector<ImageId> batch(reclaim_.begin(), reclaim_.begin() + static_cast<ptrdiff_t>(size));
   reclaim_.erase(reclaim_.begin(), reclaim_.begin() + static_cast<ptrdiff_t>(size));
-  reclaiming_ = true;
   absl::Status status;
   {
     MutexUnlock unlock(&mu_);
     status = cold_->DeleteImages(batch);
   }
-  reclaiming_ = false;
   if (status.ok()) deleted_ += batch.size();
   if (!status.ok()) reclaim_.insert(reclaim_.begin(), batch.begin(), batch.end());
   return status;

@@ -198,9 +198,9 @@ class Residency final : public ImageStore {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool detached_ ABSL_GUARDED_BY(mu_) = false;     // images that go stay in the cold store
   bool trim_wanted_ ABSL_GUARDED_BY(mu_) = false;  // a pool has more empty extents than it should keep
+  bool trimming_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<ImageId> reclaim_
-      ABSL_GUARDED_BY(mu_);  // to be deleted from the cold store; at most every image there ever was
-  bool reclaiming_ ABSL_GUARDED_BY(mu_) = false;
+      ABSL_GUARDED_BY(mu_);                    // to be deleted from the cold store; at most every image there ever was
   uint64_t dropped_ ABSL_GUARDED_BY(mu_) = 0;  // images ever put into reclaim_, and those deleted since
   uint64_t deleted_ ABSL_GUARDED_BY(mu_) = 0;
   bool reclaim_failed_ ABSL_GUARDED_BY(mu_) = false;  // the last try; the next comes in a second

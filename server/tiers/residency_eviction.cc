@@ -35,8 +35,7 @@ absl::Status SpillError(const absl::Status& error, const Device& device) {
 
 }  // namespace
 
-// ---- the
-// list of victims
+// ---- the list of victims
 
 void Residency::List(Resident* image) {
   assert(!image->listed);

@@ -317,8 +317,7 @@ TEST_F(ResidencyTest, EmptyExtentsGoBackButForOne) {
   residency_->CheckInvariants();
 }
 
-// ---- spilling and
-// promoting
+// ---- spilling and promoting
 
 TEST_F(ResidencyTest, SpilledImagesComeBackWithTheirAttachments) {
   std::vector<ImageRef> images;
@@ -457,8 +456,7 @@ TEST_F(ResidencyTest, AttachmentsHaveABudgetToo) {
   EXPECT_TRUE(hot(without));
 }
 
-// ---- going, and coming
-// back
+// ---- going, and coming back
 
 TEST_F(ResidencyTest, DroppedImagesLeaveTheColdStore) {
   std::vector<ImageRef> images;

@@ -252,7 +252,7 @@ class Store {
   bool EvictPrefix();
 
   // The orderly stop: records every WRITE_BEHIND name, notes what is lost, marks the data directory clean. Goes on past
-  // names that can't be recorded, and gives the first error. No call may be under way.
+  // names that can't be recorded, and gives the first error. Nobody may begin a write any more; reads may be under way.
   absl::Status Drain(const Op& op);
 
   struct Counts {

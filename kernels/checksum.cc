@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "kernels/checksum.h"
 
+#define XXH_STATIC_LINKING_ONLY
 #include <xxhash.h>
 
 #include <algorithm>
@@ -26,6 +27,32 @@ std::vector<LeafHash> HashLeaves(absl::string_view bytes) {
 }
 
 Checksum ChecksumOf(absl::string_view bytes) { return HashRoot(HashLeaves(bytes)); }
+
+Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
+  std::vector<LeafHash> leaves;
+  XXH3_state_t state;     // of a leaf that lies in several pieces
+  size_t leaf_bytes = 0;  // of it that were seen
+  for (absl::string_view piece : pieces) {
+    while (!piece.empty()) {
+      if (leaf_bytes == 0 && piece.size() >= kLeafBytes) {
+        leaves.push_back(HashLeaf(piece.substr(0, kLeafBytes)));
+        piece.remove_prefix(kLeafBytes);
+        continue;
+      }
+      if (leaf_bytes == 0) XXH3_64bits_reset(&state);
+      const size_t n = std::min(piece.size(), kLeafBytes - leaf_bytes);
+      XXH3_64bits_update(&state, piece.data(), n);
+      piece.remove_prefix(n);
+      leaf_bytes += n;
+      if (leaf_bytes == kLeafBytes) {
+        leaves.push_back(XXH3_64bits_digest(&state));
+        leaf_bytes = 0;
+      }
+    }
+  }
+  if (leaf_bytes > 0) leaves.push_back(XXH3_64bits_digest(&state));
+  return HashRoot(leaves);
+}
 
 CopyHasher::CopyHasher(char* destination, size_t size) : destination_(destination), size_(size) {
   leaves_.reserve(LeafCount(size));

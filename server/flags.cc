@@ -40,6 +40,13 @@ ABSL_FLAG(ByteSize, max_message_bytes, ByteSize{uint64_t{512} << 20},
           "largest state in one message; the transport takes 2 MiB more, for its attachment and other fields");
 ABSL_FLAG(ByteSize, max_bytes_in_flight, ByteSize{uint64_t{1} << 30},
           "bytes of states in calls that are running; further calls get RESOURCE_EXHAUSTED and a hint when to retry");
+ABSL_FLAG(uint32_t, max_uploads, 64, "SetStreams that go on, or broke off and are kept, at a time");
+ABSL_FLAG(ByteSize, max_upload_bytes, ByteSize{0},
+          "of the states of all uploads; one alone may be larger; 0: seven eighths of the hot budget");
+ABSL_FLAG(absl::Duration, upload_timeout, absl::Seconds(60), "how long a broken-off SetStream is kept");
+ABSL_FLAG(absl::Duration, stream_timeout, absl::Seconds(30),
+          "a stream without progress for so long is ended; so is a call whose answer is not taken, after a second more "
+          "for each MiB of it");
 ABSL_FLAG(uint64_t, max_names, 10'000'000, "sequences, snapshots and prefixes together");
 ABSL_FLAG(std::string, default_durability, "write-behind", "of names that do not say: volatile, write-behind or sync");
 ABSL_FLAG(absl::Duration, default_ttl, absl::InfiniteDuration(),
@@ -203,6 +210,17 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   }
   flags.max_bytes_in_flight = absl::GetFlag(FLAGS_max_bytes_in_flight).bytes;
   if (flags.max_bytes_in_flight == 0) return Bad("max-bytes-in-flight", "must be more than 0");
+  flags.max_uploads = absl::GetFlag(FLAGS_max_uploads);
+  flags.max_upload_bytes = absl::GetFlag(FLAGS_max_upload_bytes).bytes;
+  if (flags.max_upload_bytes == 0) flags.max_upload_bytes = flags.hot_bytes / 8 * 7;
+  flags.upload_timeout = absl::GetFlag(FLAGS_upload_timeout);
+  flags.stream_timeout = absl::GetFlag(FLAGS_stream_timeout);
+  if (flags.upload_timeout < absl::ZeroDuration() || flags.upload_timeout > absl::Hours(24)) {
+    return Bad("upload-timeout", "must be 0..24h");
+  }
+  if (flags.stream_timeout <= absl::ZeroDuration() || flags.stream_timeout > absl::Hours(24)) {
+    return Bad("stream-timeout", "must be more than 0 and at most 24h");
+  }
   flags.max_names = absl::GetFlag(FLAGS_max_names);
   if (flags.max_names == 0) return Bad("max-names", "must be more than 0");
 

@@ -38,6 +38,9 @@ struct DaemonFlags {
   uint64_t chunk_bytes = 0;        // 0: as the device sees fit
   uint64_t max_message_bytes = 0;  // of states: the transport's limit is a little higher
   uint64_t max_bytes_in_flight = 0;
+  uint32_t max_uploads = 0;
+  uint64_t max_upload_bytes = 0;
+  absl::Duration upload_timeout, stream_timeout;
   uint64_t max_names = 0;
   Durability default_durability = Durability::kWriteBehind;
   absl::Duration default_ttl, max_ttl, flush_interval, drain_grace;

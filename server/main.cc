@@ -183,7 +183,14 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
       flags.max_bytes_in_flight,
       std::min({flags.max_message_bytes,
                 flags.max_bytes_in_flight - std::min(flags.max_bytes_in_flight, kMessageOverheadBytes),
-                (*device)->budget_bytes()})};
+                (*device)->budget_bytes()}),
+      (*device)->budget_bytes(),
+      flags.max_uploads,
+      flags.max_upload_bytes,
+      flags.upload_timeout,
+      flags.stream_timeout};
+  service_options.uploads = {flags.max_uploads, flags.max_upload_bytes, flags.upload_timeout};
+  service_options.stream_timeout = flags.stream_timeout;
   service_options.executor_threads = flags.executor_threads;
   service_options.executor_queue = flags.executor_queue;
   service_options.devices = [&device] { return ReportDevices(**device); };

@@ -17,17 +17,9 @@
 #include "absl/types/span.h"
 #include "server/core/image.h"
 #include "server/core/op.h"
+#include "server/core/select.h"
 
 namespace statepool {
-
-// The bytes of a state on their way in. `pieces` are read once, in order, and need to live only as long as the call.
-// An initial state has no pieces: it comes from layout.FillInitial.
-struct StateBytes {
-  absl::Span<const absl::string_view> pieces;
-  bool initial = false;
-  std::optional<Checksum> expected_checksum;  // verified before the image exists: CHECKSUM_MISMATCH
-  absl::string_view attachment;
-};
 
 // Keeps an image's bytes where they can be read, for as long as it lives: a pinned slot never leaves its device.
 // Movable.
@@ -39,6 +31,34 @@ class PinnedImage {
 };
 using Pin = std::unique_ptr<const PinnedImage>;
 
+// The bytes of a state on their way in. `pieces` are read once, in order, and need to live only as long as the call.
+// An initial state has no pieces: it comes from layout.FillInitial.
+struct StateBytes {
+  absl::Span<const absl::string_view> pieces;
+  bool initial = false;
+  std::optional<Checksum> expected_checksum;  // of `pieces`, verified before the image exists: CHECKSUM_MISMATCH
+  absl::string_view attachment;
+  // A state that differs from another in some ranges only: `pieces` fill these, the rest is `base`'s. Null: none.
+  const PinnedImage* base = nullptr;
+  absl::Span<const ByteRange> ranges = {};  // as RangesOf gives them
+};
+
+// A whole state on its way in, chunk by chunk. Holds room for it; destroyed before Finish it leaves nothing. Not
+// thread-safe. Destroyed before the ImageStore that made it.
+class ImageWriter {
+ public:
+  virtual ~ImageWriter() = default;
+  virtual uint64_t received_bytes() const = 0;  // so far
+
+  // The next bytes, if they have this checksum. None but the last has a length that is no multiple of kLeafBytes.
+  // REQUIRES: not beyond the state's end. Errors: CHECKSUM_MISMATCH (then nothing was appended).
+  virtual absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) = 0;
+
+  // The image. After it the writer is empty. Errors: BYTES_LENGTH_MISMATCH (bytes are missing), CHECKSUM_MISMATCH (of
+  // the whole); then the writer is as it was.
+  virtual absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) = 0;
+};
+
 class ImageStore {
  public:
   virtual ~ImageStore() = default;
@@ -47,6 +67,12 @@ class ImageStore {
   // spills. Errors: BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH, STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED,
   // DEADLINE, CANCELLED.
   virtual absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) = 0;
+
+  // The same for a state that comes in its own time: while it does, its room is taken and nobody waits for it. Blocks
+  // as Write does. `attachment_bytes`: of the attachment to come. Errors: STATE_TOO_LARGE, HOT_FULL, COLD_FULL,
+  // DISK_FAILED, DEADLINE, CANCELLED.
+  virtual absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op& op, LayoutRef layout,
+                                                                  uint64_t attachment_bytes) = 0;
 
   // Pins an image's bytes, promoting them first when they are cold (blocks). They were verified on the way.
   // Errors: CORRUPT (DATA_LOSS), STATE_TOO_LARGE, HOT_FULL, DISK_FAILED, DEADLINE, CANCELLED.

@@ -84,7 +84,43 @@ const LayoutRegistry::Registered* LayoutRegistry::FindLocked(TenantId tenant, ab
   std::pair<TenantId, std::string> key(tenant, std::string(name));
   if (const auto alias = aliases_.find(key); alias != aliases_.end()) key.second = alias->second;
   const auto found = layouts_.find(key);
-  return found == layouts_.end() ? nullptr : &found->second;
+  return found == layouts_.end() || found->second.layout.get() == deleting_ ? nullptr : &found->second;
+}
+
+bool LayoutRegistry::IsRegistered(TenantId tenant, const Layout& layout) const {
+  MutexLock lock(&mu_);
+  const Registered* found = FindLocked(tenant, layout.fingerprint());
+  return found != nullptr && found->layout.get() == &layout;
+}
+
+absl::Status LayoutRegistry::Delete(TenantId tenant, absl::string_view name,
+                                    absl::FunctionRef<absl::Status(const Layout&)> unused) {
+  {
+    MutexLock lock(&mu_);
+    while (committing_) committed_.Wait(&mu_);
+    committing_ = true;  // also keeps what is found here in its place
+  }
+  absl::StatusOr<LayoutRef> layout = Find(tenant, name);
+  absl::Status status = layout.status();
+  if (layout.ok()) {
+    {
+      MutexLock lock(&mu_);
+      deleting_ = layout->get();
+    }
+    status = unused(**layout);
+    if (status.ok()) status = log_->DeleteLayout(tenant, (*layout)->fingerprint());
+  }
+  MutexLock lock(&mu_);
+  if (status.ok()) {
+    const auto found = layouts_.find({tenant, (*layout)->fingerprint()});
+    for (const std::string& alias : found->second.aliases) aliases_.erase({tenant, alias});
+    bytes_ -= (*layout)->canonical().size();
+    layouts_.erase(found);
+  }
+  deleting_ = nullptr;
+  committing_ = false;
+  committed_.SignalAll();
+  return status;
 }
 
 absl::StatusOr<LayoutRef> LayoutRegistry::Find(TenantId tenant, absl::string_view name, absl::string_view field) const {
@@ -105,14 +141,16 @@ absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Describe(TenantId tenant, 
   absl::StatusOr<LayoutRef> layout = Find(tenant, name);
   if (!layout.ok()) return layout.status();
   MutexLock lock(&mu_);
-  const Registered& registered = layouts_.at({tenant, (*layout)->fingerprint()});
-  return Entry{registered.layout, {registered.aliases.begin(), registered.aliases.end()}};
+  const auto found = layouts_.find({tenant, (*layout)->fingerprint()});
+  if (found == layouts_.end()) return Entry{*layout, {}};  // deleted meanwhile
+  return Entry{found->second.layout, {found->second.aliases.begin(), found->second.aliases.end()}};
 }
 
 std::vector<LayoutRegistry::Entry> LayoutRegistry::List(TenantId tenant) const {
   MutexLock lock(&mu_);
   std::vector<Entry> entries;
   for (auto it = layouts_.lower_bound({tenant, ""}); it != layouts_.end() && it->first.first == tenant; ++it) {
+    if (it->second.layout.get() == deleting_) continue;
     entries.push_back({it->second.layout, {it->second.aliases.begin(), it->second.aliases.end()}});
   }
   return entries;

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -42,6 +43,13 @@ class LayoutRegistry {
   absl::StatusOr<LayoutRef> Find(TenantId tenant, absl::string_view name, absl::string_view field = "layout") const;
   absl::StatusOr<Entry> Describe(TenantId tenant, absl::string_view name) const;
   std::vector<Entry> List(TenantId tenant) const;  // by fingerprint
+  // True while `layout` is what its fingerprint means here: not deleted, nor about to be. Never blocks on the disk.
+  bool IsRegistered(TenantId tenant, const Layout& layout) const;
+
+  // Forgets a layout with all its aliases, durably, if `unused` says OK. From before that question on, nobody finds it
+  // here any more; if the answer or the commit is an error, it is back. Errors: LAYOUT_UNKNOWN, those of `unused`,
+  // COLD_FULL, DISK_FAILED.
+  absl::Status Delete(TenantId tenant, absl::string_view name, absl::FunctionRef<absl::Status(const Layout&)> unused);
 
   // At recovery: what NameLog::LoadLayouts gave. Errors: INVALID_LAYOUT.
   absl::Status Recover(const LayoutRecord& record);
@@ -59,7 +67,8 @@ class LayoutRegistry {
   mutable Mutex mu_;
   CondVar committed_;
   uint64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
-  bool committing_ ABSL_GUARDED_BY(mu_) = false;  // one registration goes to disk at a time
+  bool committing_ ABSL_GUARDED_BY(mu_) = false;  // one change goes to disk at a time
+  const Layout* deleting_ ABSL_GUARDED_BY(mu_) = nullptr;
   std::map<std::pair<TenantId, std::string>, Registered> layouts_ ABSL_GUARDED_BY(mu_);   // by fingerprint
   std::map<std::pair<TenantId, std::string>, std::string> aliases_ ABSL_GUARDED_BY(mu_);  // to fingerprint
 };

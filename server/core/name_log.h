@@ -49,6 +49,8 @@ class NameLog {
 
   // Layouts are always synced. A layout's record replaces the one with the same fingerprint.
   virtual absl::Status CommitLayout(const LayoutRecord& layout) = 0;
+  // Forgets one, synced. REQUIRES: no record of a name has it.
+  virtual absl::Status DeleteLayout(TenantId tenant, absl::string_view fingerprint) = 0;
 
   // Marks an orderly stop, synced; the last write before the end. The mark is taken away by the next start before it
   // serves.

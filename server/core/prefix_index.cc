@@ -55,9 +55,13 @@ PrefixHasher::PrefixHasher(absl::string_view hash_key, int key_bits)
   mask_high_ = mask(std::max(0, key_bits - 64));
 }
 
-Hash128 PrefixHasher::Root(TenantId tenant, absl::string_view fingerprint, absl::string_view extra_key) const {
+Hash128 PrefixHasher::Root(TenantId tenant, absl::string_view fingerprint, absl::string_view extra_key,
+                           absl::string_view salt) const {
   const std::string text = absl::StrCat(tenant, ":", fingerprint.size(), ":", fingerprint, ":", extra_key);
-  return Hash(stem_secret_, text.data(), text.size());
+  const Hash128 root = Hash(stem_secret_, text.data(), text.size());
+  if (salt.empty()) return root;
+  const std::string salted = absl::StrCat("salt:", Hash128ToHex(root), ":", salt);
+  return Hash(stem_secret_, salted.data(), salted.size());
 }
 
 Hash128 PrefixHasher::NextStem(const Hash128& stem, const uint32_t* tokens) const {

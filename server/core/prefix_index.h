@@ -3,7 +3,7 @@
 // PrefixIndex: finds published prefixes of a token sequence, at any length, without blocks.
 //
 // The key of the first n tokens is a keyed 128-bit hash, incremental over strides of 64 tokens:
-//   stem(0)      = H(tenant, layout fingerprint, extra_key)
+//   stem(0)      = H(tenant, layout fingerprint, extra_key, salt)
 //   stem(64·b+64) = H(stem(64·b), tokens[64·b .. 64·b+64))
 //   key(n)       = H'(stem(n - n mod 64), tokens[n - n mod 64 .. n), n)
 // H, H' are XXH3-128 with secrets derived from the data directory's hash key. The index remembers for each stem which
@@ -47,7 +47,8 @@ class PrefixHasher {
   // collisions.
   explicit PrefixHasher(absl::string_view hash_key, int key_bits = 128);
 
-  Hash128 Root(TenantId tenant, absl::string_view fingerprint, absl::string_view extra_key) const;
+  Hash128 Root(TenantId tenant, absl::string_view fingerprint, absl::string_view extra_key,
+               absl::string_view salt = "") const;
   Hash128 NextStem(const Hash128& stem, const uint32_t* tokens /* kStride of them */) const;
   Hash128 Key(const Hash128& stem, const uint32_t* tail, size_t tail_size, uint64_t length) const;
   // Over the first n tokens for each n of `lengths`, which ascend; one pass over the tokens. `root` keeps tenants,

@@ -37,6 +37,27 @@ absl::StatusOr<LayoutRegistry::Entry> Store::RegisterLayout(const Op& op, Layout
   return layouts_.Register(op.tenant, std::move(layout), alias);
 }
 
+absl::Status Store::DeleteLayout(const Op& op, absl::string_view layout) {
+  RETURN_IF_ERROR(op.Check(*clock_));
+  return layouts_.Delete(op.tenant, layout, [&](const Layout& unused) -> absl::Status {
+    // From here on no new name can take it: Write asks whether it is registered, under the lock.
+    MutexLock lock(&mu_);
+    // Records of names that are gone still tell their layout.
+    for (;;) {
+      RETURN_IF_ERROR(BuryLocked());
+      const bool buried = std::all_of(graves_.begin(), graves_.end(), [](const auto& g) { return g.second.kept; });
+      if (buried) break;
+      RETURN_IF_ERROR(WaitLocked(op));
+    }
+    const auto uses = layout_names_.find(&unused);
+    if (uses == layout_names_.end()) return absl::OkStatus();
+    return Error(absl::StatusCode::kFailedPrecondition, "LAYOUT_IN_USE",
+                 absl::StrCat(uses->second, " names have this layout; delete them first"))
+        .Field("layout")
+        .Meta("names", uses->second);
+  });
+}
+
 // ---- finding
 
 Name* Store::FindLocked(const NameKey& key) {
@@ -102,9 +123,24 @@ absl::StatusOr<Store::Found> Store::ResolveLocked(const Source& source, absl::st
       return LayoutMismatch(absl::StatusCode::kNotFound, **layout, *state.layout);
     }
   }
-  if (!source.position.has_value()) return Found{name, state.ring.size() - 1};
-  for (size_t i = state.ring.size(); i-- > 0;) {
-    if (state.ring[i]->position == *source.position) return Found{name, i};
+  if (source.version_id != 0) {
+    const auto version = std::find_if(state.ring.begin(), state.ring.end(),
+                                      [&](const VersionRef& v) { return v->id == source.version_id; });
+    if (version == state.ring.end()) {
+      ++misses_["VERSION_MISMATCH"];
+      return Error(absl::StatusCode::kNotFound, "VERSION_MISMATCH",
+                   absl::StrCat("'", source.key.name, "' has no version ", source.version_id,
+                                " (any more); read its head, or an older position"))
+          .Field("version_id");
+    }
+    if (!source.position.has_value() || *source.position == (*version)->position)
+      return Found{name, static_cast<size_t>(version - state.ring.begin())};
+  } else if (!source.position.has_value()) {
+    return Found{name, state.ring.size() - 1};
+  } else {
+    for (size_t i = state.ring.size(); i-- > 0;) {
+      if (state.ring[i]->position == *source.position) return Found{name, i};
+    }
   }
   ++misses_["POSITION_MISMATCH"];
   return Error(absl::StatusCode::kNotFound, "POSITION_MISMATCH",
@@ -125,6 +161,13 @@ VersionInfo Store::InfoOf(const Version& version) const {
           images_->tier(*version.image)};
 }
 
+absl::Time Store::ExpireTimeOf(const Name& name) const {
+  const MonoTime deadline = name.Deadline();
+  if (deadline == kNever) return absl::InfiniteFuture();
+  if (name.state.expire_at <= deadline) return name.state.expire_time;
+  return clock_->WallNow() + absl::Nanoseconds(deadline - clock_->Now());
+}
+
 NameInfo Store::InfoLocked(const Name& name, const Version& version) const {
   NameInfo info;
   info.key = name.key;
@@ -135,11 +178,7 @@ NameInfo Store::InfoLocked(const Name& name, const Version& version) const {
   info.durability = name.state.durability;
   info.max_history = name.state.max_history;
   info.ttl = name.state.ttl;
-  if (const MonoTime deadline = name.Deadline(); deadline != kNever) {
-    info.expire_time = name.state.expire_at <= deadline
-                           ? name.state.expire_time
-                           : clock_->WallNow() + absl::Nanoseconds(deadline - clock_->Now());
-  }
+  info.expire_time = ExpireTimeOf(name);
   info.create_time = name.state.create_time;
   return info;
 }
@@ -250,96 +289,18 @@ void Store::Advance(const RequestId& request, NameState* state) {
       {request.id, request.body_hash, state->revision, head.id, head.position, head.image->info().checksum});
 }
 
-// ---- writing
-
-absl::Status Store::Write(const Op& op, absl::Span<const NameKey> keys, Decide decide, NameInfo* info) {
-  MutexLock lock(&mu_);
-  std::vector<NameState> states;
-  bool sync = false;
-  for (;;) {
-    RETURN_IF_ERROR(op.Check(*clock_));
-    const auto must_wait = [&](bool to_record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      for (const NameKey& key : keys) {
-        if (MustWaitLocked(key, to_record)) return true;
-      }
-      return false;
-    };
-    if (!must_wait(false)) {
-      absl::StatusOr<std::vector<NameState>> decided = decide();
-      if (!decided.ok()) return decided.status();
-      if (decided->empty()) return absl::OkStatus();
-      states = *std::move(decided);
-      sync = std::any_of(states.begin(), states.end(),
-                         [](const NameState& s) { return s.durability == Durability::kSync; });
-      if (!sync || !must_wait(true)) break;
-    }
-    RETURN_IF_ERROR(WaitLocked(op));
-  }
-
-  std::vector<Name*> names;
-  names.reserve(keys.size());
-  size_t new_names = 0;
-  for (const NameKey& key : keys) {
-    names.push_back(names_.Find(key));
-    if (names.back() == nullptr) ++new_names;
-  }
-  if (new_names > 0 && names_.size() + graves_.size() + new_names > options_.max_names) {
-    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_NAMES",
-                 "the table of names is full; delete names or let them expire")
-        .Meta("limit", options_.max_names);
-  }
-  for (size_t i = 0; i < keys.size(); ++i) {
-    if (names[i] == nullptr) {
-      names[i] = names_.Insert(keys[i]);
-      names[i]->unborn = true;
-    }
-  }
-
-  std::vector<Ring> runs(sync ? keys.size() : 0);
-  if (sync) {
-    for (Name* name : names) name->reserved = name->recording = true;
-    absl::Status committed = absl::OkStatus();
-    {
-      MutexUnlock unlock(&mu_);
-      std::vector<NameChange> changes;
-      for (size_t i = 0; i < keys.size() && committed.ok(); ++i) {
-        committed = images_->Persist(op, states[i].head()->image);
-        runs[i] = DurableRun(states[i]);
-        changes.push_back({keys[i], RecordOf(keys[i], states[i], runs[i])});
-      }
-      if (committed.ok()) committed = log_->Commit(changes, /*sync=*/true);
-    }
-    for (Name* name : names) {
-      name->reserved = name->recording = false;
-      if (!committed.ok() && name->unborn) names_.Erase(name);
-    }
-    changed_.SignalAll();
-    if (!committed.ok()) return committed;
-  }
-
-  const Revision group = states.front().revision;
-  const MonoTime now = clock_->Now();
-  for (size_t i = 0; i < keys.size(); ++i) {
-    if (sync) {
-      names[i]->recorded = std::move(runs[i]);
-      names[i]->durable_revision = states[i].revision;
-      graves_.erase(keys[i]);
-    }
-    PublishLocked(names[i], std::move(states[i]), group, now);
-  }
-  if (info != nullptr) *info = InfoLocked(*names.front(), *names.front()->state.head());
-  return absl::OkStatus();
-}
+// ---- bookkeeping
 
 void Store::SetHeadCounts(const NameState* old_state, const NameState* new_state) const {
   if (new_state != nullptr) new_state->head()->image->AddHead();
   if (old_state != nullptr) old_state->head()->image->DropHead();
 }
 
-void Store::PublishLocked(Name* name, NameState state, Revision dirty_group, MonoTime now) {
+void Store::PublishLocked(Name* name, NameState state, uint64_t dirty_group, MonoTime now) {
   const bool is_new = name->state.ring.empty();
   SetHeadCounts(is_new ? nullptr : &name->state, &state);
   if (is_new) {
+    ++layout_names_[state.layout.get()];
     if (const TombstoneTable::PrefixPlace ghost = tombstones_.Remove(name->key); ghost != nullptr)
       prefixes_.Erase(*ghost);
   } else if (name->state.prefix != nullptr) {
@@ -350,13 +311,13 @@ void Store::PublishLocked(Name* name, NameState state, Revision dirty_group, Mon
   name->unborn = false;
   name->last_used = now;
   ScheduleExpiryLocked(name);
-  // A record of SYNC was committed before; VOLATILE has none to come.
-  if (name->state.durability != Durability::kWriteBehind) {
+  // Recorded already, or never to be.
+  if (dirty_group == 0 || name->state.durability == Durability::kVolatile) {
     SetDirtyLocked(name, {}, 0);
     name->dirty_next = {};
     return;
   }
-  const DirtyTicket ticket{dirty_group, name->state.revision};
+  const DirtyTicket ticket{dirty_group, ids_.Next()};
   if (name->dirty == DirtyTicket{}) SetDirtyLocked(name, ticket, now);
   if (name->recording && name->dirty_next == DirtyTicket{}) {
     name->dirty_next = ticket;
@@ -379,7 +340,18 @@ void Store::SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) {
   if (ticket != DirtyTicket{}) dirty_.emplace(ticket, name);
 }
 
+std::vector<Name*> Store::GroupLocked(const Name& name) {
+  std::vector<Name*> group;
+  if (name.dirty == DirtyTicket{}) return group;
+  for (auto it = dirty_.lower_bound({name.dirty.group, 0}); it != dirty_.end(); ++it) {
+    if (it->first.group != name.dirty.group) break;
+    group.push_back(it->second);
+  }
+  return group;
+}
+
 void Store::ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) {
+  if (const auto uses = layout_names_.find(name->state.layout.get()); --uses->second == 0) layout_names_.erase(uses);
   SetHeadCounts(&name->state, nullptr);
   SetDirtyLocked(name, {}, 0);
   if (name->expiry_entry != kNever) expiry_.erase({name->expiry_entry, name});

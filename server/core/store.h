@@ -18,16 +18,17 @@
 #define STATEPOOL_SERVER_CORE_STORE_H_
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -42,6 +43,7 @@
 #include "server/core/name_table.h"
 #include "server/core/op.h"
 #include "server/core/prefix_index.h"
+#include "server/core/select.h"
 
 namespace statepool {
 
@@ -57,6 +59,7 @@ struct StoreOptions {
   uint32_t max_attachment_bytes = 1 << 20;
   uint32_t max_page_size = 1000;
   uint32_t max_results = 64;
+  uint32_t max_batch = 1000;
   Durability default_durability = Durability::kWriteBehind;
   absl::Duration default_ttl = absl::InfiniteDuration();
   absl::Duration max_ttl = absl::Hours(24 * 365);
@@ -80,7 +83,7 @@ struct NameOptions {
 
 struct RequestId {
   std::string id;          // empty: none
-  uint64_t body_hash = 0;  // of the whole request, its method included
+  uint64_t body_hash = 0;  // of the whole request but for the bytes of a state, its method included
 };
 
 struct VersionInfo {
@@ -106,11 +109,13 @@ struct NameInfo {
   bool replayed = false;
 };
 
-// A name, and which of its versions: the head, or the newest at exactly `position`.
+// A name, and which of its versions: the head, or the newest at exactly `position`, or the one with this id; with both,
+// it must have both.
 struct Source {
   NameKey key;
   std::optional<int64_t> position;
-  std::string layout;  // if not empty: only if the name has this layout (alias or fingerprint)
+  std::string layout;        // if not empty: only if the name has this layout (alias or fingerprint)
+  VersionId version_id = 0;  // 0: any
 };
 
 struct CreateRequest {
@@ -121,10 +126,11 @@ struct CreateRequest {
 struct SetRequest {
   std::string sequence, layout;
   int64_t position = 0;
-  Exactness exactness = Exactness::kExact;
+  std::optional<Exactness> exactness;  // none: EXACT, or EDITED if `select` leaves something as it was
   std::optional<uint64_t> if_revision;
   NameOptions options;
   RequestId request;
+  std::optional<Select> select = {};  // write only these; needs if_revision
 };
 struct GetAnswer {
   NameInfo info;
@@ -158,6 +164,23 @@ struct DeleteRequest {
   std::optional<uint64_t> if_revision;
   bool allow_missing = false;
 };
+struct SetTtlRequest {
+  NameKey key;
+  NameOptions options;  // only its ttl, expire_time or never_expire
+  std::optional<uint64_t> if_revision;
+};
+struct DeleteManyRequest {
+  NameKind kind = NameKind::kSequence;
+  std::string name_prefix;
+  bool all = false;
+  bool preview = false;
+  std::optional<uint64_t> if_count;
+};
+struct DeleteManyAnswer {
+  uint64_t matched = 0, deleted = 0, state_bytes = 0;
+  std::vector<std::string> names;  // the first kNamesTold
+  static constexpr size_t kNamesTold = 100;
+};
 struct RollbackRequest {
   std::string sequence;
   int64_t position = 0;
@@ -182,6 +205,7 @@ struct PublishRequest {
   std::string extra_key;
   Source source;
   NameOptions options;
+  std::string salt = {};
 };
 struct PublishAnswer {
   NameInfo info;
@@ -193,6 +217,7 @@ struct MatchRequest {
   std::string extra_key;
   std::optional<int64_t> max_position;
   uint32_t max_results = 1;
+  std::string salt = {};
 };
 struct MatchAnswer {
   std::vector<NameInfo> matches;  // longest first
@@ -201,6 +226,27 @@ struct MatchAnswer {
 };
 struct FlushAnswer {
   uint64_t names = 0, written = 0;
+};
+
+// A Set whose bytes come chunk by chunk: what was asked, and the room for them. Made by Store::BeginSet, to be filled
+// through `writer` and given to Store::FinishSet. Not thread-safe.
+struct PendingSet {
+  SetRequest request;
+  LayoutRef layout;
+  std::string attachment;
+  std::optional<Checksum> expected_checksum;
+  std::unique_ptr<ImageWriter> writer;
+};
+
+struct SetItem {
+  SetRequest request;
+  StateBytes bytes;
+};
+using BatchItem =
+    std::variant<CreateRequest, SetItem, ForkRequest, RollbackRequest, SnapshotRequest, RestoreRequest, DeleteRequest>;
+struct BatchResult {
+  absl::Status status;
+  std::variant<NameInfo, ForkAnswer, bool> answer;  // as the item's own call; only with an OK status
 };
 
 // A moment of the store, for metrics and the status page.
@@ -226,16 +272,34 @@ class Store {
 
   LayoutRegistry& layouts() { return layouts_; }
   absl::StatusOr<LayoutRegistry::Entry> RegisterLayout(const Op& op, LayoutRef layout, absl::string_view alias);
+  absl::Status DeleteLayout(const Op& op, absl::string_view layout);
 
   absl::StatusOr<NameInfo> Create(const Op& op, const CreateRequest& request);
   absl::StatusOr<GetAnswer> Get(const Op& op, const Source& source);
   // The same when it needs no waiting (a hot image, or an error); else nothing. Never blocks.
   std::optional<absl::StatusOr<GetAnswer>> TryGet(const Op& op, const Source& source);
+  // The same for several, looked up at one moment; parallel to `sources`.
+  std::vector<absl::StatusOr<GetAnswer>> GetMany(const Op& op, absl::Span<const Source> sources);
   absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
+  // Set in two halves, for bytes that come in their own time. Whatever can be refused before them is refused by
+  // BeginSet. FinishSet leaves `set` alone on errors of its bytes. REQUIRES: no `select`.
+  // LayoutOfSet says before which layout it would be; never blocks.
+  absl::StatusOr<LayoutRef> LayoutOfSet(const Op& op, const SetRequest& request);
+  absl::StatusOr<PendingSet> BeginSet(const Op& op, SetRequest request, std::string attachment,
+                                      std::optional<Checksum> expected_checksum);
+  absl::StatusOr<NameInfo> FinishSet(const Op& op, PendingSet* set);
   absl::StatusOr<ForkAnswer> Fork(const Op& op, const ForkRequest& request);
   absl::StatusOr<NameInfo> Describe(const Op& op, const NameKey& key);        // never blocks
   absl::StatusOr<ListAnswer> List(const Op& op, const ListRequest& request);  // never blocks
   absl::StatusOr<bool> Delete(const Op& op, const DeleteRequest& request);    // false: absent, and that was fine
+  absl::StatusOr<DeleteManyAnswer> DeleteMany(const Op& op, const DeleteManyRequest& request);
+  // Several writes, published at one moment and recorded together. No two may write one name: DUPLICATE_NAME, with the
+  // item as field. Gives each item's result. With all_or_none, when one fails the others say BATCH_ABORTED and nothing
+  // was done.
+  absl::StatusOr<std::vector<BatchResult>> Batch(const Op& op, absl::Span<const BatchItem> items, bool all_or_none);
+  // A use of a name. Gives when it would expire; infinite: never. Never blocks.
+  absl::StatusOr<absl::Time> Touch(const Op& op, const NameKey& key, absl::string_view field = "name");
+  absl::StatusOr<NameInfo> SetTtl(const Op& op, const SetTtlRequest& request);
   absl::StatusOr<NameInfo> Rollback(const Op& op, const RollbackRequest& request);
   absl::StatusOr<NameInfo> Snapshot(const Op& op, const SnapshotRequest& request);
   absl::StatusOr<NameInfo> Restore(const Op& op, const RestoreRequest& request);
@@ -267,15 +331,45 @@ class Store {
   void CheckInvariants() const;
 
  private:
-  // The next state of one name, decided under the lock.
-  using Decide = absl::FunctionRef<absl::StatusOr<std::vector<NameState>>()>;
+  // The next state of a name; nothing: the name goes.
+  using Next = std::optional<NameState>;
+  // What becomes of some names. `decide` runs under the lock, perhaps several times, and gives their next states,
+  // parallel to `keys`, or none when there is nothing to do.
+  struct Change {
+    std::vector<NameKey> keys;
+    std::function<absl::StatusOr<std::vector<Next>>()> decide;  // none: nothing to do
+    NameInfo* info = nullptr;                                   // if set: what the first name says afterwards
+    absl::Status status;                                        // how it went
+  };
+  class Writing;  // one Write under way
 
-  // store.cc: every write is this. Waits until nobody writes the names `keys`, then `decide` gives their next states
-  // under the lock, parallel to `keys`, or none when there is nothing to do. SYNC states are persisted and committed
-  // first, together; then all are published at once. `decide` may run several times. With `info`: what the first name
-  // says afterwards.
-  absl::Status Write(const Op& op, absl::Span<const NameKey> keys, Decide decide, NameInfo* info)
-      ABSL_LOCKS_EXCLUDED(mu_);
+  // store_write.cc: every write is this. Waits until nobody writes the names of `changes`, decides all, persists and
+  // commits together what must be durable before the answer (SYNC states, and that recorded names are gone), and
+  // publishes all at once. Names that are written together go to disk together, so that a crash leaves all or none.
+  // A change that is refused has its status; with all_or_none none is made then. REQUIRES: no key twice. Errors of the
+  // whole: TOO_MANY_NAMES, DEADLINE, CANCELLED, COLD_FULL, DISK_FAILED; nothing was changed then.
+  absl::Status Write(const Op& op, absl::Span<Change> changes, bool all_or_none) ABSL_LOCKS_EXCLUDED(mu_);
+  // Of one change; gives its status too.
+  absl::Status Write(const Op& op, Change change) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // store_operations.cc: what each operation changes. Validates, writes the image if there is one, and may find that
+  // the request was answered before (then there is nothing to do). `request` and `answer` must outlive the change.
+  absl::StatusOr<Change> Prepare(const Op& op, const CreateRequest& request, NameInfo* answer);
+  absl::StatusOr<Change> Prepare(const Op& op, const SetItem& request, NameInfo* answer);
+  absl::StatusOr<Change> Prepare(const Op& op, const ForkRequest& request, ForkAnswer* answer);
+  absl::StatusOr<Change> Prepare(const Op& op, const RollbackRequest& request, NameInfo* answer);
+  absl::StatusOr<Change> Prepare(const Op& op, const SnapshotRequest& request, NameInfo* answer);
+  absl::StatusOr<Change> Prepare(const Op& op, const RestoreRequest& request, NameInfo* answer);
+  absl::StatusOr<Change> Prepare(const Op& op, const DeleteRequest& request, bool* answer);
+  template <typename Answer, typename Request>
+  absl::StatusOr<Answer> Run(const Op& op, const Request& request);
+
+  // The parts of a Set. `request` with the body hash of all it writes, once the bytes are known.
+  absl::Status ValidateSet(const SetRequest& request, absl::string_view attachment) const;
+  absl::StatusOr<std::vector<Next>> DecideSetLocked(const NameKey& key, const SetRequest& request,
+                                                    const RequestId& request_id, const LayoutRef& layout,
+                                                    const ImageRef& image, Exactness exactness, NameInfo* answer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // store.cc: pieces of decisions. All under the lock.
   static absl::Status ValidateKey(const NameKey& key, absl::string_view field);  // but this one
@@ -301,17 +395,22 @@ class Store {
   NameState NewState(LayoutRef layout) const;
   bool IsExpired(const Name& name) const { return clock_->Now() >= name.Deadline(); }
   void UseLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { name->last_used = clock_->Now(); }
+  // Reads an image of this version, and tells its damage by the version. 0: of a base.
+  absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version);
+  absl::Time ExpireTimeOf(const Name& name) const;  // for people; infinite: never
   VersionInfo InfoOf(const Version& version) const;
   NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // store.cc: bookkeeping of publishing and forgetting.
-  void PublishLocked(Name* name, NameState state, Revision dirty_group, MonoTime now)
+  void PublishLocked(Name* name, NameState state, uint64_t dirty_group, MonoTime now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetHeadCounts(const NameState* old_state, const NameState* new_state) const;
   void ScheduleExpiryLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes a name out of all tables. REQUIRES: not busy.
   void ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Names that are in the queue of unrecorded changes with `name`, itself included; empty if it is not there.
+  std::vector<Name*> GroupLocked(const Name& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EraseGhostsLocked(const std::vector<TombstoneTable::PrefixPlace>& gone) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // store_durability.cc
@@ -352,6 +451,7 @@ class Store {
   std::map<NameKey, Grave> graves_ ABSL_GUARDED_BY(mu_);
   std::set<std::pair<MonoTime, Name*>> expiry_ ABSL_GUARDED_BY(mu_);
   std::map<DirtyTicket, Name*> dirty_ ABSL_GUARDED_BY(mu_);
+  std::map<const Layout*, uint64_t> layout_names_ ABSL_GUARDED_BY(mu_);  // how many names have a layout
   uint64_t prefix_hits_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t prefix_misses_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, uint64_t> misses_ ABSL_GUARDED_BY(mu_);

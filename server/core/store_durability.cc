@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"
 #include "server/core/store.h"
@@ -119,7 +120,7 @@ absl::Status Store::RecordQueueLocked(const Op& op, MonoTime due, uint64_t* writ
     Revision group = 0;
     for (auto it = dirty_.upper_bound(last); it != dirty_.end() && it->first <= end; ++it) {
       Name* name = it->second;
-      // Children of one fork go together, so that a crash leaves all of them or none.
+      // What was written together goes together, so that a crash leaves all of it or none.
       if ((name->dirty_since > due || bytes >= options_.flush_batch_bytes) && it->first.group != group) break;
       batch.push_back(name);
       last = it->first;
@@ -194,19 +195,30 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
       RETURN_IF_ERROR(op.Check(*clock_));
     }
   }
-  std::vector<std::pair<NameKey, Revision>> wanted;
+  struct Wanted {
+    NameKey key;
+    Revision revision;  // to be recorded, or a later one
+    uint64_t ticket;    // of a change that is no new revision
+  };
+  std::vector<Wanted> wanted;
   for (const NameKey& key : keys) {
     Name* name = FindLocked(key);
     if (name == nullptr) return MissLocked(key, "names");
     if (name->state.durability == Durability::kVolatile) continue;
     ++answer.names;
-    wanted.emplace_back(key, name->state.revision);
+    wanted.push_back({key, name->state.revision, name->dirty.own});
   }
   for (;;) {
     std::vector<Name*> pending;
-    for (const auto& [key, revision] : wanted) {
+    absl::flat_hash_set<const Name*> seen;
+    for (const auto& [key, revision, ticket] : wanted) {
       Name* name = names_.Find(key);
-      if (name != nullptr && name->durable_revision < revision && name->dirty != DirtyTicket{}) pending.push_back(name);
+      if (name == nullptr || name->dirty == DirtyTicket{}) continue;
+      if (name->durable_revision >= revision && name->dirty.own != ticket) continue;
+      // With it all that was written together with it.
+      for (Name* member : GroupLocked(*name)) {
+        if (seen.insert(member).second) pending.push_back(member);
+      }
     }
     if (pending.empty()) return answer;
     RETURN_IF_ERROR(op.Check(*clock_));
@@ -292,10 +304,7 @@ absl::Status Store::Recover() {
     Name* name = names_.Insert(change.key);
     name->recorded = state.ring;
     name->durable_revision = state.revision;
-    const Durability durability = state.durability;
-    state.durability = Durability::kSync;  // it is recorded: nothing to write behind
-    PublishLocked(name, std::move(state), 0, clock_->Now());
-    name->state.durability = durability;
+    PublishLocked(name, std::move(state), /*dirty_group=*/0, clock_->Now());
     return absl::OkStatus();
   }));
   images_->RecoveryDone();
@@ -314,6 +323,7 @@ void Store::CheckInvariants() const {
   MutexLock lock(&mu_);
   absl::flat_hash_map<const Image*, int64_t> heads;
   absl::flat_hash_map<VersionId, const Version*> versions;
+  absl::flat_hash_map<const Layout*, uint64_t> layouts;
   size_t dirty = 0, expiring = 0, prefixes = tombstones_.prefixes();
   uint64_t counts[4] = {};
   const Name* previous = nullptr;
@@ -350,6 +360,7 @@ void Store::CheckInvariants() const {
     }
     for (const VersionRef& version : name->recorded) STATEPOOL_CHECK(images_->persisted(*version->image));
     ++heads[state.head()->image.get()];
+    ++layouts[state.layout.get()];
     const bool is_dirty = name->dirty != DirtyTicket{};
     dirty += is_dirty;
     if (is_dirty) STATEPOOL_CHECK(dirty_.at(name->dirty) == name.get());
@@ -367,6 +378,8 @@ void Store::CheckInvariants() const {
   for (const auto& [id, version] : versions)
     STATEPOOL_CHECK(heads.contains(version->image.get()) || version->image->heads() == 0);
   for (int kind = 1; kind <= 3; ++kind) STATEPOOL_CHECK(counts[kind] == names_.count(static_cast<NameKind>(kind)));
+  STATEPOOL_CHECK(layouts.size() == layout_names_.size());
+  for (const auto& [layout, count] : layouts) STATEPOOL_CHECK(layout_names_.at(layout) == count);
   STATEPOOL_CHECK(dirty == dirty_.size());
   STATEPOOL_CHECK(expiring == expiry_.size());
   STATEPOOL_CHECK(prefixes == prefixes_.size());

@@ -1,8 +1,10 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The operations on sequences and snapshots. Each validates, decides the next state of its names in a closure, and
-// leaves the rest to Store::Write.
+// The operations on sequences and snapshots. A write is prepared: it validates, makes its image if it has one, and says
+// in a closure what becomes of its names. Store::Write does the rest, for one or for a batch.
 #include <algorithm>
+#include <deque>
+#include <type_traits>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
@@ -20,49 +22,76 @@ absl::Status ValidateRequestId(const RequestId& request) {
                  absl::StrCat("a request_id has at most ", kMaxRequestIdBytes, " bytes"));
 }
 
+bool KnowsRequest(const NameState& state, absl::string_view id) {
+  return std::any_of(state.requests.begin(), state.requests.end(),
+                     [&](const AnsweredRequest& answered) { return answered.id == id; });
+}
+
+// The body hash of a request that writes bytes: of those that came, not of the checksum that was claimed for them.
+uint64_t HashWithData(uint64_t body_hash, Checksum data) {
+  const uint64_t both[2] = {body_hash, data};
+  return HashLeaf({reinterpret_cast<const char*>(both), sizeof both});
+}
+
+// Opaque to callers: which list it belongs to, and the last name told.
+std::string PageToken(const ListRequest& request, absl::string_view last) {
+  const std::string list = absl::StrCat(static_cast<int>(request.kind), ":", request.name_prefix);
+  return absl::StrCat(ChecksumToHex(HashLeaf(list)), last);
+}
+bool ParsePageToken(const ListRequest& request, std::string* last) {
+  if (request.page_token.size() <= 16) return false;
+  *last = request.page_token.substr(16);
+  return request.page_token == PageToken(request, *last) && absl::StartsWith(*last, request.name_prefix);
+}
+
+// The names that an item of a batch writes.
+using NameWritten = std::pair<NameKind, absl::string_view>;
+std::vector<NameWritten> NamesWritten(const BatchItem& item) {
+  struct Visitor {
+    std::vector<NameWritten> operator()(const CreateRequest& r) { return {{NameKind::kSequence, r.sequence}}; }
+    std::vector<NameWritten> operator()(const SetItem& r) { return {{NameKind::kSequence, r.request.sequence}}; }
+    std::vector<NameWritten> operator()(const RollbackRequest& r) { return {{NameKind::kSequence, r.sequence}}; }
+    std::vector<NameWritten> operator()(const SnapshotRequest& r) { return {{NameKind::kSnapshot, r.snapshot}}; }
+    std::vector<NameWritten> operator()(const RestoreRequest& r) { return {{NameKind::kSequence, r.sequence}}; }
+    std::vector<NameWritten> operator()(const DeleteRequest& r) { return {{r.key.kind, r.key.name}}; }
+    std::vector<NameWritten> operator()(const ForkRequest& r) {
+      // A child that stands twice is that item's own error.
+      const absl::flat_hash_set<absl::string_view> children(r.children.begin(), r.children.end());
+      std::vector<NameWritten> names;
+      for (absl::string_view child : children) names.emplace_back(NameKind::kSequence, child);
+      return names;
+    }
+  };
+  return std::visit(Visitor(), item);
+}
+
+template <typename Request>
+struct AnswerToImpl {
+  using Type = NameInfo;
+};
+template <>
+struct AnswerToImpl<ForkRequest> {
+  using Type = ForkAnswer;
+};
+template <>
+struct AnswerToImpl<DeleteRequest> {
+  using Type = bool;
+};
+template <typename Request>
+using AnswerTo = typename AnswerToImpl<std::remove_cvref_t<Request>>::Type;
+
 }  // namespace
 
-absl::StatusOr<NameInfo> Store::Create(const Op& op, const CreateRequest& request) {
-  const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
-  RETURN_IF_ERROR(ValidateKey(key, "sequence"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
-  absl::StatusOr<LayoutRef> layout = layouts_.Find(op.tenant, request.layout);
-  RETURN_IF_ERROR(layout.status());
-  NameState fresh = NewState(*layout);
-  RETURN_IF_ERROR(ApplyOptions(request.options, &fresh));
-  NameInfo info;
-  // With no image yet it only looks.
-  const auto decide = [&](const ImageRef& image)
-                          ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
-    if (const Name* name = FindLocked(key); name != nullptr) {
-      const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, &info);
-      RETURN_IF_ERROR(replayed.status());
-      if (*replayed) return std::vector<NameState>();
-      return absl::Status(
-          Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                absl::StrCat("a sequence '", key.name, "' exists; choose another name, or delete it first"))
-              .Field("sequence")
-              .Meta("revision", name->state.revision));
-    }
-    NameState state = fresh;
-    if (image == nullptr) return std::vector<NameState>{std::move(state)};
-    state.ring.push_back(NewVersion(0, 0, Exactness::kExact, image));
-    Advance(request.request, &state);
-    return std::vector<NameState>{std::move(state)};
-  };
-  {
-    MutexLock lock(&mu_);
-    absl::StatusOr<std::vector<NameState>> look = decide(nullptr);
-    RETURN_IF_ERROR(look.status());
-    if (look->empty()) return info;
-  }
-  StateBytes initial;
-  initial.initial = true;
-  absl::StatusOr<ImageRef> image = images_->Write(op, *layout, initial);
-  RETURN_IF_ERROR(image.status());
-  RETURN_IF_ERROR(Write(
-      op, {key}, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(*image); }, &info));
-  return info;
+// ---- reads
+
+absl::StatusOr<Pin> Store::ReadImage(const Op& op, const ImageRef& image, VersionId version) {
+  absl::StatusOr<Pin> pin = images_->Read(op, image);
+  if (!absl::IsDataLoss(pin.status())) return pin;
+  return absl::Status(Error(absl::StatusCode::kDataLoss, "CORRUPT",
+                            absl::StrCat("the bytes of this version are damaged (", pin.status().message(),
+                                         "); compute the state again"))
+                          .Field("name")
+                          .Meta("version_id", version));
 }
 
 absl::StatusOr<GetAnswer> Store::Get(const Op& op, const Source& source) {
@@ -77,14 +106,7 @@ absl::StatusOr<GetAnswer> Store::Get(const Op& op, const Source& source) {
     answer.info = InfoLocked(*found->name, *found->version());
     image = found->version()->image;
   }
-  absl::StatusOr<Pin> pin = images_->Read(op, image);
-  if (absl::IsDataLoss(pin.status())) {
-    return absl::Status(Error(absl::StatusCode::kDataLoss, "CORRUPT",
-                              absl::StrCat("the bytes of this version are damaged (", pin.status().message(),
-                                           "); compute the state again"))
-                            .Field("name")
-                            .Meta("version_id", answer.info.version.id));
-  }
+  absl::StatusOr<Pin> pin = ReadImage(op, image, answer.info.version.id);
   RETURN_IF_ERROR(pin.status());
   answer.pin = *std::move(pin);
   answer.info.version.tier = images_->tier(*image);
@@ -104,149 +126,34 @@ std::optional<absl::StatusOr<GetAnswer>> Store::TryGet(const Op& op, const Sourc
   return answer;
 }
 
-absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, const StateBytes& bytes) {
-  const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
-  RETURN_IF_ERROR(ValidateKey(key, "sequence"));
-  RETURN_IF_ERROR(ValidatePosition(request.position, "position"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
-  if (bytes.attachment.size() > options_.max_attachment_bytes) {
-    return Invalid("INVALID_OPTION", "attachment",
-                   absl::StrCat("an attachment has at most ", options_.max_attachment_bytes, " bytes"));
-  }
-  LayoutRef layout;
-  if (!request.layout.empty()) {
-    absl::StatusOr<LayoutRef> found = layouts_.Find(op.tenant, request.layout);
-    RETURN_IF_ERROR(found.status());
-    layout = *found;
-  }
-  NameInfo info;
-  // What the name's state becomes; everything that can be refused is refused here. With no image yet it only looks.
-  const auto decide = [&](const ImageRef& image)
-                          ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
-    Name* name = FindLocked(key);
-    if (name != nullptr) {
-      const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, &info);
-      RETURN_IF_ERROR(replayed.status());
-      if (*replayed) return std::vector<NameState>();
-    }
-    RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
-    if (name == nullptr && request.layout.empty()) {
-      absl::Status miss = MissLocked(key, "sequence");
-      if (ReasonOf(miss) != "NEVER_CREATED") return miss;
-      return Invalid("MISSING_FIELD", "layout", "a Set that makes a sequence must name its layout");
-    }
-    if (name != nullptr && layout != nullptr && name->state.layout->fingerprint() != layout->fingerprint()) {
-      return LayoutMismatch(absl::StatusCode::kFailedPrecondition, *name->state.layout, *layout);
-    }
-    NameState state = name != nullptr ? name->state : NewState(layout);
-    RETURN_IF_ERROR(ApplyOptions(request.options, &state));
-    if (image == nullptr) return std::vector<NameState>{std::move(state)};
-    state.ring.push_back(
-        NewVersion(name != nullptr ? name->state.head()->id : 0, request.position, request.exactness, image));
-    Advance(request.request, &state);
-    return std::vector<NameState>{std::move(state)};
-  };
+std::vector<absl::StatusOr<GetAnswer>> Store::GetMany(const Op& op, absl::Span<const Source> sources) {
+  std::vector<absl::StatusOr<GetAnswer>> answers;
+  std::vector<ImageRef> images(sources.size());
+  answers.reserve(sources.size());
   {
-    // A first look, so that a refused request costs no copy, and to know the layout of a name that exists.
     MutexLock lock(&mu_);
-    absl::StatusOr<std::vector<NameState>> look = decide(nullptr);
-    RETURN_IF_ERROR(look.status());
-    if (look->empty()) return info;
-    layout = look->front().layout;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      absl::StatusOr<Found> found = ResolveLocked(sources[i], "name");
+      if (!found.ok()) {
+        answers.push_back(found.status());
+        continue;
+      }
+      UseLocked(found->name);
+      answers.push_back(GetAnswer{InfoLocked(*found->name, *found->version()), nullptr});
+      images[i] = found->version()->image;
+    }
   }
-  absl::StatusOr<ImageRef> image = images_->Write(op, layout, bytes);
-  RETURN_IF_ERROR(image.status());
-  RETURN_IF_ERROR(Write(
-      op, {key}, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(*image); }, &info));
-  return info;
-}
-
-absl::StatusOr<ForkAnswer> Store::Fork(const Op& op, const ForkRequest& request) {
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
-  if (request.children.empty()) return Invalid("MISSING_FIELD", "children", "name at least one child");
-  if (request.children.size() > options_.max_children) {
-    return absl::Status(Error(absl::StatusCode::kInvalidArgument, "TOO_MANY",
-                              absl::StrCat(request.children.size(), " children in one Fork"))
-                            .Field("children")
-                            .Meta("limit", options_.max_children));
+  for (size_t i = 0; i < sources.size(); ++i) {
+    if (!answers[i].ok()) continue;
+    absl::StatusOr<Pin> pin = ReadImage(op, images[i], answers[i]->info.version.id);
+    if (!pin.ok()) {
+      answers[i] = pin.status();
+      continue;
+    }
+    answers[i]->pin = *std::move(pin);
+    answers[i]->info.version.tier = images_->tier(*images[i]);
   }
-  std::vector<NameKey> keys;
-  keys.reserve(request.children.size());
-  absl::flat_hash_set<absl::string_view> distinct;
-  for (size_t i = 0; i < request.children.size(); ++i) {
-    const std::string& child = request.children[i];
-    const auto field = [i] { return absl::StrCat("children[", i, "]"); };
-    if (absl::Status s = ValidateName(child, "children"); !s.ok()) return ValidateName(child, field());
-    if (!distinct.insert(child).second)
-      return Invalid("DUPLICATE_NAME", field(), absl::StrCat("'", child, "' stands twice in the request"));
-    keys.push_back({op.tenant, NameKind::kSequence, child});
-  }
-  ForkAnswer answer;
-  RETURN_IF_ERROR(Write(
-      op, keys,
-      [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
-        answer = ForkAnswer{};
-        // A retry: all children are there and remember this request.
-        for (size_t i = 0; i < keys.size(); ++i) {
-          Name* child = FindLocked(keys[i]);
-          const AnsweredRequest* answered = nullptr;
-          if (child != nullptr) {
-            absl::StatusOr<const AnsweredRequest*> found = FindAnswered(child->state, request.request);
-            RETURN_IF_ERROR(found.status());
-            answered = *found;
-          }
-          if (child != nullptr && (answered == nullptr || answer.revisions.size() < i)) {
-            return absl::Status(Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                                      absl::StrCat("a sequence '", keys[i].name, "' exists; no child was made"))
-                                    .Field(absl::StrCat("children[", i, "]"))
-                                    .Meta("revision", child->state.revision));
-          }
-          if (answered != nullptr) {
-            answer.revisions.push_back(answered->revision);
-            answer.replayed = true;
-            if (i == 0) {
-              const NameInfo info = InfoOfAnswered(*child, *answered);
-              answer.version = info.version;
-              answer.state_bytes = info.layout->state_bytes();
-              answer.durability = info.durability;
-            }
-          } else if (answer.replayed) {
-            return absl::Status(Error(absl::StatusCode::kAborted, "REVISION_MISMATCH",
-                                      absl::StrCat("this Fork was answered before, and '", keys[i].name,
-                                                   "' is gone since; use a new request_id"))
-                                    .Field(absl::StrCat("children[", i, "]"))
-                                    .Meta("revision", uint64_t{0}));
-          }
-        }
-        if (answer.replayed) return std::vector<NameState>();
-
-        absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
-        RETURN_IF_ERROR(found.status());
-        Name* source = found->name;
-        NameState child = NewState(source->state.layout);
-        if (source->key.kind == NameKind::kSequence) {
-          child.durability = source->state.durability;
-          child.max_history = source->state.max_history;
-          child.ttl = source->state.ttl;
-          child.expire_time = source->state.expire_time;
-          child.expire_at = source->state.expire_at;
-        }
-        child.ring.assign(source->state.ring.begin(), source->state.ring.begin() + found->index + 1);
-        RETURN_IF_ERROR(ApplyOptions(request.options, &child));
-        std::vector<NameState> states(keys.size(), child);
-        for (NameState& state : states) {
-          Advance(request.request, &state);
-          answer.revisions.push_back(state.revision);
-        }
-        answer.version = InfoOf(*found->version());
-        answer.state_bytes = source->state.layout->state_bytes();
-        answer.durability = child.durability;
-        UseLocked(source);
-        if (source->key.kind == NameKind::kPrefix) source->forks += static_cast<uint32_t>(keys.size());
-        return states;
-      },
-      nullptr));
-  return answer;
+  return answers;
 }
 
 absl::StatusOr<NameInfo> Store::Describe(const Op& op, const NameKey& key) {
@@ -267,14 +174,15 @@ absl::StatusOr<ListAnswer> Store::List(const Op& op, const ListRequest& request)
   if (request.page_size > options_.max_page_size) {
     return Invalid("INVALID_OPTION", "page_size", absl::StrCat("at most ", options_.max_page_size));
   }
-  if (!request.page_token.empty() && !absl::StartsWith(request.page_token, request.name_prefix)) {
+  std::string after;
+  if (!request.page_token.empty() && !ParsePageToken(request, &after)) {
     return Invalid("INVALID_OPTION", "page_token", "it does not belong to this list; start again without it");
   }
   const size_t page_size = request.page_size == 0 ? std::min(100u, options_.max_page_size) : request.page_size;
   ListAnswer answer;
   MutexLock lock(&mu_);
-  auto it = request.page_token.empty() ? names_.From({op.tenant, request.kind, request.name_prefix})
-                                       : names_.After({op.tenant, request.kind, request.page_token});
+  auto it = after.empty() ? names_.From({op.tenant, request.kind, request.name_prefix})
+                          : names_.After({op.tenant, request.kind, after});
   for (; it != names_.end(); ++it) {
     const Name& name = **it;
     if (name.key.tenant != op.tenant || name.key.kind != request.kind ||
@@ -282,7 +190,7 @@ absl::StatusOr<ListAnswer> Store::List(const Op& op, const ListRequest& request)
       break;
     if (name.unborn || IsExpired(name)) continue;
     if (answer.names.size() == page_size) {
-      answer.next_page_token = answer.names.back().key.name;
+      answer.next_page_token = PageToken(request, answer.names.back().key.name);
       break;
     }
     answer.names.push_back(InfoLocked(name, *name.state.head()));
@@ -290,84 +198,388 @@ absl::StatusOr<ListAnswer> Store::List(const Op& op, const ListRequest& request)
   return answer;
 }
 
-absl::StatusOr<bool> Store::Delete(const Op& op, const DeleteRequest& request) {
-  RETURN_IF_ERROR(ValidateKey(request.key, "name"));
-  MutexLock lock(&mu_);
-  for (;;) {
-    RETURN_IF_ERROR(op.Check(*clock_));
-    if (!MustWaitLocked(request.key, /*to_record=*/true)) break;
-    RETURN_IF_ERROR(WaitLocked(op));
-  }
-  Name* name = FindLocked(request.key);
-  if (name != nullptr) RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
-  // What is on disk: this name's record, or that of an earlier name of the same key.
-  const auto grave = graves_.find(request.key);
-  if ((name != nullptr && !name->recorded.empty()) || grave != graves_.end()) {
-    if (name != nullptr) name->reserved = name->recording = true;
-    if (grave != graves_.end()) grave->second.burying = true;
-    absl::Status committed;
-    {
-      MutexUnlock unlock(&mu_);
-      const NameChange change{request.key, std::nullopt};
-      committed = log_->Commit({&change, 1}, /*sync=*/true);
-    }
-    if (name != nullptr) name->reserved = name->recording = false;
-    if (grave != graves_.end()) grave->second.burying = false;
-    changed_.SignalAll();
-    if (!committed.ok()) return committed;
-    const bool was_unreadable = grave != graves_.end() && grave->second.kept;
-    if (grave != graves_.end()) graves_.erase(grave);
-    if (name == nullptr && was_unreadable) {
-      EraseGhostsLocked(tombstones_.Add(request.key, TombstoneTable::Reason::kDeleted, nullptr));
-      return true;
-    }
-    if (name != nullptr) name->recorded.clear();
-  }
-  if (name == nullptr) {
-    if (request.allow_missing) return false;
-    return MissLocked(request.key, "name");
-  }
-  ForgetLocked(name, TombstoneTable::Reason::kDeleted);
-  return true;
+template <typename Answer, typename Request>
+absl::StatusOr<Answer> Store::Run(const Op& op, const Request& request) {
+  Answer answer{};
+  absl::StatusOr<Change> change = Prepare(op, request, &answer);
+  RETURN_IF_ERROR(change.status());
+  RETURN_IF_ERROR(Write(op, *std::move(change)));
+  return answer;
 }
 
+absl::StatusOr<NameInfo> Store::Create(const Op& op, const CreateRequest& request) {
+  return Run<NameInfo>(op, request);
+}
+absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, const StateBytes& bytes) {
+  return Run<NameInfo>(op, SetItem{request, bytes});
+}
+absl::StatusOr<ForkAnswer> Store::Fork(const Op& op, const ForkRequest& request) {
+  return Run<ForkAnswer>(op, request);
+}
 absl::StatusOr<NameInfo> Store::Rollback(const Op& op, const RollbackRequest& request) {
-  const Source source{{op.tenant, NameKind::kSequence, request.sequence}, request.position, ""};
-  RETURN_IF_ERROR(ValidateKey(source.key, "sequence"));
+  return Run<NameInfo>(op, request);
+}
+absl::StatusOr<NameInfo> Store::Snapshot(const Op& op, const SnapshotRequest& request) {
+  return Run<NameInfo>(op, request);
+}
+absl::StatusOr<NameInfo> Store::Restore(const Op& op, const RestoreRequest& request) {
+  return Run<NameInfo>(op, request);
+}
+absl::StatusOr<bool> Store::Delete(const Op& op, const DeleteRequest& request) {
+  absl::StatusOr<bool> deleted = Run<bool>(op, request);
+  if (deleted.ok() || request.allow_missing || !absl::IsNotFound(deleted.status())) return deleted;
+  // A miss; but after any Delete nothing of the name is left on disk.
+  RETURN_IF_ERROR(Run<bool>(op, DeleteRequest{request.key, std::nullopt, true}).status());
+  return deleted;
+}
+
+// ---- writes
+
+absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& request, NameInfo* answer) {
+  const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
+  RETURN_IF_ERROR(ValidateKey(key, "sequence"));
   RETURN_IF_ERROR(ValidateRequestId(request.request));
+  absl::StatusOr<LayoutRef> layout = layouts_.Find(op.tenant, request.layout);
+  RETURN_IF_ERROR(layout.status());
+  NameState fresh = NewState(*layout);
+  RETURN_IF_ERROR(ApplyOptions(request.options, &fresh));
+  // With no image yet it only looks.
+  const auto decide = [this, key, &request, fresh, answer](const ImageRef& image)
+                          ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
+    if (const Name* name = FindLocked(key); name != nullptr) {
+      const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
+      RETURN_IF_ERROR(replayed.status());
+      if (*replayed) return std::vector<Next>();
+      return absl::Status(
+          Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
+                absl::StrCat("a sequence '", key.name, "' exists; choose another name, or delete it first"))
+              .Field("sequence")
+              .Meta("revision", name->state.revision));
+    }
+    NameState state = fresh;
+    if (image != nullptr) {
+      state.ring.push_back(NewVersion(0, 0, Exactness::kExact, image));
+      Advance(request.request, &state);
+    }
+    return std::vector<Next>{std::move(state)};
+  };
+  {
+    MutexLock lock(&mu_);
+    absl::StatusOr<std::vector<Next>> look = decide(nullptr);
+    RETURN_IF_ERROR(look.status());
+    if (look->empty()) return Change{};
+  }
+  StateBytes initial;
+  initial.initial = true;
+  absl::StatusOr<ImageRef> image = images_->Write(op, *layout, initial);
+  RETURN_IF_ERROR(image.status());
+  return Change{{key},
+                [decide, image = *image]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(image); },
+                answer,
+                absl::OkStatus()};
+}
+
+absl::Status Store::ValidateSet(const SetRequest& request, absl::string_view attachment) const {
+  RETURN_IF_ERROR(ValidateKey({kDefaultTenant, NameKind::kSequence, request.sequence}, "sequence"));
+  RETURN_IF_ERROR(ValidatePosition(request.position, "position"));
+  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  if (attachment.size() > options_.max_attachment_bytes) {
+    return Invalid("INVALID_OPTION", "attachment",
+                   absl::StrCat("an attachment has at most ", options_.max_attachment_bytes, " bytes"));
+  }
+  if (request.select.has_value() && !request.if_revision.has_value()) {
+    return Invalid("MISSING_FIELD", "if_revision",
+                   "a Set of a part must name the revision that it changes, or it could mix two writers' states");
+  }
+  return absl::OkStatus();
+}
+
+// What the name's state becomes; everything that can be refused is refused here. With no image yet it only looks.
+absl::StatusOr<std::vector<Store::Next>> Store::DecideSetLocked(const NameKey& key, const SetRequest& request,
+                                                                const RequestId& request_id, const LayoutRef& layout,
+                                                                const ImageRef& image, Exactness exactness,
+                                                                NameInfo* answer) {
+  Name* name = FindLocked(key);
+  if (name != nullptr) {
+    const absl::StatusOr<bool> replayed = ReplayLocked(*name, request_id, answer);
+    RETURN_IF_ERROR(replayed.status());
+    if (*replayed) return std::vector<Next>();
+  }
+  RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
+  if (name == nullptr && (layout == nullptr || request.select.has_value())) {
+    absl::Status miss = MissLocked(key, "sequence");
+    if (ReasonOf(miss) != "NEVER_CREATED" || request.select.has_value()) return miss;
+    return Invalid("MISSING_FIELD", "layout", "a Set that makes a sequence must name its layout");
+  }
+  if (name != nullptr && layout != nullptr && name->state.layout->fingerprint() != layout->fingerprint()) {
+    return LayoutMismatch(absl::StatusCode::kFailedPrecondition, *name->state.layout, *layout);
+  }
+  NameState state = name != nullptr ? name->state : NewState(layout);
+  RETURN_IF_ERROR(ApplyOptions(request.options, &state));
+  if (image != nullptr) {
+    state.ring.push_back(NewVersion(name != nullptr ? name->state.head()->id : 0, request.position, exactness, image));
+    Advance(request_id, &state);
+  }
+  return std::vector<Next>{std::move(state)};
+}
+
+absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, NameInfo* answer) {
+  const SetRequest& request = item.request;
+  const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
+  RETURN_IF_ERROR(ValidateSet(request, item.bytes.attachment));
+  LayoutRef layout;
+  if (!request.layout.empty()) {
+    absl::StatusOr<LayoutRef> found = layouts_.Find(op.tenant, request.layout);
+    RETURN_IF_ERROR(found.status());
+    layout = *found;
+  }
+  // Hashing what came costs a pass over it, so a request_id that nobody knows waits for the hash that the copy makes.
+  std::optional<Checksum> data_checksum;
+  bool known = false;
+  if (!request.request.id.empty()) {
+    MutexLock lock(&mu_);
+    const Name* name = FindLocked(key);
+    known = name != nullptr && KnowsRequest(name->state, request.request.id);
+  }
+  if (known || request.select.has_value()) data_checksum = ChecksumOfPieces(item.bytes.pieces);
+  RequestId request_id = request.request;
+  if (data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
+
+  // A first look, so that a refused request costs no copy, and to know the layout and the head of a name that exists.
+  ImageRef base;
+  {
+    MutexLock lock(&mu_);
+    absl::StatusOr<std::vector<Next>> look = DecideSetLocked(
+        key, request, data_checksum.has_value() ? request_id : RequestId{}, layout, nullptr, Exactness::kExact, answer);
+    RETURN_IF_ERROR(look.status());
+    if (look->empty()) return Change{};
+    layout = look->front()->layout;
+    if (request.select.has_value()) base = look->front()->head()->image;
+  }
+
+  StateBytes bytes = item.bytes;
+  std::vector<ByteRange> ranges;
+  Pin pin;
+  Exactness exactness = request.exactness.value_or(Exactness::kExact);
+  if (request.select.has_value()) {
+    absl::StatusOr<std::vector<ByteRange>> selected = RangesOf(*layout, *request.select);
+    RETURN_IF_ERROR(selected.status());
+    ranges = *std::move(selected);
+    if (BytesOf(ranges) < layout->state_bytes()) {
+      exactness = request.exactness.value_or(Exactness::kEdited);
+      if (exactness == Exactness::kExact) {
+        return Invalid("INVALID_OPTION", "exactness", "a state of which a part was replaced is EDITED or LOSSY");
+      }
+      absl::StatusOr<Pin> read = ReadImage(op, base, 0);
+      RETURN_IF_ERROR(read.status());
+      pin = *std::move(read);
+      bytes.base = pin.get();
+      bytes.ranges = ranges;
+      if (bytes.expected_checksum.has_value() && *bytes.expected_checksum != *data_checksum) {
+        return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH",
+                     "the bytes are not those that the checksum was made from")
+            .Field("checksum")
+            .Meta("expected", ChecksumToHex(*bytes.expected_checksum))
+            .Meta("actual", ChecksumToHex(*data_checksum));
+      }
+      bytes.expected_checksum.reset();
+    }
+  }
+  absl::StatusOr<ImageRef> image = images_->Write(op, layout, bytes);
+  RETURN_IF_ERROR(image.status());
+  if (!data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, (*image)->info().checksum);
+  return Change{{key},
+                [this, key, &request, request_id, layout, image = *image, exactness, answer]()
+                    ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+                      return DecideSetLocked(key, request, request_id, layout, image, exactness, answer);
+                    },
+                answer,
+                absl::OkStatus()};
+}
+
+absl::StatusOr<LayoutRef> Store::LayoutOfSet(const Op& op, const SetRequest& request) {
+  RETURN_IF_ERROR(op.Check(*clock_));
+  RETURN_IF_ERROR(ValidateSet(request, ""));
+  const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
+  LayoutRef layout;
+  if (!request.layout.empty()) {
+    absl::StatusOr<LayoutRef> found = layouts_.Find(op.tenant, request.layout);
+    RETURN_IF_ERROR(found.status());
+    layout = *found;
+  }
+  MutexLock lock(&mu_);
+  const Name* name = FindLocked(key);
+  // It may be the retry of a request that was answered: its bytes will tell.
+  if (name != nullptr && !request.request.id.empty() && KnowsRequest(name->state, request.request.id))
+    return layout != nullptr ? layout : name->state.layout;
+  NameInfo ignored;
+  absl::StatusOr<std::vector<Next>> look =
+      DecideSetLocked(key, request, RequestId{}, layout, nullptr, Exactness::kExact, &ignored);
+  RETURN_IF_ERROR(look.status());
+  return look->front()->layout;
+}
+
+absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, std::string attachment,
+                                           std::optional<Checksum> expected_checksum) {
+  RETURN_IF_ERROR(ValidateSet(request, attachment));
+  if (request.select.has_value()) {
+    return Invalid("INVALID_OPTION", "head.select", "a stream writes a whole state; send a part with Set");
+  }
+  absl::StatusOr<LayoutRef> layout = LayoutOfSet(op, request);
+  RETURN_IF_ERROR(layout.status());
+  PendingSet set;
+  set.layout = *std::move(layout);
+  absl::StatusOr<std::unique_ptr<ImageWriter>> writer = images_->BeginWrite(op, set.layout, attachment.size());
+  RETURN_IF_ERROR(writer.status());
+  set.request = std::move(request);
+  set.attachment = std::move(attachment);
+  set.expected_checksum = expected_checksum;
+  set.writer = *std::move(writer);
+  return set;
+}
+
+absl::StatusOr<NameInfo> Store::FinishSet(const Op& op, PendingSet* set) {
+  RETURN_IF_ERROR(op.Check(*clock_));
+  absl::StatusOr<ImageRef> image = set->writer->Finish(set->expected_checksum, set->attachment);
+  RETURN_IF_ERROR(image.status());
+  const SetRequest& request = set->request;
+  const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
+  RequestId request_id = request.request;
+  request_id.body_hash = HashWithData(request_id.body_hash, (*image)->info().checksum);
   NameInfo info;
-  RETURN_IF_ERROR(Write(
-      op, {source.key},
-      [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
-        if (const Name* name = FindLocked(source.key); name != nullptr) {
-          const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, &info);
-          RETURN_IF_ERROR(replayed.status());
-          if (*replayed) return std::vector<NameState>();
-        }
-        absl::StatusOr<Found> found = ResolveLocked(source, "sequence");
-        RETURN_IF_ERROR(found.status());
-        RETURN_IF_ERROR(CheckIfRevision(found->name, request.if_revision));
-        NameState state = found->name->state;
-        state.ring.resize(found->index + 1);
-        Advance(request.request, &state);
-        return std::vector<NameState>{std::move(state)};
-      },
-      &info));
+  RETURN_IF_ERROR(Write(op, Change{{key},
+                                   [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+                                     return DecideSetLocked(key, request, request_id, set->layout, *image,
+                                                            request.exactness.value_or(Exactness::kExact), &info);
+                                   },
+                                   &info,
+                                   absl::OkStatus()}));
   return info;
 }
 
-absl::StatusOr<NameInfo> Store::Snapshot(const Op& op, const SnapshotRequest& request) {
+absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& request, ForkAnswer* out) {
+  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  if (request.children.empty()) return Invalid("MISSING_FIELD", "children", "name at least one child");
+  if (request.children.size() > options_.max_children) {
+    return absl::Status(Error(absl::StatusCode::kInvalidArgument, "TOO_MANY",
+                              absl::StrCat(request.children.size(), " children in one Fork"))
+                            .Field("children")
+                            .Meta("limit", options_.max_children));
+  }
+  std::vector<NameKey> keys;
+  keys.reserve(request.children.size());
+  absl::flat_hash_set<absl::string_view> distinct;
+  for (size_t i = 0; i < request.children.size(); ++i) {
+    const std::string& child = request.children[i];
+    const auto field = [i] { return absl::StrCat("children[", i, "]"); };
+    if (absl::Status s = ValidateName(child, "children"); !s.ok()) return ValidateName(child, field());
+    if (!distinct.insert(child).second)
+      return Invalid("DUPLICATE_NAME", field(), absl::StrCat("'", child, "' stands twice in the request"));
+    keys.push_back({op.tenant, NameKind::kSequence, child});
+  }
+  Change change;
+  change.keys = std::move(keys);
+  change.decide = [this, keys = change.keys, &request, out]()
+                      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
+    ForkAnswer& answer = *out;
+    answer = ForkAnswer{};
+    // A retry: all children are there and remember this request.
+    for (size_t i = 0; i < keys.size(); ++i) {
+      Name* child = FindLocked(keys[i]);
+      const AnsweredRequest* answered = nullptr;
+      if (child != nullptr) {
+        absl::StatusOr<const AnsweredRequest*> found = FindAnswered(child->state, request.request);
+        RETURN_IF_ERROR(found.status());
+        answered = *found;
+      }
+      if (child != nullptr && (answered == nullptr || answer.revisions.size() < i)) {
+        return absl::Status(Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
+                                  absl::StrCat("a sequence '", keys[i].name, "' exists; no child was made"))
+                                .Field(absl::StrCat("children[", i, "]"))
+                                .Meta("revision", child->state.revision));
+      }
+      if (answered != nullptr) {
+        answer.revisions.push_back(answered->revision);
+        answer.replayed = true;
+        if (i == 0) {
+          const NameInfo info = InfoOfAnswered(*child, *answered);
+          answer.version = info.version;
+          answer.state_bytes = info.layout->state_bytes();
+          answer.durability = info.durability;
+        }
+      } else if (answer.replayed) {
+        return absl::Status(Error(absl::StatusCode::kAborted, "REVISION_MISMATCH",
+                                  absl::StrCat("this Fork was answered before, and '", keys[i].name,
+                                               "' is gone since; use a new request_id"))
+                                .Field(absl::StrCat("children[", i, "]"))
+                                .Meta("revision", uint64_t{0}));
+      }
+    }
+    if (answer.replayed) return std::vector<Next>();
+
+    absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
+    RETURN_IF_ERROR(found.status());
+    Name* source = found->name;
+    NameState child = NewState(source->state.layout);
+    if (source->key.kind == NameKind::kSequence) {
+      child.durability = source->state.durability;
+      child.max_history = source->state.max_history;
+      child.ttl = source->state.ttl;
+      child.expire_time = source->state.expire_time;
+      child.expire_at = source->state.expire_at;
+    }
+    child.ring.assign(source->state.ring.begin(), source->state.ring.begin() + found->index + 1);
+    RETURN_IF_ERROR(ApplyOptions(request.options, &child));
+    std::vector<Next> states(keys.size(), child);
+    for (Next& state : states) {
+      Advance(request.request, &*state);
+      answer.revisions.push_back(state->revision);
+    }
+    answer.version = InfoOf(*found->version());
+    answer.state_bytes = source->state.layout->state_bytes();
+    answer.durability = child.durability;
+    UseLocked(source);
+    if (source->key.kind == NameKind::kPrefix) source->forks += static_cast<uint32_t>(keys.size());
+    return states;
+  };
+  return change;
+}
+
+absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RollbackRequest& request, NameInfo* answer) {
+  const Source source{{op.tenant, NameKind::kSequence, request.sequence}, request.position, ""};
+  RETURN_IF_ERROR(ValidateKey(source.key, "sequence"));
+  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  return Change{{source.key},
+                [this, source, &request, answer]()
+                    ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
+                      if (const Name* name = FindLocked(source.key); name != nullptr) {
+                        const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
+                        RETURN_IF_ERROR(replayed.status());
+                        if (*replayed) return std::vector<Next>();
+                      }
+                      absl::StatusOr<Found> found = ResolveLocked(source, "sequence");
+                      RETURN_IF_ERROR(found.status());
+                      RETURN_IF_ERROR(CheckIfRevision(found->name, request.if_revision));
+                      NameState state = found->name->state;
+                      state.ring.resize(found->index + 1);
+                      Advance(request.request, &state);
+                      return std::vector<Next>{std::move(state)};
+                    },
+                answer,
+                absl::OkStatus()};
+}
+
+absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SnapshotRequest& request, NameInfo* answer) {
   const NameKey key{op.tenant, NameKind::kSnapshot, request.snapshot};
   RETURN_IF_ERROR(ValidateKey(key, "snapshot"));
   RETURN_IF_ERROR(ValidateRequestId(request.request));
-  NameInfo info;
-  RETURN_IF_ERROR(Write(
-      op, {key},
-      [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
+  return Change{
+      {key},
+      [this, key, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
         if (const Name* name = FindLocked(key); name != nullptr) {
-          const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, &info);
+          const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
           RETURN_IF_ERROR(replayed.status());
-          if (*replayed) return std::vector<NameState>();
+          if (*replayed) return std::vector<Next>();
           return absl::Status(
               Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
                     absl::StrCat("a snapshot '", key.name, "' exists and snapshots never change; delete it first"))
@@ -383,27 +595,26 @@ absl::StatusOr<NameInfo> Store::Snapshot(const Op& op, const SnapshotRequest& re
         state.ring.push_back(found->version());
         Advance(request.request, &state);
         UseLocked(found->name);
-        return std::vector<NameState>{std::move(state)};
+        return std::vector<Next>{std::move(state)};
       },
-      &info));
-  return info;
+      answer,
+      absl::OkStatus()};
 }
 
-absl::StatusOr<NameInfo> Store::Restore(const Op& op, const RestoreRequest& request) {
+absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RestoreRequest& request, NameInfo* answer) {
   const Source source{{op.tenant, NameKind::kSnapshot, request.snapshot}, std::nullopt, ""};
   const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
   RETURN_IF_ERROR(ValidateKey(source.key, "snapshot"));
   RETURN_IF_ERROR(ValidateKey(key, "sequence"));
   RETURN_IF_ERROR(ValidateRequestId(request.request));
-  NameInfo info;
-  RETURN_IF_ERROR(Write(
-      op, {key},
-      [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
+  return Change{
+      {key},
+      [this, key, source, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
         Name* name = FindLocked(key);
         if (name != nullptr) {
-          const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, &info);
+          const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
           RETURN_IF_ERROR(replayed.status());
-          if (*replayed) return std::vector<NameState>();
+          if (*replayed) return std::vector<Next>();
         }
         absl::StatusOr<Found> found = ResolveLocked(source, "snapshot");
         RETURN_IF_ERROR(found.status());
@@ -416,10 +627,164 @@ absl::StatusOr<NameInfo> Store::Restore(const Op& op, const RestoreRequest& requ
         state.ring.push_back(found->version());
         Advance(request.request, &state);
         UseLocked(found->name);
-        return std::vector<NameState>{std::move(state)};
+        return std::vector<Next>{std::move(state)};
       },
-      &info));
+      answer,
+      absl::OkStatus()};
+}
+
+absl::StatusOr<Store::Change> Store::Prepare(const Op&, const DeleteRequest& request, bool* answer) {
+  RETURN_IF_ERROR(ValidateKey(request.key, "name"));
+  return Change{{request.key},
+                [this, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
+                  const Name* name = FindLocked(request.key);
+                  const auto grave = graves_.find(request.key);
+                  // A record that nobody can read is a name too.
+                  *answer = name != nullptr || (grave != graves_.end() && grave->second.kept);
+                  if (name != nullptr) RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
+                  if (!*answer && !request.allow_missing) return MissLocked(request.key, "name");
+                  // What is left on disk of an earlier name goes before the answer.
+                  if (!*answer && grave == graves_.end()) return std::vector<Next>();
+                  return std::vector<Next>{std::nullopt};
+                },
+                nullptr,
+                absl::OkStatus()};
+}
+
+absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteManyRequest& request) {
+  constexpr size_t kNamesPerHold = 1000;  // then others have the lock; and so many go in one commit
+  if (request.name_prefix.empty() && !request.all)
+    return Invalid("MISSING_FIELD", "name_prefix", "say which names, or `all`");
+  DeleteManyAnswer answer;
+  absl::flat_hash_set<ImageId> seen_images;
+  // The next names that match, a hold of the lock at a time.
+  std::string after;
+  bool more = true;
+  const auto next_keys = [&](bool count) ABSL_LOCKS_EXCLUDED(mu_) {
+    std::vector<NameKey> keys;
+    MutexLock lock(&mu_);
+    auto it = after.empty() ? names_.From({op.tenant, request.kind, request.name_prefix})
+                            : names_.After({op.tenant, request.kind, after});
+    for (size_t looked = 0; it != names_.end() && looked < kNamesPerHold; ++it, ++looked) {
+      const Name& name = **it;
+      if (name.key.tenant != op.tenant || name.key.kind != request.kind ||
+          !absl::StartsWith(name.key.name, request.name_prefix))
+        break;
+      after = name.key.name;
+      if (name.unborn || IsExpired(name)) continue;
+      keys.push_back(name.key);
+      if (!count) continue;
+      if (seen_images.insert(name.state.head()->image->info().id).second)
+        answer.state_bytes += name.state.layout->state_bytes();
+    }
+    more = it != names_.end() && it->get()->key.tenant == op.tenant && it->get()->key.kind == request.kind &&
+           absl::StartsWith(it->get()->key.name, request.name_prefix);
+    return keys;
+  };
+  while (more) {
+    RETURN_IF_ERROR(op.Check(*clock_));
+    for (NameKey& key : next_keys(/*count=*/true)) {
+      ++answer.matched;
+      if (answer.names.size() < DeleteManyAnswer::kNamesTold) answer.names.push_back(std::move(key.name));
+    }
+  }
+  if (request.if_count.has_value() && *request.if_count != answer.matched) {
+    return Error(absl::StatusCode::kAborted, "COUNT_MISMATCH",
+                 absl::StrCat("if_count is ", *request.if_count, ", and ", answer.matched,
+                              " names match; nothing was deleted; look at a preview again"))
+        .Field("if_count")
+        .Meta("count", answer.matched);
+  }
+  if (request.preview) return answer;
+  after.clear();
+  for (more = true; more;) {
+    std::vector<DeleteRequest> deletes;
+    for (NameKey& key : next_keys(/*count=*/false)) deletes.push_back({std::move(key), std::nullopt, true});
+    std::vector<Change> changes;
+    std::deque<bool> deleted(deletes.size());
+    for (size_t i = 0; i < deletes.size(); ++i) {
+      absl::StatusOr<Change> change = Prepare(op, deletes[i], &deleted[i]);
+      RETURN_IF_ERROR(change.status());
+      changes.push_back(*std::move(change));
+    }
+    RETURN_IF_ERROR(Write(op, absl::MakeSpan(changes), /*all_or_none=*/false));
+    answer.deleted += static_cast<uint64_t>(std::count(deleted.begin(), deleted.end(), true));
+  }
+  return answer;
+}
+
+absl::StatusOr<absl::Time> Store::Touch(const Op& op, const NameKey& key, absl::string_view field) {
+  RETURN_IF_ERROR(op.Check(*clock_));
+  RETURN_IF_ERROR(ValidateKey(key, field));
+  MutexLock lock(&mu_);
+  Name* name = FindLocked(key);
+  if (name == nullptr) return MissLocked(key, field);
+  UseLocked(name);
+  return ExpireTimeOf(*name);
+}
+
+absl::StatusOr<NameInfo> Store::SetTtl(const Op& op, const SetTtlRequest& request) {
+  RETURN_IF_ERROR(ValidateKey(request.key, "name"));
+  NameInfo info;
+  RETURN_IF_ERROR(Write(op, Change{{request.key},
+                                   [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
+                                     const Name* name = FindLocked(request.key);
+                                     if (name == nullptr) return MissLocked(request.key, "name");
+                                     RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
+                                     NameState state = name->state;
+                                     RETURN_IF_ERROR(ApplyOptions(request.options, &state));
+                                     return std::vector<Next>{std::move(state)};
+                                   },
+                                   &info,
+                                   absl::OkStatus()}));
   return info;
+}
+
+// ---- batches
+
+absl::StatusOr<std::vector<BatchResult>> Store::Batch(const Op& op, absl::Span<const BatchItem> items,
+                                                      bool all_or_none) {
+  RETURN_IF_ERROR(op.Check(*clock_));
+  if (items.empty()) return Invalid("MISSING_FIELD", "items", "a batch has at least one item");
+  if (items.size() > options_.max_batch) {
+    return absl::Status(
+        Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(items.size(), " items in one batch"))
+            .Field("items")
+            .Meta("limit", options_.max_batch));
+  }
+  // Which names they write stands in them; so a name that two of them write is found before any work is done.
+  absl::flat_hash_set<std::pair<NameKind, absl::string_view>> distinct;
+  size_t names = 0;
+  for (size_t i = 0; i < items.size(); ++i) {
+    for (const auto& [kind, name] : NamesWritten(items[i])) {
+      ++names;
+      if (distinct.insert({kind, name}).second) continue;
+      return Invalid("DUPLICATE_NAME", absl::StrCat("items[", i, "]"),
+                     absl::StrCat("'", name, "' is written twice in the batch"));
+    }
+  }
+  if (names > options_.max_children) {
+    return absl::Status(
+        Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(names, " names written in one batch"))
+            .Field("items")
+            .Meta("limit", options_.max_children));
+  }
+
+  std::vector<BatchResult> results(items.size());
+  std::vector<Change> changes(items.size());
+  bool refused = false;
+  for (size_t i = 0; i < items.size() && !(refused && all_or_none); ++i) {
+    absl::StatusOr<Change> change =
+        std::visit([&](const auto& item) ABSL_LOCKS_EXCLUDED(
+                       mu_) { return Prepare(op, item, &results[i].answer.emplace<AnswerTo<decltype(item)>>()); },
+                   items[i]);
+    if (change.ok()) changes[i] = *std::move(change);
+    else changes[i].status = change.status();
+    refused = refused || !change.ok();
+  }
+  RETURN_IF_ERROR(Write(op, absl::MakeSpan(changes), all_or_none));
+  for (size_t i = 0; i < items.size(); ++i) results[i].status = std::move(changes[i].status);
+  return results;
 }
 
 }  // namespace statepool

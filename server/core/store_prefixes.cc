@@ -12,8 +12,8 @@ namespace statepool {
 
 namespace {
 
-absl::Status ValidateTokens(const StoreOptions& options, absl::Span<const uint32_t> tokens,
-                            absl::string_view extra_key) {
+absl::Status ValidateTokens(const StoreOptions& options, absl::Span<const uint32_t> tokens, absl::string_view extra_key,
+                            absl::string_view salt) {
   if (tokens.empty()) return Invalid("MISSING_FIELD", "tokens", "a prefix has at least one token");
   if (tokens.size() > options.max_tokens) {
     return Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(tokens.size(), " tokens"))
@@ -24,68 +24,75 @@ absl::Status ValidateTokens(const StoreOptions& options, absl::Span<const uint32
     return Invalid("INVALID_OPTION", "extra_key",
                    absl::StrCat("at most ", options.max_extra_key_bytes, " bytes; hash what is longer"));
   }
+  if (salt.size() > options.max_extra_key_bytes) {
+    return Invalid("INVALID_OPTION", "salt",
+                   absl::StrCat("at most ", options.max_extra_key_bytes, " bytes; hash what is longer"));
+  }
   return absl::OkStatus();
 }
 
 }  // namespace
 
 absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRequest& request) {
-  RETURN_IF_ERROR(ValidateTokens(options_, request.tokens, request.extra_key));
+  RETURN_IF_ERROR(ValidateTokens(options_, request.tokens, request.extra_key, request.salt));
   absl::StatusOr<LayoutRef> layout = layouts_.Find(op.tenant, request.layout);
   RETURN_IF_ERROR(layout.status());
-  const Hash128 root = hasher_.Root(op.tenant, (*layout)->fingerprint(), request.extra_key);
+  const Hash128 root = hasher_.Root(op.tenant, (*layout)->fingerprint(), request.extra_key, request.salt);
   const auto place = std::make_shared<const PrefixIndex::Place>(PrefixIndex::Locate(hasher_, root, request.tokens));
   const NameKey key{op.tenant, NameKind::kPrefix, Hash128ToHex(place->key)};
   NameState fresh = NewState(*layout);
   RETURN_IF_ERROR(ApplyOptions(request.options, &fresh));
   PublishAnswer answer;
   RETURN_IF_ERROR(Write(
-      op, {key},
-      [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
-        Name* name = FindLocked(key);  // first: it may be the source, and finding may forget it
-        absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
-        RETURN_IF_ERROR(found.status());
-        if (name != nullptr && name != names_.Find(key)) name = nullptr;
-        if (found->name->state.layout->fingerprint() != (*layout)->fingerprint()) {
-          return LayoutMismatch(absl::StatusCode::kFailedPrecondition, **layout, *found->name->state.layout);
-        }
-        const int64_t position = found->version()->position;
-        if (position != static_cast<int64_t>(request.tokens.size())) {
-          return absl::Status(
-              Error(absl::StatusCode::kFailedPrecondition, "POSITION_MISMATCH",
-                    absl::StrCat("the source is at position ", position, ", the prefix has ", request.tokens.size(),
-                                 " tokens; a state is valid at exactly one position"))
-                  .Field("tokens")
-                  .Meta("positions", PositionsOf(found->name->state.ring)));
-        }
-        const bool same = name != nullptr && name->state.prefix->locator.check == place->locator.check &&
-                          name->state.prefix->length == place->length;
-        // Published already. Only a stronger durability is still to do: the name's own version is recorded then.
-        const bool strengthen =
-            same && request.options.durability.value_or(name->state.durability) > name->state.durability;
-        if (same && !strengthen) {
-          UseLocked(name);
-          answer.info = InfoLocked(*name, *name->state.head());
-          answer.already_published = true;
-          return std::vector<NameState>();
-        }
-        NameState state = same ? name->state : fresh;  // another prefix under this key: a collision, the newer one wins
-        RETURN_IF_ERROR(ApplyOptions(request.options, &state));
-        state.max_history = 1;
-        state.prefix = place;
-        if (!same) state.ring.push_back(found->version());
-        answer.already_published = same;
-        Advance({}, &state);
-        UseLocked(found->name);
-        return std::vector<NameState>{std::move(state)};
-      },
-      &answer.info));
+      op, Change{{key},
+                 [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
+                   Name* name = FindLocked(key);  // first: it may be the source, and finding may forget it
+                   absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
+                   RETURN_IF_ERROR(found.status());
+                   if (name != nullptr && name != names_.Find(key)) name = nullptr;
+                   if (found->name->state.layout->fingerprint() != (*layout)->fingerprint()) {
+                     return LayoutMismatch(absl::StatusCode::kFailedPrecondition, **layout, *found->name->state.layout);
+                   }
+                   const int64_t position = found->version()->position;
+                   if (position != static_cast<int64_t>(request.tokens.size())) {
+                     return absl::Status(
+                         Error(absl::StatusCode::kFailedPrecondition, "POSITION_MISMATCH",
+                               absl::StrCat("the source is at position ", position, ", the prefix has ",
+                                            request.tokens.size(), " tokens; a state is valid at exactly one position"))
+                             .Field("tokens")
+                             .Meta("positions", PositionsOf(found->name->state.ring)));
+                   }
+                   const bool same = name != nullptr && name->state.prefix->locator.check == place->locator.check &&
+                                     name->state.prefix->length == place->length;
+                   // Published already. Only a stronger durability is still to do: the name's own version is recorded
+                   // then.
+                   const bool strengthen =
+                       same && request.options.durability.value_or(name->state.durability) > name->state.durability;
+                   if (same && !strengthen) {
+                     UseLocked(name);
+                     answer.info = InfoLocked(*name, *name->state.head());
+                     answer.already_published = true;
+                     return std::vector<Next>();
+                   }
+                   NameState state =
+                       same ? name->state : fresh;  // another prefix under this key: a collision, the newer one wins
+                   RETURN_IF_ERROR(ApplyOptions(request.options, &state));
+                   state.max_history = 1;
+                   state.prefix = place;
+                   if (!same) state.ring.push_back(found->version());
+                   answer.already_published = same;
+                   Advance({}, &state);
+                   UseLocked(found->name);
+                   return std::vector<Next>{std::move(state)};
+                 },
+                 &answer.info,
+                 absl::OkStatus()}));
   return answer;
 }
 
 absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest& request) {
   RETURN_IF_ERROR(op.Check(*clock_));
-  RETURN_IF_ERROR(ValidateTokens(options_, request.tokens, request.extra_key));
+  RETURN_IF_ERROR(ValidateTokens(options_, request.tokens, request.extra_key, request.salt));
   if (request.max_results > options_.max_results) {
     return Invalid("INVALID_OPTION", "max_results", absl::StrCat("at most ", options_.max_results));
   }
@@ -93,7 +100,7 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
   RETURN_IF_ERROR(ValidatePosition(max_position, "max_position"));
   absl::StatusOr<LayoutRef> layout = layouts_.Find(op.tenant, request.layout);
   RETURN_IF_ERROR(layout.status());
-  const Hash128 root = hasher_.Root(op.tenant, (*layout)->fingerprint(), request.extra_key);
+  const Hash128 root = hasher_.Root(op.tenant, (*layout)->fingerprint(), request.extra_key, request.salt);
   const std::vector<Hash128> stems = PrefixIndex::Stems(hasher_, root, request.tokens);
   const size_t max_results = std::max(1u, request.max_results);
 

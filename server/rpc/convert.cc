@@ -230,6 +230,11 @@ absl::StatusOr<Exactness> ToExactness(v1::Exactness exactness, absl::string_view
   return static_cast<Exactness>(exactness);
 }
 
+std::optional<Select> ToSelect(const v1::Select& select, bool given) {
+  if (!given) return std::nullopt;
+  return Select{{select.tensors().begin(), select.tensors().end()}, {select.layers().begin(), select.layers().end()}};
+}
+
 absl::StatusOr<NameKind> ToNameKind(v1::NameKind kind, absl::string_view field) {
   if (kind == v1::NAME_KIND_UNSPECIFIED) return NameKind::kSequence;
   if (kind < v1::SEQUENCE || kind > v1::PREFIX) return UnknownValue("INVALID_OPTION", field, kind);

@@ -8,6 +8,7 @@
 #ifndef STATEPOOL_SERVER_RPC_CONVERT_H_
 #define STATEPOOL_SERVER_RPC_CONVERT_H_
 
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -27,7 +28,8 @@ absl::StatusOr<NameKey> ToNameKey(const v1::NameRef& name, absl::string_view fie
 // Errors: INVALID_OPTION.
 absl::StatusOr<NameOptions> ToNameOptions(const v1::NameOptions& options, absl::string_view field = "options");
 absl::StatusOr<Exactness> ToExactness(v1::Exactness exactness,
-                                      absl::string_view field = "exactness");              // unspecified: EXACT
+                                      absl::string_view field = "exactness");  // unspecified: EXACT
+std::optional<Select> ToSelect(const v1::Select& select, bool given);
 absl::StatusOr<NameKind> ToNameKind(v1::NameKind kind, absl::string_view field = "kind");  // unspecified: SEQUENCE
 // Errors: MISSING_FIELD, INVALID_LAYOUT.
 absl::StatusOr<LayoutRef> ToLayout(const v1::RegisterLayoutRequest& request);

@@ -7,7 +7,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
 #include "server/core/error.h"
 #include "server/rpc/convert.h"
 #include "spdlog/spdlog.h"
@@ -33,6 +32,11 @@ std::string Cut(absl::string_view text, size_t bytes_max) {
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
+  const google::rpc::Status rpc = ToRpcStatus(status);
+  return grpc::Status(static_cast<grpc::StatusCode>(rpc.code()), rpc.message(), rpc.SerializeAsString());
+}
+
+google::rpc::Status ToRpcStatus(const absl::Status& status) {
   ErrorDetail detail = GetErrorDetail(status);
   absl::StatusCode code = status.code();
   if (detail.reason == "INTERNAL") {  // made as such, or by somebody who knows no details
@@ -62,7 +66,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
     *retry.mutable_retry_delay() = ToProto(detail.retry_after);
     rpc.add_details()->PackFrom(retry);
   }
-  return grpc::Status(static_cast<grpc::StatusCode>(code), rpc.message(), rpc.SerializeAsString());
+  return rpc;
 }
 
 absl::Status InvalidArgument(absl::string_view reason, absl::string_view field, absl::string_view message) {

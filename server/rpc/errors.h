@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "google/rpc/status.pb.h"
 
 namespace statepool {
 
@@ -18,6 +19,8 @@ inline constexpr absl::string_view kErrorDomain = "statepool.v1";
 // INTERNAL errors are logged. Message and metadata are cut to sizes that fit HTTP/2 trailers (8 KiB), at a character's
 // border.
 grpc::Status ToGrpcStatus(const absl::Status& status);
+// The same as the error of an item. REQUIRES: not OK.
+google::rpc::Status ToRpcStatus(const absl::Status& status);
 
 // INVALID_ARGUMENT, with `reason` and `field`.
 absl::Status InvalidArgument(absl::string_view reason, absl::string_view field, absl::string_view message);

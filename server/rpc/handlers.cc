@@ -5,12 +5,14 @@
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 
 #include <algorithm>
+#include <deque>
 #include <optional>
 #include <utility>
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/checksum.h"
 #include "server/core/error.h"
@@ -25,10 +27,10 @@ constexpr uint32_t kDefaultPageSize = 100;
 // Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
 // order, don't occur.
 template <typename Request>
-uint64_t BodyHash(absl::string_view method, const Request& request, absl::string_view extra) {
+uint64_t BodyHash(absl::string_view method, const Request& request) {
   Request body = request;
   body.clear_request_id();
-  std::string bytes = absl::StrCat(method, "\n", extra, "\n");
+  std::string bytes = absl::StrCat(method, "\n");
   google::protobuf::io::StringOutputStream stream(&bytes);  // appends
   google::protobuf::io::CodedOutputStream coded(&stream);
   coded.SetSerializationDeterministic(true);
@@ -37,18 +39,15 @@ uint64_t BodyHash(absl::string_view method, const Request& request, absl::string
   return XXH3_64bits(bytes.data(), bytes.size());
 }
 
-// `data`: the image of a Set.
+// Of a Set without its bytes: core adds those.
 template <typename Request>
-absl::StatusOr<RequestId> ToRequestId(absl::string_view method, const Request& request,
-                                      absl::Span<const absl::string_view> data = {}) {
+absl::StatusOr<RequestId> ToRequestId(absl::string_view method, const Request& request) {
   if (request.request_id().empty()) return RequestId{};
   if (request.request_id().size() > kMaxRequestIdBytes) {
     return InvalidArgument("INVALID_OPTION", "request_id",
                            absl::StrCat("request_id has more than ", kMaxRequestIdBytes, " bytes"));
   }
-  // Of the bytes that came, not of the checksum that was claimed for them.
-  const std::string extra = data.empty() ? "" : ChecksumToHex(ChecksumOfPieces(data));
-  return RequestId{request.request_id(), BodyHash(method, request, extra)};
+  return RequestId{request.request_id(), BodyHash(method, request)};
 }
 
 template <typename Request>
@@ -72,32 +71,6 @@ absl::Status Answer(const absl::StatusOr<NameInfo>& info, v1::NameInfo* out) {
 }
 
 }  // namespace
-
-Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
-  std::vector<LeafHash> leaves;
-  XXH3_state_t state;     // of a leaf that lies in several pieces
-  size_t leaf_bytes = 0;  // of it that were seen
-  for (absl::string_view piece : pieces) {
-    while (!piece.empty()) {
-      if (leaf_bytes == 0 && piece.size() >= kLeafBytes) {
-        leaves.push_back(HashLeaf(piece.substr(0, kLeafBytes)));
-        piece.remove_prefix(kLeafBytes);
-        continue;
-      }
-      if (leaf_bytes == 0) XXH3_64bits_reset(&state);
-      const size_t n = std::min(piece.size(), kLeafBytes - leaf_bytes);
-      XXH3_64bits_update(&state, piece.data(), n);
-      piece.remove_prefix(n);
-      leaf_bytes += n;
-      if (leaf_bytes == kLeafBytes) {
-        leaves.push_back(XXH3_64bits_digest(&state));
-        leaf_bytes = 0;
-      }
-    }
-  }
-  if (leaf_bytes > 0) leaves.push_back(XXH3_64bits_digest(&state));
-  return HashRoot(leaves);
-}
 
 absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesRequest&, v1::Capabilities* out) {
   out->set_version(identity_.version);
@@ -125,6 +98,12 @@ absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesReque
   out->set_max_page_size(options.max_page_size);
   out->set_max_layouts(options.max_layouts);
   out->set_max_names(options.max_names);
+  out->set_max_batch(options.max_batch);
+  out->set_max_stream_state_bytes(identity_.max_stream_state_bytes);
+  out->set_max_uploads(identity_.max_uploads);
+  out->set_max_upload_bytes(identity_.max_upload_bytes);
+  *out->mutable_upload_timeout() = ToProto(identity_.upload_timeout);
+  *out->mutable_stream_timeout() = ToProto(identity_.stream_timeout);
 
   const Store::Counts counts = store_->counts();
   out->set_sequences(counts.sequences);
@@ -158,57 +137,26 @@ absl::Status Handlers::ListLayouts(const Op& op, const v1::ListLayoutsRequest&, 
   return absl::OkStatus();
 }
 
-absl::Status Handlers::Create(const Op& op, const v1::CreateRequest& in, v1::NameInfo* out) {
+absl::Status Handlers::DeleteLayout(const Op& op, const v1::DeleteLayoutRequest& in, v1::DeleteLayoutResponse* out) {
+  const absl::Status status = store_->DeleteLayout(op, in.layout());
+  out->set_deleted(status.ok());
+  if (in.allow_missing() && ReasonOf(status) == "LAYOUT_UNKNOWN") return absl::OkStatus();
+  return status;
+}
+
+// ---- requests that may be items of a batch
+
+namespace {
+
+absl::StatusOr<CreateRequest> ToCore(const v1::CreateRequest& in) {
   absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
   if (!options.ok()) return options.status();
   absl::StatusOr<RequestId> request = ToRequestId("Create", in);
   if (!request.ok()) return request.status();
-  return Answer(store_->Create(op, {in.sequence(), in.layout(), *std::move(options), *std::move(request)}), out);
+  return CreateRequest{in.sequence(), in.layout(), *std::move(options), *std::move(request)};
 }
 
-absl::StatusOr<Source> Handlers::GetSource(const v1::GetRequest& in) const {
-  absl::StatusOr<NameKey> key = ToNameKey(in.name(), "name");
-  if (!key.ok()) return key.status();
-  Source source{*std::move(key), std::nullopt, in.layout()};
-  if (in.has_position()) source.position = in.position();
-  return source;
-}
-
-void Handlers::FillGetResponse(const GetAnswer& answer, bool omit_attachment, v1::GetResponse* out) const {
-  FillNameInfo(answer.info, out->mutable_info());
-  if (!omit_attachment) out->set_attachment(std::string(answer.pin->attachment()));
-}
-
-absl::Status Handlers::Set(const Op& op, const v1::SetRequest& in, absl::Span<const absl::string_view> data,
-                           v1::NameInfo* out) {
-  SetRequest set;
-  set.sequence = in.sequence();
-  set.layout = in.layout();
-  set.position = in.position();
-  set.if_revision = IfRevision(in);
-  StateBytes bytes;
-  bytes.pieces = data;
-  bytes.attachment = in.attachment();
-  if (!in.checksum().empty()) {
-    Checksum checksum;
-    if (!ChecksumFromHex(in.checksum(), &checksum)) {
-      return InvalidArgument("INVALID_OPTION", "checksum", "a checksum is 16 lower-case hex digits");
-    }
-    bytes.expected_checksum = checksum;
-  }
-  const absl::StatusOr<Exactness> exactness = ToExactness(in.exactness());
-  if (!exactness.ok()) return exactness.status();
-  set.exactness = *exactness;
-  absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
-  if (!options.ok()) return options.status();
-  set.options = *std::move(options);
-  absl::StatusOr<RequestId> request = ToRequestId("Set", in, data);
-  if (!request.ok()) return request.status();
-  set.request = *std::move(request);
-  return Answer(store_->Set(op, set, bytes), out);
-}
-
-absl::Status Handlers::Fork(const Op& op, const v1::ForkRequest& in, v1::ForkResponse* out) {
+absl::StatusOr<ForkRequest> ToCore(const v1::ForkRequest& in) {
   absl::StatusOr<Source> source = ToSource(in);
   if (!source.ok()) return source.status();
   source->layout = in.layout();
@@ -216,28 +164,366 @@ absl::Status Handlers::Fork(const Op& op, const v1::ForkRequest& in, v1::ForkRes
   if (!options.ok()) return options.status();
   absl::StatusOr<RequestId> request = ToRequestId("Fork", in);
   if (!request.ok()) return request.status();
-  const absl::StatusOr<ForkAnswer> answer = store_->Fork(
-      op, {*std::move(source), {in.children().begin(), in.children().end()}, *std::move(options), *std::move(request)});
-  if (!answer.ok()) return answer.status();
+  return ForkRequest{
+      *std::move(source), {in.children().begin(), in.children().end()}, *std::move(options), *std::move(request)};
+}
 
-  for (size_t i = 0; i < answer->revisions.size(); ++i) {
+absl::StatusOr<RollbackRequest> ToCore(const v1::RollbackRequest& in) {
+  absl::StatusOr<RequestId> request = ToRequestId("Rollback", in);
+  if (!request.ok()) return request.status();
+  return RollbackRequest{in.sequence(), in.position(), IfRevision(in), *std::move(request)};
+}
+
+absl::StatusOr<SnapshotRequest> ToCore(const v1::SnapshotRequest& in) {
+  absl::StatusOr<Source> source = ToSource(in);
+  if (!source.ok()) return source.status();
+  absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
+  if (!options.ok()) return options.status();
+  absl::StatusOr<RequestId> request = ToRequestId("Snapshot", in);
+  if (!request.ok()) return request.status();
+  return SnapshotRequest{*std::move(source), in.snapshot(), *std::move(options), *std::move(request)};
+}
+
+absl::StatusOr<RestoreRequest> ToCore(const v1::RestoreRequest& in) {
+  absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
+  if (!options.ok()) return options.status();
+  absl::StatusOr<RequestId> request = ToRequestId("Restore", in);
+  if (!request.ok()) return request.status();
+  return RestoreRequest{in.snapshot(), in.sequence(), IfRevision(in), *std::move(options), *std::move(request)};
+}
+
+absl::StatusOr<DeleteRequest> ToCore(const v1::DeleteRequest& in) {
+  absl::StatusOr<NameKey> key = ToNameKey(in.name(), "name");
+  if (!key.ok()) return key.status();
+  return DeleteRequest{*std::move(key), IfRevision(in), in.allow_missing()};
+}
+
+void FillForkResponse(const ForkAnswer& answer, const v1::ForkRequest& in, v1::ForkResponse* out) {
+  for (size_t i = 0; i < answer.revisions.size(); ++i) {
     v1::ForkedChild* child = out->add_children();
     child->set_sequence(in.children(static_cast<int>(i)));
-    child->set_revision(answer->revisions[i]);
+    child->set_revision(answer.revisions[i]);
   }
-  out->set_position(answer->version.position);
-  out->set_version_id(answer->version.id);
-  out->set_checksum(ChecksumToHex(answer->version.checksum));
-  out->set_state_bytes(answer->state_bytes);
-  out->set_durability(ToProto(answer->durability));
-  out->set_replayed(answer->replayed);
+  out->set_position(answer.version.position);
+  out->set_version_id(answer.version.id);
+  out->set_checksum(ChecksumToHex(answer.version.checksum));
+  out->set_state_bytes(answer.state_bytes);
+  out->set_durability(ToProto(answer.durability));
+  out->set_replayed(answer.replayed);
+}
+
+// The next `bytes` of `data`, from piece `*index` and its offset `*used` on. REQUIRES: there are so many.
+std::vector<absl::string_view> TakePieces(absl::Span<const absl::string_view> data, uint64_t bytes, size_t* index,
+                                          size_t* used) {
+  std::vector<absl::string_view> taken;
+  while (bytes > 0) {
+    const absl::string_view piece = data[*index].substr(*used, bytes);
+    *used += piece.size();
+    bytes -= piece.size();
+    if (!piece.empty()) taken.push_back(piece);
+    if (*used == data[*index].size()) {
+      ++*index;
+      *used = 0;
+    }
+  }
+  return taken;
+}
+
+absl::Status InItem(const absl::Status& status, int i) {
+  return status.ok() ? status : BelowField(status, absl::StrCat("items[", i, "]"));
+}
+
+}  // namespace
+
+absl::StatusOr<Handlers::SetArguments> Handlers::ToSet(const v1::SetRequest& in) {
+  SetArguments set;
+  set.request.sequence = in.sequence();
+  set.request.layout = in.layout();
+  set.request.position = in.position();
+  set.request.if_revision = IfRevision(in);
+  set.request.select = ToSelect(in.select(), in.has_select());
+  set.attachment = in.attachment();
+  if (!in.checksum().empty()) {
+    Checksum checksum;
+    if (!ChecksumFromHex(in.checksum(), &checksum)) {
+      return InvalidArgument("INVALID_OPTION", "checksum", "a checksum is 16 lower-case hex digits");
+    }
+    set.checksum = checksum;
+  }
+  if (in.exactness() != v1::EXACTNESS_UNSPECIFIED) {
+    const absl::StatusOr<Exactness> exactness = ToExactness(in.exactness());
+    if (!exactness.ok()) return exactness.status();
+    set.request.exactness = *exactness;
+  }
+  absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
+  if (!options.ok()) return options.status();
+  set.request.options = *std::move(options);
+  absl::StatusOr<RequestId> request = ToRequestId("Set", in);
+  if (!request.ok()) return request.status();
+  set.request.request = *std::move(request);
+  return set;
+}
+
+absl::Status Handlers::Create(const Op& op, const v1::CreateRequest& in, v1::NameInfo* out) {
+  const absl::StatusOr<CreateRequest> create = ToCore(in);
+  if (!create.ok()) return create.status();
+  return Answer(store_->Create(op, *create), out);
+}
+
+absl::StatusOr<Source> Handlers::GetSource(const v1::GetRequest& in) const {
+  absl::StatusOr<NameKey> key = ToNameKey(in.name(), "name");
+  if (!key.ok()) return key.status();
+  Source source{*std::move(key), std::nullopt, in.layout(), in.version_id()};
+  if (in.has_position()) source.position = in.position();
+  return source;
+}
+
+absl::StatusOr<std::vector<ByteRange>> Handlers::FillGetResponse(const GetAnswer& answer, const v1::GetRequest& in,
+                                                                 v1::GetResponse* out) const {
+  std::vector<ByteRange> ranges = {{0, answer.pin->bytes().size()}};
+  Checksum checksum = answer.info.version.checksum;
+  if (in.has_select()) {
+    absl::StatusOr<std::vector<ByteRange>> selected = RangesOf(*answer.info.layout, *ToSelect(in.select(), true));
+    if (!selected.ok()) return selected.status();
+    if (*selected != ranges) checksum = ChecksumOfPieces(Cut(answer.pin->bytes(), *selected));
+    ranges = *std::move(selected);
+  }
+  FillNameInfo(answer.info, out->mutable_info());
+  if (!in.omit_attachment()) out->set_attachment(std::string(answer.pin->attachment()));
+  out->set_data_checksum(ChecksumToHex(checksum));
+  out->set_data_bytes(BytesOf(ranges));
+  return ranges;
+}
+
+absl::Status Handlers::Set(const Op& op, const v1::SetRequest& in, absl::Span<const absl::string_view> data,
+                           v1::NameInfo* out) {
+  const absl::StatusOr<SetArguments> set = ToSet(in);
+  if (!set.ok()) return set.status();
+  StateBytes bytes;
+  bytes.pieces = data;
+  bytes.expected_checksum = set->checksum;
+  bytes.attachment = set->attachment;
+  return Answer(store_->Set(op, set->request, bytes), out);
+}
+
+absl::StatusOr<std::vector<Handlers::PinnedPart>> Handlers::BatchGet(const Op& op, const v1::BatchGetRequest& in,
+                                                                     v1::BatchGetResponse* out) {
+  if (in.items_size() == 0) return InvalidArgument("MISSING_FIELD", "items", "a batch has at least one item");
+  const uint32_t max_batch = store_->options().max_batch;
+  if (static_cast<uint32_t>(in.items_size()) > max_batch) {
+    return absl::Status(
+        Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(in.items_size(), " items in one batch"))
+            .Field("items")
+            .Meta("limit", max_batch));
+  }
+  std::vector<absl::Status> refused;
+  std::vector<Source> sources;
+  for (const v1::GetRequest& item : in.items()) {
+    absl::StatusOr<Source> source = GetSource(item);
+    refused.push_back(source.status());
+    if (source.ok()) sources.push_back(*std::move(source));
+  }
+  std::vector<absl::StatusOr<GetAnswer>> answers = store_->GetMany(op, sources);
+
+  std::vector<PinnedPart> parts;
+  uint64_t offset = 0;
+  size_t next_answer = 0;
+  for (int i = 0; i < in.items_size(); ++i) {
+    v1::BatchGetItem* item = out->add_items();
+    absl::Status status = refused[static_cast<size_t>(i)];
+    if (status.ok()) {
+      absl::StatusOr<GetAnswer>& answer = answers[next_answer++];
+      status = answer.status();
+      if (status.ok()) {
+        absl::StatusOr<std::vector<ByteRange>> ranges = FillGetResponse(*answer, in.items(i), item->mutable_response());
+        status = ranges.status();
+        if (ranges.ok()) {
+          item->set_data_offset(offset);
+          offset += item->response().data_bytes();
+          parts.push_back({std::move(answer->pin), *std::move(ranges)});
+        }
+      }
+    }
+    if (status.ok()) continue;
+    status = InItem(status, i);
+    if (in.all_or_none()) return status;
+    item->clear_response();
+    *item->mutable_error() = ToRpcStatus(status);
+  }
+  return parts;
+}
+
+absl::Status Handlers::BatchWrite(const Op& op, const v1::BatchWriteRequest& in,
+                                  absl::Span<const absl::string_view> data, v1::BatchWriteResponse* out) {
+  uint64_t data_bytes = 0, claimed_bytes = 0;
+  for (absl::string_view piece : data) data_bytes += piece.size();
+  for (int i = 0; i < in.items_size(); ++i) {
+    const uint64_t bytes = in.items(i).data_bytes();
+    claimed_bytes = bytes > UINT64_MAX - claimed_bytes ? UINT64_MAX : claimed_bytes + bytes;
+    if (bytes != 0 && !in.items(i).has_set()) {
+      return InvalidArgument("INVALID_OPTION", absl::StrCat("items[", i, "].data_bytes"), "only a Set has bytes");
+    }
+  }
+  if (claimed_bytes != data_bytes) {
+    return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
+                 absl::StrCat("the items have ", claimed_bytes, " bytes in all, and data has ", data_bytes))
+        .Field("data")
+        .Meta("expected", claimed_bytes)
+        .Meta("actual", data_bytes);
+  }
+
+  const int count = in.items_size();
+  std::vector<absl::Status> refused(static_cast<size_t>(count));
+  std::vector<BatchItem> items;                       // those that were not refused
+  std::deque<std::vector<absl::string_view>> pieces;  // what items' bytes point into
+  std::deque<std::string> attachments;
+  size_t piece = 0, used = 0;
+  bool any_refused = false;
+  for (int i = 0; i < count; ++i) {
+    const v1::BatchWriteItem& item = in.items(i);
+    pieces.push_back(TakePieces(data, item.data_bytes(), &piece, &used));
+    absl::Status& status = refused[static_cast<size_t>(i)];
+    const auto add = [&](auto core) {
+      status = core.status();
+      if (core.ok()) items.emplace_back(*std::move(core));
+    };
+    switch (item.write_case()) {
+      case v1::BatchWriteItem::kCreate: add(ToCore(item.create())); break;
+      case v1::BatchWriteItem::kFork: add(ToCore(item.fork())); break;
+      case v1::BatchWriteItem::kRollback: add(ToCore(item.rollback())); break;
+      case v1::BatchWriteItem::kSnapshot: add(ToCore(item.snapshot())); break;
+      case v1::BatchWriteItem::kRestore: add(ToCore(item.restore())); break;
+      case v1::BatchWriteItem::kDelete: add(ToCore(item.delete_())); break;
+      case v1::BatchWriteItem::kSet: {
+        if (!item.set().data().empty()) {
+          status = InvalidArgument("INVALID_OPTION", "data", "the bytes go into the batch's own data");
+          break;
+        }
+        absl::StatusOr<SetArguments> set = ToSet(item.set());
+        status = set.status();
+        if (!set.ok()) break;
+        attachments.push_back(std::move(set->attachment));
+        StateBytes bytes;
+        bytes.pieces = pieces.back();
+        bytes.expected_checksum = set->checksum;
+        bytes.attachment = attachments.back();
+        items.emplace_back(SetItem{std::move(set->request), bytes});
+        break;
+      }
+      case v1::BatchWriteItem::WRITE_NOT_SET:
+        status = InvalidArgument("MISSING_FIELD", "write", "an item says what is written");
+        break;
+    }
+    any_refused = any_refused || !status.ok();
+  }
+
+  std::vector<BatchResult> results;
+  if (any_refused && in.all_or_none()) {
+    BatchResult aborted;
+    aborted.status = Error(absl::StatusCode::kAborted, "BATCH_ABORTED",
+                           "another item of the batch was refused, so nothing was done");
+    for (size_t i = 0; i < items.size(); ++i) results.push_back(aborted);
+  } else if (!items.empty() || count == 0) {
+    absl::StatusOr<std::vector<BatchResult>> done = store_->Batch(op, items, in.all_or_none());
+    if (!done.ok()) return done.status();
+    results = *std::move(done);
+  }
+
+  bool failed = false;
+  size_t next_result = 0;
+  for (int i = 0; i < count; ++i) {
+    v1::BatchWriteResult* to = out->add_results();
+    absl::Status status = refused[static_cast<size_t>(i)];
+    const BatchResult* result = status.ok() ? &results[next_result++] : nullptr;
+    if (result != nullptr) status = result->status;
+    if (!status.ok()) {
+      failed = true;
+      // Where the whole batch is at fault, no field of this item is.
+      const bool own = ReasonOf(status) != "BATCH_ABORTED";
+      *to->mutable_error() = ToRpcStatus(own ? InItem(status, i) : status);
+      continue;
+    }
+    const v1::BatchWriteItem& item = in.items(i);
+    if (const auto* info = std::get_if<NameInfo>(&result->answer)) FillNameInfo(*info, to->mutable_info());
+    if (const auto* fork = std::get_if<ForkAnswer>(&result->answer))
+      FillForkResponse(*fork, item.fork(), to->mutable_fork());
+    if (const auto* deleted = std::get_if<bool>(&result->answer)) to->mutable_delete_()->set_deleted(*deleted);
+  }
+  out->set_done(!failed || !in.all_or_none());
   return absl::OkStatus();
+}
+
+absl::Status Handlers::Fork(const Op& op, const v1::ForkRequest& in, v1::ForkResponse* out) {
+  const absl::StatusOr<ForkRequest> fork = ToCore(in);
+  if (!fork.ok()) return fork.status();
+  const absl::StatusOr<ForkAnswer> answer = store_->Fork(op, *fork);
+  if (answer.ok()) FillForkResponse(*answer, in, out);
+  return answer.status();
 }
 
 absl::Status Handlers::Describe(const Op& op, const v1::DescribeRequest& in, v1::NameInfo* out) {
   const absl::StatusOr<NameKey> key = ToNameKey(in.name(), "name");
   if (!key.ok()) return key.status();
   return Answer(store_->Describe(op, *key), out);
+}
+
+absl::Status Handlers::Touch(const Op& op, const v1::TouchRequest& in, v1::TouchResponse* out) {
+  if (in.names_size() == 0) return InvalidArgument("MISSING_FIELD", "names", "name at least one");
+  const uint32_t max_batch = store_->options().max_batch;
+  if (static_cast<uint32_t>(in.names_size()) > max_batch) {
+    return Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(in.names_size(), " names in one Touch"))
+        .Field("names")
+        .Meta("limit", max_batch);
+  }
+  for (int i = 0; i < in.names_size(); ++i) {
+    v1::TouchedName* to = out->add_names();
+    const std::string field = absl::StrCat("names[", i, "]");
+    const absl::StatusOr<NameKey> key = ToNameKey(in.names(i), field);
+    absl::StatusOr<absl::Time> touched = key.ok() ? store_->Touch(op, *key, field) : key.status();
+    if (!touched.ok()) *to->mutable_error() = ToRpcStatus(touched.status());
+    else if (*touched != absl::InfiniteFuture()) *to->mutable_expire_time() = ToProto(*touched);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Handlers::SetTtl(const Op& op, const v1::SetTtlRequest& in, v1::NameInfo* out) {
+  absl::StatusOr<NameKey> key = ToNameKey(in.name(), "name");
+  if (!key.ok()) return key.status();
+  v1::NameOptions given;
+  switch (in.expiration_case()) {
+    case v1::SetTtlRequest::kTtl: *given.mutable_ttl() = in.ttl(); break;
+    case v1::SetTtlRequest::kExpireTime: *given.mutable_expire_time() = in.expire_time(); break;
+    case v1::SetTtlRequest::kNeverExpire:
+      if (in.never_expire()) given.set_never_expire(true);
+      break;
+    case v1::SetTtlRequest::EXPIRATION_NOT_SET: break;
+  }
+  if (given.expiration_case() == v1::NameOptions::EXPIRATION_NOT_SET)
+    return InvalidArgument("MISSING_FIELD", "expiration", "give a ttl, an expire_time, or never_expire");
+  absl::StatusOr<NameOptions> options = ToNameOptions(given, "");
+  absl::StatusOr<NameInfo> info;
+  if (options.ok()) info = store_->SetTtl(op, {*std::move(key), *std::move(options), IfRevision(in)});
+  absl::Status status = options.ok() ? info.status() : options.status();
+  // What is a field of `options` elsewhere is one of this request.
+  const ErrorDetail detail = GetErrorDetail(status);
+  if (absl::StartsWith(detail.field, "options.") || absl::StartsWith(detail.field, "."))
+    return InvalidArgument(detail.reason, detail.field.substr(detail.field.find('.') + 1), status.message());
+  if (status.ok()) FillNameInfo(*info, out);
+  return status;
+}
+
+absl::Status Handlers::DeleteMany(const Op& op, const v1::DeleteManyRequest& in, v1::DeleteManyResponse* out) {
+  const absl::StatusOr<NameKind> kind = ToNameKind(in.kind());
+  if (!kind.ok()) return kind.status();
+  DeleteManyRequest request{*kind, in.name_prefix(), in.all(), in.preview(), std::nullopt};
+  if (in.has_if_count()) request.if_count = in.if_count();
+  absl::StatusOr<DeleteManyAnswer> answer = store_->DeleteMany(op, request);
+  if (!answer.ok()) return answer.status();
+  out->set_matched(answer->matched);
+  out->set_deleted(answer->deleted);
+  out->set_state_bytes(answer->state_bytes);
+  for (std::string& name : answer->names) out->add_names(std::move(name));
+  return absl::OkStatus();
 }
 
 absl::Status Handlers::List(const Op& op, const v1::ListRequest& in, v1::ListResponse* out) {
@@ -252,38 +538,29 @@ absl::Status Handlers::List(const Op& op, const v1::ListRequest& in, v1::ListRes
 }
 
 absl::Status Handlers::Delete(const Op& op, const v1::DeleteRequest& in, v1::DeleteResponse* out) {
-  absl::StatusOr<NameKey> key = ToNameKey(in.name(), "name");
-  if (!key.ok()) return key.status();
-  const absl::StatusOr<bool> deleted = store_->Delete(op, {*std::move(key), IfRevision(in), in.allow_missing()});
+  const absl::StatusOr<DeleteRequest> request = ToCore(in);
+  if (!request.ok()) return request.status();
+  const absl::StatusOr<bool> deleted = store_->Delete(op, *request);
   if (deleted.ok()) out->set_deleted(*deleted);
   return deleted.status();
 }
 
 absl::Status Handlers::Rollback(const Op& op, const v1::RollbackRequest& in, v1::NameInfo* out) {
-  absl::StatusOr<RequestId> request = ToRequestId("Rollback", in);
+  const absl::StatusOr<RollbackRequest> request = ToCore(in);
   if (!request.ok()) return request.status();
-  return Answer(store_->Rollback(op, {in.sequence(), in.position(), IfRevision(in), *std::move(request)}), out);
+  return Answer(store_->Rollback(op, *request), out);
 }
 
 absl::Status Handlers::Snapshot(const Op& op, const v1::SnapshotRequest& in, v1::NameInfo* out) {
-  absl::StatusOr<Source> source = ToSource(in);
-  if (!source.ok()) return source.status();
-  absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
-  if (!options.ok()) return options.status();
-  absl::StatusOr<RequestId> request = ToRequestId("Snapshot", in);
+  const absl::StatusOr<SnapshotRequest> request = ToCore(in);
   if (!request.ok()) return request.status();
-  return Answer(store_->Snapshot(op, {*std::move(source), in.snapshot(), *std::move(options), *std::move(request)}),
-                out);
+  return Answer(store_->Snapshot(op, *request), out);
 }
 
 absl::Status Handlers::Restore(const Op& op, const v1::RestoreRequest& in, v1::NameInfo* out) {
-  absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
-  if (!options.ok()) return options.status();
-  absl::StatusOr<RequestId> request = ToRequestId("Restore", in);
+  const absl::StatusOr<RestoreRequest> request = ToCore(in);
   if (!request.ok()) return request.status();
-  return Answer(
-      store_->Restore(op, {in.snapshot(), in.sequence(), IfRevision(in), *std::move(options), *std::move(request)}),
-      out);
+  return Answer(store_->Restore(op, *request), out);
 }
 
 absl::Status Handlers::PublishPrefix(const Op& op, const v1::PublishPrefixRequest& in, v1::PublishPrefixResponse* out) {
@@ -291,9 +568,12 @@ absl::Status Handlers::PublishPrefix(const Op& op, const v1::PublishPrefixReques
   if (!source.ok()) return source.status();
   absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
   if (!options.ok()) return options.status();
-  const absl::StatusOr<PublishAnswer> answer = store_->PublishPrefix(
-      op,
-      {in.layout(), {in.tokens().begin(), in.tokens().end()}, in.extra_key(), *std::move(source), *std::move(options)});
+  const absl::StatusOr<PublishAnswer> answer = store_->PublishPrefix(op, {in.layout(),
+                                                                          {in.tokens().begin(), in.tokens().end()},
+                                                                          in.extra_key(),
+                                                                          *std::move(source),
+                                                                          *std::move(options),
+                                                                          in.salt()});
   if (!answer.ok()) return answer.status();
   out->set_prefix(answer->info.key.name);
   FillNameInfo(answer->info, out->mutable_info());
@@ -302,7 +582,7 @@ absl::Status Handlers::PublishPrefix(const Op& op, const v1::PublishPrefixReques
 }
 
 absl::Status Handlers::MatchPrefix(const Op& op, const v1::MatchPrefixRequest& in, v1::MatchPrefixResponse* out) {
-  MatchRequest match{in.layout(), {in.tokens().begin(), in.tokens().end()}, in.extra_key(), std::nullopt, 1};
+  MatchRequest match{in.layout(), {in.tokens().begin(), in.tokens().end()}, in.extra_key(), std::nullopt, 1, in.salt()};
   if (in.has_max_position()) match.max_position = in.max_position();
   if (in.max_results() != 0) match.max_results = in.max_results();
   absl::StatusOr<MatchAnswer> answer = store_->MatchPrefix(op, match);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,11 @@ struct Identity {
   std::string version, commit, incarnation;
   uint64_t max_message_bytes = 0;  // of the transport
   uint64_t max_bytes_in_flight = 0;
-  uint64_t max_state_bytes = 0;
+  uint64_t max_state_bytes = 0;         // that fit a message and the hot budget
+  uint64_t max_stream_state_bytes = 0;  // that fit the hot budget
+  uint32_t max_uploads = 0;
+  uint64_t max_upload_bytes = 0;
+  absl::Duration upload_timeout = absl::ZeroDuration(), stream_timeout = absl::ZeroDuration();
 };
 // The devices of this moment. Thread-safe; never blocks.
 using DeviceReport = std::function<std::vector<v1::DeviceInfo>()>;
@@ -41,11 +46,15 @@ class Handlers {
   absl::Status RegisterLayout(const Op& op, const v1::RegisterLayoutRequest& in, v1::LayoutInfo* out);
   absl::Status GetLayout(const Op& op, const v1::GetLayoutRequest& in, v1::LayoutInfo* out);
   absl::Status ListLayouts(const Op& op, const v1::ListLayoutsRequest& in, v1::ListLayoutsResponse* out);
+  absl::Status DeleteLayout(const Op& op, const v1::DeleteLayoutRequest& in, v1::DeleteLayoutResponse* out);
   absl::Status Create(const Op& op, const v1::CreateRequest& in, v1::NameInfo* out);
   absl::Status Fork(const Op& op, const v1::ForkRequest& in, v1::ForkResponse* out);
   absl::Status Describe(const Op& op, const v1::DescribeRequest& in, v1::NameInfo* out);
+  absl::Status Touch(const Op& op, const v1::TouchRequest& in, v1::TouchResponse* out);
+  absl::Status SetTtl(const Op& op, const v1::SetTtlRequest& in, v1::NameInfo* out);
   absl::Status List(const Op& op, const v1::ListRequest& in, v1::ListResponse* out);
   absl::Status Delete(const Op& op, const v1::DeleteRequest& in, v1::DeleteResponse* out);
+  absl::Status DeleteMany(const Op& op, const v1::DeleteManyRequest& in, v1::DeleteManyResponse* out);
   absl::Status Rollback(const Op& op, const v1::RollbackRequest& in, v1::NameInfo* out);
   absl::Status Snapshot(const Op& op, const v1::SnapshotRequest& in, v1::NameInfo* out);
   absl::Status Restore(const Op& op, const v1::RestoreRequest& in, v1::NameInfo* out);
@@ -55,19 +64,34 @@ class Handlers {
 
   // `in` lacks `data`, which comes as pieces.
   absl::Status Set(const Op& op, const v1::SetRequest& in, absl::Span<const absl::string_view> data, v1::NameInfo* out);
+  absl::Status BatchWrite(const Op& op, const v1::BatchWriteRequest& in, absl::Span<const absl::string_view> data,
+                          v1::BatchWriteResponse* out);
+  // What a Set asks for, but for its bytes.
+  struct SetArguments {
+    SetRequest request;
+    std::string attachment;
+    std::optional<Checksum> checksum;
+  };
+  static absl::StatusOr<SetArguments> ToSet(const v1::SetRequest& in);
+
   // Get in two halves, with Store::TryGet or Store::Get between them. `out` lacks `data`, which stays in the pinned
-  // slot.
+  // slot: the ranges say what of it was asked for.
   absl::StatusOr<Source> GetSource(const v1::GetRequest& in) const;
-  void FillGetResponse(const GetAnswer& answer, bool omit_attachment, v1::GetResponse* out) const;
+  absl::StatusOr<std::vector<ByteRange>> FillGetResponse(const GetAnswer& answer, const v1::GetRequest& in,
+                                                         v1::GetResponse* out) const;
+  // `out` lacks `data`: the parts, one after the other.
+  struct PinnedPart {
+    Pin pin;
+    std::vector<ByteRange> ranges;
+  };
+  absl::StatusOr<std::vector<PinnedPart>> BatchGet(const Op& op, const v1::BatchGetRequest& in,
+                                                   v1::BatchGetResponse* out);
 
  private:
   Store* const store_;
   const Identity identity_;
   const DeviceReport devices_;
 };
-
-// Of an image that lies in pieces: ChecksumOf their concatenation.
-Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces);
 
 }  // namespace statepool
 

@@ -9,24 +9,36 @@
 
 #include "statepool/v1/statepool.grpc.pb.h"
 
-#define STATEPOOL_METHODS(X) \
-  X(GetCapabilities)         \
-  X(RegisterLayout)          \
-  X(GetLayout)               \
-  X(ListLayouts)             \
-  X(Create)                  \
-  X(Get)                     \
-  X(Set)                     \
-  X(Fork)                    \
-  X(Describe)                \
-  X(List)                    \
-  X(Delete)                  \
-  X(Rollback)                \
-  X(Snapshot)                \
-  X(Restore)                 \
-  X(PublishPrefix)           \
-  X(MatchPrefix)             \
+#define STATEPOOL_UNARY_METHODS(X) \
+  X(GetCapabilities)               \
+  X(RegisterLayout)                \
+  X(GetLayout)                     \
+  X(ListLayouts)                   \
+  X(DeleteLayout)                  \
+  X(Create)                        \
+  X(Get)                           \
+  X(Set)                           \
+  X(GetUpload)                     \
+  X(BatchGet)                      \
+  X(BatchWrite)                    \
+  X(Fork)                          \
+  X(Describe)                      \
+  X(Touch)                         \
+  X(SetTtl)                        \
+  X(List)                          \
+  X(Delete)                        \
+  X(DeleteMany)                    \
+  X(Rollback)                      \
+  X(Snapshot)                      \
+  X(Restore)                       \
+  X(PublishPrefix)                 \
+  X(MatchPrefix)                   \
   X(Flush)
+
+#define STATEPOOL_METHODS(X) \
+  STATEPOOL_UNARY_METHODS(X) \
+  X(GetStream)               \
+  X(SetStream)
 
 namespace statepool {
 

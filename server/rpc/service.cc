@@ -10,37 +10,32 @@
 #include "absl/strings/str_cat.h"
 #include "proto/wire.h"
 #include "server/core/error.h"
+#include "server/rpc/call.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
+#include "spdlog/spdlog.h"
 
 namespace statepool {
 namespace {
 
-// Requests up to this size are not counted as bytes in flight, so that a rush of states never shuts out a Describe.
-constexpr size_t kUncountedBytes = 64 << 10;
 // A MatchPrefix above this size hashes for long enough to be kept away from gRPC's threads.
 constexpr size_t kInlineMatchBytesMax = 64 << 10;
-// Of a Set beside its data. Above max_attachment_bytes, which the Store checks.
-constexpr size_t kSetRestBytesMax = 4 << 20;
-
 // What a request of a method may have. Parsed, a message of tiny fields takes up to sixty times its size, so only those
 // may be large that must be; a Set's state is never parsed.
 size_t RequestBytesMax(Method method) {
   constexpr size_t kMiB = 1 << 20;
   switch (method) {
-    case Method::kSet: return SIZE_MAX;
+    case Method::kSet:
+    case Method::kBatchWrite: return SIZE_MAX;
     case Method::kRegisterLayout: return kMaxCanonicalBytes + kMiB;
+    case Method::kBatchGet:
+    case Method::kTouch: return 2 * kMiB;
     case Method::kFork:
     case Method::kFlush:
     case Method::kPublishPrefix:
     case Method::kMatchPrefix: return 8 * kMiB;  // max_children names, max_tokens tokens
     default: return kMiB;
   }
-}
-
-absl::Status Malformed(absl::string_view why) {
-  return Error(absl::StatusCode::kInvalidArgument, "MALFORMED_REQUEST",
-               absl::StrCat("the request can't be parsed: ", why));
 }
 
 MonoTime ToMonoTime(std::chrono::system_clock::time_point deadline, const Clock& clock) {
@@ -50,70 +45,101 @@ MonoTime ToMonoTime(std::chrono::system_clock::time_point deadline, const Clock&
   return clock.Now() + std::chrono::duration_cast<std::chrono::nanoseconds>(deadline - now).count();
 }
 
-// A slot's memory as gRPC holds it: given back when the last reference to the slice goes.
-struct LentSlot {
-  Pin pin;
-  Admission::Ticket ticket;
-};
-grpc::Slice LendSlot(Pin pin, Admission::Ticket ticket) {
-  const absl::string_view bytes = pin->bytes();
-  auto* lent = new LentSlot{std::move(pin), std::move(ticket)};
-  return grpc::Slice(
-      const_cast<char*>(bytes.data()), bytes.size(),  // gRPC only reads it
-      [](void* user_data) { delete static_cast<LentSlot*>(user_data); }, lent);
-}
-
 }  // namespace
 
-// One call, from its start to OnDone. Whoever serves it calls Finish once, as the last thing: after it the call may be
-// gone.
-class StatePoolService::Call final : public grpc::ServerUnaryReactor {
+// ---- every call
+
+StatePoolService::CallBase::CallBase(StatePoolService* service, Method method, grpc::CallbackServerContext* context)
+    : service_(service), method_(method), context_(context), start_(service->clock_->Now()) {
+  op_.tenant = kDefaultTenant;
+  op_.deadline = ToMonoTime(context->deadline(), *service->clock_);
+  op_.cancelled = &cancelled_;
+}
+
+absl::Status StatePoolService::CallBase::Enter() {
+  counted_ = service_->BeginCall();
+  if (counted_) return absl::OkStatus();
+  return Error(absl::StatusCode::kUnavailable, "DRAINING",
+               "the daemon is stopping; retry elsewhere, or when it is back")
+      .RetryAfter(absl::Seconds(1));
+}
+
+absl::Status StatePoolService::CallBase::Admit(uint64_t bytes) {
+  ticket_.Release();
+  absl::StatusOr<Admission::Ticket> ticket = service_->admission_.Admit(bytes);
+  if (ticket.ok()) ticket_ = *std::move(ticket);
+  return ticket.status();
+}
+
+grpc::Status StatePoolService::CallBase::Ended(const absl::Status& status) {
+  const grpc::Status rpc_status = ToGrpcStatus(status);
+  code_ = rpc_status.error_code();
+  return rpc_status;
+}
+
+void StatePoolService::CallBase::Leave() {
+  if (watch_ != 0) service_->watchdog_.Forget(watch_);
+  service_->metrics_->Observe(static_cast<size_t>(method_), code_, absl::Nanoseconds(service_->clock_->Now() - start_));
+  ticket_.Release();
+  if (counted_) service_->EndCall();
+}
+
+void StatePoolService::CallBase::WatchProgress(uint64_t bytes) {
+  const absl::Duration time = service_->options_.stream_timeout + absl::Seconds(1) * static_cast<double>(bytes >> 20);
+  const MonoTime deadline = After(service_->clock_->Now(), time);
+  if (watch_ != 0) return service_->watchdog_.Extend(watch_, deadline);
+  watch_ = service_->watchdog_.Watch(deadline, [this] {
+    spdlog::info("a client takes or sends nothing any more: its {} is ended",
+                 MethodNames()[static_cast<size_t>(method_)]);
+    context_->TryCancel();
+  });
+}
+
+std::vector<grpc::Slice> Lend(const std::shared_ptr<LentSlot>& lent, absl::Span<const absl::string_view> pieces) {
+  constexpr uint64_t kSmallBytes = 16 << 10;  // for less, a copy is cheaper than a slice of its own
+  uint64_t bytes = 0;
+  for (absl::string_view piece : pieces) bytes += piece.size();
+  std::vector<grpc::Slice> slices;
+  if (pieces.size() > 1 && bytes / pieces.size() < kSmallBytes) {
+    grpc::Slice copy(bytes);
+    char* to = const_cast<char*>(reinterpret_cast<const char*>(copy.begin()));
+    for (absl::string_view piece : pieces) to = std::copy(piece.begin(), piece.end(), to);
+    slices.push_back(std::move(copy));
+    return slices;
+  }
+  for (absl::string_view piece : pieces) {
+    if (piece.empty()) continue;
+    slices.emplace_back(
+        const_cast<char*>(piece.data()), piece.size(),  // gRPC only reads it
+        [](void* user_data) { delete static_cast<std::shared_ptr<LentSlot>*>(user_data); },
+        new std::shared_ptr<LentSlot>(lent));
+  }
+  return slices;
+}
+
+// ---- unary calls
+
+// From its start to OnDone. Whoever serves it calls Finish once, as the last thing: after it the call may be gone.
+class StatePoolService::Call final : public grpc::ServerUnaryReactor, public CallBase {
  public:
   Call(StatePoolService* service, Method method, grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
        grpc::ByteBuffer* response)
-      : service_(service), method_(method), request_(request), response_(response), start_(service->clock_->Now()) {
-    op_.tenant = kDefaultTenant;
-    op_.deadline = ToMonoTime(context->deadline(), *service->clock_);
-    op_.cancelled = &cancelled_;
-  }
+      : CallBase(service, method, context), request_(request), response_(response) {}
 
-  const Op& op() const { return op_; }
   const grpc::ByteBuffer& request() const { return *request_; }
 
   // False: the call was refused and is finished.
   bool Begin() {
-    if (!request_->Valid()) {  // a call that was cancelled before its message came
-      Finish(Error(absl::StatusCode::kCancelled, "CANCELLED", "the caller gave up before its request was read"));
-      return false;
-    }
-    counted_ = service_->BeginCall();
-    if (!counted_) {
-      Finish(Error(absl::StatusCode::kUnavailable, "DRAINING",
-                   "the daemon is stopping; retry elsewhere, or when it is back")
-                 .RetryAfter(absl::Seconds(1)));
-      return false;
-    }
-    if (request_->Length() > RequestBytesMax(method_)) {
-      Finish(Malformed(absl::StrCat("it has ", request_->Length(), " bytes, and this method takes at most ",
-                                    RequestBytesMax(method_))));
-      return false;
-    }
-    if (const size_t bytes = request_->Length(); bytes > kUncountedBytes) {
-      absl::StatusOr<Admission::Ticket> ticket = service_->admission_.Admit(bytes);
-      if (!ticket.ok()) {
-        Finish(ticket.status());
-        return false;
-      }
-      ticket_ = *std::move(ticket);
-    }
-    return true;
+    const absl::Status status = MayBegin();
+    if (!status.ok()) Finish(status);
+    return status.ok();
   }
 
   // Runs `work`, which must finish this call, on the executor.
   void Submit(Executor::Task work) {
     absl::Status status = service_->executor_.Submit([this, work = std::move(work)]() mutable {
       // It may have waited in the queue for longer than its caller did.
-      if (absl::Status s = op_.Check(*service_->clock_); !s.ok()) return Finish(s);
+      if (absl::Status s = op().Check(*service_->clock_); !s.ok()) return Finish(s);
       work();
     });
     if (!status.ok()) Finish(status);
@@ -136,41 +162,41 @@ class StatePoolService::Call final : public grpc::ServerUnaryReactor {
     const grpc::Status serialized = grpc::SerializationTraits<Message>::Serialize(answer, response_, &own_buffer);
     Finish(serialized.ok() ? absl::OkStatus() : absl::InternalError(serialized.error_message()));
   }
+  // An answer that holds slots until the client took it.
   void Finish(grpc::ByteBuffer answer) {
+    WatchProgress(answer.Length());
     response_->Swap(&answer);
     Finish(absl::OkStatus());
   }
-  void Finish(const absl::Status& status) {
-    const grpc::Status rpc_status = ToGrpcStatus(status);
-    code_ = rpc_status.error_code();
-    grpc::ServerUnaryReactor::Finish(rpc_status);
-  }
+  void Finish(const absl::Status& status) { grpc::ServerUnaryReactor::Finish(Ended(status)); }
 
   // OnDone is a few atomic operations, so it may run on the thread that sent the answer, as gRPC's own default reactor
   // does; else each call would change threads once more (a tenth of a Describe). Debian's gRPC 1.51 has no public word
   // for it.
   bool InternalInlineable() override { return true; }
 
-  void OnCancel() override { cancelled_.store(true, std::memory_order_relaxed); }
+  void OnCancel() override { Cancelled(); }
   void OnDone() override {
-    const absl::Duration took = absl::Nanoseconds(service_->clock_->Now() - start_);
-    service_->metrics_->Observe(static_cast<size_t>(method_), code_, took);
-    ticket_.Release();
-    if (counted_) service_->EndCall();
+    Leave();
     delete this;
   }
 
  private:
-  StatePoolService* const service_;
-  const Method method_;
+  absl::Status MayBegin() {
+    // A call that was cancelled before its message came.
+    if (!request_->Valid())
+      return Error(absl::StatusCode::kCancelled, "CANCELLED", "the caller gave up before its request was read");
+    if (absl::Status status = Enter(); !status.ok()) return status;
+    const size_t bytes = request_->Length();
+    if (bytes > RequestBytesMax(method_)) {
+      return Malformed(
+          absl::StrCat("it has ", bytes, " bytes, and this method takes at most ", RequestBytesMax(method_)));
+    }
+    return bytes > kUncountedBytes ? Admit(bytes) : absl::OkStatus();
+  }
+
   const grpc::ByteBuffer* const request_;
   grpc::ByteBuffer* const response_;
-  const MonoTime start_;
-  std::atomic<bool> cancelled_{false};
-  Op op_;
-  Admission::Ticket ticket_;  // of the request's bytes
-  bool counted_ = false;
-  int code_ = 0;
 };
 
 StatePoolService::StatePoolService(ServiceOptions options, Store* store, const Clock* clock, RpcMetrics* metrics)
@@ -178,6 +204,8 @@ StatePoolService::StatePoolService(ServiceOptions options, Store* store, const C
       store_(store),
       clock_(clock),
       metrics_(metrics),
+      watchdog_(clock),
+      uploads_(options_.uploads, store, clock, &watchdog_),
       handlers_(store, options_.identity, options_.devices),
       admission_(options_.identity.max_bytes_in_flight),
       executor_(options_.executor_threads, options_.executor_queue) {}
@@ -233,11 +261,15 @@ STATEPOOL_SERVE(GetCapabilities, Where::kInline)
 STATEPOOL_SERVE(RegisterLayout, Where::kExecutor)
 STATEPOOL_SERVE(GetLayout, Where::kInline)
 STATEPOOL_SERVE(ListLayouts, Where::kInline)
+STATEPOOL_SERVE(DeleteLayout, Where::kExecutor)
 STATEPOOL_SERVE(Create, Where::kExecutor)
 STATEPOOL_SERVE(Fork, Where::kExecutor)
 STATEPOOL_SERVE(Describe, Where::kInline)
+STATEPOOL_SERVE(Touch, Where::kInline)
+STATEPOOL_SERVE(SetTtl, Where::kExecutor)
 STATEPOOL_SERVE(List, Where::kInline)
 STATEPOOL_SERVE(Delete, Where::kExecutor)
+STATEPOOL_SERVE(DeleteMany, Where::kExecutor)
 STATEPOOL_SERVE(Rollback, Where::kExecutor)
 STATEPOOL_SERVE(Snapshot, Where::kExecutor)
 STATEPOOL_SERVE(Restore, Where::kExecutor)
@@ -262,43 +294,107 @@ grpc::ServerUnaryReactor* StatePoolService::Set(grpc::CallbackServerContext* con
   return call;
 }
 
+grpc::ServerUnaryReactor* StatePoolService::BatchWrite(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  auto* call = new Call(this, Method::kBatchWrite, context, request, response);
+  if (!call->Begin()) return call;
+  call->Submit([this, call] {
+    const absl::StatusOr<wire::SplitMessage> split = wire::Split(call->request(), wire::kDataField, kSetRestBytesMax);
+    if (!split.ok()) return call->Finish(Malformed(split.status().message()));
+    v1::BatchWriteRequest rest;
+    if (!rest.ParseFromString(split->rest)) return call->Finish(Malformed("this is no statepool.v1.BatchWriteRequest"));
+    v1::BatchWriteResponse answer;
+    const absl::Status status = handlers_.BatchWrite(call->op(), rest, split->data, &answer);
+    call->Finish(status, answer);
+  });
+  return call;
+}
+
+grpc::ServerUnaryReactor* StatePoolService::GetUpload(grpc::CallbackServerContext* context,
+                                                      const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  auto* call = new Call(this, Method::kGetUpload, context, request, response);
+  if (!call->Begin()) return call;
+  v1::GetUploadRequest parsed;
+  v1::Upload answer;
+  absl::Status status = call->Parse(&parsed);
+  if (status.ok()) status = ValidateName(parsed.sequence(), "sequence");
+  if (status.ok() && parsed.request_id().empty())
+    status = InvalidArgument("MISSING_FIELD", "request_id", "an upload is found by the request_id of its head");
+  if (status.ok()) {
+    const absl::StatusOr<Uploads::Info> info = uploads_.Find(call->op(), parsed.sequence(), parsed.request_id());
+    status = info.status();
+    if (info.ok()) {
+      answer.set_received_bytes(info->received_bytes);
+      answer.set_total_bytes(info->total_bytes);
+      if (info->expire_time.has_value()) *answer.mutable_expire_time() = ToProto(*info->expire_time);
+    }
+  }
+  call->Finish(status, answer);
+  return call;
+}
+
+// The answer to a read: what is beside the bytes, and slots that are lent until gRPC has sent them.
+absl::StatusOr<grpc::ByteBuffer> StatePoolService::AnswerWithSlots(absl::string_view small,
+                                                                   std::vector<SlotsToSend> states) {
+  uint64_t bytes = 0, counted = 0;
+  for (const SlotsToSend& state : states) {
+    bytes += BytesOf(state.ranges);
+    counted += state.ticket.bytes();
+  }
+  if (const uint64_t whole = bytes + small.size() + kMessageOverheadBytes;
+      whole > options_.identity.max_message_bytes) {
+    return absl::Status(Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+                              absl::StrCat("the answer would have ", bytes,
+                                           " bytes, too many for one message; use GetStream, or ask for less"))
+                            .Field("name")
+                            .Meta("limit", options_.identity.max_message_bytes));
+  }
+  Admission::Ticket ticket;
+  if (counted < bytes) {
+    for (SlotsToSend& state : states) state.ticket.Release();
+    absl::StatusOr<Admission::Ticket> larger = admission_.Admit(bytes);
+    if (!larger.ok()) return larger.status();
+    ticket = *std::move(larger);
+  }
+  sent_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  std::vector<grpc::Slice> slices;
+  for (SlotsToSend& state : states) {
+    const std::vector<absl::string_view> pieces = Cut(state.pin->bytes(), state.ranges);
+    if (ticket.bytes() > 0) state.ticket = std::move(ticket);  // one of them has it for all
+    const auto lent = std::make_shared<LentSlot>(std::move(state.pin), std::move(state.ticket));
+    for (grpc::Slice& slice : Lend(lent, pieces)) slices.push_back(std::move(slice));
+  }
+  return wire::Join(small, wire::kDataField, slices);
+}
+
 grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                                 grpc::ByteBuffer* response) {
   auto* call = new Call(this, Method::kGet, context, request, response);
   if (!call->Begin()) return call;
-  v1::GetRequest parsed;
-  if (absl::Status status = call->Parse(&parsed); !status.ok()) return call->Finish(status), call;
-  absl::StatusOr<Source> source = handlers_.GetSource(parsed);
+  auto parsed = std::make_shared<v1::GetRequest>();
+  if (absl::Status status = call->Parse(parsed.get()); !status.ok()) return call->Finish(status), call;
+  absl::StatusOr<Source> source = handlers_.GetSource(*parsed);
   if (!source.ok()) return call->Finish(source.status()), call;
 
   // `ticket` may be empty or too small: the bytes of an answer are known for sure once it is there.
-  const auto finish = [this, call, omit_attachment = parsed.omit_attachment()](absl::StatusOr<GetAnswer> answer,
-                                                                               Admission::Ticket ticket) {
+  const auto finish = [this, call, parsed](absl::StatusOr<GetAnswer> answer, Admission::Ticket ticket) {
     if (!answer.ok()) return call->Finish(answer.status());
-    if (const uint64_t bytes = answer->pin->bytes().size() + answer->pin->attachment().size() + kMessageOverheadBytes;
-        bytes > options_.identity.max_message_bytes) {
-      return call->Finish(
-          Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
-                absl::StrCat("the state has ", answer->pin->bytes().size(), " bytes, too many for one message"))
-              .Field("name")
-              .Meta("limit", options_.identity.max_message_bytes));
-    }
     v1::GetResponse small;
-    handlers_.FillGetResponse(*answer, omit_attachment, &small);
-    if (const uint64_t bytes = answer->pin->bytes().size() + small.attachment().size(); bytes > ticket.bytes()) {
-      ticket.Release();
-      absl::StatusOr<Admission::Ticket> larger = admission_.Admit(bytes);
-      if (!larger.ok()) return call->Finish(larger.status());
-      ticket = *std::move(larger);
-    }
-    sent_bytes_.fetch_add(answer->pin->bytes().size(), std::memory_order_relaxed);
-    const grpc::Slice data = LendSlot(std::move(answer->pin), std::move(ticket));
-    call->Finish(wire::Join(small.SerializeAsString(), wire::kDataField, absl::MakeConstSpan(&data, 1)));
+    absl::StatusOr<std::vector<ByteRange>> ranges = handlers_.FillGetResponse(*answer, *parsed, &small);
+    if (!ranges.ok()) return call->Finish(ranges.status());
+    std::vector<SlotsToSend> states(1);
+    states[0] = {std::move(answer->pin), *std::move(ranges), std::move(ticket)};
+    absl::StatusOr<grpc::ByteBuffer> message = AnswerWithSlots(small.SerializeAsString(), std::move(states));
+    if (!message.ok()) return call->Finish(message.status());
+    call->Finish(*std::move(message));
   };
 
-  if (std::optional<absl::StatusOr<GetAnswer>> answer = store_->TryGet(call->op(), *source)) {
-    finish(*std::move(answer), Admission::Ticket());
-    return call;
+  // Hashing a part that was selected is too much for gRPC's threads.
+  if (!parsed->has_select()) {
+    if (std::optional<absl::StatusOr<GetAnswer>> answer = store_->TryGet(call->op(), *source)) {
+      finish(*std::move(answer), Admission::Ticket());
+      return call;
+    }
   }
   call->Submit([this, call, finish, source = *std::move(source)] {
     // Admitted before the bytes are promoted, so that no work is done for an answer that would be refused.
@@ -308,6 +404,25 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
         admission_.Admit(info->layout->state_bytes() + info->version.attachment_bytes);
     if (!ticket.ok()) return call->Finish(ticket.status());
     finish(store_->Get(call->op(), source), *std::move(ticket));
+  });
+  return call;
+}
+
+grpc::ServerUnaryReactor* StatePoolService::BatchGet(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  auto* call = new Call(this, Method::kBatchGet, context, request, response);
+  if (!call->Begin()) return call;
+  call->Submit([this, call] {
+    v1::BatchGetRequest parsed;
+    if (absl::Status status = call->Parse(&parsed); !status.ok()) return call->Finish(status);
+    v1::BatchGetResponse small;
+    absl::StatusOr<std::vector<Handlers::PinnedPart>> parts = handlers_.BatchGet(call->op(), parsed, &small);
+    if (!parts.ok()) return call->Finish(parts.status());
+    std::vector<SlotsToSend> states;
+    for (Handlers::PinnedPart& part : *parts) states.push_back({std::move(part.pin), std::move(part.ranges), {}});
+    absl::StatusOr<grpc::ByteBuffer> message = AnswerWithSlots(small.SerializeAsString(), std::move(states));
+    if (!message.ok()) return call->Finish(message.status());
+    call->Finish(*std::move(message));
   });
   return call;
 }

@@ -6,6 +6,9 @@
 // from gRPC's slices, and Get sends a slice that references the pinned slot. And a request that can't be parsed gets
 // MALFORMED_REQUEST, where generated handlers would answer UNIMPLEMENTED.
 //
+// A state is also sent and taken in chunks (service_streams.cc). Clients that take nothing of an answer, or send
+// nothing more, are given up by the watchdog, so that they hold slots for a bounded time.
+//
 // Where a call runs: reads that never wait run on gRPC's thread; everything else on the Executor. A call's state lives
 // until OnDone, which comes after its task has finished it.
 #ifndef STATEPOOL_SERVER_RPC_SERVICE_H_
@@ -22,6 +25,8 @@
 #include "server/rpc/executor.h"
 #include "server/rpc/handlers.h"
 #include "server/rpc/methods.h"
+#include "server/rpc/uploads.h"
+#include "server/rpc/watchdog.h"
 #include "server/telemetry/metrics.h"
 #include "statepool/v1/statepool.grpc.pb.h"
 
@@ -34,6 +39,8 @@ struct ServiceOptions {
   Identity identity;  // its max_bytes_in_flight limits what is admitted
   size_t executor_threads = 32;
   size_t executor_queue = 4096;
+  UploadLimits uploads;
+  absl::Duration stream_timeout = absl::Seconds(30);
   DeviceReport devices;
 };
 
@@ -54,17 +61,31 @@ class StatePoolService final : public RawStatePoolService {
 #define STATEPOOL_DECLARE(method)                                                                         \
   grpc::ServerUnaryReactor* method(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request, \
                                    grpc::ByteBuffer* response) override;
-  STATEPOOL_METHODS(STATEPOOL_DECLARE)
+  STATEPOOL_UNARY_METHODS(STATEPOOL_DECLARE)
 #undef STATEPOOL_DECLARE
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* GetStream(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* request) override;
+  grpc::ServerReadReactor<grpc::ByteBuffer>* SetStream(grpc::CallbackServerContext* context,
+                                                       grpc::ByteBuffer* response) override;
 
  private:
-  class Call;
+  class CallBase;       // call.h
+  class Call;           // service.cc
+  class GetStreamCall;  // service_streams.cc
+  class SetStreamCall;
   enum class Where { kInline, kExecutor };
 
   template <typename Request, typename Response>
   using Handler = absl::Status (Handlers::*)(const Op&, const Request&, Response*);
   template <typename Request, typename Response>
   Call* Serve(Call* call, Where where, Handler<Request, Response> handler);
+
+  struct SlotsToSend {
+    Pin pin;
+    std::vector<ByteRange> ranges;
+    Admission::Ticket ticket;
+  };
+  absl::StatusOr<grpc::ByteBuffer> AnswerWithSlots(absl::string_view small, std::vector<SlotsToSend> states);
 
   bool BeginCall();
   void EndCall();
@@ -73,6 +94,8 @@ class StatePoolService final : public RawStatePoolService {
   Store* const store_;
   const Clock* const clock_;
   RpcMetrics* const metrics_;
+  Watchdog watchdog_;
+  Uploads uploads_;
   Handlers handlers_;
   Admission admission_;
 

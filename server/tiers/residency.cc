@@ -30,6 +30,44 @@ absl::Status Damaged(ImageId id) {
   return Error(absl::StatusCode::kDataLoss, "CORRUPT", "the image's bytes changed in memory").Meta("image", id);
 }
 
+absl::Status WrongLength(absl::string_view what, uint64_t expected, uint64_t actual) {
+  return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
+               absl::StrCat(what, " of this layout has ", expected, " bytes, not ", actual))
+      .Field("data")
+      .Meta("expected", expected)
+      .Meta("actual", actual);
+}
+
+absl::Status WrongChecksum(Checksum expected, Checksum actual) {
+  return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH",
+               "the bytes are not those that the checksum was made from")
+      .Field("checksum")
+      .Meta("expected", ChecksumToHex(expected))
+      .Meta("actual", ChecksumToHex(actual));
+}
+
+// The base, with the pieces in the place of its ranges. REQUIRES: both have the same length.
+void AppendOverBase(const StateBytes& bytes, CopyHasher* copy) {
+  const absl::string_view base = bytes.base->bytes();
+  auto piece = bytes.pieces.begin();
+  size_t used = 0;  // of *piece
+  for (const ByteRange& range : bytes.ranges) {
+    copy->Append(base.substr(copy->copied(), range.offset - copy->copied()));
+    for (uint64_t left = range.bytes; left > 0;) {
+      if (used == piece->size()) {
+        ++piece;
+        used = 0;
+        continue;
+      }
+      const absl::string_view part = piece->substr(used, left);
+      copy->Append(part);
+      used += part.size();
+      left -= part.size();
+    }
+  }
+  copy->Append(base.substr(copy->copied()));
+}
+
 void Require(bool condition, const char* what) {
   if (condition) return;
   std::fprintf(stderr, "Residency: %s\n", what);
@@ -112,12 +150,9 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
   if (!bytes.initial) {
     uint64_t length = 0;
     for (absl::string_view piece : bytes.pieces) length += piece.size();
-    if (length != layout->state_bytes()) {
-      return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
-                   absl::StrCat("a state of this layout has ", layout->state_bytes(), " bytes, not ", length))
-          .Field("data")
-          .Meta("expected", layout->state_bytes())
-          .Meta("actual", length);
+    const uint64_t expected = bytes.base != nullptr ? BytesOf(bytes.ranges) : layout->state_bytes();
+    if (length != expected) {
+      return WrongLength(bytes.base != nullptr ? "the selected part of a state" : "a state", expected, length);
     }
   }
   const bool shareable = bytes.initial && bytes.attachment.empty() && !bytes.expected_checksum;
@@ -138,39 +173,86 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
     info.checksum = ChecksumOf({claim.slot.data, layout->state_bytes()});
   } else {
     CopyHasher copy(claim.slot.data, layout->state_bytes());
-    for (absl::string_view piece : bytes.pieces) copy.Append(piece);
+    if (bytes.base == nullptr) {
+      for (absl::string_view piece : bytes.pieces) copy.Append(piece);
+    } else {
+      AppendOverBase(bytes, &copy);
+    }
     info.checksum = HashRoot(copy.Finish());
   }
-  if (bytes.expected_checksum && *bytes.expected_checksum != info.checksum) {
-    return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH",
-                 "the bytes are not those that the checksum was made from")
-        .Field("checksum")
-        .Meta("expected", ChecksumToHex(*bytes.expected_checksum))
-        .Meta("actual", ChecksumToHex(info.checksum));
-  }
-  info.attachment_bytes = static_cast<uint32_t>(bytes.attachment.size());
-  info.attachment_checksum = ChecksumOf(bytes.attachment);
+  if (bytes.expected_checksum && *bytes.expected_checksum != info.checksum)
+    return WrongChecksum(*bytes.expected_checksum, info.checksum);
 
-  std::string attachment(bytes.attachment);
-  auto image = std::make_shared<Resident>(this, pool, std::move(info));
+  auto image = NewImage(&claim, std::move(info), bytes.attachment, !bytes.initial);
+  if (!shareable) return image;
   std::shared_ptr<const Resident> first;  // outlives the lock
   MutexLock lock(&mu_);
-  ++images_;
-  Install(image.get(), &claim, std::move(attachment));
-  List(image.get());
-  if (!bytes.initial) stats_.client_to_hot_bytes += layout->state_bytes() + bytes.attachment.size();
-  Progress();
-  if (shareable) {
-    first = pool->initial.lock();
-    if (first != nullptr) return first;  // another Create was faster; ours goes
-    pool->initial = image;
-  }
+  first = pool->initial.lock();
+  if (first != nullptr) return first;  // another Create was faster; ours goes
+  pool->initial = image;
   return image;
+}
+
+std::shared_ptr<Residency::Resident> Residency::NewImage(Claim* claim, ImageInfo info, absl::string_view attachment,
+                                                         bool from_client) {
+  info.attachment_bytes = static_cast<uint32_t>(attachment.size());
+  info.attachment_checksum = ChecksumOf(attachment);
+  std::string own_attachment(attachment);
+  auto image = std::make_shared<Resident>(this, claim->pool, std::move(info));
+  MutexLock lock(&mu_);
+  ++images_;
+  Install(image.get(), claim, std::move(own_attachment));
+  List(image.get());
+  if (from_client) stats_.client_to_hot_bytes += image->bytes() + image->info().attachment_bytes;
+  Progress();
+  return image;
+}
+
+absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginWrite(const Op& op, LayoutRef layout,
+                                                                   uint64_t attachment_bytes) {
+  if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+  Pool* pool;
+  {
+    MutexLock lock(&mu_);
+    pool = PoolFor(op.tenant, layout);
+  }
+  auto writer = std::make_unique<Writer>(this, std::move(layout));
+  if (absl::Status status = Acquire(op, pool, attachment_bytes, &writer->claim_); !status.ok()) return status;
+  MutexLock lock(&mu_);
+  writer->claim_.patient = true;
+  --moving_;
+  changed_.SignalAll();  // to those who waited for it
+  return writer;
+}
+
+absl::Status Residency::Writer::Append(absl::Span<const absl::string_view> pieces, Checksum expected) {
+  assert(received_ % kLeafBytes == 0);
+  uint64_t bytes = 0;
+  for (absl::string_view piece : pieces) bytes += piece.size();
+  assert(bytes <= layout_->state_bytes() - received_);
+  CopyHasher copy(claim_.slot.data + received_, bytes);
+  for (absl::string_view piece : pieces) copy.Append(piece);
+  const std::vector<LeafHash>& leaves = copy.Finish();
+  if (const Checksum actual = HashRoot(leaves); actual != expected) return WrongChecksum(expected, actual);
+  leaves_.insert(leaves_.end(), leaves.begin(), leaves.end());
+  received_ += bytes;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ImageRef> Residency::Writer::Finish(std::optional<Checksum> expected, absl::string_view attachment) {
+  if (received_ != layout_->state_bytes()) return WrongLength("a state", layout_->state_bytes(), received_);
+  assert(attachment.size() == claim_.attachment_bytes);
+  Residency* const residency = claim_.residency;
+  ImageInfo info{.id = residency->ids_.Next(), .tenant = claim_.pool->slots.tenant(), .layout = layout_};
+  info.checksum = HashRoot(leaves_);
+  if (expected && *expected != info.checksum) return WrongChecksum(*expected, info.checksum);
+  received_ = 0;
+  return residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/true);
 }
 
 void Residency::Install(Resident* image, Claim* claim, std::string attachment) {
   --claims_;
-  --moving_;
+  if (!claim->patient) --moving_;
   claim->attachment_bytes = 0;  // counted as the image's from here on
   image->slot = std::exchange(claim->slot, Slot{});
   image->attachment = std::move(attachment);
@@ -186,7 +268,7 @@ void Residency::Abandon(Claim* claim) {
   if (claim->slot) {
     claim->pool->slots.Free(claim->slot);
     --claims_;
-    --moving_;
+    if (!claim->patient) --moving_;
   }
   Progress();
 }

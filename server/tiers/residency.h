@@ -88,6 +88,8 @@ class Residency final : public ImageStore {
   void SetMakeRoom(std::function<bool()> make_room);
 
   absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) override;
+  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op& op, LayoutRef layout,
+                                                          uint64_t attachment_bytes) override;
   absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image) override;
   Pin TryRead(const ImageRef& image) override;
   absl::Status Persist(const Op& op, const ImageRef& image) override;
@@ -110,6 +112,7 @@ class Residency final : public ImageStore {
  private:
   class Resident;
   class ResidentPin;
+  class Writer;
   struct Claim;
   struct Pool;
 
@@ -137,6 +140,9 @@ class Residency final : public ImageStore {
   void HeadsChanged(Resident* image);
   Pool* PoolFor(TenantId tenant, const LayoutRef& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Abandon(Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  // The image of a claim whose slot is filled.
+  std::shared_ptr<Resident> NewImage(Claim* claim, ImageInfo info, absl::string_view attachment, bool from_client)
+      ABSL_LOCKS_EXCLUDED(mu_);
   void Install(Resident* image, Claim* claim, std::string attachment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Pin PinLocked(const ImageRef& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Unpin(Resident* image);

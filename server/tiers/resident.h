@@ -86,6 +86,25 @@ struct Residency::Claim {
   Slot slot;
   bool has_attachment_room = false;
   uint64_t attachment_bytes = 0;
+  // Filled by a client, in its own time: nobody may wait for it.
+  bool patient = false;
+};
+
+// A state that comes chunk by chunk into its slot.
+class Residency::Writer final : public ImageWriter {
+ public:
+  Writer(Residency* residency, LayoutRef layout) : layout_(std::move(layout)), claim_(residency) {}
+
+  uint64_t received_bytes() const override { return received_; }
+  absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) override;
+  absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override;
+
+ private:
+  friend class Residency;
+  const LayoutRef layout_;
+  Claim claim_;
+  uint64_t received_ = 0;
+  std::vector<LeafHash> leaves_;
 };
 
 }  // namespace statepool

@@ -490,6 +490,12 @@ absl::Status RocksDbColdStore::CommitLayout(const LayoutRecord& record) {
   return Write(&batch, /*sync=*/true);
 }
 
+absl::Status RocksDbColdStore::DeleteLayout(TenantId tenant, absl::string_view fingerprint) {
+  rocksdb::WriteBatch batch;
+  batch.Delete(layouts_, EncodeLayoutKey(tenant, fingerprint));
+  return Write(&batch, /*sync=*/true);
+}
+
 absl::Status RocksDbColdStore::CommitCleanStop(absl::string_view tombstones) {
   // What was recorded must not hang on the log any longer: after an orderly stop, damage to it costs the mark at most.
   if (failed()) return DiskFailed("the disk failed earlier");

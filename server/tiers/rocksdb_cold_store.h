@@ -61,6 +61,7 @@ class RocksDbColdStore final : public ColdStore {
 
   absl::Status Commit(absl::Span<const NameChange> changes, bool sync) override;
   absl::Status CommitLayout(const LayoutRecord& layout) override;
+  absl::Status DeleteLayout(TenantId tenant, absl::string_view fingerprint) override;
   absl::Status CommitCleanStop(absl::string_view tombstones) override;
   LastRun last_run() const override { return last_run_; }
   uint64_t epoch() const override { return epoch_; }

@@ -75,8 +75,22 @@ class FakeImageStore final : public ImageStore {
       layout->FillInitial(0, bytes.data(), bytes.size());
     }
     for (absl::string_view piece : in.pieces) bytes.append(piece.data(), piece.size());
+    if (in.base != nullptr) {
+      std::string part = std::exchange(bytes, std::string(in.base->bytes()));
+      if (part.size() != BytesOf(in.ranges)) {
+        return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH", "").Field("data");
+      }
+      size_t used = 0;
+      for (const ByteRange& range : in.ranges) {
+        bytes.replace(range.offset, range.bytes, part, used, range.bytes);
+        used += range.bytes;
+      }
+    }
     if (bytes.size() != layout->state_bytes()) {
       return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH", "").Field("data");
+    }
+    if (in.expected_checksum.has_value() && *in.expected_checksum != ChecksumOf(bytes)) {
+      return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH", "").Field("checksum");
     }
     ++writes;
     const ImageInfo info{ids_.Next(),
@@ -87,6 +101,10 @@ class FakeImageStore final : public ImageStore {
                          static_cast<uint32_t>(in.attachment.size())};
     if (first_written == 0) first_written = info.id;
     return ImageRef(std::make_shared<FakeImage>(info, disk_, std::pair(bytes, std::string(in.attachment)), false));
+  }
+
+  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op&, LayoutRef layout, uint64_t) override {
+    return std::make_unique<FakeWriter>(this, std::move(layout));
   }
 
   absl::StatusOr<Pin> Read(const Op&, const ImageRef& image) override {
@@ -145,6 +163,32 @@ class FakeImageStore final : public ImageStore {
   absl::Status persist_error;  // set to make Persist fail; not while other threads run
 
  private:
+  class FakeWriter final : public ImageWriter {
+   public:
+    FakeWriter(FakeImageStore* store, LayoutRef layout) : store_(store), layout_(std::move(layout)) {}
+    uint64_t received_bytes() const override { return bytes_.size(); }
+    absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) override {
+      if (ChecksumOfPieces(pieces) != expected) {
+        return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH", "").Field("checksum");
+      }
+      for (absl::string_view piece : pieces) bytes_.append(piece.data(), piece.size());
+      return absl::OkStatus();
+    }
+    absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override {
+      const absl::string_view piece = bytes_;
+      StateBytes bytes;
+      bytes.pieces = {&piece, 1};
+      bytes.expected_checksum = expected;
+      bytes.attachment = attachment;
+      return store_->Write(Op(), layout_, bytes);
+    }
+
+   private:
+    FakeImageStore* const store_;
+    const LayoutRef layout_;
+    std::string bytes_;
+  };
+
   class FakePin final : public PinnedImage {
    public:
     FakePin(ImageRef image, std::pair<std::string, std::string> bytes)
@@ -195,6 +239,16 @@ class FakeNameLog final : public NameLog {
   absl::Status CommitLayout(const LayoutRecord& layout) override {
     MutexLock lock(&disk_->mu);
     disk_->written.layouts[layout.canonical] = layout;
+    disk_->synced = disk_->written;
+    return absl::OkStatus();
+  }
+  absl::Status DeleteLayout(TenantId, absl::string_view fingerprint) override {
+    MutexLock lock(&disk_->mu);
+    for (auto it = disk_->written.layouts.begin(); it != disk_->written.layouts.end(); ++it) {
+      if ((*Layout::FromCanonical(it->first))->fingerprint() != fingerprint) continue;
+      disk_->written.layouts.erase(it);
+      break;
+    }
     disk_->synced = disk_->written;
     return absl::OkStatus();
   }

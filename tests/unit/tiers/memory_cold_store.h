@@ -84,6 +84,7 @@ class MemoryColdStore final : public ColdStore {
   // Names are no business of Residency.
   absl::Status Commit(absl::Span<const NameChange>, bool) override { return absl::OkStatus(); }
   absl::Status CommitLayout(const LayoutRecord&) override { return absl::OkStatus(); }
+  absl::Status DeleteLayout(TenantId, absl::string_view) override { return absl::OkStatus(); }
   absl::Status CommitCleanStop(absl::string_view) override { return absl::OkStatus(); }
   LastRun last_run() const override { return {}; }
   uint64_t epoch() const override { return epoch_; }

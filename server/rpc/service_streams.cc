@@ -1,0 +1,294 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// GetStream and SetStream: states of any size, in chunks. A stream holds a few chunks of memory beside the state's
+// slot.
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/checksum.h"
+#include "proto/wire.h"
+#include "server/core/error.h"
+#include "server/rpc/call.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/errors.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kChunkBytesDefault = 1 << 20;
+constexpr uint64_t kChunkBytesMax = 4 << 20;
+
+}  // namespace
+
+// ---- GetStream
+
+// Reads the state on the executor, then sends a chunk whenever the one before has left.
+class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public CallBase {
+ public:
+  GetStreamCall(StatePoolService* service, grpc::CallbackServerContext* context, const grpc::ByteBuffer* request)
+      : CallBase(service, Method::kGetStream, context) {
+    absl::Status status = Enter();
+    if (status.ok()) status = Parse(request);
+    if (status.ok())
+      status = service_->executor_.Submit([this] {
+        if (absl::Status opened = Open(); !opened.ok()) return End(opened);
+        SendNext();
+      });
+    if (!status.ok()) End(status);
+  }
+
+  void OnWriteDone(bool ok) override {
+    if (!ok) return End(Error(absl::StatusCode::kCancelled, "CANCELLED", "the client left"));
+    if (sent_ == total_) return End(absl::OkStatus());
+    SendNext();
+  }
+  void OnCancel() override { Cancelled(); }
+  void OnDone() override {
+    Leave();
+    delete this;
+  }
+
+ private:
+  absl::Status Parse(const grpc::ByteBuffer* message) {
+    grpc::ByteBuffer copy(*message);  // references
+    grpc::ProtoBufferReader reader(&copy);
+    if (!reader.status().ok() || !request_.ParseFromZeroCopyStream(&reader))
+      return Malformed("this is no statepool.v1.GetStreamRequest");
+    if (request_.chunk_bytes() % kLeafBytes != 0 || request_.chunk_bytes() > kChunkBytesMax) {
+      return InvalidArgument("INVALID_OPTION", "chunk_bytes",
+                             absl::StrCat("a multiple of ", kLeafBytes, ", at most ", kChunkBytesMax));
+    }
+    if (request_.offset() != 0 && request_.get().version_id() == 0) {
+      return InvalidArgument("MISSING_FIELD", "get.version_id",
+                             "a stream that goes on must name its version: the head may be another one by now");
+    }
+    return absl::OkStatus();
+  }
+
+  static absl::Status InGet(const absl::Status& status) {
+    return GetErrorDetail(status).field.empty() ? status : BelowField(status, "get");
+  }
+
+  absl::Status Open() {
+    if (absl::Status status = op().Check(*service_->clock_); !status.ok()) return status;
+    absl::StatusOr<Source> source = service_->handlers_.GetSource(request_.get());
+    if (!source.ok()) return InGet(source.status());
+    absl::StatusOr<GetAnswer> answer = service_->store_->Get(op(), *source);
+    if (!answer.ok()) return InGet(answer.status());
+    head_.emplace();
+    absl::StatusOr<std::vector<ByteRange>> ranges =
+        service_->handlers_.FillGetResponse(*answer, request_.get(), &*head_);
+    if (!ranges.ok()) return InGet(ranges.status());
+    total_ = BytesOf(*ranges);
+    if (request_.offset() % kLeafBytes != 0 || request_.offset() > total_) {
+      return Error(absl::StatusCode::kInvalidArgument, "OFFSET_MISMATCH",
+                   absl::StrCat("an offset is a multiple of ", kLeafBytes, ", and at most the ", total_,
+                                " bytes that there are"))
+          .Field("offset")
+          .Meta("expected", total_);
+    }
+    sent_ = request_.offset();
+    chunk_bytes_ = request_.chunk_bytes() == 0 ? kChunkBytesDefault : request_.chunk_bytes();
+    pieces_ = Cut(answer->pin->bytes(), *ranges);
+    // gRPC holds one chunk, and the socket's buffer another.
+    absl::StatusOr<Admission::Ticket> ticket =
+        service_->admission_.Admit(std::min(2 * chunk_bytes_, total_) + head_->attachment().size());
+    if (!ticket.ok()) return ticket.status();
+    lent_ = std::make_shared<LentSlot>(std::move(answer->pin), *std::move(ticket));
+    for (uint64_t skip = sent_; skip > 0;) skip -= Take(skip).size();
+    return absl::OkStatus();
+  }
+
+  // The next bytes that lie in one piece, at most `most`.
+  absl::string_view Take(uint64_t most) {
+    absl::string_view& piece = pieces_[next_piece_];
+    const absl::string_view taken = piece.substr(0, most);
+    piece.remove_prefix(taken.size());
+    if (piece.empty()) ++next_piece_;
+    return taken;
+  }
+
+  void SendNext() {
+    v1::GetChunk chunk;
+    if (head_.has_value()) *chunk.mutable_head() = *std::move(head_);
+    head_.reset();
+    chunk.set_offset(sent_);
+    std::vector<absl::string_view> data;
+    const uint64_t bytes = std::min(chunk_bytes_, total_ - sent_);
+    for (uint64_t left = bytes; left > 0; left -= data.back().size()) data.push_back(Take(left));
+    chunk.set_checksum(ChecksumToHex(ChecksumOfPieces(data)));
+    sent_ += bytes;
+    service_->sent_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+    message_ = wire::Join(chunk.SerializeAsString(), wire::kDataField, Lend(lent_, data));
+    WatchProgress(bytes);
+    StartWrite(&message_);
+  }
+
+  void End(const absl::Status& status) {
+    message_.Clear();
+    lent_.reset();
+    Finish(Ended(status));
+  }
+
+  v1::GetStreamRequest request_;
+  std::optional<v1::GetResponse> head_;  // until it is sent
+  std::shared_ptr<LentSlot> lent_;
+  std::vector<absl::string_view> pieces_;  // what is still to be sent, from next_piece_ on
+  size_t next_piece_ = 0;
+  uint64_t sent_ = 0, total_ = 0, chunk_bytes_ = 0;
+  grpc::ByteBuffer message_;
+};
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StatePoolService::GetStream(grpc::CallbackServerContext* context,
+                                                                        const grpc::ByteBuffer* request) {
+  return new GetStreamCall(this, context, request);
+}
+
+// ---- SetStream
+
+// Reads message after message. The first (room is made for the state) and the end (it is published) run on the
+// executor; the chunks between are copied into the slot where they arrive.
+class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grpc::ByteBuffer>, public CallBase {
+ public:
+  SetStreamCall(StatePoolService* service, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
+      : CallBase(service, Method::kSetStream, context), response_(response) {
+    if (absl::Status status = Enter(); !status.ok()) {
+      End(status);
+      return;
+    }
+    WatchSending();
+    StartRead(&message_);
+  }
+
+  void OnReadDone(bool ok) override {
+    StopWatching();
+    if (stalled_.load()) {  // the call was finished there
+      upload_.reset();
+      return;
+    }
+    if (!ok || upload_ == nullptr) {
+      const absl::Status status = service_->executor_.Submit([this, ok] {
+        const absl::Status done = ok ? Open() : Complete();
+        if (!ok || !done.ok()) return End(done);
+        ReadNext();
+      });
+      if (!status.ok()) End(status);
+      return;
+    }
+    if (absl::Status status = TakeChunk(); !status.ok()) return End(status);
+    ReadNext();
+  }
+  void OnCancel() override { Cancelled(); }
+  void OnDone() override {
+    Leave();
+    delete this;
+  }
+
+ private:
+  void ReadNext() {
+    message_.Clear();
+    WatchSending();
+    StartRead(&message_);
+  }
+
+  absl::Status ParseMessage(v1::SetChunk* chunk, wire::SplitMessage* split) {
+    if (message_.Length() > kMaxUploadChunkBytes + kSetRestBytesMax) {
+      return InvalidArgument("INVALID_OPTION", "data",
+                             absl::StrCat("a chunk has at most ", kMaxUploadChunkBytes, " bytes"));
+    }
+    if (absl::Status status = Admit(message_.Length()); !status.ok()) return status;
+    absl::StatusOr<wire::SplitMessage> parts = wire::Split(message_, wire::kDataField, kSetRestBytesMax);
+    if (!parts.ok()) return Malformed(parts.status().message());
+    *split = *std::move(parts);
+    if (!chunk->ParseFromString(split->rest)) return Malformed("this is no statepool.v1.SetChunk");
+    return absl::OkStatus();
+  }
+
+  absl::Status Append(const v1::SetChunk& chunk, const wire::SplitMessage& split) {
+    Checksum checksum;
+    if (chunk.checksum().empty())
+      return InvalidArgument("MISSING_FIELD", "checksum", "each chunk has the checksum of its data");
+    if (!ChecksumFromHex(chunk.checksum(), &checksum))
+      return InvalidArgument("INVALID_OPTION", "checksum", "a checksum is 16 lower-case hex digits");
+    return upload_->Append(chunk.offset(), split.data, checksum);
+  }
+
+  absl::Status Open() {
+    if (absl::Status status = op().Check(*service_->clock_); !status.ok()) return status;
+    v1::SetChunk chunk;
+    wire::SplitMessage split;
+    if (absl::Status status = ParseMessage(&chunk, &split); !status.ok()) return status;
+    if (!chunk.has_head())
+      return InvalidArgument("MISSING_FIELD", "head", "the first message of a stream says what is written");
+    if (!chunk.head().data().empty())
+      return InvalidArgument("INVALID_OPTION", "head.data", "the bytes go into the chunks' own data");
+    absl::StatusOr<Handlers::SetArguments> set = Handlers::ToSet(chunk.head());
+    if (!set.ok()) return BelowField(set.status(), "head");
+    absl::StatusOr<std::unique_ptr<Uploads::Upload>> upload = service_->uploads_.Begin(
+        op(), std::move(set->request), std::move(set->attachment), set->checksum, chunk.offset());
+    if (!upload.ok()) return upload.status();
+    upload_ = *std::move(upload);
+    if (split.data_bytes == 0) return absl::OkStatus();
+    return Append(chunk, split);
+  }
+
+  absl::Status TakeChunk() {
+    v1::SetChunk chunk;
+    wire::SplitMessage split;
+    if (absl::Status status = ParseMessage(&chunk, &split); !status.ok()) return status;
+    if (chunk.has_head())
+      return InvalidArgument("INVALID_OPTION", "head", "only the first message of a stream has a head");
+    return Append(chunk, split);
+  }
+
+  absl::Status Complete() {
+    if (absl::Status status = op().Check(*service_->clock_); !status.ok()) return status;
+    if (context_->IsCancelled()) return Error(absl::StatusCode::kCancelled, "CANCELLED", "the client left");
+    if (upload_ == nullptr)
+      return InvalidArgument("MISSING_FIELD", "head", "the first message of a stream says what is written");
+    const absl::StatusOr<NameInfo> info = upload_->Finish(op());
+    if (!info.ok()) return info.status();
+    v1::NameInfo answer;
+    FillNameInfo(*info, &answer);
+    bool own_buffer;
+    const grpc::Status serialized = grpc::SerializationTraits<v1::NameInfo>::Serialize(answer, response_, &own_buffer);
+    return serialized.ok() ? absl::OkStatus() : absl::InternalError(serialized.error_message());
+  }
+
+  void End(const absl::Status& status) {
+    StopWatching();
+    upload_.reset();  // kept, or dropped, before the client hears of the end
+    message_.Clear();
+    Finish(Ended(status));
+  }
+
+  // While a read is under way nothing else touches the call: so the watchdog may finish it, and the read ends then.
+  void WatchSending() {
+    const absl::Duration timeout = service_->options_.stream_timeout;
+    sending_watch_ = service_->watchdog_.Watch(After(service_->clock_->Now(), timeout), [this, timeout] {
+      stalled_.store(true);
+      Finish(
+          Ended(Error(absl::StatusCode::kDeadlineExceeded, "STALLED",
+                      absl::StrCat("no chunk came for ", absl::FormatDuration(timeout), "; go on with another stream"))
+                    .Meta("limit", absl::FormatDuration(timeout))));
+    });
+  }
+  void StopWatching() {
+    if (sending_watch_ != 0) service_->watchdog_.Forget(std::exchange(sending_watch_, 0));
+  }
+  grpc::ByteBuffer* const response_;
+  grpc::ByteBuffer message_;
+  std::unique_ptr<Uploads::Upload> upload_;
+  Watchdog::Id sending_watch_ = 0;
+  std::atomic<bool> stalled_{false};
+};
+
+grpc::ServerReadReactor<grpc::ByteBuffer>* StatePoolService::SetStream(grpc::CallbackServerContext* context,
+                                                                       grpc::ByteBuffer* response) {
+  return new SetStreamCall(this, context, response);
+}
+
+}  // namespace statepool

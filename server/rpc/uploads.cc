@@ -1,0 +1,217 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/uploads.h"
+
+#include <cassert>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+
+namespace statepool {
+namespace {
+
+absl::Status Unknown() {
+  return Error(
+             absl::StatusCode::kNotFound, "UPLOAD_UNKNOWN",
+             "no upload of this request is kept: it was never begun, ended, or broke off too long ago; send the state "
+             "from offset 0, with the same request_id")
+      .Field("request_id");
+}
+
+absl::Status WrongOffset(uint64_t expected, uint64_t offset) {
+  return Error(absl::StatusCode::kInvalidArgument, "OFFSET_MISMATCH",
+               absl::StrCat("the next chunk begins at ", expected, ", not at ", offset))
+      .Field("offset")
+      .Meta("expected", expected);
+}
+
+absl::Status TooMany(uint64_t limit, absl::string_view of_what) {
+  return Error(
+             absl::StatusCode::kResourceExhausted, "TOO_MANY_UPLOADS",
+             absl::StrCat("uploads that go on or are kept have reached the limit of ", limit, of_what, "; retry later"))
+      .Meta("limit", limit)
+      .RetryAfter(absl::Seconds(1));
+}
+
+}  // namespace
+
+Uploads::Uploads(UploadLimits limits, Store* store, const Clock* clock, Watchdog* watchdog)
+    : limits_(limits), store_(store), clock_(clock), watchdog_(watchdog) {}
+
+Uploads::~Uploads() {
+  for (;;) {
+    Watchdog::Id watch = 0;
+    {
+      MutexLock lock(&mu_);
+      if (entries_.empty()) break;
+      assert(!entries_.begin()->second.second.active);
+      watch = entries_.begin()->second.second.watch;
+      Release(entries_.begin()->second.second.reserved_bytes);
+      entries_.erase(entries_.begin());
+    }
+    watchdog_->Forget(watch);
+  }
+}
+
+void Uploads::Release(uint64_t bytes) {
+  --count_;
+  bytes_ -= bytes;
+}
+
+absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, SetRequest request,
+                                                                std::string attachment,
+                                                                std::optional<Checksum> expected_checksum,
+                                                                uint64_t offset) {
+  std::optional<Key> key;
+  if (!request.request.id.empty()) key = Key(op.tenant, request.sequence, request.request.id);
+  const uint64_t body_hash = request.request.body_hash;
+  uint64_t serial = 0;
+  std::optional<PendingSet> dropped;  // destroyed without the lock
+  Watchdog::Id watch = 0;
+  std::unique_ptr<Upload> upload;
+  {
+    MutexLock lock(&mu_);
+    const auto kept = key.has_value() ? entries_.find(*key) : entries_.end();
+    if (kept != entries_.end()) {
+      Entry& entry = kept->second.second;
+      if (entry.active) {
+        return Error(absl::StatusCode::kAborted, "UPLOAD_BUSY",
+                     "another stream goes on with this upload; wait until it has ended or the daemon has given it up")
+            .Field("request_id")
+            .RetryAfter(absl::Seconds(1));
+      }
+      if (entry.body_hash != body_hash) {
+        return Error(absl::StatusCode::kInvalidArgument, "REQUEST_ID_REUSED",
+                     "this request_id belongs to an upload with another head; choose a new one")
+            .Field("request_id");
+      }
+      watch = entry.watch;
+      if (offset != 0) {
+        if (offset != entry.received_bytes) return WrongOffset(entry.received_bytes, offset);
+        upload.reset(new Upload(this, key, entry.reserved_bytes));
+        upload->set_ = *std::move(entry.set);
+        entry.set.reset();
+        entry.active = true;
+        entry.watch = 0;
+      } else {
+        dropped = std::move(entry.set);
+        Release(entry.reserved_bytes);
+        entries_.erase(kept);
+      }
+    } else if (offset != 0) {
+      return Unknown();
+    }
+    if (upload == nullptr) {
+      if (count_ >= limits_.max_uploads) return TooMany(limits_.max_uploads, "");
+      ++count_;
+      serial = next_serial_++;
+      if (key.has_value()) {
+        Entry entry;
+        entry.body_hash = body_hash;
+        entries_.emplace(*key, std::pair(serial, std::move(entry)));
+      }
+      upload.reset(new Upload(this, key, 0));
+    }
+  }
+  dropped.reset();
+  if (watch != 0) watchdog_->Forget(watch);
+  if (upload->set_.writer != nullptr) return upload;
+
+  // From here on the upload gives its place back when it goes.
+  absl::StatusOr<LayoutRef> layout = store_->LayoutOfSet(op, request);
+  if (!layout.ok()) return layout.status();
+  {
+    MutexLock lock(&mu_);
+    const uint64_t bytes = (*layout)->state_bytes();
+    if (bytes_ > 0 && bytes > limits_.max_bytes - std::min(bytes_, limits_.max_bytes))
+      return TooMany(limits_.max_bytes, " bytes");
+    bytes_ += bytes;
+    upload->reserved_bytes_ = bytes;
+  }
+  absl::StatusOr<PendingSet> set = store_->BeginSet(op, std::move(request), std::move(attachment), expected_checksum);
+  if (!set.ok()) return set.status();
+  upload->set_ = *std::move(set);
+  if (key.has_value()) {
+    MutexLock lock(&mu_);
+    Entry& entry = entries_.find(*key)->second.second;
+    entry.total_bytes = upload->total_bytes();
+    entry.reserved_bytes = upload->reserved_bytes_;
+  }
+  return upload;
+}
+
+Uploads::Upload::~Upload() { owner_->End(this, /*keep=*/set_.writer != nullptr); }
+
+void Uploads::End(Upload* upload, bool keep) {
+  MutexLock lock(&mu_);
+  if (!upload->key_.has_value()) {
+    Release(upload->reserved_bytes_);
+    return;
+  }
+  const auto it = entries_.find(*upload->key_);
+  Entry& entry = it->second.second;
+  if (!keep || upload->received_bytes() == 0) {
+    Release(upload->reserved_bytes_);
+    entries_.erase(it);
+    return;
+  }
+  entry.active = false;
+  entry.received_bytes = upload->received_bytes();
+  entry.expire_time = clock_->WallNow() + limits_.keep;
+  entry.set = std::move(upload->set_);
+  it->second.first = next_serial_++;
+  entry.watch = watchdog_->Watch(After(clock_->Now(), limits_.keep),
+                                 [this, key = *upload->key_, serial = it->second.first] { Expire(key, serial); });
+}
+
+void Uploads::Expire(const Key& key, uint64_t serial) {
+  std::optional<PendingSet> dropped;  // destroyed without the lock
+  MutexLock lock(&mu_);
+  const auto it = entries_.find(key);
+  if (it == entries_.end() || it->second.first != serial || it->second.second.active) return;
+  dropped = std::move(it->second.second.set);
+  Release(it->second.second.reserved_bytes);
+  entries_.erase(it);
+}
+
+absl::StatusOr<Uploads::Info> Uploads::Find(const Op& op, const std::string& sequence,
+                                            const std::string& request_id) const {
+  MutexLock lock(&mu_);
+  const auto it = entries_.find(Key(op.tenant, sequence, request_id));
+  if (it == entries_.end()) return Unknown();
+  const Entry& entry = it->second.second;
+  Info info{entry.received_bytes, entry.total_bytes, std::nullopt};
+  if (!entry.active) info.expire_time = entry.expire_time;
+  return info;
+}
+
+absl::Status Uploads::Upload::Append(uint64_t offset, absl::Span<const absl::string_view> data, Checksum checksum) {
+  if (offset != received_bytes()) return WrongOffset(received_bytes(), offset);
+  uint64_t bytes = 0;
+  for (absl::string_view piece : data) bytes += piece.size();
+  if (bytes > total_bytes() - offset) {
+    return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
+                 absl::StrCat("a state of this layout has ", total_bytes(), " bytes, and this chunk would end at ",
+                              offset + bytes))
+        .Field("data")
+        .Meta("expected", total_bytes())
+        .Meta("actual", offset + bytes);
+  }
+  const bool last = offset + bytes == total_bytes();
+  if (bytes == 0 || bytes > kMaxUploadChunkBytes || (!last && bytes % kLeafBytes != 0)) {
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
+                 absl::StrCat("a chunk has 1 to ", kMaxUploadChunkBytes, " bytes, and all but the last a multiple of ",
+                              kLeafBytes))
+        .Field("data");
+  }
+  return set_.writer->Append(data, checksum);
+}
+
+absl::StatusOr<NameInfo> Uploads::Upload::Finish(const Op& op) {
+  const bool complete = received_bytes() == total_bytes();
+  absl::StatusOr<NameInfo> info = owner_->store_->FinishSet(op, &set_);
+  // A complete upload has done what it could: it was written, or refused for good.
+  if (complete) set_.writer.reset();
+  return info;
+}
+
+}  // namespace statepool

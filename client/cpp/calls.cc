@@ -99,28 +99,6 @@ void SetDeadline(absl::Time deadline, grpc::ClientContext* context) {
   if (deadline != absl::InfiniteFuture()) context->set_deadline(absl::ToChronoTime(deadline));
 }
 
-std::vector<LeafHash> LeavesOfPieces(absl::Span<const absl::string_view> pieces) {
-  std::vector<LeafHash> leaves;
-  std::string leaf;  // one that lies across pieces
-  for (absl::string_view piece : pieces) {
-    while (!piece.empty()) {
-      const size_t n = std::min(piece.size(), kLeafBytes - leaf.size());
-      if (n == kLeafBytes) {
-        leaves.push_back(HashLeaf(piece.substr(0, n)));
-      } else {
-        leaf.append(piece.data(), n);
-        if (leaf.size() == kLeafBytes) {
-          leaves.push_back(HashLeaf(leaf));
-          leaf.clear();
-        }
-      }
-      piece.remove_prefix(n);
-    }
-  }
-  if (!leaf.empty()) leaves.push_back(HashLeaf(leaf));
-  return leaves;
-}
-
 absl::Status CompareChecksums(absl::string_view expected, absl::string_view actual) {
   if (expected == actual) return absl::OkStatus();
   return MakeError(absl::StatusCode::kDataLoss, "CORRUPT", "", "the bytes received don't have their checksum",

@@ -18,13 +18,10 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "absl/types/span.h"
-#include "kernels/checksum.h"
 
 namespace statepool::client {
 
@@ -39,9 +36,6 @@ std::optional<absl::Duration> RetryDelay(const absl::Status& status, int attempt
 
 // Infinite: none.
 void SetDeadline(absl::Time deadline, grpc::ClientContext* context);
-
-// Leaves of bytes that lie in pieces.
-std::vector<LeafHash> LeavesOfPieces(absl::Span<const absl::string_view> pieces);
 
 // OK, or DATA_LOSS / CORRUPT.
 absl::Status CompareChecksums(absl::string_view expected, absl::string_view actual);

@@ -84,6 +84,18 @@ v1::NameRef PrefixRef(absl::string_view prefix);
 // The checksum of an image that lies in pieces, as the contract writes it: 16 hex digits.
 std::string ChecksumOfPieces(absl::Span<const absl::string_view> pieces);
 
+// The same of an image that comes piece by piece. Not thread-safe.
+class Checksummer {
+ public:
+  void Append(absl::string_view piece);
+  // Of everything appended.
+  std::string Finish() const;
+
+ private:
+  std::string leaf_;  // one that is not whole yet
+  std::vector<uint64_t> leaves_;
+};
+
 // A state, or the part of one that was selected, as it arrived. Owns the bytes, in the pieces in which the transport
 // received them; states of one BatchGet own them together. Const methods are thread-safe.
 class State {

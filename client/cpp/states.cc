@@ -66,7 +66,31 @@ std::string* RequestIdOf(v1::BatchWriteItem* item) {
 }  // namespace
 
 std::string ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
-  return ChecksumToHex(HashRoot(LeavesOfPieces(pieces)));
+  Checksummer checksummer;
+  for (absl::string_view piece : pieces) checksummer.Append(piece);
+  return checksummer.Finish();
+}
+
+void Checksummer::Append(absl::string_view piece) {
+  while (!piece.empty()) {
+    const size_t n = std::min(piece.size(), kLeafBytes - leaf_.size());
+    if (n == kLeafBytes) {
+      leaves_.push_back(HashLeaf(piece.substr(0, n)));
+    } else {
+      leaf_.append(piece.data(), n);
+      if (leaf_.size() == kLeafBytes) {
+        leaves_.push_back(HashLeaf(leaf_));
+        leaf_.clear();
+      }
+    }
+    piece.remove_prefix(n);
+  }
+}
+
+std::string Checksummer::Finish() const {
+  std::vector<LeafHash> leaves = leaves_;
+  if (!leaf_.empty()) leaves.push_back(HashLeaf(leaf_));
+  return ChecksumToHex(HashRoot(leaves));
 }
 
 absl::Status State::CopyTo(char* destination, size_t n) const {

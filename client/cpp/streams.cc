@@ -61,7 +61,7 @@ class StreamReader {
     }
     if (verify_ && first == 0) {
       const std::string& expected = head_.data_checksum().empty() ? head_.info().checksum() : head_.data_checksum();
-      if (absl::Status same = CompareChecksums(expected, ChecksumToHex(HashRoot(leaves_))); !same.ok()) return same;
+      if (absl::Status same = CompareChecksums(expected, whole_.Finish()); !same.ok()) return same;
     }
     return std::move(head_);
   }
@@ -104,10 +104,9 @@ class StreamReader {
       return MalformedResponse("a chunk ends within a leaf");
     }
     if (verify_) {
-      const std::vector<LeafHash> leaves = LeavesOfPieces(chunk->data);
-      if (absl::Status same = CompareChecksums(small.checksum(), ChecksumToHex(HashRoot(leaves))); !same.ok())
+      if (absl::Status same = CompareChecksums(small.checksum(), ChecksumOfPieces(chunk->data)); !same.ok())
         return same;
-      leaves_.insert(leaves_.end(), leaves.begin(), leaves.end());
+      for (absl::string_view piece : chunk->data) whole_.Append(piece);
     }
     const uint64_t offset = at_;
     at_ += chunk->data_bytes;
@@ -139,7 +138,7 @@ class StreamReader {
   bool begun_ = false;  // head_ is there
   bool final_ = false;  // the error is not the call's
   uint64_t at_;         // all before it is verified and taken
-  std::vector<LeafHash> leaves_;
+  Checksummer whole_;   // of all chunks
   absl::Time deadline_;
 };
 

@@ -145,7 +145,7 @@ TEST_F(ArgsTest, HelpIsThereAtEveryLevelAndTeaches) {
 
 TEST(CommandsTest, HaveAnExampleAndHelpWithin80Columns) {
   Program program = {"statepool", "", "", {}, {}};
-  for (const auto& group : {LayoutCommands(), SeqCommands(), SnapshotCommands(), PrefixCommands(), DaemonCommands()}) {
+  for (const auto& group : {LayoutCommands(), SeqCommands(), SnapshotCommands(), PrefixCommands(), DaemonCommands(), CompletionCommands()}) {
     program.commands.insert(program.commands.end(), group.begin(), group.end());
   }
   for (const Command& command : program.commands) {

@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
 // seq: create, get, set, fork, rollback, flush; what all names have is in names.cc.
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -80,16 +81,24 @@ int RunGet(Context& context) {
 
 // Sends what `file` has: small states in one message, others as they are read.
 absl::StatusOr<v1::NameInfo> Send(const Context& context, v1::SetRequest request, FileReader file) {
+  // A part has to go in one message, whatever its size.
+  const size_t message_bytes =
+      request.has_select() ? static_cast<size_t>(context.options.max_message_bytes) : kMessageBytes;
   std::string start(kMessageBytes + 1, '\0');
   size_t used = 0;
   for (size_t n = 1; n > 0 && used < start.size(); used += n) {
     const absl::StatusOr<size_t> got = file.Read(used, start.data() + used, start.size() - used);
     if (!got.ok()) return got.status();
     n = *got;
+    if (used + n == start.size() && start.size() <= message_bytes)
+      start.resize(std::min(message_bytes + 1, 2 * start.size()));
   }
-  if (used <= kMessageBytes) {
+  if (used <= message_bytes) {
     const auto owner = std::make_shared<const std::string>(std::move(start));
     return context.pool.Set(std::move(request), {absl::string_view(*owner).substr(0, used)}, owner);
+  }
+  if (request.has_select()) {
+    return UsageError("--in", absl::StrCat("a part of a state has at most ", message_bytes, " bytes"));
   }
   start = std::string();  // the reader has it, or reads it again
   if (file.is_regular() && request.checksum().empty()) {

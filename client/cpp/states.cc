@@ -34,6 +34,11 @@ bool DoesNotFit(const absl::Status& status) {
   return status.code() == absl::StatusCode::kResourceExhausted && GetErrorDetail(status).reason == "MESSAGE_TOO_LARGE";
 }
 
+absl::Status MessageTooLarge(const Options& options, uint64_t bytes) {
+  return MakeError(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE", "data",
+                   absl::StrCat("one message carries at most ", options.max_message_bytes, " bytes, not ", bytes));
+}
+
 // Bytes [offset, offset + n) of what lies in `pieces`. REQUIRES: they are there.
 std::vector<absl::string_view> Cut(absl::Span<const absl::string_view> pieces, uint64_t offset, uint64_t n) {
   std::vector<absl::string_view> cut;
@@ -237,14 +242,16 @@ absl::StatusOr<v1::NameInfo> Pool::Set(v1::SetRequest request, absl::Span<const 
                                        std::shared_ptr<const void> owner, const CallOptions& call) const {
   if (!request.data().empty()) return InvalidArgument("INVALID_OPTION", "data", "give the bytes as pieces");
   if (request.checksum().empty()) request.set_checksum(ChecksumOfPieces(pieces));
-  if (TotalBytes(pieces) + request.attachment().size() > static_cast<uint64_t>(options_.max_message_bytes)) {
+  const uint64_t bytes = TotalBytes(pieces) + request.attachment().size();
+  if (bytes > static_cast<uint64_t>(options_.max_message_bytes)) {
+    if (request.has_select()) return MessageTooLarge(options_, bytes);
     return SetPiecesByStream(std::move(request), pieces, call);
   }
   v1::SetRequest sent = request;  // a stream makes an id of its own, and knows then that nothing is kept under it
   if (sent.request_id().empty()) sent.set_request_id(NewRequestId());
   const absl::StatusOr<std::string> answer =
       Send(kSetMethod, sent.SerializeAsString(), pieces, std::move(owner), true, call);
-  if (DoesNotFit(answer.status())) return SetPiecesByStream(std::move(request), pieces, call);
+  if (!request.has_select() && DoesNotFit(answer.status())) return SetPiecesByStream(std::move(request), pieces, call);
   if (!answer.ok()) return answer.status();
   v1::NameInfo info;
   if (!info.ParseFromString(*answer)) return MalformedResponse("not a NameInfo");
@@ -286,8 +293,7 @@ absl::StatusOr<BatchWriteAnswer> Pool::BatchWrite(v1::BatchWriteRequest request,
   const std::string fields = request.SerializeAsString();
   if (const uint64_t bytes = TotalBytes(pieces) + fields.size();
       bytes > static_cast<uint64_t>(options_.max_message_bytes)) {
-    return MakeError(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE", "data",
-                     absl::StrCat("one message carries at most ", options_.max_message_bytes, " bytes, not ", bytes));
+    return MessageTooLarge(options_, bytes);
   }
   const absl::StatusOr<std::string> bytes = Send(kBatchWriteMethod, fields, pieces, std::move(owner), may_repeat, call);
   if (!bytes.ok()) return bytes.status();

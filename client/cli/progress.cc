@@ -18,6 +18,7 @@ constexpr uint64_t kWorthIt = 1 << 20;
 constexpr size_t kBarColumnsMax = 30;
 constexpr size_t kBarColumnsMin = 6;
 constexpr size_t kNameColumnsMin = 8;
+constexpr size_t kNameBesideBarMin = 12;
 constexpr absl::Duration kRedraw = absl::Milliseconds(100);
 constexpr absl::Duration kRateNeeds = absl::Milliseconds(200);  // before this it says nothing
 
@@ -50,16 +51,15 @@ std::string ProgressLine(absl::string_view name, uint64_t done_bytes, uint64_t t
       absl::StrAppend(&facts, "  in ", Clock(static_cast<int64_t>(absl::ToInt64Seconds(elapsed))));
     }
   }
-  const size_t used = Columns(name) + facts.size();
-  std::string bar;
-  if (known && used + kBarColumnsMin + 4 <= columns) {
-    const size_t inside = std::min(kBarColumnsMax, columns - used - 4);
-    const size_t full = static_cast<size_t>(static_cast<double>(inside) * static_cast<double>(done_bytes) /
-                                            static_cast<double>(total_bytes));
-    bar = absl::StrCat("  [", std::string(full, '#'), std::string(inside - full, ' '), "]");
-  }
-  const size_t room = columns > facts.size() ? std::max(columns - facts.size(), kNameColumnsMin) : kNameColumnsMin;
-  return absl::StrCat(CutMiddle(name, room), bar, facts);
+  std::string shown = CutMiddle(name, std::max(kNameColumnsMin, columns - std::min(columns, facts.size())));
+  constexpr size_t kBarRoom = kBarColumnsMin + 4;  // with its brackets and what keeps it apart
+  if (!known || facts.size() + kBarRoom + std::min(Columns(name), kNameBesideBarMin) > columns)
+    return absl::StrCat(shown, facts);
+  shown = CutMiddle(name, columns - facts.size() - kBarRoom);
+  const size_t inside = std::min(kBarColumnsMax, columns - facts.size() - Columns(shown) - 4);
+  const size_t full = static_cast<size_t>(static_cast<double>(inside) * static_cast<double>(done_bytes) /
+                                          static_cast<double>(total_bytes));
+  return absl::StrCat(shown, "  [", std::string(full, '#'), std::string(inside - full, ' '), "]", facts);
 }
 
 Progress::Progress(absl::string_view name) : name_(name), on_(isatty(STDERR_FILENO) != 0) {}

@@ -16,7 +16,8 @@
 namespace statepool::cli {
 
 // "chat/42  [#####     ]  50%  1.0 MiB of 2.0 MiB  1.0 MiB/s  0:01 left", without what is not known, in at most
-// `columns` columns: the bar goes first, then the middle of the name. `moved_bytes` came in `elapsed`.
+// `columns` columns: the bar gets narrower, then the name loses its middle, then the bar goes. `moved_bytes` came in
+// `elapsed`.
 std::string ProgressLine(absl::string_view name, uint64_t done_bytes, uint64_t total_bytes, uint64_t moved_bytes,
                          absl::Duration elapsed, size_t columns);
 

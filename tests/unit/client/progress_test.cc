@@ -54,6 +54,10 @@ TEST(ProgressLineTest, FitsWhateverTheWidthDownToItsNumbers) {
     const std::string line = ProgressLine(name, 3 * kMiB, 4 * kMiB, 3 * kMiB, absl::Seconds(2), columns);
     EXPECT_LE(Columns(line), columns);
     EXPECT_TRUE(absl::StrContains(line, "75%") && absl::EndsWith(line, "0:01 left")) << line;
+    EXPECT_TRUE(absl::StrContains(line, "  [####")) << line;
+  }
+  for (size_t columns = 56; columns < 70; ++columns) {
+    EXPECT_LE(Columns(ProgressLine(name, 3 * kMiB, 4 * kMiB, 3 * kMiB, absl::Seconds(2), columns)), columns);
   }
 }
 

@@ -1,22 +1,20 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "kernels/checksum.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <bit>
 #include <cassert>
 #include <cstring>
 
+#include "kernels/xxh3.h"
+
 namespace statepool {
 
 static_assert(std::endian::native == std::endian::little, "leaf hashes are hashed as little-endian bytes");
 
-LeafHash HashLeaf(absl::string_view leaf) { return XXH3_64bits(leaf.data(), leaf.size()); }
+LeafHash HashLeaf(absl::string_view leaf) { return Xxh3(leaf.data(), leaf.size()); }
 
-Checksum HashRoot(absl::Span<const LeafHash> leaves) {
-  return XXH3_64bits(leaves.data(), leaves.size() * sizeof(LeafHash));
-}
+Checksum HashRoot(absl::Span<const LeafHash> leaves) { return Xxh3(leaves.data(), leaves.size() * sizeof(LeafHash)); }
 
 std::vector<LeafHash> HashLeaves(absl::string_view bytes) {
   std::vector<LeafHash> leaves;
@@ -26,6 +24,28 @@ std::vector<LeafHash> HashLeaves(absl::string_view bytes) {
 }
 
 Checksum ChecksumOf(absl::string_view bytes) { return HashRoot(HashLeaves(bytes)); }
+
+Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
+  std::vector<LeafHash> leaves;
+  std::string leaf;  // one that lies across pieces
+  for (absl::string_view piece : pieces) {
+    while (!piece.empty()) {
+      const size_t n = std::min(piece.size(), kLeafBytes - leaf.size());
+      if (n == kLeafBytes) {
+        leaves.push_back(HashLeaf(piece.substr(0, n)));
+      } else {
+        leaf.append(piece.data(), n);
+        if (leaf.size() == kLeafBytes) {
+          leaves.push_back(HashLeaf(leaf));
+          leaf.clear();
+        }
+      }
+      piece.remove_prefix(n);
+    }
+  }
+  if (!leaf.empty()) leaves.push_back(HashLeaf(leaf));
+  return HashRoot(leaves);
+}
 
 CopyHasher::CopyHasher(char* destination, size_t size) : destination_(destination), size_(size) {
   leaves_.reserve(LeafCount(size));

@@ -212,25 +212,7 @@ v1::NameRef PrefixRef(absl::string_view prefix) {
 }
 
 std::string ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
-  std::vector<LeafHash> leaves;
-  std::string leaf;  // one that lies across pieces
-  for (absl::string_view piece : pieces) {
-    while (!piece.empty()) {
-      const size_t n = std::min(piece.size(), kLeafBytes - leaf.size());
-      if (n == kLeafBytes) {
-        leaves.push_back(HashLeaf(piece.substr(0, n)));
-      } else {
-        leaf.append(piece.data(), n);
-        if (leaf.size() == kLeafBytes) {
-          leaves.push_back(HashLeaf(leaf));
-          leaf.clear();
-        }
-      }
-      piece.remove_prefix(n);
-    }
-  }
-  if (!leaf.empty()) leaves.push_back(HashLeaf(leaf));
-  return ChecksumToHex(HashRoot(leaves));
+  return ChecksumToHex(statepool::ChecksumOfPieces(pieces));
 }
 
 absl::Status State::CopyTo(char* destination, size_t n) const {

@@ -79,8 +79,9 @@ struct NameOptions {
 };
 
 struct RequestId {
-  std::string id;          // empty: none
-  uint64_t body_hash = 0;  // of the whole request, its method included
+  std::string id;  // empty: none
+  // Of the whole request, its method included; of a Set without its bytes, whose checksum the Store compares.
+  uint64_t body_hash = 0;
 };
 
 struct VersionInfo {

@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/checksum.h"
 #include "server/core/error.h"
 #include "server/core/store.h"
 #include "server/core/store_errors.h"
@@ -120,6 +121,10 @@ absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, con
     layout = *found;
   }
   NameInfo info;
+  // Of the bytes that came, not the one that was claimed for them. Needed before there is an image only by a retry; a
+  // pass over the bytes, so not under the lock.
+  std::optional<Checksum> checksum;
+  bool needs_checksum = false;
   // What the name's state becomes; everything that can be refused is refused here. With no image yet it only looks.
   const auto decide = [&](const ImageRef& image)
                           ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<NameState>> {
@@ -127,7 +132,12 @@ absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, con
     if (name != nullptr) {
       const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, &info);
       RETURN_IF_ERROR(replayed.status());
-      if (*replayed) return std::vector<NameState>();
+      if (*replayed) {
+        if (image != nullptr) checksum = image->info().checksum;
+        needs_checksum = !checksum.has_value();
+        if (!needs_checksum && *checksum != info.version.checksum) return RequestIdReused();
+        return std::vector<NameState>();
+      }
     }
     RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
     if (name == nullptr && request.layout.empty()) {
@@ -146,14 +156,19 @@ absl::StatusOr<NameInfo> Store::Set(const Op& op, const SetRequest& request, con
     Advance(request.request, &state);
     return std::vector<NameState>{std::move(state)};
   };
-  {
-    // A first look, so that a refused request costs no copy, and to know the layout of a name that exists.
+  // A first look, so that a refused request costs no copy, and to know the layout of a name that exists.
+  do {
+    if (needs_checksum) checksum = ChecksumOfPieces(bytes.pieces);
+    needs_checksum = false;
     MutexLock lock(&mu_);
     absl::StatusOr<std::vector<NameState>> look = decide(nullptr);
     RETURN_IF_ERROR(look.status());
-    if (look->empty()) return info;
-    layout = look->front().layout;
-  }
+    if (!look->empty()) {
+      layout = look->front().layout;
+    } else if (!needs_checksum) {
+      return info;
+    }
+  } while (needs_checksum);
   absl::StatusOr<ImageRef> image = images_->Write(op, layout, bytes);
   RETURN_IF_ERROR(image.status());
   RETURN_IF_ERROR(Write(

@@ -8,11 +8,9 @@
 #include <optional>
 #include <utility>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "absl/strings/str_cat.h"
 #include "kernels/checksum.h"
+#include "kernels/xxh3.h"
 #include "server/core/error.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
@@ -23,32 +21,28 @@ namespace {
 constexpr uint32_t kDefaultPageSize = 100;
 
 // Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
-// order, don't occur.
+// order, don't occur. A Set's data is not in it (RequestId).
 template <typename Request>
-uint64_t BodyHash(absl::string_view method, const Request& request, absl::string_view extra) {
+uint64_t BodyHash(absl::string_view method, const Request& request) {
   Request body = request;
   body.clear_request_id();
-  std::string bytes = absl::StrCat(method, "\n", extra, "\n");
+  std::string bytes = absl::StrCat(method, "\n");
   google::protobuf::io::StringOutputStream stream(&bytes);  // appends
   google::protobuf::io::CodedOutputStream coded(&stream);
   coded.SetSerializationDeterministic(true);
   body.SerializeToCodedStream(&coded);
   coded.Trim();
-  return XXH3_64bits(bytes.data(), bytes.size());
+  return Xxh3(bytes.data(), bytes.size());
 }
 
-// `data`: the image of a Set.
 template <typename Request>
-absl::StatusOr<RequestId> ToRequestId(absl::string_view method, const Request& request,
-                                      absl::Span<const absl::string_view> data = {}) {
+absl::StatusOr<RequestId> ToRequestId(absl::string_view method, const Request& request) {
   if (request.request_id().empty()) return RequestId{};
   if (request.request_id().size() > kMaxRequestIdBytes) {
     return InvalidArgument("INVALID_OPTION", "request_id",
                            absl::StrCat("request_id has more than ", kMaxRequestIdBytes, " bytes"));
   }
-  // Of the bytes that came, not of the checksum that was claimed for them.
-  const std::string extra = data.empty() ? "" : ChecksumToHex(ChecksumOfPieces(data));
-  return RequestId{request.request_id(), BodyHash(method, request, extra)};
+  return RequestId{request.request_id(), BodyHash(method, request)};
 }
 
 template <typename Request>
@@ -72,32 +66,6 @@ absl::Status Answer(const absl::StatusOr<NameInfo>& info, v1::NameInfo* out) {
 }
 
 }  // namespace
-
-Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
-  std::vector<LeafHash> leaves;
-  XXH3_state_t state;     // of a leaf that lies in several pieces
-  size_t leaf_bytes = 0;  // of it that were seen
-  for (absl::string_view piece : pieces) {
-    while (!piece.empty()) {
-      if (leaf_bytes == 0 && piece.size() >= kLeafBytes) {
-        leaves.push_back(HashLeaf(piece.substr(0, kLeafBytes)));
-        piece.remove_prefix(kLeafBytes);
-        continue;
-      }
-      if (leaf_bytes == 0) XXH3_64bits_reset(&state);
-      const size_t n = std::min(piece.size(), kLeafBytes - leaf_bytes);
-      XXH3_64bits_update(&state, piece.data(), n);
-      piece.remove_prefix(n);
-      leaf_bytes += n;
-      if (leaf_bytes == kLeafBytes) {
-        leaves.push_back(XXH3_64bits_digest(&state));
-        leaf_bytes = 0;
-      }
-    }
-  }
-  if (leaf_bytes > 0) leaves.push_back(XXH3_64bits_digest(&state));
-  return HashRoot(leaves);
-}
 
 absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesRequest&, v1::Capabilities* out) {
   out->set_version(identity_.version);
@@ -202,7 +170,7 @@ absl::Status Handlers::Set(const Op& op, const v1::SetRequest& in, absl::Span<co
   absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
   if (!options.ok()) return options.status();
   set.options = *std::move(options);
-  absl::StatusOr<RequestId> request = ToRequestId("Set", in, data);
+  absl::StatusOr<RequestId> request = ToRequestId("Set", in);
   if (!request.ok()) return request.status();
   set.request = *std::move(request);
   return Answer(store_->Set(op, set, bytes), out);

@@ -66,9 +66,6 @@ class Handlers {
   const DeviceReport devices_;
 };
 
-// Of an image that lies in pieces: ChecksumOf their concatenation.
-Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces);
-
 }  // namespace statepool
 
 #endif  // STATEPOOL_SERVER_RPC_HANDLERS_H_

@@ -97,7 +97,8 @@ TEST_F(StoreTest, ARetryWithTheSameRequestIdGetsTheFirstAnswer) {
   EXPECT_EQ(again->version.position, 1);
   EXPECT_EQ(again->version.checksum, first->version.checksum);
   EXPECT_EQ(*Get(Seq("a")), 'y');
-  EXPECT_REASON(Set("a", 1, 'z', {}, {}, {"r1", 12}), "REQUEST_ID_REUSED");
+  EXPECT_REASON(Set("a", 1, 'x', {}, {}, {"r1", 12}), "REQUEST_ID_REUSED");
+  EXPECT_REASON(Set("a", 1, 'z', {}, {}, request), "REQUEST_ID_REUSED") << "the same but for the bytes";
 }
 
 TEST_F(StoreTest, TheLastEightRequestIdsAreRemembered) {

@@ -232,6 +232,22 @@ TEST_F(StoreTest, APrefixIsFoundAtAnyLengthTheLongestFirst) {
   EXPECT_EQ(*Get(Seq("child")), static_cast<char>(200));
 }
 
+TEST_F(StoreTest, AHitIsFoundBelowAnyNumberOfPrefixesThatAreGone) {
+  std::vector<NameKey> keys;
+  for (int64_t n = 1; n <= 40; ++n) {
+    ASSERT_TRUE(Set("a", n, 'x').ok());
+    keys.push_back(Publish("a", Tokens(static_cast<size_t>(n)))->info.key);
+  }
+  while (!keys.empty()) {
+    EXPECT_EQ(Match(Tokens(50))->matches.front().version.position, static_cast<int64_t>(keys.size()));
+    EXPECT_EQ(Match(Tokens(50), 49, 64)->matches.size(), keys.size());
+    EXPECT_EQ(Match(Tokens(50), 0)->nearest_published_position, 1);
+    ASSERT_TRUE(Delete(keys.back()).ok());
+    keys.pop_back();
+  }
+  EXPECT_EQ(Match(Tokens(50))->miss_reason, "DELETED");
+}
+
 TEST_F(StoreTest, AMissSaysWhyAndWhatIsNear) {
   EXPECT_EQ(Match(Tokens(10))->miss_reason, "NEVER_PUBLISHED");
   ASSERT_TRUE(Set("a", 10, 'x').ok());

@@ -23,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
 #include "server/core/mutex.h"
 #include "server/core/store.h"
 #include "server/flags.h"
@@ -236,6 +237,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
 
 int Main(int argc, char** argv) {
   TuneMalloc();
+  // Debian's Abseil looks for lock cycles at every lock that gRPC takes, under one lock for the whole process.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   // Before any thread is there, so that every thread inherits it: only main takes these.
   sigset_t stop_signals;
   sigemptyset(&stop_signals);

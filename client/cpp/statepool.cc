@@ -22,6 +22,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "kernels/checksum.h"
 
@@ -212,25 +213,7 @@ v1::NameRef PrefixRef(absl::string_view prefix) {
 }
 
 std::string ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
-  std::vector<LeafHash> leaves;
-  std::string leaf;  // one that lies across pieces
-  for (absl::string_view piece : pieces) {
-    while (!piece.empty()) {
-      const size_t n = std::min(piece.size(), kLeafBytes - leaf.size());
-      if (n == kLeafBytes) {
-        leaves.push_back(HashLeaf(piece.substr(0, n)));
-      } else {
-        leaf.append(piece.data(), n);
-        if (leaf.size() == kLeafBytes) {
-          leaves.push_back(HashLeaf(leaf));
-          leaf.clear();
-        }
-      }
-      piece.remove_prefix(n);
-    }
-  }
-  if (!leaf.empty()) leaves.push_back(HashLeaf(leaf));
-  return ChecksumToHex(HashRoot(leaves));
+  return ChecksumToHex(statepool::ChecksumOfPieces(pieces));
 }
 
 absl::Status State::CopyTo(char* destination, size_t n) const {
@@ -258,7 +241,7 @@ absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& opt
   if (options.max_message_bytes < 1)
     return InvalidArgument("INVALID_OPTION", "max_message_bytes", "a message has bytes");
   // gRPC tears itself down with its last user, and that can block for 10 s after a large write. So never the last.
-  static const bool kept = (grpc_init(), true);
+  static const bool kept = (grpc_init(), absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore), true);
   (void)kept;
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(options.max_message_bytes);

@@ -232,8 +232,7 @@ absl::StatusOr<const AnsweredRequest*> Store::FindAnswered(const NameState& stat
   for (const AnsweredRequest& answered : state.requests) {
     if (answered.id != request.id) continue;
     if (answered.body_hash == request.body_hash) return &answered;
-    return Invalid("REQUEST_ID_REUSED", "request_id",
-                   "this request_id belongs to an earlier, different request; choose a new one");
+    return RequestIdReused();
   }
   return nullptr;
 }

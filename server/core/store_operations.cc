@@ -9,6 +9,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/checksum.h"
 #include "server/core/error.h"
 #include "server/core/store.h"
 #include "server/core/store_errors.h"

@@ -91,7 +91,8 @@ class Residency::ResidentPin final : public PinnedImage {
 };
 
 Residency::Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock)
-    : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget)},
+    : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget),
+               .keep_empty = options.keep_empty},
       device_(device),
       cold_(cold),
       clock_(clock),
@@ -457,9 +458,10 @@ void Residency::Detach() {
 bool Residency::WaitForReclaim(const Op& op) {
   MutexLock lock(&mu_);
   reclaim_failed_ = false;
+  trim_now_ = trim_wanted_;
   wake_.SignalAll();
   const uint64_t until = dropped_;
-  while (!stopping_ && !reclaim_failed_ && (deleted_ < until || sweeping_ || trim_wanted_ || trimming_)) {
+  while (!stopping_ && !reclaim_failed_ && (deleted_ < until || sweeping_ || trim_now_ || trimming_)) {
     if (!op.Check(*clock_).ok()) return false;
     WaitForChange(op);
   }
@@ -469,16 +471,21 @@ bool Residency::WaitForReclaim(const Op& op) {
 void Residency::ReclaimLoop() {
   MutexLock lock(&mu_);
   while (!stopping_) {
-    if (trim_wanted_) {
+    const MonoTime to_trim = trim_now_ ? 0 : trim_at_ - clock_->Now();
+    if (trim_wanted_ && to_trim <= 0) {
       trim_wanted_ = false;  // it may be wanted again while extents are unmapped
       trimming_ = true;
-      GiveBack(TakeEmptyExtents(/*keep_each=*/1));
+      GiveBack(std::exchange(trim_now_, false) ? TakeEmptyExtents(/*keep_each=*/1) : TakeLongEmptyExtents());
       trimming_ = false;
       changed_.SignalAll();
       continue;
     }
     if (reclaim_.empty() && !sweeping_) {
-      wake_.Wait(&mu_);
+      if (trim_wanted_) {
+        wake_.WaitFor(&mu_, std::chrono::nanoseconds(to_trim));
+      } else {
+        wake_.Wait(&mu_);
+      }
       continue;
     }
     const absl::Status status = reclaim_.empty() ? SweepBatch() : DeleteBatch();

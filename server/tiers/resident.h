@@ -36,6 +36,7 @@ struct Residency::Pool {
   absl::btree_set<VictimKey> victims;
   absl::flat_hash_map<SlotExtent*, ExtentVictims> extents;  // those with at least one victim
   std::weak_ptr<const Resident> initial;                    // one image serves every Create
+  size_t fewest_empty = 0;                                  // empty extents, since the last trim
 };
 
 // All but `info`, `hot` and `cold` is guarded by Residency::mu_ (while `persisting` or pinned, slot and attachment

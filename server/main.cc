@@ -107,6 +107,7 @@ class Housekeeping {
       }
       store->ReapExpired();
       store->FlushDue();
+      store->FoldIdle();
       if (round % 50 == 0) ReportFlushing(store->stats().flush_status);
     }
   }

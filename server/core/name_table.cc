@@ -7,21 +7,58 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/folded_name.h"
 
 namespace statepool {
 
+NameTable::Entry::~Entry() {
+  delete name();
+  const FoldedPtr goes(folded());
+}
+
+NameTable::View NameTable::Entry::view() const {
+  const Name* name = this->name();
+  return name != nullptr ? View{name->key.tenant, name->key.kind, name->key.name} : folded()->view();
+}
+
 Name* NameTable::Insert(NameKey key) {
   ++counts_[static_cast<int>(key.kind)];
-  const auto [it, inserted] = names_.insert(std::make_unique<Name>(std::move(key)));
+  const auto [it, inserted] = names_.insert(Entry(std::make_unique<Name>(std::move(key))));
   assert(inserted);
-  return it->get();
+  it->name()->place = unfolded_.insert(unfolded_.end(), it->name());
+  return it->name();
+}
+
+void NameTable::Insert(FoldedPtr folded) {
+  ++counts_[static_cast<int>(folded->view().kind)];
+  const size_t before = names_.size();
+  names_.insert(names_.end(), Entry(std::move(folded)));  // at recovery they come in order
+  assert(names_.size() == before + 1);
+  (void)before;
 }
 
 void NameTable::Erase(Name* name) {
   const auto it = names_.find(name->key);
-  assert(it != names_.end() && it->get() == name);
+  assert(it != names_.end() && it->name() == name);
   --counts_[static_cast<int>(name->key.kind)];
+  unfolded_.erase(name->place);
   names_.erase(it);
+}
+
+// An entry's key stays the same, so its place in the set does, too: hence the casts.
+Name* NameTable::Unfold(const_iterator it) {
+  if (it->folded() == nullptr) return it->name();
+  std::unique_ptr<Name> name = unfolder_(*it->folded());
+  name->place = unfolded_.insert(unfolded_.end(), name.get());
+  const_cast<Entry&>(*it) = Entry(std::move(name));
+  return it->name();
+}
+
+void NameTable::Fold(Name* name, FoldedPtr folded) {
+  const auto it = names_.find(name->key);
+  assert(it != names_.end() && it->name() == name && folded->view().name == name->key.name);
+  unfolded_.erase(name->place);
+  const_cast<Entry&>(*it) = Entry(std::move(folded));
 }
 
 uint64_t TombstoneTable::HashOf(const NameKey& key) {

@@ -1,13 +1,15 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The Store's tables: names in order, and what is remembered of names that are gone. Not thread-safe: the Store's lock
-// guards them.
+// The Store's tables: names in order, folded ones (folded_name.h) among them, and what is remembered of names that are
+// gone. Not thread-safe: the Store's lock guards them.
 #ifndef STATEPOOL_SERVER_CORE_NAME_TABLE_H_
 #define STATEPOOL_SERVER_CORE_NAME_TABLE_H_
 
 #include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -46,6 +48,12 @@ struct NameState {
   const VersionRef& head() const { return ring.back(); }
 };
 
+// When a name that says this expires, if it was last used at `last_used`.
+inline MonoTime DeadlineOf(const NameState& state, MonoTime last_used) {
+  if (state.ttl == absl::InfiniteDuration()) return state.expire_at;
+  return std::min(state.expire_at, After(last_used, state.ttl));
+}
+
 // Where a name stands in the queue of unrecorded changes. Children of one fork share `group`, so that they are recorded
 // together.
 struct DirtyTicket {
@@ -74,14 +82,19 @@ struct Name {
   MonoTime dirty_next_since = 0;
   uint32_t forks = 0;  // of a prefix: how often it was forked
 
-  MonoTime Deadline() const {
-    if (state.ttl == absl::InfiniteDuration()) return state.expire_at;
-    return std::min(state.expire_at, After(last_used, state.ttl));
-  }
+  std::list<Name*>::iterator place;  // among the table's unfolded names
+
+  MonoTime Deadline() const { return DeadlineOf(state, last_used); }
   bool busy() const { return reserved || recording; }
 };
 
-// Ordered by (tenant, kind, name). Addresses of names are stable.
+class FoldedName;
+struct FoldedDeleter {
+  void operator()(const FoldedName* name) const;
+};
+using FoldedPtr = std::unique_ptr<const FoldedName, FoldedDeleter>;
+
+// Ordered by (tenant, kind, name). A name's address is stable until it is erased or folded.
 class NameTable {
  public:
   struct View {
@@ -94,28 +107,71 @@ class NameTable {
     }
   };
 
+  // A name, folded or not. Eight bytes: of a million names, most have little more than this and their packed bytes.
+  class Entry {
+   public:
+    explicit Entry(std::unique_ptr<Name> name) : pointer_(reinterpret_cast<uintptr_t>(name.release())) {}
+    explicit Entry(FoldedPtr folded) : pointer_(reinterpret_cast<uintptr_t>(folded.release()) | kFolded) {}
+    ~Entry();
+    Entry(Entry&& other) noexcept : pointer_(std::exchange(other.pointer_, 0)) {}
+    Entry& operator=(Entry&& other) noexcept {
+      std::swap(pointer_, other.pointer_);
+      return *this;
+    }
+
+    Name* name() const { return pointer_ & kFolded ? nullptr : reinterpret_cast<Name*>(pointer_); }  // null: it is folded
+    const FoldedName* folded() const {  // null: it is not
+      return pointer_ & kFolded ? reinterpret_cast<const FoldedName*>(pointer_ - kFolded) : nullptr;
+    }
+    View view() const;
+
+   private:
+    static constexpr uintptr_t kFolded = 1;
+    uintptr_t pointer_;
+  };
+
  private:
   struct Less {
     using is_transparent = void;
     static View Of(const NameKey& key) { return {key.tenant, key.kind, key.name}; }
-    static View Of(const std::unique_ptr<Name>& name) { return Of(name->key); }
+    static View Of(const Entry& entry) { return entry.view(); }
     static View Of(const View& view) { return view; }
     template <typename A, typename B>
     bool operator()(const A& a, const B& b) const {
       return Of(a) < Of(b);
     }
   };
-  using Set = absl::btree_set<std::unique_ptr<Name>, Less>;
+  using Set = absl::btree_set<Entry, Less>;
 
  public:
   using const_iterator = Set::const_iterator;
+  // Makes the objects of a folded name again. Called before the packed bytes go.
+  using Unfolder = std::function<std::unique_ptr<Name>(const FoldedName&)>;
 
-  Name* Find(const NameKey& key) const {
+  explicit NameTable(Unfolder unfolder) : unfolder_(std::move(unfolder)) {}
+
+  // Unfolds what it finds.
+  Name* Find(const NameKey& key) {
     const auto it = names_.find(key);
-    return it == names_.end() ? nullptr : it->get();
+    return it == names_.end() ? nullptr : Unfold(it);
   }
+  // Null also if the name is folded: then it is recorded and idle.
+  Name* FindUnfolded(const NameKey& key) const {
+    const auto it = names_.find(key);
+    return it == names_.end() ? nullptr : it->name();
+  }
+  // Null also if the name is not folded.
+  const FoldedName* FindFolded(const NameKey& key) const {
+    const auto it = names_.find(key);
+    return it == names_.end() ? nullptr : it->folded();
+  }
+  Name* Unfold(const_iterator it);  // or gives what is not folded
+  // Puts `folded` in the place of `name`, which goes. REQUIRES: the same key.
+  void Fold(Name* name, FoldedPtr folded);
+
   // REQUIRES: absent.
   Name* Insert(NameKey key);
+  void Insert(FoldedPtr folded);
   void Erase(Name* name);
   size_t size() const { return names_.size(); }
   uint64_t count(NameKind kind) const { return counts_[static_cast<int>(kind)]; }
@@ -126,8 +182,17 @@ class NameTable {
   const_iterator After(const View& view) const { return names_.upper_bound(view); }
   const_iterator From(const View& view) const { return names_.lower_bound(view); }
 
+  // The names that are not folded, in a round: each call gives the next. REQUIRES: there is one.
+  size_t unfolded() const { return unfolded_.size(); }
+  Name* NextUnfolded() {
+    unfolded_.splice(unfolded_.end(), unfolded_, unfolded_.begin());
+    return unfolded_.back();
+  }
+
  private:
+  const Unfolder unfolder_;
   Set names_;
+  std::list<Name*> unfolded_;
   uint64_t counts_[4] = {};
 };
 

@@ -253,6 +253,10 @@ absl::StatusOr<NameInfo> Store::Describe(const Op& op, const NameKey& key) {
   RETURN_IF_ERROR(op.Check(*clock_));
   RETURN_IF_ERROR(ValidateKey(key, "name"));
   MutexLock lock(&mu_);
+  if (const FoldedName* folded = names_.FindFolded(key); folded != nullptr) {
+    const RestingName name = folded->Unpack();
+    if (clock_->Now() < name.Deadline()) return InfoOfResting(name, /*with_history=*/true);
+  }
   const Name* name = FindLocked(key);
   if (name == nullptr) return MissLocked(key, "name");
   NameInfo info = InfoLocked(*name, *name->state.head());
@@ -276,16 +280,19 @@ absl::StatusOr<ListAnswer> Store::List(const Op& op, const ListRequest& request)
   auto it = request.page_token.empty() ? names_.From({op.tenant, request.kind, request.name_prefix})
                                        : names_.After({op.tenant, request.kind, request.page_token});
   for (; it != names_.end(); ++it) {
-    const Name& name = **it;
-    if (name.key.tenant != op.tenant || name.key.kind != request.kind ||
-        !absl::StartsWith(name.key.name, request.name_prefix))
+    const NameTable::View view = it->view();
+    if (view.tenant != op.tenant || view.kind != request.kind || !absl::StartsWith(view.name, request.name_prefix))
       break;
-    if (name.unborn || IsExpired(name)) continue;
+    const Name* name = it->name();
+    std::optional<RestingName> resting;
+    if (name == nullptr) resting = it->folded()->Unpack();
+    if (name != nullptr ? name->unborn || IsExpired(*name) : clock_->Now() >= resting->Deadline()) continue;
     if (answer.names.size() == page_size) {
       answer.next_page_token = answer.names.back().key.name;
       break;
     }
-    answer.names.push_back(InfoLocked(name, *name.state.head()));
+    answer.names.push_back(name != nullptr ? InfoLocked(*name, *name->state.head())
+                                           : InfoOfResting(*resting, /*with_history=*/false));
   }
   return answer;
 }

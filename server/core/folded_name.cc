@@ -143,10 +143,10 @@ FoldedPtr FoldedName::Pack(const RestingName& name) {
   assert(state.ring.empty() && !name.versions.empty() && name.recorded >= 1 && name.recorded <= name.versions.size());
   const bool expires = state.expire_time != absl::InfiniteFuture() || state.expire_at != kNever;
   Packer out;
-  out.Byte(static_cast<uint8_t>(
-      static_cast<uint8_t>(name.key.kind) | static_cast<uint8_t>(state.durability) << 2 |
-      (name.key.tenant != kDefaultTenant ? kTenant : 0) | (state.ttl != absl::InfiniteDuration() ? kTtl : 0) |
-      (expires ? kExpireTime : 0) | (name.forks != 0 ? kForks : 0)));
+  out.Byte(static_cast<uint8_t>(static_cast<uint8_t>(name.key.kind) | static_cast<uint8_t>(state.durability) << 2 |
+                                (name.key.tenant != kDefaultTenant ? kTenant : 0) |
+                                (state.ttl != absl::InfiniteDuration() ? kTtl : 0) | (expires ? kExpireTime : 0) |
+                                (name.forks != 0 ? kForks : 0)));
   if (name.key.tenant != kDefaultTenant) out.Varint(name.key.tenant);
   out.Text(name.key.name);
   out.Varint(state.revision);
@@ -245,6 +245,7 @@ RestingName FoldedName::Unpack() const {
 }
 
 void FoldedDeleter::operator()(const FoldedName* name) const {
+  if (name == nullptr) return;
   name->~FoldedName();
   ::operator delete(const_cast<FoldedName*>(name));
 }

@@ -6,9 +6,9 @@
 // that would stand for such a name (Name, Version, an image of the ImageStore) can all be made again from a few
 // numbers. A folded name is these numbers; nothing is lost by folding a name and unfolding it again.
 //
-// Whoever folds a name takes its images over from the ImageStore (ImageStore::Disown): as long as it is folded, it alone
-// stands for their bytes in the cold store. When it is unfolded they are adopted again. So a name is never dropped
-// while it is folded, but for the end of the store.
+// Whoever folds a name takes its images over from the ImageStore (ImageStore::Disown): as long as it is folded, it
+// alone stands for their bytes in the cold store. When it is unfolded they are adopted again. So a name is never
+// dropped while it is folded, but for the end of the store.
 //
 // Which names may be folded and when, is the Store's business (Store::FoldIdle).
 #ifndef STATEPOOL_SERVER_CORE_FOLDED_NAME_H_

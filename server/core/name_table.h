@@ -6,6 +6,7 @@
 #define STATEPOOL_SERVER_CORE_NAME_TABLE_H_
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -18,6 +19,7 @@
 
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -107,23 +109,20 @@ class NameTable {
     }
   };
 
-  // A name, folded or not. Eight bytes: of a million names, most have little more than this and their packed bytes.
+  // A name, folded or not; belongs to the table. Eight bytes, of which the lowest bit tells.
   class Entry {
    public:
-    explicit Entry(std::unique_ptr<Name> name) : pointer_(reinterpret_cast<uintptr_t>(name.release())) {}
-    explicit Entry(FoldedPtr folded) : pointer_(reinterpret_cast<uintptr_t>(folded.release()) | kFolded) {}
-    ~Entry();
-    Entry(Entry&& other) noexcept : pointer_(std::exchange(other.pointer_, 0)) {}
-    Entry& operator=(Entry&& other) noexcept {
-      std::swap(pointer_, other.pointer_);
-      return *this;
-    }
+    explicit Entry(Name* name) : pointer_(reinterpret_cast<uintptr_t>(name)) {}
+    explicit Entry(const FoldedName* folded) : pointer_(reinterpret_cast<uintptr_t>(folded) | kFolded) {}
 
-    Name* name() const { return pointer_ & kFolded ? nullptr : reinterpret_cast<Name*>(pointer_); }  // null: it is folded
+    Name* name() const {  // null: it is folded
+      return pointer_ & kFolded ? nullptr : reinterpret_cast<Name*>(pointer_);
+    }
     const FoldedName* folded() const {  // null: it is not
       return pointer_ & kFolded ? reinterpret_cast<const FoldedName*>(pointer_ - kFolded) : nullptr;
     }
     View view() const;
+    friend bool operator==(const Entry&, const Entry&) = default;
 
    private:
     static constexpr uintptr_t kFolded = 1;
@@ -131,17 +130,34 @@ class NameTable {
   };
 
  private:
+  static View ViewOf(const NameKey& key) { return {key.tenant, key.kind, key.name}; }
+  static View ViewOf(const Entry& entry) { return entry.view(); }
+  static View ViewOf(const View& view) { return view; }
   struct Less {
     using is_transparent = void;
-    static View Of(const NameKey& key) { return {key.tenant, key.kind, key.name}; }
-    static View Of(const Entry& entry) { return entry.view(); }
-    static View Of(const View& view) { return view; }
     template <typename A, typename B>
     bool operator()(const A& a, const B& b) const {
-      return Of(a) < Of(b);
+      return ViewOf(a) < ViewOf(b);
+    }
+  };
+  struct Hash {
+    using is_transparent = void;
+    static uint64_t Of(const View& view);
+    template <typename A>
+    size_t operator()(const A& a) const {
+      return Of(ViewOf(a));
+    }
+  };
+  struct Equal {
+    using is_transparent = void;
+    template <typename A, typename B>
+    bool operator()(const A& a, const B& b) const {
+      const View x = ViewOf(a), y = ViewOf(b);
+      return x.name == y.name && x.kind == y.kind && x.tenant == y.tenant;
     }
   };
   using Set = absl::btree_set<Entry, Less>;
+  using Index = absl::flat_hash_set<Entry, Hash, Equal>;
 
  public:
   using const_iterator = Set::const_iterator;
@@ -149,23 +165,26 @@ class NameTable {
   using Unfolder = std::function<std::unique_ptr<Name>(const FoldedName&)>;
 
   explicit NameTable(Unfolder unfolder) : unfolder_(std::move(unfolder)) {}
+  ~NameTable();
+  NameTable(const NameTable&) = delete;
+  NameTable& operator=(const NameTable&) = delete;
 
   // Unfolds what it finds.
   Name* Find(const NameKey& key) {
-    const auto it = names_.find(key);
-    return it == names_.end() ? nullptr : Unfold(it);
+    const Entry* entry = Look(ViewOf(key));
+    return entry == nullptr ? nullptr : Unfold(*entry);
   }
   // Null also if the name is folded: then it is recorded and idle.
   Name* FindUnfolded(const NameKey& key) const {
-    const auto it = names_.find(key);
-    return it == names_.end() ? nullptr : it->name();
+    const Entry* entry = Look(ViewOf(key));
+    return entry == nullptr ? nullptr : entry->name();
   }
   // Null also if the name is not folded.
   const FoldedName* FindFolded(const NameKey& key) const {
-    const auto it = names_.find(key);
-    return it == names_.end() ? nullptr : it->folded();
+    const Entry* entry = Look(ViewOf(key));
+    return entry == nullptr ? nullptr : entry->folded();
   }
-  Name* Unfold(const_iterator it);  // or gives what is not folded
+  Name* Unfold(Entry entry);  // or gives what is not folded
   // Puts `folded` in the place of `name`, which goes. REQUIRES: the same key.
   void Fold(Name* name, FoldedPtr folded);
 
@@ -176,6 +195,7 @@ class NameTable {
   size_t size() const { return names_.size(); }
   uint64_t count(NameKind kind) const { return counts_[static_cast<int>(kind)]; }
 
+  // Folding and unfolding leave iterators as they are.
   const_iterator begin() const { return names_.begin(); }
   const_iterator end() const { return names_.end(); }
   // The first name after (tenant, kind, name).
@@ -189,9 +209,24 @@ class NameTable {
     return unfolded_.back();
   }
 
+  bool IndexIsWhole() const;  // for CheckInvariants: the index has every name once, as it is
+
  private:
+  // Finding a name in order would touch some twenty others, most of them far from any cache. So there is an index by
+  // hash, in many parts: none is so large that its growing would be felt.
+  static constexpr size_t kIndexParts = 256;
+  const Index& PartOf(const View& view) const { return index_[Hash::Of(view) >> 56]; }
+  Index& PartOf(const View& view) { return index_[Hash::Of(view) >> 56]; }
+  const Entry* Look(const View& view) const {
+    const Index& part = PartOf(view);
+    const auto it = part.find(view);
+    return it == part.end() ? nullptr : &*it;
+  }
+  void Replace(const View& view, Entry by);
+
   const Unfolder unfolder_;
   Set names_;
+  std::array<Index, kIndexParts> index_;
   std::list<Name*> unfolded_;
   uint64_t counts_[4] = {};
 };

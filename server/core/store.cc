@@ -135,9 +135,8 @@ NameInfo Store::InfoOf(const NameKey& key, const NameState& state, MonoTime dead
   info.max_history = state.max_history;
   info.ttl = state.ttl;
   if (deadline != kNever) {
-    info.expire_time = state.expire_at <= deadline
-                           ? state.expire_time
-                           : clock_->WallNow() + absl::Nanoseconds(deadline - clock_->Now());
+    info.expire_time = state.expire_at <= deadline ? state.expire_time
+                                                   : clock_->WallNow() + absl::Nanoseconds(deadline - clock_->Now());
   }
   info.create_time = state.create_time;
   return info;

@@ -249,8 +249,8 @@ class Store {
   // is due, folds what is at rest.
   void ReapExpired();
   void FlushDue();
-  // Packs names that are at rest (recorded, their states in the cold store alone, no other name shares them) into little
-  // memory; whoever looks at one gets it unpacked. Goes through some thousand names a call.
+  // Packs names that are at rest (recorded, their states in the cold store alone, no other name shares them) into
+  // little memory; whoever looks at one gets it unpacked. Goes through some thousand names a call.
   void FoldIdle();
   // When the cold store is short: forgets the prefix of least value (tokens saved by its forks, recently, per byte)
   // among those whose going frees bytes there. False: there is none, or its going could not be recorded.

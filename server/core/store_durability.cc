@@ -396,6 +396,7 @@ void Store::CheckInvariants() const {
     STATEPOOL_CHECK(!folded_images.contains(version->image->info().id));  // a folded name shares with nobody
   }
   STATEPOOL_CHECK(unfolded == names_.unfolded());
+  STATEPOOL_CHECK(names_.IndexIsWhole());
   STATEPOOL_CHECK(folded_expiring == folded_expiry_.size());
   for (int kind = 1; kind <= 3; ++kind) STATEPOOL_CHECK(counts[kind] == names_.count(static_cast<NameKind>(kind)));
   STATEPOOL_CHECK(dirty == dirty_.size());

@@ -13,8 +13,8 @@ namespace {
 
 RecordedVersion RecordedOf(const Version& version) {
   const ImageInfo& image = version.image->info();
-  return {version.id, version.parent, version.position, version.exactness, image.id, image.checksum,
-          image.attachment_checksum, image.attachment_bytes};
+  return {version.id, version.parent, version.position,          version.exactness,
+          image.id,   image.checksum, image.attachment_checksum, image.attachment_bytes};
 }
 
 // Recorded as it is: its record's versions are the newest of its ring.
@@ -77,8 +77,8 @@ std::unique_ptr<Name> Store::UnfoldLocked(const FoldedName& folded) {
   auto name = std::make_unique<Name>(resting.key);
   name->state = std::move(resting.state);
   for (const RecordedVersion& v : resting.versions) {
-    ImageRef image = images_->Adopt({v.image, name->key.tenant, name->state.layout, v.checksum, v.attachment_checksum,
-                                     v.attachment_bytes});
+    ImageRef image = images_->Adopt(
+        {v.image, name->key.tenant, name->state.layout, v.checksum, v.attachment_checksum, v.attachment_bytes});
     name->state.ring.push_back(
         std::make_shared<const Version>(Version{v.id, v.parent, v.position, v.exactness, std::move(image)}));
   }
@@ -129,7 +129,7 @@ void Store::UnfoldSharedLocked(std::vector<ImageId> images) {
     if (std::none_of(resting.versions.begin(), resting.versions.end(),
                      [&shared](const RecordedVersion& v) { return shared.contains(v.image); }))
       continue;
-    Name* name = names_.Unfold(it);
+    Name* name = names_.Unfold(*it);
     for (Ring* ring : {&name->state.ring, &name->recorded}) {
       for (VersionRef& version : *ring) version = versions.try_emplace(version->id, version).first->second;
     }

@@ -188,7 +188,7 @@ bool Store::EvictPrefix() {
     if (worst == names_.end() || value < worst_value) worst = it, worst_value = value;
   }
   if (worst == names_.end()) return false;
-  ForgetLocked(names_.Unfold(worst), TombstoneTable::Reason::kEvicted);
+  ForgetLocked(names_.Unfold(*worst), TombstoneTable::Reason::kEvicted);
   ++evictions_["prefix_value"];
   return BuryLocked().ok();
 }

@@ -2,14 +2,15 @@
 //
 // Figures `names_*`: what a name costs whose state is on disk, and only there.
 //
-//   statepool_bench_names --part=fill --server=ADDRESS --seed=N --first=I --count=N
+//   statepool_bench_names --part=fill --server=ADDRESS --seed=N --first=I --count=N --max_history=N
 //   statepool_bench_names --part=check --server=ADDRESS --seed=N --names=N --samples=N
 //   statepool_bench_names --part=describe --server=ADDRESS --names=N --few_server=ADDRESS --few_names=N --samples=N
 //
 // `fill` Sets the names first..first+count-1, each with a state of its own and a request_id of 24 characters, and
-// flushes them. `check` reads random names back and compares every byte (figure names_wrong). `describe` times Describe
-// of random names, one call at a time, in alternating blocks of 20 with those of a daemon that has few names. What is
-// measured from outside, memory and the time of a start, is measured by tests/bench/run.
+// flushes them; max_history 0 leaves it to the daemon. `check` reads random names back and compares every byte (figure
+// names_wrong). `describe` times Describe of random names, one call at a time, in alternating blocks of 20 with those
+// of a daemon that has few names. What is measured from outside, memory and the time of a start, is measured by
+// tests/bench/run.
 #include <atomic>
 #include <thread>
 
@@ -27,16 +28,19 @@ constexpr int kAttempts = 1000;
 
 std::string NameOf(int64_t i) { return absl::StrFormat("bench/names/%08d", i); }
 int64_t PositionOf(int64_t i) { return 1 + i % 5000; }
-std::string StateOf(uint64_t seed, int64_t i) { return RandomBytes(kStateBytes, seed << 32 | static_cast<uint64_t>(i)); }
+std::string StateOf(uint64_t seed, int64_t i) {
+  return RandomBytes(kStateBytes, seed << 32 | static_cast<uint64_t>(i));
+}
 
 // A daemon that is short of room for a moment says so, and is asked again.
-void SetOne(const Connection& daemon, const std::string& layout, uint64_t seed, int64_t i) {
+void SetOne(const Connection& daemon, const std::string& layout, uint64_t seed, int64_t i, uint32_t max_history) {
   v1::SetRequest request;
   request.set_sequence(NameOf(i));
   request.set_layout(layout);
   request.set_position(PositionOf(i));
   request.set_request_id(absl::StrFormat("bench-%08x-%09d", static_cast<uint32_t>(seed), i));
   request.set_data(StateOf(seed, i));
+  if (max_history != 0) request.mutable_options()->set_max_history(max_history);
   for (int attempt = 1;; ++attempt) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
@@ -52,6 +56,7 @@ void SetOne(const Connection& daemon, const std::string& layout, uint64_t seed, 
 int Fill(const Arguments& arguments) {
   const uint64_t seed = static_cast<uint64_t>(arguments.Number("seed"));
   const int64_t first = arguments.Number("first"), end = first + arguments.Number("count");
+  const auto max_history = static_cast<uint32_t>(arguments.Number("max_history"));
   const Stopwatch watch;
   std::atomic<int64_t> next{first};
   std::vector<std::thread> writers;
@@ -59,7 +64,7 @@ int Fill(const Arguments& arguments) {
     writers.emplace_back([&] {
       const Connection daemon(arguments.Text("server"));
       const std::string layout = daemon.RegisterLayout(kStateBytes);
-      for (int64_t i = next++; i < end; i = next++) SetOne(daemon, layout, seed, i);
+      for (int64_t i = next++; i < end; i = next++) SetOne(daemon, layout, seed, i, max_history);
     });
   }
   for (std::thread& writer : writers) writer.join();
@@ -85,9 +90,10 @@ int Check(const Arguments& arguments) {
     v1::GetRequest request;
     request.mutable_name()->set_sequence(NameOf(i));
     const v1::GetResponse got = daemon.Call(&v1::StatePool::Stub::Get, request);
-    wrong += info.position() != PositionOf(i) || info.layout() != layout || info.revision() != info.durable_revision() ||
-             info.checksum() != absl::StrCat(absl::Hex(ChecksumOf(expected), absl::kZeroPad16)) || info.history_size() != 1 ||
-             got.data() != expected;
+    wrong += info.position() != PositionOf(i) || info.layout() != layout ||
+             info.revision() != info.durable_revision() ||
+             info.checksum() != absl::StrCat(absl::Hex(ChecksumOf(expected), absl::kZeroPad16)) ||
+             info.history_size() != 1 || got.data() != expected;
   }
   Figure("names_wrong")
       .Set("value", static_cast<double>(wrong))

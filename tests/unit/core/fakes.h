@@ -159,7 +159,8 @@ class FakeImageStore final : public ImageStore {
   }
 
   std::atomic<int> writes{0}, persists{0};
-  std::atomic<bool> cold_at_once{false};  // what is persisted leaves memory, and what is read stays there no longer than its pin
+  std::atomic<bool> cold_at_once{
+      false};  // what is persisted leaves memory, and what is read stays there no longer than its pin
   std::set<ImageId> kept;
   ImageId persist_fails_for = 0;  // 0: every image
   std::atomic<ImageId> first_written{0};

@@ -2,12 +2,13 @@
 //
 // Folding: packing and unpacking every field, what a store says and does of folded names, and a random history with
 // everything folded that may be after each step, against a store that never folds.
+#include "server/core/folded_name.h"
+
 #include <gtest/gtest.h>
 
 #include <random>
 
 #include "core/store_fixture.h"
-#include "server/core/folded_name.h"
 
 namespace statepool {
 namespace {
@@ -17,8 +18,7 @@ namespace {
 RestingName Resting() {
   RestingName name;
   name.key = {kDefaultTenant, NameKind::kSequence, "chat/42"};
-  name.state.layout =
-      *Layout::Create({"m", {{"s", TensorKind::kRecurrent, {0}, DType::kFloat32, {{"n", 8}}, {}, {}}}});
+  name.state.layout = *Layout::Create({"m", {{"s", TensorKind::kRecurrent, {0}, DType::kFloat32, {{"n", 8}}, {}, {}}}});
   name.state.revision = (uint64_t{3} << kCounterBits) + 1000;
   name.state.created = name.state.revision;
   name.state.create_time = absl::FromUnixNanos(1'700'000'000'123'456'789);
@@ -159,7 +159,8 @@ TEST(FoldedNameTest, RandomNumbersComeBack) {
     }
     name.recorded = 1 + random() % name.versions.size();
     for (uint64_t n = random() % 4; n > 0; --n) {
-      name.state.requests.push_back({std::string(random() % 65, 'q'), any(), any(), any(), static_cast<int64_t>(any() / 2), any()});
+      name.state.requests.push_back(
+          {std::string(random() % 65, 'q'), any(), any(), any(), static_cast<int64_t>(any() / 2), any()});
     }
     ExpectRoundTrip(name);
   }

@@ -39,13 +39,19 @@ Name* NameTable::Insert(NameKey key) {
   return name;
 }
 
-void NameTable::Insert(FoldedPtr folded) {
+void NameTable::InsertRecovered(FoldedPtr folded) {
+  const size_t before = names_.size();
   const Entry entry(folded.release());
   ++counts_[static_cast<int>(entry.view().kind)];
-  names_.insert(names_.end(), entry);  // at recovery they come in order
-  const bool inserted = PartOf(entry.view()).insert(entry).second;
-  assert(inserted);
-  (void)inserted;
+  names_.insert(names_.end(), entry);
+  assert(names_.size() == before + 1);
+  (void)before;
+}
+
+void NameTable::RecoveryDone() {
+  for (Index& part : index_)
+    part.reserve(names_.size() / kIndexParts);  // one by one they would be hashed again and again
+  for (const Entry& entry : names_) PartOf(entry.view()).insert(entry);
 }
 
 void NameTable::Erase(Name* name) {

@@ -190,8 +190,10 @@ class NameTable {
 
   // REQUIRES: absent.
   Name* Insert(NameKey key);
-  void Insert(FoldedPtr folded);
   void Erase(Name* name);
+  // At recovery: every name, best in order; then RecoveryDone, before anything is looked for.
+  void InsertRecovered(FoldedPtr folded);
+  void RecoveryDone();
   size_t size() const { return names_.size(); }
   uint64_t count(NameKind kind) const { return counts_[static_cast<int>(kind)]; }
 

@@ -293,6 +293,7 @@ absl::Status Store::Recover() {
     InsertRecoveredLocked(std::move(name));
     return absl::OkStatus();
   }));
+  names_.RecoveryDone();
   UnfoldSharedLocked(std::move(images));
   images_->RecoveryDone();
   return absl::OkStatus();

@@ -112,7 +112,7 @@ void Store::InsertRecoveredLocked(RestingName name) {
   if (name.state.prefix != nullptr) prefixes_.Insert(*name.state.prefix);
   FoldedPtr folded = FoldedName::Pack(name);
   if (const MonoTime deadline = name.Deadline(); deadline != kNever) folded_expiry_.insert({deadline, folded.get()});
-  names_.Insert(std::move(folded));
+  names_.InsertRecovered(std::move(folded));
 }
 
 // `images`: of all records, one entry for each version. What occurs more than once can't be a folded name's own.

@@ -52,7 +52,9 @@ int Fail(Exit code, absl::string_view what, const absl::Status& status) {
 }
 
 // Large messages come and go: memory that was freed is kept instead of being given back and faulted in again for each.
+// What one thread freed serves the others: by default there are eight arenas for each core, and each keeps its own.
 void TuneMalloc() {
+  mallopt(M_ARENA_MAX, static_cast<int>(std::max(2u, std::thread::hardware_concurrency())));
   mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
   mallopt(M_TRIM_THRESHOLD, 512 << 20);
   mallopt(M_TOP_PAD, 16 << 20);
@@ -108,6 +110,7 @@ class Housekeeping {
       }
       store->ReapExpired();
       store->FlushDue();
+      store->FoldIdle();
       if (round % 50 == 0) ReportFlushing(store->stats().flush_status);
     }
   }

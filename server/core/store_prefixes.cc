@@ -188,23 +188,34 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
 bool Store::EvictPrefix() {
   MutexLock lock(&mu_);
   const MonoTime now = clock_->Now();
-  Name* worst = nullptr;
+  auto worst = names_.end();
   double worst_value = 0;
   for (auto it = names_.From({kDefaultTenant, NameKind::kPrefix, ""}); it != names_.end(); ++it) {
-    Name* name = it->get();
-    if (name->key.kind != NameKind::kPrefix || name->unborn || name->busy()) continue;
-    const VersionRef& head = name->state.head();
-    // Only a prefix that alone needs bytes of the cold store frees any by going.
-    const bool alone = head.use_count() == 1 + static_cast<long>(name->recorded.size()) && head->image->heads() == 1;
-    if (!alone || !images_->persisted(*head->image)) continue;
-    const double idle_seconds = static_cast<double>(now - name->last_used) * 1e-9;
-    const double tokens = static_cast<double>(head->position);
+    if (it->view().kind != NameKind::kPrefix) continue;
+    int64_t position;
+    MonoTime last_used;
+    uint32_t forks;
+    uint64_t state_bytes;
+    if (const Name* name = it->name(); name != nullptr) {
+      if (name->unborn || name->busy()) continue;
+      const VersionRef& head = name->state.head();
+      // Only a prefix that alone needs bytes of the cold store frees any by going.
+      const bool alone = head.use_count() == 1 + static_cast<long>(name->recorded.size()) && head->image->heads() == 1;
+      if (!alone || !images_->persisted(*head->image)) continue;
+      position = head->position, last_used = name->last_used, forks = name->forks;
+      state_bytes = name->state.layout->state_bytes();
+    } else {  // it is alone, and persisted
+      const RestingName resting = it->folded()->Unpack();
+      position = resting.versions.back().position, last_used = resting.last_used, forks = resting.forks;
+      state_bytes = resting.state.layout->state_bytes();
+    }
+    const double idle_seconds = static_cast<double>(now - last_used) * 1e-9;
     const double value =
-        tokens * (1 + name->forks) / static_cast<double>(name->state.layout->state_bytes()) / (1 + idle_seconds);
-    if (worst == nullptr || value < worst_value) worst = name, worst_value = value;
+        static_cast<double>(position) * (1 + forks) / static_cast<double>(state_bytes) / (1 + idle_seconds);
+    if (worst == names_.end() || value < worst_value) worst = it, worst_value = value;
   }
-  if (worst == nullptr) return false;
-  ForgetLocked(worst, TombstoneTable::Reason::kEvicted);
+  if (worst == names_.end()) return false;
+  ForgetLocked(names_.Unfold(*worst), TombstoneTable::Reason::kEvicted);
   ++evictions_["prefix_value"];
   return BuryLocked().ok();
 }

@@ -416,7 +416,7 @@ void Residency::Forget(Resident* image) {
   Unlist(image);
   if (image->hot) DropSlot(image);
   --images_;
-  if (detached_ || (!image->cold && !image->maybe_on_disk)) return;
+  if (detached_ || image->disowned || (!image->cold && !image->maybe_on_disk)) return;
   reclaim_.push_back(image->info().id);
   ++dropped_;
   wake_.SignalAll();
@@ -424,14 +424,31 @@ void Residency::Forget(Resident* image) {
 
 ImageRef Residency::Adopt(const ImageInfo& info) {
   MutexLock lock(&mu_);
-  std::shared_ptr<Resident>& image = adopted_[info.id];
-  if (image == nullptr) {
-    image = std::make_shared<Resident>(this, PoolFor(info.tenant, info.layout), info);
-    image->cold = true;
-    image->was_head = true;  // those that are none now are behind one
-    ++images_;
-  }
+  if (const auto it = adopted_.find(info.id); it != adopted_.end()) return it->second;
+  auto image = std::make_shared<Resident>(this, PoolFor(info.tenant, info.layout), info);
+  image->cold = true;
+  image->was_head = true;  // those that are none now are behind one
+  ++images_;
+  if (!recovered_) adopted_.emplace(info.id, image);
   return image;
+}
+
+bool Residency::Disown(absl::Span<const Image* const> images) {
+  MutexLock lock(&mu_);
+  for (const Image* one : images) {
+    const Resident* image = Resident::Of(*one);
+    if (!image->cold || image->hot || image->persisting || image->promoting || image->damaged) return false;
+    if (image->weak_from_this().use_count() != 1) return false;
+  }
+  for (const Image* one : images) {
+    Resident* image = Resident::Of(*one);
+    image->disowned = true;
+    // Only through this could anyone get at it again. Compared without a reference, which could turn out the last.
+    std::weak_ptr<const Resident>& initial = image->pool->initial;
+    const std::weak_ptr<const Resident> self = image->weak_from_this();
+    if (!initial.owner_before(self) && !self.owner_before(initial)) initial.reset();
+  }
+  return true;
 }
 
 void Residency::KeepUnused(ImageId id) {
@@ -443,6 +460,7 @@ void Residency::RecoveryDone() {
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted;  // outlives the lock
   MutexLock lock(&mu_);
   adopted.swap(adopted_);
+  recovered_ = true;
   needed_.reserve(needed_.size() + adopted.size());
   for (const auto& [id, image] : adopted) needed_.push_back(id);
   std::sort(needed_.begin(), needed_.end());

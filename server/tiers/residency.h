@@ -100,6 +100,7 @@ class Residency final : public ImageStore {
   bool persisted(const Image& image) const override;
   Tier tier(const Image& image) const override;
   ImageRef Adopt(const ImageInfo& info) override;
+  bool Disown(absl::Span<const Image* const> images) override;
   void KeepUnused(ImageId id) override;
   void RecoveryDone() override;
   void Detach() override;
@@ -205,6 +206,7 @@ class Residency final : public ImageStore {
 
   // Recovery: every adopted image, until RecoveryDone, which leaves their ids to the sweep.
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted_ ABSL_GUARDED_BY(mu_);
+  bool recovered_ ABSL_GUARDED_BY(mu_) = false;
 
   CondVar wake_;  // of the background thread
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;

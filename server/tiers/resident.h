@@ -61,6 +61,7 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   bool promoting = false;
   bool damaged = false;        // its bytes changed in memory: never to be read, spilled or persisted
   bool maybe_on_disk = false;  // a put was begun: the cold store has something to forget
+  bool disowned = false;       // its bytes are another's business: they stay when it goes
   bool was_head = false;       // not yet a head is not yet behind one
   uint64_t used_at = 0;        // a count of uses, not a time
   std::optional<VictimKey> listed;

@@ -37,6 +37,7 @@ constexpr absl::Duration kFirstDelay = absl::Milliseconds(50);  // doubles with 
 constexpr absl::Duration kReleasePoll = absl::Milliseconds(5);
 constexpr absl::Duration kCancelGrace = absl::Milliseconds(100);  // for gRPC to notice a deadline by itself
 constexpr int kAbandonedMax = 16;
+constexpr int kFrameBytesMax = 1 << 20;  // gRPC's default of 16 KiB cuts a state into hundreds of frames
 
 absl::Status InvalidArgument(absl::string_view reason, absl::string_view field, absl::string_view message) {
   return MakeError(absl::StatusCode::kInvalidArgument, reason, field, message);
@@ -241,11 +242,13 @@ absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& opt
   if (options.max_message_bytes < 1)
     return InvalidArgument("INVALID_OPTION", "max_message_bytes", "a message has bytes");
   // gRPC tears itself down with its last user, and that can block for 10 s after a large write. So never the last.
+  // And Debian's Abseil looks for lock cycles at every lock that gRPC takes, under one lock for the whole process.
   static const bool kept = (grpc_init(), absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore), true);
   (void)kept;
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(options.max_message_bytes);
   arguments.SetMaxSendMessageSize(options.max_message_bytes);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytesMax);  // of what the daemon sends
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);

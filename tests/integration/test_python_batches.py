@@ -77,7 +77,7 @@ def test_a_part_that_is_not_there_is_refused(tensors, layers):
 def test_writing_a_part_needs_a_revision_before_anything_is_sent():
     with statepool.connect("unix:/nowhere", retries=0) as pool:
         for data, options in ((b"x", {"layers": [0]}), (b"x", {"tensors": ["conv"]}), ({"count": LAYOUT.views(image(1))["count"]}, {})):
-            for use in (pool.set, pool.set_stream, pool.batch().set):
+            for use in (pool.set, pool.batch().set):
                 with pytest.raises(statepool.InvalidArgument) as error:
                     use("s", data, 1, layout=LAYOUT, **options)
                 assert (error.value.reason, error.value.field) == ("MISSING_FIELD", "if_revision")

@@ -57,7 +57,7 @@ class Attempts:
 
 
 class Connection:
-    """One channel, and what its users share. Messages are encoded and decoded by them, not by gRPC: images never pass through protobuf (see _wire)."""
+    """One channel, and what its users share. They encode and decode the messages, not gRPC: images never pass through protobuf (see _wire)."""
 
     def __init__(self, channel: grpc.Channel, max_message_bytes: int) -> None:
         self.channel = channel

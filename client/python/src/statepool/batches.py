@@ -76,7 +76,8 @@ class Batch:
     def create(self, layout: Layout | str, name: str, *, durability: Durability | None = None, ttl: Ttl = None, expire_at: Expiry | None = None,
                max_history: int | None = None, request_id: str | None = None) -> None:
         """Pool.create."""
-        self._items.append(pb.BatchWriteItem(create=_requests.create(layout, name, durability, ttl, expire_at, max_history, request_id)))
+        self._items.append(pb.BatchWriteItem(create=_requests.create(
+            layout, name, durability, ttl, expire_at, max_history, request_id)))
 
     def set(self, name: str | Sequence, data: Image, position: int, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
             layout: Layout | str = "", if_revision: int | None = None, attachment: bytes = b"", exactness: Exactness | None = None,
@@ -84,7 +85,8 @@ class Batch:
             request_id: str | None = None) -> None:
         """Pool.set. `data` is not copied before run(): leave it as it is until then."""
         pieces, chosen = self._pool._image(name, data, tensors, layers, layout)
-        head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history, request_id)
+        head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history,
+                             request_id)
         if self._verify:
             head.checksum = _wire.checksum_of(*pieces)
         self._items.append(pb.BatchWriteItem(set=head, data_bytes=sum(len(_wire.as_bytes(p)) for p in pieces)))
@@ -94,7 +96,8 @@ class Batch:
              durability: Durability | None = None, ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None,
              request_id: str | None = None) -> None:
         """Pool.fork_many."""
-        self._items.append(pb.BatchWriteItem(fork=_requests.fork(source, children, position, layout, durability, ttl, expire_at, max_history, request_id)))
+        self._items.append(pb.BatchWriteItem(fork=_requests.fork(
+            source, children, position, layout, durability, ttl, expire_at, max_history, request_id)))
 
     def rollback(self, name: str | Sequence, position: int, *, if_revision: int | None = None, request_id: str | None = None) -> None:
         """Pool.rollback."""
@@ -103,12 +106,14 @@ class Batch:
     def snapshot(self, source: Name | Match | str, name: str, *, durable: bool = False, position: int | None = None,
                  durability: Durability | None = None, ttl: Ttl = None, expire_at: Expiry | None = None, request_id: str | None = None) -> None:
         """Pool.snapshot."""
-        self._items.append(pb.BatchWriteItem(snapshot=_requests.snapshot(source, name, durable, position, durability, ttl, expire_at, request_id)))
+        self._items.append(pb.BatchWriteItem(snapshot=_requests.snapshot(
+            source, name, durable, position, durability, ttl, expire_at, request_id)))
 
     def restore(self, snapshot: Snapshot | str, name: str, *, if_revision: int | None = None, durability: Durability | None = None, ttl: Ttl = None,
                 expire_at: Expiry | None = None, max_history: int | None = None, request_id: str | None = None) -> None:
         """Pool.restore."""
-        self._items.append(pb.BatchWriteItem(restore=_requests.restore(snapshot, name, if_revision, durability, ttl, expire_at, max_history, request_id)))
+        self._items.append(pb.BatchWriteItem(restore=_requests.restore(
+            snapshot, name, if_revision, durability, ttl, expire_at, max_history, request_id)))
 
     def delete(self, source: Name | Match | str, *, if_revision: int | None = None, allow_missing: bool = False) -> None:
         """Pool.delete. One without allow_missing keeps the whole batch from being retried by itself."""

@@ -182,15 +182,15 @@ class Pool:
                      those that are to be read (then `tensors` may be left out)
         chunk_bytes  a multiple of 65,536 up to 4 MiB; None: 1 MiB
         progress     called with the bytes that arrived and with all of them, after each chunk
-        State.data is a view of `room`, or empty if that is arrays: then they are State.tensors. After an error the contents of `room` are undefined. InvalidArgument
-        (BYTES_LENGTH_MISMATCH, TENSORS_MISMATCH) when it does not fit; and the errors of get.
+        State.data is a view of `room`, or empty if that is arrays: then they are State.tensors. After an error the contents of `room` are
+        undefined. InvalidArgument (BYTES_LENGTH_MISMATCH, TENSORS_MISMATCH) when it does not fit; and the errors of get.
         """
         if isinstance(room, Mapping) and tensors is None:
             tensors = list(room)
         request = _requests.get(source, position, layout, tensors, layers, version_id, attachment)
         with StateStream(self._connection, self._attempts(), request, chunk_bytes, self._verify) as stream:
             if isinstance(room, Mapping):
-                part = self.get_layout(stream.info.layout).part(tensors, layers)
+                part = self.get_layout(stream.info.layout).part(request.select.tensors, request.select.layers or None)
                 state = self._receive(request, stream, part.pieces(_writable(room)), progress)
                 state.tensors = dict(room)
                 return state
@@ -231,16 +231,17 @@ class Pool:
         position         tokens consumed
         tensors, layers  `data` is these tensors in these of the model's layers alone (None: all), and all else is that of the head: then if_revision
                          is required, and the version is "edited" unless `exactness` says otherwise. Tensors by name that are not all of the
-                         layout's are such a part by themselves
+                         layout's are such a part by themselves. It must fit a message (Exhausted, MESSAGE_TOO_LARGE)
         layout           required when the sequence does not exist yet: it is made then; else checked
         if_revision      write only if this is the sequence's revision; 0: only if it does not exist
         attachment       opaque bytes beside the state
-        What fits no message goes as a stream. Conflict (REVISION_MISMATCH, LAYOUT_MISMATCH), InvalidArgument (BYTES_LENGTH_MISMATCH, INVALID_POSITION,
-        MISSING_FIELD ...), Exhausted. After an error nothing has changed, but for DeadlineExceeded and Unavailable: the write is whole or absent
-        then, and a retry with the same request_id is safe.
+        A whole state that fits no message goes as a stream. Conflict (REVISION_MISMATCH, LAYOUT_MISMATCH), InvalidArgument (BYTES_LENGTH_MISMATCH,
+        INVALID_POSITION, MISSING_FIELD ...), Exhausted. After an error nothing has changed, but for DeadlineExceeded and Unavailable: the write is
+        whole or absent then, and a retry with the same request_id is safe.
         """
         pieces, chosen = self._image(name, data, tensors, layers, layout)
-        head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history, request_id)
+        head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history,
+                             request_id)
         if self._verify:
             head.checksum = _wire.checksum_of(*pieces)
         attempts = self._attempts()
@@ -250,16 +251,17 @@ class Pool:
             except errors.Exhausted as error:
                 if not _too_large(error):
                     raise
+        if chosen is not None:
+            raise errors.Exhausted("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", "a part of a state travels in one message", "data")
         return Info.from_proto(streams.send(self._connection, attempts, head, streams.FromBuffers(pieces)))
 
-    def set_stream(self, name: str | Sequence, source: Source, position: int, *, tensors: Iterable[str] | None = None,
-                   layers: Iterable[int] | None = None, layout: Layout | str = "", if_revision: int | None = None,
+    def set_stream(self, name: str | Sequence, source: Source, position: int, *, layout: Layout | str = "", if_revision: int | None = None,
                    attachment: bytes = b"", exactness: Exactness | None = None, durability: Durability | None = None,
                    ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None, request_id: str | None = None,
                    chunk_bytes: int | None = None, progress: Progress | None = None) -> Info:
-        """set() in chunks, for any size and from anything that gives bytes; beside the source a few chunks are needed.
+        """set() of a whole state in chunks, for any size and from anything that gives bytes; beside the source a few chunks are needed.
 
-        source       a buffer; tensors by name; an open binary file, from where it is to its end; an iterable of buffers of any sizes
+        source       a buffer; all tensors by name; an open binary file, from where it is to its end; an iterable of buffers of any sizes
         request_id   with your own, an upload that an earlier call (of another process, too) left unfinished goes on where it was
         chunk_bytes  a multiple of 65,536 up to 4 MiB; None: 1 MiB
         progress     called with the bytes that were handed to gRPC and with all of them (None: not known), after each chunk. It steps back when
@@ -267,14 +269,13 @@ class Pool:
         After a break the stream goes on behind what the daemon has. An iterable, or a file without seek(), can go back 32 MiB for that; when this is
         not enough (the daemon lost the upload) the error of the break is raised. Other arguments and errors are those of set.
         """
-        chosen = _requests.select(tensors, layers)
         rewindable: streams.Rewindable
         if isinstance(source, Mapping):
-            pieces, chosen = self._image(name, source, tensors, layers, layout)
-            rewindable = streams.FromBuffers(pieces, chunk_bytes)
+            rewindable = streams.FromBuffers(self._layout_for(name, layout).pieces(source), chunk_bytes)
         else:
             rewindable = streams.rewindable(source, chunk_bytes)
-        head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history, request_id)
+        head = _requests.set(name, position, None, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history,
+                             request_id)
         if self._verify:
             head.checksum = rewindable.checksum()
         return Info.from_proto(streams.send(self._connection, self._attempts(), head, rewindable, progress, resume=request_id is not None))
@@ -339,7 +340,8 @@ class Pool:
         Not one step: after an error some are gone and some are not; call it again. Retried by itself without if_count; then the answer is that
         of the last attempt.
         """
-        request = pb.DeleteManyRequest(kind=_requests.enum(pb.NameKind, kind, "kind"), name_prefix=prefix, all=all, preview=preview, if_count=if_count)
+        request = pb.DeleteManyRequest(kind=_requests.enum(pb.NameKind, kind, "kind"), name_prefix=prefix, all=all, preview=preview,
+                                       if_count=if_count)
         answer = self._call("DeleteMany", request, pb.DeleteManyResponse.FromString, retry=preview or if_count is None)
         return Deletion(answer.matched, answer.deleted, answer.state_bytes, tuple(answer.names))
 
@@ -372,8 +374,8 @@ class Pool:
         """
         token = ""
         while True:
-            answer = self._call("List", pb.ListRequest(
-                kind=_requests.enum(pb.NameKind, kind, "kind"), name_prefix=prefix, page_size=page_size, page_token=token), pb.ListResponse.FromString)
+            request = pb.ListRequest(kind=_requests.enum(pb.NameKind, kind, "kind"), name_prefix=prefix, page_size=page_size, page_token=token)
+            answer = self._call("List", request, pb.ListResponse.FromString)
             yield from map(Info.from_proto, answer.names)
             token = answer.next_page_token
             if not token:
@@ -389,7 +391,8 @@ class Pool:
         durable  the same as durability="sync": on disk before this returns. Otherwise the source's durability
         NotFound (the source); Conflict (NAME_EXISTS): a snapshot's name is free again only after delete().
         """
-        return Snapshot(self, self._info("Snapshot", _requests.snapshot(source, name, durable, position, durability, ttl, expire_at, request_id)).name)
+        request = _requests.snapshot(source, name, durable, position, durability, ttl, expire_at, request_id)
+        return Snapshot(self, self._info("Snapshot", request).name)
 
     def restore(self, snapshot: Snapshot | str, name: str, *, if_revision: int | None = None, durability: Durability | None = None,
                 ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None,
@@ -398,7 +401,8 @@ class Pool:
 
         NotFound (the snapshot); Conflict (LAYOUT_MISMATCH, REVISION_MISMATCH).
         """
-        return self._sequence(self._info("Restore", _requests.restore(snapshot, name, if_revision, durability, ttl, expire_at, max_history, request_id)))
+        request = _requests.restore(snapshot, name, if_revision, durability, ttl, expire_at, max_history, request_id)
+        return self._sequence(self._info("Restore", request))
 
     # -------------------------------------------------------------------------------------------------------- prefixes
 
@@ -496,13 +500,16 @@ class Pool:
             connection.daemon_max_message_bytes = told.max_message_bytes
         return nbytes <= min(connection.max_message_bytes, connection.daemon_max_message_bytes)
 
+    def _layout_for(self, name: str | Name, layout: Layout | str) -> Layout:
+        """That of the sequence, unless the caller says which."""
+        return layout if isinstance(layout, Layout) else self.get_layout(layout or self.describe(name).layout)
+
     def _image(self, name: str | Name, data: Image, tensors: Iterable[str] | None, layers: Iterable[int] | None,
                layout: Layout | str) -> tuple[SequenceOf[_wire.Buffer], pb.Select | None]:
         """What is to be written, as buffers laid end to end, and which part of the state it is."""
         if not isinstance(data, Mapping):
             return [data], _requests.select(tensors, layers)
-        if not isinstance(layout, Layout):
-            layout = self.get_layout(layout or self.describe(name).layout)
+        layout = self._layout_for(name, layout)
         if tensors is None and data.keys() < {t.name for t in layout.tensors}:
             tensors = data.keys()
         chosen = _requests.select(tensors, layers)

@@ -2,7 +2,8 @@
 """Layouts: which tensors one model's state consists of, and where each lies in its bytes.
 
 A `Layout` is written tensor by tensor; a `Preset` (mamba1, mamba2, rwkv7) is made into one by the daemon. Pool.register_layout takes
-either and returns the registered `Layout`. A `Part` is some of a layout's tensors and layers. Everything here is immutable and thread-safe, and needs no daemon.
+either and returns the registered `Layout`. A `Part` is some of a layout's tensors and layers. Everything
+here is immutable and thread-safe, and needs no daemon.
 """
 from __future__ import annotations
 

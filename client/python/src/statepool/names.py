@@ -245,15 +245,14 @@ class Sequence(Name):
         return self._pool.set(self.name, data, position, tensors=tensors, layers=layers, layout=layout, if_revision=if_revision, attachment=attachment,
                               exactness=exactness, durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id)
 
-    def set_stream(self, source: Source, position: int, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
-                   layout: layouts.Layout | str = "", if_revision: int | None = None, attachment: bytes = b"", exactness: Exactness | None = None,
+    def set_stream(self, source: Source, position: int, *, layout: layouts.Layout | str = "", if_revision: int | None = None,
+                   attachment: bytes = b"", exactness: Exactness | None = None,
                    durability: Durability | None = None, ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None,
                    max_history: int | None = None, request_id: str | None = None, chunk_bytes: int | None = None,
                    progress: Progress | None = None) -> Info:
         """Pool.set_stream with this name."""
         return self._pool.set_stream(
-            self.name, source, position, tensors=tensors, layers=layers, layout=layout, if_revision=if_revision, attachment=attachment,
-            exactness=exactness, durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id,
+            self.name, source, position, layout=layout, if_revision=if_revision, attachment=attachment, exactness=exactness, durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id,
             chunk_bytes=chunk_bytes, progress=progress)
 
     def get_upload(self, request_id: str) -> Upload:

@@ -121,7 +121,8 @@ def filled(pool, **options):
 
 
 def test_a_batch_is_retried_with_the_request_ids_of_its_items():
-    server = Batches((grpc.StatusCode.UNAVAILABLE,), (grpc.StatusCode.UNAVAILABLE, "DRAINING", 0.01), pb.BatchWriteResponse(results=[DONE] * 3, done=True))
+    answer = pb.BatchWriteResponse(results=[DONE] * 3, done=True)
+    server = Batches((grpc.StatusCode.UNAVAILABLE,), (grpc.StatusCode.UNAVAILABLE, "DRAINING", 0.01), answer)
     with serving(server) as address, statepool.connect(address) as pool:
         assert [type(r) for r in filled(pool).run()] == [statepool.Info, statepool.Sequence, statepool.Info]
     assert len(server.requests) == 3 and all(r == server.requests[0] for r in server.requests)
@@ -155,7 +156,8 @@ def test_all_or_none_is_tried_again_as_a_whole_and_raises_the_error_that_counts(
 
 def test_a_batch_with_an_unsafe_deletion_is_not_retried():
     for allow_missing, calls in ((False, 1), (True, 2)):
-        server = Batches((grpc.StatusCode.UNAVAILABLE,), pb.BatchWriteResponse(results=[pb.BatchWriteResult(delete=pb.DeleteResponse(deleted=True))], done=True))
+        deleted = pb.BatchWriteResult(delete=pb.DeleteResponse(deleted=True))
+        server = Batches((grpc.StatusCode.UNAVAILABLE,), pb.BatchWriteResponse(results=[deleted], done=True))
         with serving(server) as address, statepool.connect(address) as pool:
             batch = pool.batch()
             batch.delete("s", allow_missing=allow_missing)
@@ -196,7 +198,8 @@ def test_some_tensors_and_layers_are_read(pool, seq):
 
 @pytest.mark.parametrize("options", [{"tensors": ["nope"]}, {"layers": [7]}, {"tensors": ["wkv"], "layers": [1]}, {"tensors": ["wkv", "wkv"]}])
 def test_a_part_that_the_layout_lacks_is_refused(pool, seq, options):
-    for use in (lambda: seq.get(**options), lambda: seq.get_stream(**options), lambda: seq.set(b"x", 13, if_revision=seq.describe().revision, **options)):
+    revision = seq.describe().revision
+    for use in (lambda: seq.get(**options), lambda: seq.get_stream(**options), lambda: seq.set(b"x", 13, if_revision=revision, **options)):
         with pytest.raises(statepool.InvalidArgument) as error:
             use()
         assert error.value.reason == "INVALID_OPTION" and error.value.field.startswith(("select", "get.select"))
@@ -241,7 +244,8 @@ def test_a_version_is_read_by_its_id(pool, seq):
 
 def test_many_states_come_in_one_message_each_with_its_own_error(pool, seq):
     snapshot = pool.snapshot(seq, seq.name + "@4", position=4)
-    got = pool.batch_get([seq, statepool.Get(seq.name, 8), seq.name + "/never", snapshot, statepool.Get(seq, tensors=["count"]), statepool.Get(seq, 5)])
+    got = pool.batch_get([
+        seq, statepool.Get(seq.name, 8), seq.name + "/never", snapshot, statepool.Get(seq, tensors=["count"]), statepool.Get(seq, 5)])
     assert [g.data for g in (got[0], got[1], got[3], got[4])] == [image(12), image(8), image(4), image(12)[-6:]]
     assert (got[0].position, got[3].info.kind, got[4].tensors["count"].tobytes()) == (12, "snapshot", image(12)[-6:])
     for failed, reason in ((got[2], "NEVER_CREATED"), (got[5], "POSITION_MISMATCH")):
@@ -275,7 +279,8 @@ def test_a_batch_writes_everything_at_once(pool, seq):
     assert [s.data for s in states] == [image(n) for n in (16, 12, 12, 4, 12, 12, 17)]
     assert forks[0].describe().durability == "sync" and new.describe().ttl == 60 and states[0].attachment == b"x"
     again = batch.run()  # the same request_ids
-    assert not again[6] and again[0].replayed and again[1].replayed and again[1].revision == info.revision and [f.revision for f in again[2]] == [f.revision for f in forks]
+    assert not again[6] and again[0].replayed and again[1].replayed
+    assert again[1].revision == info.revision and [f.revision for f in again[2]] == [f.revision for f in forks]
 
 
 def test_items_fail_alone_or_none_is_done(pool, seq):

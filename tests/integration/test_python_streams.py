@@ -58,7 +58,8 @@ class Reader(FakeServer):
         at_chunk, what = self.faults.pop(0) if self.faults else (None, None)
         info = pb.NameInfo(name=request.get.name, layout=LAYOUT.fingerprint, position=7, version_id=8 if what == "other version" else 9,
                            checksum=self.whole, state_bytes=len(IMAGE))
-        head = pb.GetResponse(info=info, attachment=b"" if request.get.omit_attachment else b"logits", data_checksum=self.whole, data_bytes=len(IMAGE))
+        head = pb.GetResponse(info=info, data_checksum=self.whole, data_bytes=len(IMAGE))
+        head.attachment = b"" if request.get.omit_attachment else b"logits"
         offset = request.offset
         for i in itertools.count():
             data = IMAGE[offset:offset + (request.chunk_bytes or LEAF)]
@@ -127,8 +128,9 @@ def test_a_stream_that_breaks_after_each_chunk_still_arrives_with_one_retry():
     assert [r.offset for r in server.requests] == [i * LEAF for i in range(CHUNKS)]
 
 
-@pytest.mark.parametrize("what, reason", [("flip", "CHECKSUM_MISMATCH"), ("gap", "BROKEN_STREAM"), ("again", "BROKEN_STREAM"), ("short", "BROKEN_STREAM"),
-                                          ("empty", "BROKEN_STREAM"), ("end", "BROKEN_STREAM")])
+@pytest.mark.parametrize("what, reason", [
+    ("flip", "CHECKSUM_MISMATCH"), ("gap", "BROKEN_STREAM"), ("again", "BROKEN_STREAM"), ("short", "BROKEN_STREAM"), ("empty", "BROKEN_STREAM"),
+    ("end", "BROKEN_STREAM")])
 def test_a_chunk_that_is_wrong_each_time_is_data_loss_and_never_given_out(what, reason):
     server = Reader((2, what), *[(0, what)] * 9)
     with pool_of(server, retries=3) as pool, pool.get_stream("s", chunk_bytes=LEAF) as stream:
@@ -213,7 +215,8 @@ def test_a_state_is_read_right_into_the_callers_arrays():
         room = np.zeros(len(IMAGE) + 3, np.uint8)
         state = pool.get_into("s", room)
         assert state.data == IMAGE and room[:-3].tobytes() == IMAGE and not room[-3:].any()
-        for bad in (bytearray(len(IMAGE) - 1), {**arrays, "ssm": arrays["ssm"][:, :, :, ::2]}, {**arrays, "ssm": arrays["ssm"].transpose(0, 1, 3, 2)}):
+        ssm = arrays["ssm"]
+        for bad in (bytearray(len(IMAGE) - 1), {**arrays, "ssm": ssm[:, :, :, ::2]}, {**arrays, "ssm": ssm.transpose(0, 1, 3, 2)}):
             with pytest.raises(statepool.InvalidArgument):
                 pool.get_into("s", bad)
         with pytest.raises(RuntimeError, match="enough"):

@@ -24,12 +24,12 @@ def facts(daemon, tmp_path_factory):
     stubs = tmp_path_factory.mktemp("ruby")
     plugin = shutil.which("grpc_ruby_plugin")
     assert plugin and shutil.which("ruby"), "deploy/install-deps ruby-grpc installs what this needs"
-    subprocess.run(["protoc", f"-I{REPOSITORY / 'proto'}", f"--ruby_out={stubs}", f"--grpc_out={stubs}", f"--plugin=protoc-gen-grpc={plugin}", *PROTOS],
-                   check=True)
+    subprocess.run(["protoc", f"-I{REPOSITORY / 'proto'}", f"--ruby_out={stubs}", f"--grpc_out={stubs}", f"--plugin=protoc-gen-grpc={plugin}",
+                    *PROTOS], check=True)
     with statepool.connect(daemon.address) as pool:
         pool.register_layout(LAYOUT)
         pool.set("theirs", THEIRS, 3, layout=LAYOUT)
-        ran = subprocess.run(["ruby", "-I", stubs, CLIENT, daemon.address, "theirs"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=120)
+        ran = subprocess.run(["ruby", "-I", stubs, CLIENT, daemon.address, "theirs"], capture_output=True, text=True, timeout=120)
         assert ran.returncode == 0, ran.stderr
         yield json.loads(ran.stdout)
 

@@ -184,7 +184,8 @@ def test_a_stream_gives_the_state_in_chunks_and_goes_on_at_an_offset(pb, call, w
     rest, = call.GetStream(pb.GetStreamRequest(get=get, offset=65536))
     assert rest.HasField("head") and rest.head.data_bytes == 70_000 and (rest.offset, rest.data) == (65536, second.data)
     for change, reason, field in ((dict(offset=65536, get=pb.GetRequest(name=get.name)), "MISSING_FIELD", "get.version_id"),
-                                  (dict(offset=100, get=get), "OFFSET_MISMATCH", "offset"), (dict(offset=131072, get=get), "OFFSET_MISMATCH", "offset"),
+                                  (dict(offset=100, get=get), "OFFSET_MISMATCH", "offset"),
+                                  (dict(offset=131072, get=get), "OFFSET_MISMATCH", "offset"),
                                   (dict(get=get, chunk_bytes=1000), "INVALID_OPTION", "chunk_bytes")):
         with pytest.raises(grpc.RpcError) as error:
             call.GetStream(pb.GetStreamRequest(**change))
@@ -439,7 +440,8 @@ def test_a_layout_is_deleted_when_no_name_has_it(pb, call, name):
     call.Delete(pb.DeleteRequest(name=pb.NameRef(sequence=name)))
     assert call.DeleteLayout(pb.DeleteLayoutRequest(layout=fingerprint)).deleted
     assert not call.DeleteLayout(pb.DeleteLayoutRequest(layout="unwanted", allow_missing=True)).deleted
-    for use in (lambda: call.GetLayout(pb.GetLayoutRequest(layout="unwanted")), lambda: call.DeleteLayout(pb.DeleteLayoutRequest(layout=fingerprint))):
+    for use in (lambda: call.GetLayout(pb.GetLayoutRequest(layout="unwanted")),
+                lambda: call.DeleteLayout(pb.DeleteLayoutRequest(layout=fingerprint))):
         with pytest.raises(grpc.RpcError) as unknown:
             use()
         assert (unknown.value.code(), reason_of(unknown.value)) == (grpc.StatusCode.NOT_FOUND, "LAYOUT_UNKNOWN")

@@ -130,8 +130,7 @@ class Pool:
     def delete_layout(self, layout: Layout | str, *, allow_missing: bool = False) -> bool:
         """Forgets a layout and all its aliases, durably. False: it was absent (with allow_missing).
 
-        Conflict (LAYOUT_IN_USE, metadata "names") while a name has it, or an upload goes on; NotFound (LAYOUT_UNKNOWN). Retried by itself only with
-        allow_missing.
+        Conflict (LAYOUT_IN_USE, metadata "names") while a name has it; NotFound (LAYOUT_UNKNOWN). Retried by itself only with allow_missing.
         """
         request = pb.DeleteLayoutRequest(layout=_requests.fingerprint(layout), allow_missing=allow_missing)
         return self._call("DeleteLayout", request, pb.DeleteLayoutResponse.FromString, retry=allow_missing).deleted

@@ -190,8 +190,8 @@ class Layout(_Block):
     def part(self, tensors: Iterable[str] | str | None = None, layers: Iterable[int] | None = None) -> Part:
         """These tensors (None: all) in these of the model's layers (None: all), as Pool.get and Pool.set take them.
 
-        Tensors that have none of the layers are left out. InvalidArgument (INVALID_OPTION) for a tensor that the layout lacks, or a layer that none of
-        them has.
+        Tensors that have none of the layers are left out. InvalidArgument (INVALID_OPTION) for a tensor that the layout lacks, or a layer that
+        none of them has.
         """
         names = [tensors] if isinstance(tensors, str) else None if tensors is None else list(tensors)
         wanted = None if layers is None else set(layers)

@@ -28,7 +28,7 @@ Durability = Literal["volatile", "write_behind", "sync"]
 Exactness = Literal["exact", "edited", "lossy"]
 """exact: as a model computed it. edited: changed by hand. lossy: lost precision on the way."""
 Image = bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Mapping[str, npt.ArrayLike]
-"""A state to write, or a part of one: its bytes (anything with a contiguous buffer), or its tensors by name, as Layout.pack and Part.pack take them."""
+"""A state to write, or a part of one: its bytes (anything with a contiguous buffer), or its tensors by name, as Layout.pack and Part.pack do."""
 Room = bytearray | memoryview | npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
 """Where a state is to be read into: a writable contiguous buffer, or an array [layers, *axes] for each tensor."""
 Expiry = datetime.datetime | float
@@ -242,18 +242,18 @@ class Sequence(Name):
             durability: Durability | None = None, ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None,
             max_history: int | None = None, request_id: str | None = None) -> Info:
         """Pool.set with this name."""
-        return self._pool.set(self.name, data, position, tensors=tensors, layers=layers, layout=layout, if_revision=if_revision, attachment=attachment,
-                              exactness=exactness, durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id)
+        return self._pool.set(
+            self.name, data, position, tensors=tensors, layers=layers, layout=layout, if_revision=if_revision, attachment=attachment,
+            exactness=exactness, durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id)
 
     def set_stream(self, source: Source, position: int, *, layout: layouts.Layout | str = "", if_revision: int | None = None,
-                   attachment: bytes = b"", exactness: Exactness | None = None,
-                   durability: Durability | None = None, ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None,
-                   max_history: int | None = None, request_id: str | None = None, chunk_bytes: int | None = None,
-                   progress: Progress | None = None) -> Info:
+                   attachment: bytes = b"", exactness: Exactness | None = None, durability: Durability | None = None,
+                   ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None, max_history: int | None = None,
+                   request_id: str | None = None, chunk_bytes: int | None = None, progress: Progress | None = None) -> Info:
         """Pool.set_stream with this name."""
         return self._pool.set_stream(
-            self.name, source, position, layout=layout, if_revision=if_revision, attachment=attachment, exactness=exactness, durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id,
-            chunk_bytes=chunk_bytes, progress=progress)
+            self.name, source, position, layout=layout, if_revision=if_revision, attachment=attachment, exactness=exactness,
+            durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id, chunk_bytes=chunk_bytes, progress=progress)
 
     def get_upload(self, request_id: str) -> Upload:
         """How much of a set_stream with this request_id has arrived and is kept. NotFound (UPLOAD_UNKNOWN)."""

@@ -30,7 +30,7 @@ REPLAY_BYTES = 32 << 20
 """How much of what an iterator gave is kept for sending it again: more than what can be on the way between the two ends."""
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are through, and with all of them (None: not known). It runs in the caller's thread, and what it raises ends the call."""
+"""Called with the bytes that are through, and with all of them (None: not known), in the caller's thread. What it raises ends the call."""
 
 
 class Readable(Protocol):
@@ -443,7 +443,9 @@ def _is_broken(error: errors.StatepoolError) -> bool:
     """The stream broke off, and nothing speaks against going on, beside what Attempts knows by itself."""
     if isinstance(error, errors.DataLoss):
         return error.reason in ("BROKEN_STREAM", "CHECKSUM_MISMATCH")  # of this library; CORRUPT is the daemon's, and final
-    return error.reason in ("STALLED", "UPLOAD_BUSY", "UPLOAD_UNKNOWN", "OFFSET_MISMATCH") or (not error.reason and error.code in ("UNKNOWN", "INTERNAL"))
+    if error.reason:
+        return error.reason in ("STALLED", "UPLOAD_BUSY", "UPLOAD_UNKNOWN", "OFFSET_MISMATCH")
+    return error.code in ("UNKNOWN", "INTERNAL")  # how gRPC tells some of the ways in which a connection goes
 
 
 def _broken(message: str, expected: object = "", actual: object = "") -> errors.DataLoss:

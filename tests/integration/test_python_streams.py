@@ -243,17 +243,19 @@ class Writer(FakeServer):
         self.heads = []
         self.offsets = []
         self.uploads_asked = 0
-        self.uploads_lost = False
+        self.busy_for = 0  # answers of GetUpload that take the broken call for alive
 
     def GetCapabilities(self, request, context):
         return pb.Capabilities(max_message_bytes=LEAF)
 
     def GetUpload(self, request, context):
         self.uploads_asked += 1
-        if self.kept is None or self.uploads_lost:
-            self.kept = None
+        if self.kept is None:
             fail(context, grpc.StatusCode.NOT_FOUND, "UPLOAD_UNKNOWN", request_id=request.request_id)
-        return pb.Upload(received_bytes=len(self.kept), total_bytes=self.size)
+        if self.busy_for:
+            self.busy_for -= 1
+            return pb.Upload(total_bytes=self.size)
+        return pb.Upload(received_bytes=len(self.kept), total_bytes=self.size, expire_time={"seconds": 1})
 
     def SetStream(self, messages, context):
         at_chunk, what = self.faults.pop(0) if self.faults else (None, None)
@@ -364,6 +366,20 @@ def test_a_write_goes_back_when_the_daemon_has_less_than_was_sent(source):
     assert seen[-1] == (len(IMAGE), len(IMAGE) if known else None)
 
 
+def test_a_write_waits_until_the_daemon_knows_that_the_broken_call_is_over():
+    server = Writer((3, BROKEN), (0, "busy"), (0, "busy"))
+    server.busy_for = 2
+    with pool_of(server, retries=1) as pool:  # waiting is no retry
+        pool.set_stream("s", once(IMAGE), 7, layout=LAYOUT, chunk_bytes=LEAF)
+    assert server.written == IMAGE and server.offsets == [0] + [3 * LEAF] * 3 and server.uploads_asked == 5
+    server = Writer(*[(0, "busy")] * 1000)
+    with pool_of(server, timeout=1, retries=1) as pool, pytest.raises((statepool.Conflict, statepool.DeadlineExceeded)):
+        pool.set_stream("s", IMAGE, 7, layout=LAYOUT, chunk_bytes=LEAF)
+    assert len(server.offsets) > 2
+    with pool_of(Writer((0, "busy")), retries=0) as pool, pytest.raises(statepool.Conflict):
+        pool.set_stream("s", IMAGE, 7, layout=LAYOUT, chunk_bytes=LEAF)
+
+
 def test_a_write_whose_answer_was_lost_is_answered_again():
     server = Writer((None, "no answer"))
     with pool_of(server) as pool:
@@ -418,7 +434,7 @@ def test_an_upload_of_an_earlier_process_goes_on_under_its_request_id():
     server.kept = IMAGE[:3 * LEAF]
     with pool_of(server) as pool:
         upload = pool.get_upload("s", "mine")
-        assert (upload.received_bytes, upload.total_bytes, upload.expire_time) == (3 * LEAF, len(IMAGE), None)
+        assert (upload.received_bytes, upload.total_bytes, upload.expire_time.timestamp()) == (3 * LEAF, len(IMAGE), 1)
         pool.set_stream("s", IMAGE, 7, request_id="mine")
         assert server.written == IMAGE and server.offsets == [3 * LEAF]
         server.kept = IMAGE[:3 * LEAF]

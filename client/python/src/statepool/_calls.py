@@ -38,21 +38,22 @@ class Attempts:
         self._left = self._retries
         self._backoff = _BACKOFF_S
 
-    def wait(self, error: errors.StatepoolError, *, broken: bool = False) -> None:
+    def wait(self, error: errors.StatepoolError, *, broken: bool = False, busy: bool = False) -> None:
         """Returns when the next attempt may begin; raises `error` if there is none.
 
         An error is worth another attempt when the daemon advised a delay for UNAVAILABLE or RESOURCE_EXHAUSTED, when nobody answered, and when
-        the caller says that it is (`broken`).
+        the caller says that it is (`broken`; `busy`: it only has to wait, and that is no retry lost).
         """
         delay = error.retry_after
         unanswered = isinstance(error, errors.Unavailable) and not error.reason
-        if delay is None and (unanswered or broken):
+        if delay is None and (unanswered or broken or busy):
             delay = self._backoff * random.uniform(0.5, 1.0)
             self._backoff = min(2 * self._backoff, _BACKOFF_S_MAX)
-        worth_it = broken or isinstance(error, (errors.Unavailable, errors.Exhausted))
-        if not worth_it or delay is None or self._left <= 0 or delay >= self.timeout():
+        worth_it = broken or busy or isinstance(error, (errors.Unavailable, errors.Exhausted))
+        left = self._retries if busy else self._left
+        if not worth_it or delay is None or left <= 0 or delay >= self.timeout():
             raise error
-        self._left -= 1
+        self._left -= not busy
         time.sleep(delay)
 
 

@@ -47,7 +47,8 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
         ("grpc.enable_http_proxy", 0),
         # A daemon that restarts is back within seconds.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # To gRPC this is the time that an attempt to connect may take: enough for a far or a busy host.
+        ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
     channel = (grpc.insecure_channel(address, options) if credentials is None

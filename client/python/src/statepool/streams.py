@@ -206,7 +206,7 @@ def send(connection: Connection, attempts: Attempts, head: pb.SetRequest, source
         except errors.StatepoolError as error:
             # A chunk that differs from its checksum was damaged on the way; a whole that does will not get better.
             damaged = error.reason == "CHECKSUM_MISMATCH" and error.metadata.get("expected") != head.checksum
-            attempts.wait(error, broken=_is_broken(error) or damaged)
+            attempts.wait(error, broken=_is_broken(error) or damaged, busy=error.reason == "UPLOAD_BUSY")
             failure = error
         offset = _received(connection, attempts, head)
         if offset > furthest:
@@ -217,12 +217,19 @@ def send(connection: Connection, attempts: Attempts, head: pb.SetRequest, source
 
 
 def _received(connection: Connection, attempts: Attempts, head: pb.SetRequest) -> int:
-    """Bytes that the daemon keeps. None of them: nothing arrived, it was given up, or all is done and the answer was lost."""
+    """Bytes that the daemon keeps. None of them: nothing arrived, it was given up, or all is done and the answer was lost.
+
+    Waits while a call goes on with them: it may be a dead one that the daemon takes for alive still, and then more may have arrived than it says.
+    """
     request = pb.GetUploadRequest(sequence=head.sequence, request_id=head.request_id)
-    try:
-        return connection.call("GetUpload", request, pb.Upload.FromString, attempts).received_bytes
-    except errors.NotFound:
-        return 0
+    while True:
+        try:
+            upload = connection.call("GetUpload", request, pb.Upload.FromString, attempts)
+        except errors.NotFound:
+            return 0
+        if upload.HasField("expire_time"):
+            return upload.received_bytes
+        attempts.wait(errors.Conflict("ABORTED", "UPLOAD_BUSY", "another call goes on with this upload", "request_id"), busy=True)
 
 
 def _send_from(connection: Connection, attempts: Attempts, head: pb.SetRequest, source: Rewindable, offset: int,
@@ -444,7 +451,7 @@ def _is_broken(error: errors.StatepoolError) -> bool:
     if isinstance(error, errors.DataLoss):
         return error.reason in ("BROKEN_STREAM", "CHECKSUM_MISMATCH")  # of this library; CORRUPT is the daemon's, and final
     if error.reason:
-        return error.reason in ("STALLED", "UPLOAD_BUSY", "UPLOAD_UNKNOWN", "OFFSET_MISMATCH")
+        return error.reason in ("STALLED", "UPLOAD_UNKNOWN", "OFFSET_MISMATCH")
     return error.code in ("UNKNOWN", "INTERNAL")  # how gRPC tells some of the ways in which a connection goes
 
 

@@ -7,6 +7,7 @@
 require "fiddle"
 require "grpc"
 require "json"
+require "google/protobuf/well_known_types"
 require "google/rpc/error_details_pb"
 require "statepool/v1/statepool_services_pb"
 
@@ -29,8 +30,8 @@ end
 
 # ErrorInfo and RetryInfo of a google.rpc.Status, by their type.
 def details(status)
-  known = { "google.rpc.ErrorInfo" => Google::Rpc::ErrorInfo, "google.rpc.RetryInfo" => Google::Rpc::RetryInfo }
-  status.details.filter_map { |any| (type = known[any.type_name]) && [type, any.unpack(type)] }.to_h
+  known = [Google::Rpc::ErrorInfo, Google::Rpc::RetryInfo]
+  status.details.filter_map { |any| (type = known.find { |t| any.is(t) }) && [type, any.unpack(type)] }.to_h
 end
 
 def refused
@@ -47,23 +48,20 @@ def reason((code, details)) = [code, details[Google::Rpc::ErrorInfo].reason]
 
 class BrokenOff < StandardError; end
 
-def received(stub, head)
-  stub.get_upload(GetUploadRequest.new(sequence: head.sequence, request_id: head.request_id)).received_bytes
+# What is kept of an upload, or nil.
+def upload(stub, head)
+  stub.get_upload(GetUploadRequest.new(sequence: head.sequence, request_id: head.request_id))
 rescue GRPC::NotFound
-  0
+  nil
 end
 
-# The messages of a SetStream from `offset` on. Breaks off before `stop_at`, when the daemon has all that was sent.
-def chunks(stub, head, data, offset, stop_at: nil)
+# The messages of a SetStream from `offset` on; the block is called after each.
+def chunks(head, data, offset = 0)
   Enumerator.new do |out|
-    out << SetChunk.new(head: head, offset: offset)
     (offset...data.bytesize).step(CHUNK_BYTES) do |at|
-      if at == stop_at
-        sleep 0.01 until received(stub, head) == at
-        raise BrokenOff
-      end
       part = data.byteslice(at, CHUNK_BYTES)
-      out << SetChunk.new(offset: at, checksum: checksum(part), data: part)
+      out << SetChunk.new(head: at == offset ? head : nil, offset: at, checksum: checksum(part), data: part)
+      yield if block_given?
     end
   end
 end
@@ -99,28 +97,25 @@ layout = stub.register_layout(RegisterLayoutRequest.new(alias: "ruby", layout: L
   TensorSpec.new(name: "s", kind: :RECURRENT, layers: [0], dtype: :UINT8, axes: [Axis.new(name: "x", size: STATE_BYTES)])])))
 check("the layout's length", layout.state_bytes == STATE_BYTES)
 
-# A write that breaks off after two chunks and goes on behind them.
+# A write that breaks off after its first chunk, when the daemon has it, and goes on behind that.
 data = Random.new(7).bytes(STATE_BYTES)
 head = SetRequest.new(sequence: SEQUENCE, layout: "ruby", position: 42, checksum: checksum(data), attachment: "from ruby", request_id: "ruby-1")
+broke_off = lambda do
+  sleep 0.01 until upload(stub, head)
+  raise BrokenOff
+end
 begin
-  stub.set_stream(chunks(stub, head, data, 0, stop_at: 2 * CHUNK_BYTES))
+  stub.set_stream(chunks(head, data, &broke_off))
   raise "that should have broken off"
 rescue BrokenOff, GRPC::BadStatus
   check("nothing is visible yet", reason(refused { stub.describe(DescribeRequest.new(name: NameRef.new(sequence: SEQUENCE))) }) == [5, "NEVER_CREATED"])
 end
-begin
-  went_on_at = received(stub, head)
-  info = stub.set_stream(chunks(stub, head, data, went_on_at))
-rescue GRPC::Aborted => e
-  # The daemon may not know yet that the other call is over; it says when to ask again.
-  retry_info = details(Google::Rpc::Status.decode(e.metadata["grpc-status-details-bin"]))[Google::Rpc::RetryInfo]
-  raise unless retry_info
-  sleep(retry_info.retry_delay.seconds + retry_info.retry_delay.nanos / 1e9)
-  retry
-end
-facts["went_on_at"] = went_on_at
+sleep 0.01 until (kept = upload(stub, head)).expire_time # till then the daemon takes the broken call for alive
+check("what is to come", kept.total_bytes == STATE_BYTES)
+facts["went_on_at"] = kept.received_bytes
+info = stub.set_stream(chunks(head, data, kept.received_bytes))
 check("what was written", info.position == 42 && info.checksum == checksum(data) && !info.replayed)
-check("a repetition is answered, not done", stub.set_stream(chunks(stub, head, data, 0)).tap { |i| check("replayed", i.replayed) }.revision == info.revision)
+check("a repetition is answered, not done", stub.set_stream(chunks(head, data)).tap { |i| check("replayed", i.replayed) }.revision == info.revision)
 
 # Reading it, in one stream and in one for each chunk; and what the other client wrote.
 [100, 1].each do |calls_of|

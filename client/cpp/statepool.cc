@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
 #include "kernels/checksum.h"
@@ -21,6 +22,7 @@ namespace statepool::client {
 namespace {
 
 constexpr char kHealthMethod[] = "/grpc.health.v1.Health/Check";
+constexpr int kFrameBytesMax = 1 << 20;  // gRPC's default of 16 KiB cuts a state into hundreds of frames
 constexpr uint32_t kChunkBytesMax = 4 << 20;
 constexpr int kHeadBytesMax = 4 << 20;  // what the first message of a stream has beside its chunk, generously
 
@@ -73,12 +75,14 @@ absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& opt
     return InvalidArgument("INVALID_OPTION", "chunk_bytes", "a multiple of 65,536, at most 4 MiB");
   }
   // gRPC tears itself down with its last user, and that can block for 10 s after a large write. So never the last.
-  static const bool kept = (grpc_init(), true);
+  // And Debian's Abseil looks for lock cycles at every lock that gRPC takes, under one lock for the whole process.
+  static const bool kept = (grpc_init(), absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore), true);
   (void)kept;
   grpc::ChannelArguments arguments;
   const int message_bytes = std::max(options.max_message_bytes, static_cast<int>(options.chunk_bytes) + kHeadBytesMax);
   arguments.SetMaxReceiveMessageSize(message_bytes);
   arguments.SetMaxSendMessageSize(message_bytes);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytesMax);  // of what the daemon sends
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 5000);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);

@@ -141,7 +141,8 @@ class Pool {
  public:
   // `address` is HOST:PORT or unix:PATH. Connects in the background, and again after a break: an absent daemon shows as
   // UNAVAILABLE from the calls. HTTP proxies are not used. The first Connect initializes gRPC for the life of the
-  // process. Errors: INVALID_ARGUMENT (INVALID_ADDRESS, INVALID_OPTION).
+  // process, and turns off Abseil's search for lock cycles (absl::SetMutexDeadlockDetectionMode), which Debian's build
+  // does at every lock. Errors: INVALID_ARGUMENT (INVALID_ADDRESS, INVALID_OPTION).
   static absl::StatusOr<Pool> Connect(absl::string_view address, const Options& options = {});
 
   absl::StatusOr<v1::Capabilities> GetCapabilities(const CallOptions& call = {}) const;

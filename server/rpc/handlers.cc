@@ -9,12 +9,10 @@
 #include <optional>
 #include <utility>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/checksum.h"
+#include "kernels/xxh3.h"
 #include "server/core/error.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
@@ -25,7 +23,7 @@ namespace {
 constexpr uint32_t kDefaultPageSize = 100;
 
 // Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
-// order, don't occur.
+// order, don't occur. A Set's data is not in it (RequestId).
 template <typename Request>
 uint64_t BodyHash(absl::string_view method, const Request& request) {
   Request body = request;
@@ -36,7 +34,7 @@ uint64_t BodyHash(absl::string_view method, const Request& request) {
   coded.SetSerializationDeterministic(true);
   body.SerializeToCodedStream(&coded);
   coded.Trim();
-  return XXH3_64bits(bytes.data(), bytes.size());
+  return Xxh3(bytes.data(), bytes.size());
 }
 
 // Of a Set without its bytes: core adds those.

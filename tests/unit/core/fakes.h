@@ -41,7 +41,7 @@ struct FakeDisk {
   }
 };
 
-class FakeImage final : public Image {
+class FakeImage final : public Image, public std::enable_shared_from_this<FakeImage> {
  public:
   FakeImage(ImageInfo info, FakeDisk* disk, std::optional<std::pair<std::string, std::string>> bytes, bool persisted)
       : Image(std::move(info)), disk_(disk), bytes_(std::move(bytes)), persisted_(persisted) {
@@ -53,7 +53,7 @@ class FakeImage final : public Image {
     --disk_->live_images;
     if (disk_->detached) return;
     if (heads() != 0) std::abort();
-    disk_->written.images.erase(info().id);
+    if (!disowned_) disk_->written.images.erase(info().id);
   }
 
  private:
@@ -62,6 +62,7 @@ class FakeImage final : public Image {
   FakeDisk* const disk_;
   mutable std::optional<std::pair<std::string, std::string>> bytes_;  // nothing: cold
   mutable bool persisted_;
+  mutable bool disowned_ = false;
 };
 
 class FakeImageStore final : public ImageStore {
@@ -110,8 +111,10 @@ class FakeImageStore final : public ImageStore {
   absl::StatusOr<Pin> Read(const Op&, const ImageRef& image) override {
     const auto& fake = static_cast<const FakeImage&>(*image);
     MutexLock lock(&disk_->mu);
-    if (!fake.bytes_.has_value()) fake.bytes_ = disk_->written.images.at(image->info().id);
-    return PinOf(fake, image);
+    if (fake.bytes_.has_value()) return PinOf(fake, image);
+    const auto& stored = disk_->written.images.at(image->info().id);
+    if (!cold_at_once) fake.bytes_ = stored;
+    return std::make_unique<FakePin>(image, stored);
   }
 
   Pin TryRead(const ImageRef& image) override {
@@ -128,6 +131,7 @@ class FakeImageStore final : public ImageStore {
     if (!persist_error.ok() && (persist_fails_for == 0 || persist_fails_for == image->info().id)) return persist_error;
     disk_->written.images[image->info().id] = *fake.bytes_;
     fake.persisted_ = true;
+    if (cold_at_once) fake.bytes_.reset();
     ++persists;
     return absl::OkStatus();
   }
@@ -142,6 +146,7 @@ class FakeImageStore final : public ImageStore {
   }
 
   ImageRef Adopt(const ImageInfo& info) override {
+    if (recovered_) return std::make_shared<FakeImage>(info, disk_, std::nullopt, true);
     ImageRef image = adopted_[info.id].lock();
     if (image == nullptr) {
       image = std::make_shared<FakeImage>(info, disk_, std::nullopt, true);
@@ -149,14 +154,31 @@ class FakeImageStore final : public ImageStore {
     }
     return image;
   }
+  bool Disown(absl::Span<const Image* const> images) override {
+    MutexLock lock(&disk_->mu);
+    for (const Image* image : images) {
+      const auto& fake = static_cast<const FakeImage&>(*image);
+      if (!fake.persisted_ || fake.bytes_.has_value() || fake.weak_from_this().use_count() != 1) return false;
+    }
+    for (const Image* image : images) static_cast<const FakeImage&>(*image).disowned_ = true;
+    return true;
+  }
   void KeepUnused(ImageId id) override { kept.insert(id); }
-  void RecoveryDone() override { adopted_.clear(); }
+  void RecoveryDone() override {
+    recovered_ = true;
+    adopted_.clear();
+    // The sweep: what nobody adopted or keeps. Those adopted are among those kept.
+    MutexLock lock(&disk_->mu);
+    std::erase_if(disk_->written.images, [this](const auto& image) { return !kept.contains(image.first); });
+  }
   void Detach() override {
     MutexLock lock(&disk_->mu);
     disk_->detached = true;
   }
 
   std::atomic<int> writes{0}, persists{0};
+  std::atomic<bool> cold_at_once{
+      false};  // what is persisted leaves memory, and what is read stays there no longer than its pin
   std::set<ImageId> kept;
   ImageId persist_fails_for = 0;  // 0: every image
   std::atomic<ImageId> first_written{0};
@@ -206,6 +228,7 @@ class FakeImageStore final : public ImageStore {
 
   FakeDisk* const disk_;
   IdSource ids_;
+  bool recovered_ = false;
   std::map<ImageId, std::weak_ptr<const Image>> adopted_;
 };
 

@@ -333,22 +333,5 @@ TEST_F(ListenTest, RefusesAPortThatIsTakenAndAddressesThatAreNone) {
   }
 }
 
-TEST(ChecksumOfPieces, DoesNotDependOnTheCuts) {
-  std::mt19937 random(1);
-  for (const size_t bytes :
-       {size_t{0}, size_t{1}, kLeafBytes - 1, kLeafBytes, kLeafBytes + 1, 5 * kLeafBytes, kStateBytes}) {
-    const std::string image = Pattern(bytes, 3);
-    for (int round = 0; round < 20; ++round) {
-      std::vector<absl::string_view> pieces;
-      for (absl::string_view rest = image; !rest.empty();) {
-        const size_t n = std::uniform_int_distribution<size_t>(0, std::min(rest.size(), 2 * kLeafBytes + 1))(random);
-        pieces.push_back(rest.substr(0, n));
-        rest.remove_prefix(n);
-      }
-      EXPECT_EQ(ChecksumOfPieces(pieces), ChecksumOf(image)) << bytes << " bytes in " << pieces.size() << " pieces";
-    }
-  }
-}
-
 }  // namespace
 }  // namespace statepool

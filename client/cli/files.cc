@@ -25,7 +25,7 @@ namespace {
 
 constexpr size_t kTokenFileBytesMax = size_t{1} << 30;
 constexpr size_t kReadBytes = size_t{1} << 20;     // from what does not tell its size
-constexpr size_t kWindowBytes = size_t{32} << 20;  // more than a connection holds on its way
+constexpr size_t kWindowBytes = size_t{24} << 20;  // more than a connection holds on its way
 
 absl::Status FileError(absl::string_view flag, absl::string_view path) {
   return client::MakeError(absl::StatusCode::kUnknown, "FILE", flag, absl::StrCat(path, ": ", strerror(errno)));
@@ -171,6 +171,7 @@ absl::StatusOr<size_t> FileReader::Read(uint64_t offset, char* to, size_t max) {
   } while (n < 0 && errno == EINTR);
   if (n < 0) return FileError(flag_, path_);
   if (!is_regular_) {
+    if (window_.empty()) window_.reserve(kWindowBytes + kWindowBytes / 2);  // takes memory only as it fills
     window_.append(to, static_cast<size_t>(n));
     if (window_.size() > kWindowBytes + kWindowBytes / 4) {  // not at each read: the rest moves
       const size_t gone = window_.size() - kWindowBytes;

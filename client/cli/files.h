@@ -55,7 +55,7 @@ class FileReader {
   bool is_regular() const { return is_regular_; }
 
   // Up to `max` bytes from `offset` on; 0: the end is there. What is no regular file can only be read on, or again from
-  // among its last 32 MiB. Errors: also FAILED_PRECONDITION for what is gone.
+  // among its last 24 MiB. Errors: also FAILED_PRECONDITION for what is gone.
   absl::StatusOr<size_t> Read(uint64_t offset, char* to, size_t max);
 
  private:

@@ -24,6 +24,7 @@ namespace {
 constexpr char kHealthMethod[] = "/grpc.health.v1.Health/Check";
 constexpr int kFrameBytesMax = 1 << 20;  // gRPC's default of 16 KiB cuts a state into hundreds of frames
 constexpr uint32_t kChunkBytesMax = 4 << 20;
+constexpr int kStreamWindowBytes = 4 << 20;
 constexpr int kHeadBytesMax = 4 << 20;  // what the first message of a stream has beside its chunk, generously
 
 absl::Status CheckAddress(absl::string_view address) {
@@ -58,11 +59,11 @@ v1::NameRef PrefixRef(absl::string_view prefix) {
   return ref;
 }
 
-Pool::Pool(std::shared_ptr<grpc::Channel> small, std::shared_ptr<grpc::Channel> reads,
-           std::shared_ptr<grpc::Channel> writes, const Options& options)
-    : channel_(std::move(small)),
-      reads_(std::move(reads)),
-      writes_(std::move(writes)),
+Pool::Pool(absl::FunctionRef<std::shared_ptr<grpc::Channel>(bool)> connect, const Options& options)
+    : channel_(connect(false)),
+      reads_(connect(false)),
+      writes_(connect(false)),
+      streams_(connect(true)),
       stub_(v1::StatePool::NewStub(channel_)),
       options_(options) {}
 
@@ -89,10 +90,15 @@ absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& opt
   arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);             // ours know what may be repeated, and hold no messages
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // else the channels would share a connection
-  const auto channel = [&] {
-    return grpc::CreateCustomChannel(std::string(address), grpc::InsecureChannelCredentials(), arguments);
+  const auto connect = [&](bool for_streams) {
+    grpc::ChannelArguments own = arguments;
+    if (for_streams) {  // gRPC would let windows grow, and hold tens of MiB that a slow sink has not taken
+      own.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+      own.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kStreamWindowBytes);
+    }
+    return grpc::CreateCustomChannel(std::string(address), grpc::InsecureChannelCredentials(), own);
   };
-  return Pool(channel(), channel(), channel(), options);
+  return Pool(connect, options);
 }
 
 absl::Status Pool::Attempt(const CallOptions& call, bool may_repeat,

@@ -135,8 +135,9 @@ struct BatchWriteAnswer {
   bool done = false;  // false: nothing was done (all_or_none, and an item failed)
 };
 
-// One daemon. Cheap to copy: copies share its connections, one each for small calls, Get and Set, so that neither a
-// fork waits behind a state on its way nor one direction behind the other. All methods are thread-safe and block.
+// One daemon. Cheap to copy: copies share its connections, one each for small calls, Get, Set and streams, so that
+// neither a fork waits behind a state on its way nor one direction behind the other. All methods are thread-safe and
+// block.
 class Pool {
  public:
   // `address` is HOST:PORT or unix:PATH. Connects in the background, and again after a break: an absent daemon shows as
@@ -273,8 +274,8 @@ class Pool {
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
 
  private:
-  Pool(std::shared_ptr<grpc::Channel> small, std::shared_ptr<grpc::Channel> reads,
-       std::shared_ptr<grpc::Channel> writes, const Options& options);
+  // `connect` makes a channel; for streams if its argument says so.
+  Pool(absl::FunctionRef<std::shared_ptr<grpc::Channel>(bool)> connect, const Options& options);
 
   // Calls `attempt` until it succeeds or must not be repeated.
   absl::Status Attempt(const CallOptions& call, bool may_repeat,
@@ -304,7 +305,7 @@ class Pool {
                                    absl::Span<const absl::string_view> pieces, std::shared_ptr<const void> owner,
                                    bool may_repeat, const CallOptions& call) const;
 
-  std::shared_ptr<grpc::Channel> channel_, reads_, writes_;
+  std::shared_ptr<grpc::Channel> channel_, reads_, writes_, streams_;
   std::shared_ptr<v1::StatePool::Stub> stub_;
   Options options_;
 };

@@ -20,6 +20,7 @@ namespace {
 
 constexpr char kGetStreamMethod[] = "/statepool.v1.StatePool/GetStream";
 constexpr char kSetStreamMethod[] = "/statepool.v1.StatePool/SetStream";
+constexpr absl::Duration kUploadPoll = absl::Milliseconds(20);
 constexpr size_t kFieldBytesMax = 4 << 20;  // of a message beside its chunk
 
 // The version that a broken stream was reading is gone, and the caller asked for no version in particular.
@@ -236,7 +237,7 @@ absl::StatusOr<v1::GetResponse> Pool::ReadStream(v1::GetStreamRequest request,
                                                  const CallOptions& call) const {
   if (request.chunk_bytes() == 0) request.set_chunk_bytes(options_.chunk_bytes);
   StreamReader reader(request, options_.verify, call.timeout.value_or(options_.timeout), begin, take, call);
-  return reader.Run(reads_, options_.max_attempts);
+  return reader.Run(streams_, options_.max_attempts);
 }
 
 absl::StatusOr<v1::GetResponse> Pool::GetStream(const v1::GetStreamRequest& request, Sink sink,
@@ -338,15 +339,20 @@ absl::StatusOr<v1::NameInfo> Pool::SetStream(v1::SetRequest request, uint64_t to
   v1::GetUploadRequest upload_request;
   upload_request.set_sequence(request.sequence());
   upload_request.set_request_id(request.request_id());
-  // Where the daemon says that an attempt has to begin.
+  const absl::Duration timeout = call.timeout.value_or(options_.timeout);
+  // Where the daemon says that an attempt has to begin. It may not have noticed yet that the call that broke is over;
+  // until then it does not say how much it will keep.
   const auto received = [&]() -> absl::StatusOr<uint64_t> {
-    const absl::StatusOr<v1::Upload> upload = GetUpload(upload_request, call);
-    if (upload.ok()) return upload->received_bytes();
-    if (GetErrorDetail(upload.status()).reason == "UPLOAD_UNKNOWN") return 0;
-    return upload.status();
+    const absl::Time patience = absl::Now() + timeout;
+    for (;;) {
+      const absl::StatusOr<v1::Upload> upload = GetUpload(upload_request, call);
+      if (GetErrorDetail(upload.status()).reason == "UPLOAD_UNKNOWN") return 0;
+      if (!upload.ok()) return upload.status();
+      if (upload->has_expire_time() || absl::Now() >= patience) return upload->received_bytes();
+      absl::SleepFor(kUploadPoll);
+    }
   };
 
-  const absl::Duration timeout = call.timeout.value_or(options_.timeout);
   uint64_t offset = 0;
   if (may_go_on) {
     const absl::StatusOr<uint64_t> kept = received();
@@ -358,11 +364,11 @@ absl::StatusOr<v1::NameInfo> Pool::SetStream(v1::SetRequest request, uint64_t to
   absl::Status broke;  // how the last attempt ended
   for (int failures = 0;;) {
     UploadAttempt attempt(request, total_bytes, options_.chunk_bytes, source, call, timeout);
-    absl::StatusOr<v1::NameInfo> info = attempt.Run(writes_, offset);
+    absl::StatusOr<v1::NameInfo> info = attempt.Run(streams_, offset);
     if (info.ok()) return info;
     if (attempt.source_failed()) return !broke.ok() && !attempt.wrote() ? broke : info.status();
     broke = info.status();
-    // The daemon may not have noticed yet that the connection of the attempt before is gone.
+    // Another call has the upload: of another process, or one whose end the daemon has not noticed yet.
     const bool busy = GetErrorDetail(broke).reason == "UPLOAD_BUSY";
     if (!busy) ++failures;
     if (attempt.wrote() && !busy) deadline = absl::Now() + timeout;

@@ -273,7 +273,7 @@ TEST_F(FilesTest, APipeIsReadOnAndAgainFromItsLastBytes) {
   }
   writer.join();
   EXPECT_EQ(at, n);
-  const uint64_t again = n - (32 << 20);
+  const uint64_t again = n - (24 << 20);
   EXPECT_GT(*file->Read(again, piece.data(), 100), 0u);
   EXPECT_EQ(piece[0], static_cast<char>(again >> 10));
   EXPECT_EQ(*file->Read(n, piece.data(), 100), 0u);

@@ -12,7 +12,7 @@
 namespace statepool::cli {
 namespace {
 
-constexpr int kTouchedTogether = 64;  // no daemon has a lower Capabilities.max_batch
+constexpr int kTouchedTogether = 100;  // far below Capabilities.max_batch
 
 struct KindWords {
   absl::string_view group;   // of commands

@@ -169,7 +169,7 @@ std::vector<TombstoneTable::PrefixPlace> TombstoneTable::Load(absl::string_view 
     saved.remove_prefix(sizeof *v);
     return true;
   };
-  if (saved.empty()) {
+  if (saved.empty() || (saved[0] & ~3) != 0) {
     uncertain_ = true;
     return loaded;
   }
@@ -183,10 +183,16 @@ std::vector<TombstoneTable::PrefixPlace> TombstoneTable::Load(absl::string_view 
       break;
     }
     const auto reason = static_cast<Reason>(saved[0]);
-    const bool has_prefix = saved[1] != 0;
+    const char prefixes = saved[1];
     saved.remove_prefix(2);
+    // What Save can't have written must not get in: a reason is an index elsewhere, and a name has one stone.
+    if (reason < Reason::kDeleted || reason > Reason::kCorrupt || (prefixes != 0 && prefixes != 1) ||
+        stones_.contains(hash) || order_.size() == kLimit) {
+      uncertain_ = true;
+      break;
+    }
     PrefixPlace prefix;
-    if (has_prefix) {
+    if (prefixes == 1) {
       PrefixIndex::Place p;
       if (!take(&p.key.high) || !take(&p.key.low) || !take(&p.locator.stem_high) || !take(&p.locator.stem_low) ||
           !take(&p.locator.check) || !take(&p.length)) {

@@ -304,7 +304,7 @@ void Store::PublishLocked(Name* name, NameState state, uint64_t dirty_group, Mon
   const bool is_new = name->state.ring.empty();
   SetHeadCounts(is_new ? nullptr : &name->state, &state);
   if (is_new) {
-    ++layout_names_[state.layout.get()];
+    if (!name->unborn) ++layout_names_[state.layout.get()];
     if (const TombstoneTable::PrefixPlace ghost = tombstones_.Remove(name->key); ghost != nullptr)
       prefixes_.Erase(*ghost);
   } else if (name->state.prefix != nullptr) {
@@ -327,6 +327,10 @@ void Store::PublishLocked(Name* name, NameState state, uint64_t dirty_group, Mon
     name->dirty_next = ticket;
     name->dirty_next_since = now;
   }
+}
+
+void Store::DropLayoutUseLocked(const Layout& layout) {
+  if (const auto uses = layout_names_.find(&layout); --uses->second == 0) layout_names_.erase(uses);
 }
 
 void Store::ScheduleExpiryLocked(Name* name) {
@@ -355,7 +359,7 @@ std::vector<Name*> Store::GroupLocked(const Name& name) {
 }
 
 void Store::ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) {
-  if (const auto uses = layout_names_.find(name->state.layout.get()); --uses->second == 0) layout_names_.erase(uses);
+  DropLayoutUseLocked(*name->state.layout);
   SetHeadCounts(&name->state, nullptr);
   SetDirtyLocked(name, {}, 0);
   if (name->expiry_entry != kNever) expiry_.erase({name->expiry_entry, name});

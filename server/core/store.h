@@ -400,7 +400,7 @@ class Store {
   NameState NewState(LayoutRef layout) const;
   bool IsExpired(const Name& name) const { return clock_->Now() >= name.Deadline(); }
   void UseLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { name->last_used = clock_->Now(); }
-  // Reads an image of this version, and tells its damage by the version. 0: of a base.
+  // Reads an image of this version, and tells its damage by the version.
   absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version);
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never
   VersionInfo InfoOf(const Version& version) const;
@@ -411,6 +411,7 @@ class Store {
   void PublishLocked(Name* name, NameState state, uint64_t dirty_group, MonoTime now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetHeadCounts(const NameState* old_state, const NameState* new_state) const;
+  void DropLayoutUseLocked(const Layout& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ScheduleExpiryLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes a name out of all tables. REQUIRES: not busy.
@@ -431,8 +432,9 @@ class Store {
   absl::Status WaitLocked(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static NameRecord RecordOf(const NameKey& key, const NameState& state, absl::Span<const VersionRef> versions);
   Ring DurableRun(const NameState& state) const;
-  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty; gives the first
-  // error. Leaves alone names that are busy, and with them the other children of their fork.
+  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty, and with them all
+  // that were written together with them; gives the first error. Leaves alone names that are busy, and those written
+  // together with them. REQUIRES: of each group all.
   absl::Status RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Goes once through the queue of what is dirty since `due` or longer, batch by batch, and records it. Errors don't
@@ -465,7 +467,8 @@ class Store {
   std::set<std::pair<MonoTime, Name*>> expiry_ ABSL_GUARDED_BY(mu_);
   absl::btree_set<std::pair<MonoTime, const FoldedName*>> folded_expiry_ ABSL_GUARDED_BY(mu_);  // by real deadlines
   std::map<DirtyTicket, Name*> dirty_ ABSL_GUARDED_BY(mu_);
-  std::map<const Layout*, uint64_t> layout_names_ ABSL_GUARDED_BY(mu_);  // how many names have a layout
+  std::map<const Layout*, uint64_t> layout_names_
+      ABSL_GUARDED_BY(mu_);  // how many names have a layout, unborn ones too
   uint64_t prefix_hits_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t prefix_misses_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, uint64_t> misses_ ABSL_GUARDED_BY(mu_);

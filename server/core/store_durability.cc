@@ -61,6 +61,7 @@ Ring Store::DurableRun(const NameState& state) const {
 absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written) {
   struct Item {
     Name* name;
+    Revision group;
     NameState state;  // as it is recorded; the name may move on meanwhile
     Ring run;
     absl::Status status;
@@ -73,17 +74,24 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
   for (Name* name : names) {
     if (name->dirty == DirtyTicket{} || busy_groups.contains(name->dirty.group)) continue;
     name->recording = true;
-    items.push_back({name, name->state, {}, absl::OkStatus()});
+    items.push_back({name, name->dirty.group, name->state, {}, absl::OkStatus()});
   }
   if (items.empty()) return absl::OkStatus();
 
   absl::Status committed = absl::OkStatus();
   {
     MutexUnlock unlock(&mu_);
+    absl::flat_hash_map<Revision, absl::Status> failed;  // groups: none of their names is recorded then
+    for (const Item& item : items) {
+      if (failed.contains(item.group)) continue;
+      if (absl::Status s = images_->Persist(op, item.state.head()->image); !s.ok()) failed[item.group] = std::move(s);
+    }
     std::vector<NameChange> changes;
     for (Item& item : items) {
-      item.status = images_->Persist(op, item.state.head()->image);
-      if (!item.status.ok()) continue;
+      if (const auto group = failed.find(item.group); group != failed.end()) {
+        item.status = group->second;
+        continue;
+      }
       item.run = DurableRun(item.state);
       changes.push_back({item.name->key, RecordOf(item.name->key, item.state, item.run)});
     }
@@ -112,19 +120,18 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
 
 absl::Status Store::RecordQueueLocked(const Op& op, MonoTime due, uint64_t* written) {
   absl::Status first_error;
-  DirtyTicket last;
-  const DirtyTicket end = dirty_.empty() ? last : dirty_.rbegin()->first;  // what comes later is not for this round
+  // Whole groups, each once: others may join one while the lock is given back, and what was written together goes
+  // together, so that a crash leaves all of it or none. Later groups are not for this round.
+  Revision group = 0;
+  const Revision last_group = dirty_.empty() ? 0 : dirty_.rbegin()->first.group;
   for (;;) {
     std::vector<Name*> batch;
     uint64_t bytes = 0;
-    Revision group = 0;
-    for (auto it = dirty_.upper_bound(last); it != dirty_.end() && it->first <= end; ++it) {
+    for (auto it = dirty_.lower_bound({group + 1, 0}); it != dirty_.end() && it->first.group <= last_group; ++it) {
       Name* name = it->second;
-      // What was written together goes together, so that a crash leaves all of it or none.
       if ((name->dirty_since > due || bytes >= options_.flush_batch_bytes) && it->first.group != group) break;
       batch.push_back(name);
-      last = it->first;
-      group = last.group;
+      group = it->first.group;
       if (!images_->persisted(*name->state.head()->image)) bytes += name->state.layout->state_bytes();
       bytes += 1024;  // its record
     }
@@ -364,6 +371,7 @@ void Store::CheckInvariants() const {
     const Name* name = entry.name();
     if (name->unborn) {
       STATEPOOL_CHECK(name->reserved && name->state.ring.empty() && name->recorded.empty());
+      ++layouts[name->state.layout.get()];
       continue;
     }
     const NameState& state = name->state;

@@ -354,7 +354,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
   if (data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
 
   // A first look, so that a refused request costs no copy, and to know the layout and the head of a name that exists.
-  ImageRef base;
+  VersionRef base;
   {
     MutexLock lock(&mu_);
     absl::StatusOr<std::vector<Next>> look = DecideSetLocked(
@@ -362,7 +362,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
     RETURN_IF_ERROR(look.status());
     if (look->empty()) return Change{};
     layout = look->front()->layout;
-    if (request.select.has_value()) base = look->front()->head()->image;
+    if (request.select.has_value()) base = look->front()->head();
   }
 
   StateBytes bytes = item.bytes;
@@ -378,7 +378,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
       if (exactness == Exactness::kExact) {
         return Invalid("INVALID_OPTION", "exactness", "a state of which a part was replaced is EDITED or LOSSY");
       }
-      absl::StatusOr<Pin> read = ReadImage(op, base, 0);
+      absl::StatusOr<Pin> read = ReadImage(op, base->image, base->id);
       RETURN_IF_ERROR(read.status());
       pin = *std::move(read);
       bytes.base = pin.get();

@@ -229,11 +229,6 @@ def test_a_state_that_is_streamed_is_visible_when_all_of_it_is_there(pb, call, w
 def test_an_upload_that_broke_off_goes_on_where_it_was(pb, call, layout, name):
     head = pb.SetRequest(sequence=name, layout="stock", position=12, checksum=checksum(image(12)), request_id="broken")
     upload = pb.GetUploadRequest(sequence=name, request_id="broken")
-    given_up = threading.Event()
-
-    def breaking_off():
-        yield pb.SetChunk(head=head, data=image(12)[:65536], checksum=checksum(image(12)[:65536]))
-        given_up.wait(20)
 
     def told():
         try:
@@ -241,14 +236,25 @@ def test_an_upload_that_broke_off_goes_on_where_it_was(pb, call, layout, name):
         except grpc.RpcError as error:
             assert reason_of(error) == "UPLOAD_UNKNOWN"
 
-    going_on = call.stub.SetStream.future(breaking_off(), timeout=20)
-    assert not eventually(told).HasField("expire_time")  # a call goes on with it
-    with pytest.raises(grpc.RpcError) as busy:
-        call.SetStream(chunks_of(pb, head, image(12), 65536))
-    assert (busy.value.code(), reason_of(busy.value)) == (grpc.StatusCode.ABORTED, "UPLOAD_BUSY") and retry_delay(busy.value) > 0
-    going_on.cancel()
-    given_up.set()
-    kept = eventually(lambda: (upload := told()).HasField("expire_time") and upload)
+    def broken_off():
+        """What is kept of a stream that broke off after its first chunk; nothing if the break came before that had arrived."""
+        given_up = threading.Event()
+
+        def messages():
+            yield pb.SetChunk(head=head, data=image(12)[:65536], checksum=checksum(image(12)[:65536]))
+            given_up.wait(20)
+
+        going_on = call.stub.SetStream.future(messages(), timeout=20)
+        assert not eventually(told).HasField("expire_time")  # a call goes on with it
+        with pytest.raises(grpc.RpcError) as busy:
+            call.SetStream(chunks_of(pb, head, image(12), 65536))
+        assert (busy.value.code(), reason_of(busy.value)) == (grpc.StatusCode.ABORTED, "UPLOAD_BUSY") and retry_delay(busy.value) > 0
+        going_on.cancel()
+        given_up.set()
+        eventually(lambda: (left := told()) is None or left.HasField("expire_time"))
+        return told()
+
+    kept = eventually(broken_off)
     assert (kept.received_bytes, kept.total_bytes) == (65536, 70_000)
     with pytest.raises(grpc.RpcError) as miss:
         call.Describe(pb.DescribeRequest(name=pb.NameRef(sequence=name)))

@@ -5,6 +5,7 @@
 #ifndef STATEPOOL_TESTS_UNIT_CORE_FAKES_H_
 #define STATEPOOL_TESTS_UNIT_CORE_FAKES_H_
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -243,21 +244,10 @@ class FakeNameLog final : public NameLog {
   }
 
   absl::Status Commit(absl::Span<const NameChange> changes, bool sync) override {
-    MutexLock lock(&disk_->mu);
-    ++commits;
-    if (!commit_error.ok()) return commit_error;
-    for (const NameChange& change : changes) {
-      if (!change.record.has_value()) {
-        disk_->written.names.erase(change.key);
-        continue;
-      }
-      for (const RecordedVersion& v : change.record->versions) {
-        if (!disk_->written.images.contains(v.image)) std::abort();  // a record before its image
-      }
-      disk_->written.names[change.key] = change.record;
-    }
-    if (sync) disk_->synced = disk_->written;
-    return absl::OkStatus();
+    if (before_commit) before_commit(changes);
+    absl::Status status = Put(changes, sync);
+    if (after_commit) after_commit();
+    return status;
   }
   absl::Status CommitLayout(const LayoutRecord& layout) override {
     MutexLock lock(&disk_->mu);
@@ -301,8 +291,28 @@ class FakeNameLog final : public NameLog {
 
   std::atomic<int> commits{0};
   absl::Status commit_error;  // set to make Commit fail; not while other threads run
+  // Called round each Commit, without any lock; may call the store. Not while other threads run.
+  std::function<void(absl::Span<const NameChange>)> before_commit;
+  std::function<void()> after_commit;
 
  private:
+  absl::Status Put(absl::Span<const NameChange> changes, bool sync) {
+    MutexLock lock(&disk_->mu);
+    ++commits;
+    if (!commit_error.ok()) return commit_error;
+    for (const NameChange& change : changes) {
+      if (!change.record.has_value()) {
+        disk_->written.names.erase(change.key);
+        continue;
+      }
+      for (const RecordedVersion& v : change.record->versions) {
+        if (!disk_->written.images.contains(v.image)) std::abort();  // a record before its image
+      }
+      disk_->written.names[change.key] = change.record;
+    }
+    if (sync) disk_->synced = disk_->written;
+    return absl::OkStatus();
+  }
   FakeDisk::Content Written() {
     MutexLock lock(&disk_->mu);
     return disk_->written;

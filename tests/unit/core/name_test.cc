@@ -105,5 +105,25 @@ TEST(TombstoneTable, IsSavedAndLoaded) {
   }
 }
 
+TEST(TombstoneTable, WhatWasNeverSavedMakesItUncertain) {
+  TombstoneTable table;
+  (void)table.Add(Key(1), TombstoneTable::Reason::kDeleted, Place(9));
+  const std::string saved = table.Save();
+  const auto loads = [](std::string bytes) {
+    TombstoneTable loaded;
+    (void)loaded.Load(bytes);
+    EXPECT_LE(loaded.size(), 1u);
+    return !loaded.uncertain();
+  };
+  EXPECT_TRUE(loads(saved));
+  EXPECT_FALSE(loads(saved + saved.substr(1)));  // a name with two stones
+  constexpr size_t kFlags = 0, kReason = 9, kHasPrefix = 10;
+  for (const size_t at : {kFlags, kReason, kHasPrefix}) {
+    std::string damaged = saved;
+    damaged[at] = 100;
+    EXPECT_FALSE(loads(damaged)) << at;
+  }
+}
+
 }  // namespace
 }  // namespace statepool

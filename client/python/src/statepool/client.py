@@ -50,6 +50,10 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
         # To gRPC this is the time that an attempt to connect may take: enough for a far or a busy host.
         ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # While calls wait: a peer that is gone without a word is noticed within 25 s. (The daemon lets clients ping every 10 s.)
+        ("grpc.keepalive_time_ms", 15_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
     ]
     channel = (grpc.insecure_channel(address, options) if credentials is None
                else grpc.secure_channel(address, credentials, options))

@@ -188,20 +188,20 @@ absl::Status Uploads::Upload::Append(uint64_t offset, absl::Span<const absl::str
   if (offset != received_bytes()) return WrongOffset(received_bytes(), offset);
   uint64_t bytes = 0;
   for (absl::string_view piece : data) bytes += piece.size();
-  if (bytes > total_bytes() - offset) {
+  if (bytes == 0 || bytes > kMaxUploadChunkBytes) {
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
+                 absl::StrCat("a chunk has 1 to ", kMaxUploadChunkBytes, " bytes"))
+        .Field("data");
+  }
+  // Only the last chunk ends off a leaf's border: so one that does ends a state, of a wrong length.
+  const bool last = offset + bytes == total_bytes();
+  if (offset + bytes > total_bytes() || (!last && bytes % kLeafBytes != 0)) {
     return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
-                 absl::StrCat("a state of this layout has ", total_bytes(), " bytes, and this chunk would end at ",
-                              offset + bytes))
+                 absl::StrCat("a state of this layout has ", total_bytes(), " bytes, and this chunk ends at ",
+                              offset + bytes, "; all chunks but the last have a multiple of ", kLeafBytes))
         .Field("data")
         .Meta("expected", total_bytes())
         .Meta("actual", offset + bytes);
-  }
-  const bool last = offset + bytes == total_bytes();
-  if (bytes == 0 || bytes > kMaxUploadChunkBytes || (!last && bytes % kLeafBytes != 0)) {
-    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
-                 absl::StrCat("a chunk has 1 to ", kMaxUploadChunkBytes, " bytes, and all but the last a multiple of ",
-                              kLeafBytes))
-        .Field("data");
   }
   return set_.writer->Append(data, checksum);
 }

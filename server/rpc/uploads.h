@@ -50,7 +50,7 @@ class Uploads {
 
     uint64_t received_bytes() const { return set_.writer->received_bytes(); }
     uint64_t total_bytes() const { return set_.layout->state_bytes(); }
-    // The next chunk. Errors: OFFSET_MISMATCH, INVALID_OPTION (its length), BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH;
+    // The next chunk. Errors: OFFSET_MISMATCH, INVALID_OPTION (its size), BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH;
     // nothing was appended then.
     absl::Status Append(uint64_t offset, absl::Span<const absl::string_view> data, Checksum checksum);
     // The last step. Errors: those of Set. After it the upload is not kept, unless bytes were missing.

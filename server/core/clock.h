@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstdint>
 
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 namespace statepool {

@@ -203,7 +203,12 @@ absl::Status Uploads::Upload::Append(uint64_t offset, absl::Span<const absl::str
                               kLeafBytes))
         .Field("data");
   }
-  return set_.writer->Append(data, checksum);
+  if (absl::Status status = set_.writer->Append(data, checksum); !status.ok()) return status;
+  if (key_.has_value()) {
+    MutexLock lock(&owner_->mu_);
+    owner_->entries_.find(*key_)->second.second.received_bytes = received_bytes();
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<NameInfo> Uploads::Upload::Finish(const Op& op) {

@@ -64,11 +64,13 @@ class Uploads {
 
     Uploads* const owner_;
     std::optional<Key> key_;  // none: not kept
+    uint64_t serial_ = 0;  // of its entry: another one means that a later stream took over
     uint64_t reserved_bytes_;
     PendingSet set_;
   };
 
-  // Begins an upload at offset 0, or goes on with one that is kept. Blocks as Store::BeginSet does.
+  // Begins an upload at offset 0, also in the place of one that another stream goes on with (its connection may be dead
+  // without a word), or goes on with one that is kept. Blocks as Store::BeginSet does.
   // Errors: those of Store::BeginSet; UPLOAD_UNKNOWN, UPLOAD_BUSY, OFFSET_MISMATCH, REQUEST_ID_REUSED,
   // TOO_MANY_UPLOADS.
   absl::StatusOr<std::unique_ptr<Upload>> Begin(const Op& op, SetRequest request, std::string attachment,
@@ -96,6 +98,8 @@ class Uploads {
   };
   void End(Upload* upload, bool keep);
   void Expire(const Key& key, uint64_t serial);
+  // Null: taken over. REQUIRES: it has a key.
+  Entry* EntryOf(const Upload& upload) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Release(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const UploadLimits limits_;

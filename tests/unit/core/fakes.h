@@ -180,6 +180,7 @@ class FakeImageStore final : public ImageStore {
   std::atomic<int> writes{0}, persists{0};
   std::atomic<bool> cold_at_once{
       false};  // what is persisted leaves memory, and what is read stays there no longer than its pin
+  std::atomic<int> pins{0};  // alive
   std::set<ImageId> kept;
   ImageId persist_fails_for = 0;  // 0: every image
   std::atomic<ImageId> first_written{0};
@@ -214,17 +215,21 @@ class FakeImageStore final : public ImageStore {
 
   class FakePin final : public PinnedImage {
    public:
-    FakePin(ImageRef image, std::pair<std::string, std::string> bytes)
-        : image_(std::move(image)), bytes_(std::move(bytes)) {}
+    FakePin(ImageRef image, std::pair<std::string, std::string> bytes, std::atomic<int>* pins)
+        : image_(std::move(image)), bytes_(std::move(bytes)), pins_(pins) {
+      ++*pins_;
+    }
+    ~FakePin() override { --*pins_; }
     absl::string_view bytes() const override { return bytes_.first; }
     absl::string_view attachment() const override { return bytes_.second; }
 
    private:
     ImageRef image_;
     std::pair<std::string, std::string> bytes_;
+    std::atomic<int>* const pins_;
   };
-  static Pin PinOf(const FakeImage& fake, const ImageRef& image) {
-    return std::make_unique<FakePin>(image, *fake.bytes_);
+  Pin PinOf(const FakeImage& fake, const ImageRef& image) {
+    return std::make_unique<FakePin>(image, *fake.bytes_, &pins);
   }
 
   FakeDisk* const disk_;

@@ -346,7 +346,7 @@ class Store {
     NameInfo* info = nullptr;                                   // if set: what the first name says afterwards
     absl::Status status;                                        // how it went
   };
-  class Writing;  // one Write under way
+  struct WriteItem;  // store_write.cc: a name of one Write
 
   // store_write.cc: every write is this. Waits until nobody writes the names of `changes`, decides all, persists and
   // commits together what must be durable before the answer (SYNC states, and that recorded names are gone), and
@@ -356,6 +356,21 @@ class Store {
   absl::Status Write(const Op& op, absl::Span<Change> changes, bool all_or_none) ABSL_LOCKS_EXCLUDED(mu_);
   // Of one change; gives its status too.
   absl::Status Write(const Op& op, Change change) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // The steps of a Write. DecideLocked asks every change, and gives false if one was refused. CompanionsLocked: names
+  // to be recorded first, because they were written together with one of these and are not written with it now.
+  // GroupSizeLocked: how many unrecorded names would be recorded together after this. New names are unborn from
+  // TakeNamesLocked to PublishItemsLocked. CommitLocked gives the lock back meanwhile.
+  bool DecideLocked(absl::Span<Change> changes, std::vector<WriteItem>* items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool HasRecordLocked(const WriteItem& item) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsDurableLocked(absl::Span<const WriteItem> items) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static bool Forgets(absl::Span<const WriteItem> items);
+  std::vector<Name*> CompanionsLocked(absl::Span<const WriteItem> items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  size_t GroupSizeLocked(absl::Span<const WriteItem> items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status TakeNamesLocked(absl::Span<WriteItem> items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CommitLocked(const Op& op, absl::Span<WriteItem> items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ForgetItemLocked(WriteItem* item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void PublishItemsLocked(absl::Span<WriteItem> items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // store_operations.cc: what each operation changes. Validates, writes the image if there is one, and may find that
   // the request was answered before (then there is nothing to do). `request` and `answer` must outlive the change.

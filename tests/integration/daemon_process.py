@@ -20,15 +20,17 @@ STOP_S_MAX = 30
 class Daemon:
     """One data directory, and the daemon that serves it while it is up. `address` changes with each start()."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, *flags, env=None):
         self.directory = directory
+        self.flags = flags  # the last value of a flag counts
+        self.env = env
         self.log = directory / "log"
         self.process = None
 
     def command(self):
         """It also serves on unix_address, which stays the same."""
         return [str(BINARY), f"--listen=127.0.0.1:0,{self.unix_address}", "--metrics=127.0.0.1:0", f"--data-dir={self.directory / 'data'}",
-                "--hot-bytes=128MiB", "--warm-bytes=64MiB", "--cold-bytes=1GiB", "--devices=host"]
+                "--hot-bytes=128MiB", "--warm-bytes=64MiB", "--cold-bytes=1GiB", "--devices=host", *self.flags]
 
     @property
     def unix_address(self):
@@ -38,7 +40,7 @@ class Daemon:
         """Returns when the daemon serves; self.ready is its ready line."""
         assert self.process is None
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=log)
+            self.process = subprocess.Popen(self.command(), stdout=subprocess.PIPE, stderr=log, env={**os.environ, **(self.env or {})})
         lines = queue.Queue()
         threading.Thread(target=_forward, args=(self.process.stdout, lines), daemon=True).start()
         try:

@@ -15,21 +15,12 @@ from daemon_process import Daemon, eventually
 MIB = 1 << 20
 
 
-class SmallDaemon(Daemon):
-    def __init__(self, directory, *flags):
-        super().__init__(directory)
-        self.flags = flags
-
-    def command(self):
-        return [*super().command(), *self.flags]  # the last value of a flag counts
-
-
 @pytest.fixture
 def start(tmp_path):
     daemons = []
 
     def start(*flags):
-        daemons.append(SmallDaemon(tmp_path, *flags).start())
+        daemons.append(Daemon(tmp_path, *flags).start())
         return daemons[-1]
 
     yield start

@@ -1,49 +1,13 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Every RPC, called through the stubs that stock grpcio-tools generates from the .proto, with nothing of ours in between."""
-import importlib
-import subprocess
-import sys
 import threading
-import types
 
 import grpc
 import pytest
-import xxhash
 from google.rpc import error_details_pb2, status_pb2
 
-from daemon_process import REPOSITORY, eventually
-
-PROTO = "statepool/v1/statepool.proto"
-
-
-@pytest.fixture(scope="session")
-def stubs(tmp_path_factory):
-    """Freshly generated modules: .pb, .grpc."""
-    out = tmp_path_factory.mktemp("stubs")
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{REPOSITORY / 'proto'}", f"--python_out={out}", f"--grpc_python_out={out}",
-                    PROTO], check=True)
-    for package in (out / "statepool", out / "statepool/v1"):
-        (package / "__init__.py").touch()
-
-    def forget():
-        return {m: sys.modules.pop(m) for m in list(sys.modules) if m.split(".")[0] == "statepool"}
-
-    ours = forget()  # the installed package has the same module names: out of the way while these are imported
-    sys.path.insert(0, str(out))
-    try:
-        found = types.SimpleNamespace(pb=importlib.import_module("statepool.v1.statepool_pb2"),
-                                      grpc=importlib.import_module("statepool.v1.statepool_pb2_grpc"))
-    finally:
-        sys.path.remove(str(out))
-        forget()
-        sys.modules.update(ours)
-    assert found.pb.__file__.startswith(str(out))
-    return found
-
-
-@pytest.fixture
-def pb(stubs):
-    return stubs.pb
+from daemon_process import eventually
+from wire import checksum, error_info, reason_of
 
 
 @pytest.fixture
@@ -80,11 +44,6 @@ def layout(pb, call):
 
 def image(n):
     return bytes((n + i * 7) % 251 for i in range(70_000))
-
-
-def checksum(data):
-    leaves = b"".join(xxhash.xxh3_64_intdigest(data[i:i + 65536]).to_bytes(8, "little") for i in range(0, len(data), 65536))
-    return xxhash.xxh3_64_hexdigest(leaves)
 
 
 @pytest.fixture
@@ -499,19 +458,6 @@ def test_an_error_says_its_reason_field_and_metadata(pb, call, layout, name):
     info = error_info(short.value)
     assert (info.domain, info.reason) == ("statepool.v1", "BYTES_LENGTH_MISMATCH")
     assert (info.metadata["field"], info.metadata["expected"], info.metadata["actual"]) == ("data", "70000", "69999")
-
-
-def error_info(error):
-    trailer = dict(error.trailing_metadata())["grpc-status-details-bin"]
-    status = status_pb2.Status.FromString(trailer)
-    assert status.code == error.code().value[0] and status.message == error.details()
-    info = error_details_pb2.ErrorInfo()
-    assert any(detail.Unpack(info) for detail in status.details)
-    return info
-
-
-def reason_of(error):
-    return error_info(error).reason
 
 
 def retry_delay(error):

@@ -115,7 +115,7 @@ class FakeImageStore final : public ImageStore {
     if (fake.bytes_.has_value()) return PinOf(fake, image);
     const auto& stored = disk_->written.images.at(image->info().id);
     if (!cold_at_once) fake.bytes_ = stored;
-    return std::make_unique<FakePin>(image, stored);
+    return std::make_unique<FakePin>(image, stored, &pins);
   }
 
   Pin TryRead(const ImageRef& image) override {
@@ -179,7 +179,7 @@ class FakeImageStore final : public ImageStore {
 
   std::atomic<int> writes{0}, persists{0};
   std::atomic<bool> cold_at_once{
-      false};  // what is persisted leaves memory, and what is read stays there no longer than its pin
+      false};                // what is persisted leaves memory, and what is read stays there no longer than its pin
   std::atomic<int> pins{0};  // alive
   std::set<ImageId> kept;
   ImageId persist_fails_for = 0;  // 0: every image

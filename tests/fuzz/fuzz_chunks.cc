@@ -47,7 +47,6 @@ LayoutRef LayoutOf(size_t index) {
 class Uploading {
  public:
   explicit Uploading(Input* input) : input_(input), world_({1 << 20, UINT64_MAX, 128, kLimits}) {
-    for (size_t i = 0; i < kLayouts; ++i) layouts_.push_back(LayoutOf(i));
     for (size_t i = 0; i < kLayouts; ++i) Register(i);
   }
 
@@ -99,8 +98,9 @@ class Uploading {
     Sent sent;
   };
 
+  // Again perhaps: then another object, as of another request.
   void Register(size_t layout) {
-    const auto entry = world_.store().RegisterLayout(Op(), layouts_[layout], absl::StrCat("l", layout));
+    const auto entry = world_.store().RegisterLayout(Op(), LayoutOf(layout), absl::StrCat("l", layout));
     Require(entry.ok(), "a layout can't be registered", entry.status().message());
   }
 
@@ -384,7 +384,6 @@ class Uploading {
 
   Input* const input_;
   World world_;
-  std::vector<LayoutRef> layouts_;
   Stream streams_[kStreams];
   std::map<Key, Sent> kept_;
   int64_t seconds_ = 0;  // since the beginning

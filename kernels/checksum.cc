@@ -1,23 +1,20 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "kernels/checksum.h"
 
-#define XXH_STATIC_LINKING_ONLY
-#include <xxhash.h>
-
 #include <algorithm>
 #include <bit>
 #include <cassert>
 #include <cstring>
 
+#include "kernels/xxh3.h"
+
 namespace statepool {
 
 static_assert(std::endian::native == std::endian::little, "leaf hashes are hashed as little-endian bytes");
 
-LeafHash HashLeaf(absl::string_view leaf) { return XXH3_64bits(leaf.data(), leaf.size()); }
+LeafHash HashLeaf(absl::string_view leaf) { return Xxh3(leaf.data(), leaf.size()); }
 
-Checksum HashRoot(absl::Span<const LeafHash> leaves) {
-  return XXH3_64bits(leaves.data(), leaves.size() * sizeof(LeafHash));
-}
+Checksum HashRoot(absl::Span<const LeafHash> leaves) { return Xxh3(leaves.data(), leaves.size() * sizeof(LeafHash)); }
 
 std::vector<LeafHash> HashLeaves(absl::string_view bytes) {
   std::vector<LeafHash> leaves;
@@ -30,27 +27,23 @@ Checksum ChecksumOf(absl::string_view bytes) { return HashRoot(HashLeaves(bytes)
 
 Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces) {
   std::vector<LeafHash> leaves;
-  XXH3_state_t state;     // of a leaf that lies in several pieces
-  size_t leaf_bytes = 0;  // of it that were seen
+  std::string leaf;  // one that lies across pieces
   for (absl::string_view piece : pieces) {
     while (!piece.empty()) {
-      if (leaf_bytes == 0 && piece.size() >= kLeafBytes) {
-        leaves.push_back(HashLeaf(piece.substr(0, kLeafBytes)));
-        piece.remove_prefix(kLeafBytes);
-        continue;
+      const size_t n = std::min(piece.size(), kLeafBytes - leaf.size());
+      if (n == kLeafBytes) {
+        leaves.push_back(HashLeaf(piece.substr(0, n)));
+      } else {
+        leaf.append(piece.data(), n);
+        if (leaf.size() == kLeafBytes) {
+          leaves.push_back(HashLeaf(leaf));
+          leaf.clear();
+        }
       }
-      if (leaf_bytes == 0) XXH3_64bits_reset(&state);
-      const size_t n = std::min(piece.size(), kLeafBytes - leaf_bytes);
-      XXH3_64bits_update(&state, piece.data(), n);
       piece.remove_prefix(n);
-      leaf_bytes += n;
-      if (leaf_bytes == kLeafBytes) {
-        leaves.push_back(XXH3_64bits_digest(&state));
-        leaf_bytes = 0;
-      }
     }
   }
-  if (leaf_bytes > 0) leaves.push_back(XXH3_64bits_digest(&state));
+  if (!leaf.empty()) leaves.push_back(HashLeaf(leaf));
   return HashRoot(leaves);
 }
 

@@ -33,7 +33,7 @@ std::vector<LeafHash> HashLeaves(absl::string_view bytes);
 // Root of a whole image that lies in one piece.
 Checksum ChecksumOf(absl::string_view bytes);
 
-// The same of an image that lies in several: ChecksumOf their concatenation.
+// The same of an image that lies in pieces, of any sizes, one after the other.
 Checksum ChecksumOfPieces(absl::Span<const absl::string_view> pieces);
 
 // Copies pieces of an image that arrive in any sizes to `destination` and hashes each leaf while it is in the cache.

@@ -23,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
 #include "server/core/mutex.h"
 #include "server/core/store.h"
 #include "server/flags.h"
@@ -51,7 +52,9 @@ int Fail(Exit code, absl::string_view what, const absl::Status& status) {
 }
 
 // Large messages come and go: memory that was freed is kept instead of being given back and faulted in again for each.
+// What one thread freed serves the others: by default there are eight arenas for each core, and each keeps its own.
 void TuneMalloc() {
+  mallopt(M_ARENA_MAX, static_cast<int>(std::max(2u, std::thread::hardware_concurrency())));
   mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the most that glibc takes
   mallopt(M_TRIM_THRESHOLD, 512 << 20);
   mallopt(M_TOP_PAD, 16 << 20);
@@ -107,6 +110,7 @@ class Housekeeping {
       }
       store->ReapExpired();
       store->FlushDue();
+      store->FoldIdle();
       if (round % 50 == 0) ReportFlushing(store->stats().flush_status);
     }
   }
@@ -236,6 +240,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
 
 int Main(int argc, char** argv) {
   TuneMalloc();
+  // Debian's Abseil looks for lock cycles at every lock that gRPC takes, under one lock for the whole process.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   // Before any thread is there, so that every thread inherits it: only main takes these.
   sigset_t stop_signals;
   sigemptyset(&stop_signals);

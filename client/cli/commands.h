@@ -4,6 +4,8 @@
 #ifndef STATEPOOL_CLIENT_CLI_COMMANDS_H_
 #define STATEPOOL_CLIENT_CLI_COMMANDS_H_
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,17 +20,22 @@ namespace statepool::cli {
 
 // What a command runs with. It prints its answer or its error and gives the exit code.
 struct Context {
+  const Program& program;
   const Arguments& args;
   const client::Pool& pool;
   const client::Options& options;  // of the pool
   bool json;
 };
 
-std::vector<Command> LayoutCommands();    // layout.cc
-std::vector<Command> SeqCommands();       // seq.cc
-std::vector<Command> SnapshotCommands();  // snapshot.cc
-std::vector<Command> PrefixCommands();    // prefix.cc
-std::vector<Command> DaemonCommands();    // daemon.cc
+std::vector<Command> LayoutCommands();      // layout.cc
+std::vector<Command> SeqCommands();         // seq.cc
+std::vector<Command> SnapshotCommands();    // snapshot.cc
+std::vector<Command> PrefixCommands();      // prefix.cc
+std::vector<Command> DaemonCommands();      // daemon.cc
+std::vector<Command> CompletionCommands();  // completion.cc
+
+// All of them, and the flags that every command has: program.cc.
+const Program& TheProgram();
 
 // The rest is in shared.cc.
 
@@ -42,10 +49,20 @@ int AnswerJson(const Context& context, const absl::StatusOr<Json>& answer);
 int ForEachOperand(const Context& context, absl::string_view kind,
                    absl::FunctionRef<absl::StatusOr<Json>(const std::string& operand)> one);
 
-// --durability, --ttl, --expire-at, --never-expire, and with `history` --max-history. REQUIRES: the command has
-// OptionFlags().
+// --durability, --ttl, --expire-at, --never-expire, and with `history` --max-history. REQUIRES of OptionsOf: the
+// command has some of them.
 std::vector<Flag> OptionFlags(bool history);
 absl::StatusOr<v1::NameOptions> OptionsOf(const Arguments& args);
+
+// --ttl, --expire-at, --never-expire alone.
+std::vector<Flag> ExpirationFlags();
+
+// --tensors and --layers: a part of a state. REQUIRES of SelectOf: the command has them.
+std::vector<Flag> SelectFlags();
+absl::StatusOr<std::optional<v1::Select>> SelectOf(const Arguments& args);
+
+// 0-3,7 as 0, 1, 2, 3, 7. Errors: USAGE, field `flag`.
+absl::StatusOr<std::vector<uint32_t>> ParseRanges(absl::string_view flag, absl::string_view text);
 
 // --from-snapshot and --from-prefix: of which kind the source's name is.
 std::vector<Flag> SourceFlags();
@@ -55,7 +72,9 @@ extern const Flag kAt, kIfRevision, kRequestId;
 
 std::vector<Flag> Join(std::initializer_list<std::vector<Flag>> parts);
 
-// GROUP describe, list and delete, for one kind of names.
+v1::NameRef RefOf(v1::NameKind kind, absl::string_view name);
+
+// GROUP describe, list, touch, ttl and delete, for one kind of names: names.cc.
 std::vector<Command> NameCommands(v1::NameKind kind);
 
 // ----

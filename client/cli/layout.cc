@@ -1,11 +1,12 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// layout: register, presets, list, show.
+// layout: register, presets, list, show, size, delete.
 #include "client/cli/layout.h"
 
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/struct.pb.h>
 #include <google/protobuf/util/json_util.h>
+#include <sys/stat.h>
 
 #include <utility>
 
@@ -16,6 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "client/cli/commands.h"
 #include "client/cli/files.h"
+#include "client/cli/layout_size.h"
 #include "client/cli/output.h"
 
 namespace statepool::cli {
@@ -83,7 +85,6 @@ absl::Status SetParameter(absl::string_view argument, Message* preset) {
 }
 
 absl::StatusOr<v1::LayoutPreset> PresetFromArguments(const Arguments& args) {
-  if (!args.Has("model-id")) return UsageError("--model-id", "--preset needs --model-id: whose state this is");
   v1::LayoutPreset preset;
   preset.set_model_id(args.Text("model-id"));
   std::vector<absl::string_view> known;
@@ -103,6 +104,7 @@ int RunRegister(Context& context) {
   const Arguments& args = context.args;
   v1::RegisterLayoutRequest request;
   if (args.Has("preset")) {
+    if (!args.Has("model-id")) return Fail(UsageError("--model-id", "--preset needs --model-id: whose state this is"));
     absl::StatusOr<v1::LayoutPreset> preset = PresetFromArguments(args);
     if (!preset.ok()) return Fail(preset.status());
     *request.mutable_preset() = *std::move(preset);
@@ -138,6 +140,54 @@ int RunShow(Context& context) {
   });
 }
 
+// The layout that the command line describes, from the daemon only if it has to be. *fingerprint is set then.
+absl::StatusOr<v1::Layout> LayoutToMeasure(const Context& context, std::string* fingerprint) {
+  const Arguments& args = context.args;
+  if (args.Has("preset")) {
+    const absl::StatusOr<v1::LayoutPreset> preset = PresetFromArguments(args);
+    if (!preset.ok()) return preset.status();
+    return LayoutOfPreset(*preset);
+  }
+  if (args.operands.size() != 1) return UsageError("FILE", "give one FILE or LAYOUT, or --preset with its parameters");
+  struct stat info = {};
+  const std::string& operand = args.operands[0];
+  if (operand != "-" && (stat(operand.c_str(), &info) != 0 || S_ISDIR(info.st_mode))) {
+    absl::StatusOr<v1::LayoutInfo> registered = context.pool.GetLayout(operand);
+    if (!registered.ok()) return registered.status();
+    *fingerprint = registered->fingerprint();
+    return std::move(*registered->mutable_layout());
+  }
+  const absl::StatusOr<std::string> text = ReadFile(kFile, operand, kLayoutFileBytesMax);
+  if (!text.ok()) return text.status();
+  absl::StatusOr<v1::RegisterLayoutRequest> request = LayoutFromJson(*text);
+  if (!request.ok()) return request.status();
+  if (request->has_preset()) return LayoutOfPreset(request->preset());
+  return std::move(*request->mutable_layout());
+}
+
+int RunSize(Context& context) {
+  std::string fingerprint;
+  const absl::StatusOr<v1::Layout> layout = LayoutToMeasure(context, &fingerprint);
+  if (!layout.ok()) return Fail(layout.status());
+  const absl::StatusOr<Json> sizes = SizesOf(*layout);
+  if (!sizes.ok()) return Fail(sizes.status());
+  Json answer = Json::Object();
+  if (!fingerprint.empty()) answer.Set("layout", fingerprint);
+  Print(context.json, answer.Merge(*sizes));
+  return 0;
+}
+
+int RunDelete(Context& context) {
+  v1::DeleteLayoutRequest request;
+  request.set_allow_missing(context.args.Has("allow-missing"));
+  return ForEachOperand(context, "deletions", [&](const std::string& layout) -> absl::StatusOr<Json> {
+    request.set_layout(layout);
+    const absl::StatusOr<v1::DeleteLayoutResponse> answer = context.pool.DeleteLayout(request);
+    if (!answer.ok()) return answer.status();
+    return std::move(Json::Object().Set("name", layout).Merge(ToJson(*answer)));
+  });
+}
+
 int RunPresets(Context& context) {
   if (context.json) {
     Json presets = Json::Array();
@@ -158,7 +208,7 @@ int RunPresets(Context& context) {
       rows.push_back(Json::Object().Set("parameter", p.name).Set("default", p.fallback).Set("meaning", p.help));
     }
     const std::string text =
-        absl::StrCat(preset.family, ": ", preset.tensors, "\n\n", TableAsText("parameters", rows),
+        absl::StrCat(preset.family, ": ", preset.tensors, "\n\n", TableAsText("parameters", rows, StdoutColumns()),
                      "\nAs a file for 'statepool layout register FILE':\n  ", preset.example, "\n\n");
     fwrite(text.data(), 1, text.size(), stdout);
   }
@@ -226,6 +276,8 @@ const std::vector<PresetHelp>& PresetHelps() {
 }
 
 std::vector<Command> LayoutCommands() {
+  const Flag preset = {"preset", Flag::kChoice, "mamba1|mamba2|rwkv7",
+                       "make it from a family's parameters; 'layout presets' lists them"};
   return {
       {"layout register",
        "FILE | PARAMETER=VALUE...",
@@ -234,12 +286,13 @@ std::vector<Command> LayoutCommands() {
        "Register a layout: the schema of one model's state.",
        "FILE is JSON: a Layout, a LayoutPreset or a RegisterLayoutRequest of the\n"
        "contract, or what 'layout show -o json' printed. Registering the same layout\n"
-       "again is fine.",
+       "again is fine, also under a further alias; an alias never changes its layout.\n"
+       "What is registered is on disk when this returns.",
        "statepool layout register --alias=my-model --preset=rwkv7 --model-id=sha256:0a1b \\\n"
        "    layers=12 hidden_size=768\n"
        "statepool layout register layout.json --alias=my-model",
        {{"alias", Flag::kText, "NAME", "a name for the layout, besides its fingerprint"},
-        {"preset", Flag::kText, "FAMILY", "make it from a family's parameters; 'layout presets' lists them"},
+        preset,
         {"model-id", Flag::kText, "ID", "with --preset: digest of the weights, quantisation, adapter"}},
        RunRegister},
       {"layout presets",
@@ -247,21 +300,51 @@ std::vector<Command> LayoutCommands() {
        0,
        0,
        "List the presets' families and parameters, with examples.",
-       "",
+       "Asks no daemon.",
        "statepool layout presets",
        {},
        RunPresets},
-      {"layout list", "", 0, 0, "List all layouts.", "", "statepool layout list", {}, RunList},
+      {"layout list",
+       "",
+       0,
+       0,
+       "List all layouts.",
+       "In the order of their fingerprints.",
+       "statepool layout list",
+       {},
+       RunList},
       {"layout show",
        "LAYOUT...",
        1,
        -1,
        "Show layouts by alias or fingerprint.",
-       "",
+       "With -o json the schema can be registered elsewhere.",
        "statepool layout show my-model\n"
        "statepool layout show my-model -o json | statepool --server=other:7070 layout register -",
        {},
        RunShow},
+      {"layout size",
+       "FILE | LAYOUT | PARAMETER=VALUE...",
+       0,
+       -1,
+       "Tell how many bytes a state has, tensor by tensor.",
+       "A FILE as for 'layout register' or a --preset is computed here, without a\n"
+       "daemon. What is no file is a registered layout's alias or fingerprint, and the\n"
+       "daemon is asked.",
+       "statepool layout size --preset=mamba2 layers=48 heads=80 head_dim=64 state_size=128\n"
+       "statepool layout size my-model",
+       {preset},
+       RunSize},
+      {"layout delete",
+       "LAYOUT...",
+       1,
+       -1,
+       "Forget layouts and all their aliases.",
+       "Refused while a name still has the layout (exit 4). Forgotten on disk too when\n"
+       "this returns.",
+       "statepool layout delete my-model",
+       {{"allow-missing", Flag::kSwitch, "", "an absent layout is no error"}},
+       RunDelete},
   };
 }
 

@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "client/cli/commands.h"
@@ -17,33 +16,6 @@ namespace statepool::cli {
 namespace {
 
 constexpr char kDefaultServer[] = "127.0.0.1:7070";
-
-const Program& TheProgram() {
-  static const Program* const program = [] {
-    auto* p = new Program{
-        "statepool",
-        "Keeps the recurrent states of sequence models where inference workers can share them.\n"
-        "This tool speaks to the daemon, statepoold.",
-        "statepool layout register --alias=my-model --preset=rwkv7 --model-id=sha256:0a1b \\\n"
-        "    layers=12 hidden_size=768\n"
-        "statepool seq create chat/42 --layout=my-model\n"
-        "statepool seq set chat/42 --in=state.bin --position=128\n"
-        "statepool seq fork chat/42 chat/43\n"
-        "statepool seq get chat/43 --out=copy.bin -o json",
-        {{"server", Flag::kText, "ADDR", "HOST:PORT or unix:PATH; default $STATEPOOL_SERVER, else 127.0.0.1:7070"},
-         {"output", Flag::kChoice, "table|json", "how answers are printed; default table", false, 'o'},
-         {"timeout", Flag::kSeconds, "SECONDS", "for each call, retries included; default 30"},
-         {"help", Flag::kSwitch, "", "show help, at every level", false, 'h'},
-         {"version", Flag::kSwitch, "", "show the tool's version"}},
-        {}};
-    for (std::vector<Command> group :
-         {LayoutCommands(), SeqCommands(), SnapshotCommands(), PrefixCommands(), DaemonCommands()}) {
-      for (Command& command : group) p->commands.push_back(std::move(command));
-    }
-    return p;
-  }();
-  return *program;
-}
 
 int Run(const std::vector<std::string>& words) {
   const absl::StatusOr<Arguments> args = Parse(TheProgram(), words);
@@ -59,7 +31,7 @@ int Run(const std::vector<std::string>& words) {
       args->Text("server", environment != nullptr && *environment != '\0' ? environment : kDefaultServer);
   const absl::StatusOr<client::Pool> pool = client::Pool::Connect(server, options);
   if (!pool.ok()) return Fail(pool.status());
-  Context context{*args, *pool, options, args->Text("output") == "json"};
+  Context context{TheProgram(), *args, *pool, options, args->Text("output") == "json"};
   return args->command->run(context);
 }
 

@@ -1,6 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "client/cli/output.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -15,6 +17,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
+#include "client/cli/terminal.h"
 #include "client/cpp/errors.h"
 
 namespace statepool::cli {
@@ -22,6 +25,7 @@ namespace {
 
 constexpr size_t kTableRows = 1000;  // whose widths are computed together
 constexpr size_t kFingerprintDigits = 12;
+constexpr size_t kColumnMin = 8;  // of text that is cut
 
 void Write(absl::string_view text) { fwrite(text.data(), 1, text.size(), stdout); }
 
@@ -30,11 +34,12 @@ const std::vector<std::string>& ColumnsOf(absl::string_view kind) {
       {"sequences", {"name", "position", "revision", "durable", "tier", "state_bytes"}},
       {"snapshots", {"name", "position", "revision", "durable", "tier", "state_bytes"}},
       {"prefixes", {"name", "position", "durable", "tier", "state_bytes"}},
+      {"touched", {"name", "expire_time"}},
       {"children", {"name", "revision"}},
       {"matches", {"prefix", "position", "tier", "state_bytes"}},
       {"history", {"position", "version_id", "checksum", "exactness", "tier"}},
       {"layouts", {"layout", "state_bytes", "aliases", "model_id"}},
-      {"tensors", {"name", "kind", "dtype", "layers", "axes"}},
+      {"tensors", {"name", "kind", "dtype", "layers", "axes", "layer_bytes", "tensor_bytes"}},
       {"devices", {"name", "healthy", "used_bytes", "budget_bytes", "chunk_bytes"}},
   };
   static const auto* const none = new std::vector<std::string>;
@@ -42,13 +47,9 @@ const std::vector<std::string>& ColumnsOf(absl::string_view kind) {
   return it == columns->end() ? *none : it->second;
 }
 
-std::string HumanBytes(absl::string_view digits) {
-  double bytes = 0;
-  if (!absl::SimpleAtod(digits, &bytes) || bytes < 1024) return absl::StrCat(digits, " B");
-  const char* const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  size_t unit = 0;
-  for (; bytes >= 1024 && unit + 1 < std::size(units); ++unit) bytes /= 1024;
-  return absl::StrFormat("%.1f %s", bytes, units[unit]);
+std::string BytesCell(const std::string& digits) {
+  uint64_t bytes = 0;
+  return absl::SimpleAtoi(digits, &bytes) ? HumanBytes(bytes) : digits;
 }
 
 // 0,1,2,3,7 as "0-3,7".
@@ -73,7 +74,7 @@ std::string Cell(absl::string_view key, const Json& value) {
       return std::string(key == "layout" ? absl::string_view(value.text()).substr(0, kFingerprintDigits)
                                          : value.text());
     case Json::kBool: return value.text() == "true" ? "yes" : "no";
-    case Json::kNumber: return absl::StrContains(key, "bytes") ? HumanBytes(value.text()) : value.text();
+    case Json::kNumber: return absl::StrContains(key, "bytes") ? BytesCell(value.text()) : value.text();
     case Json::kArray:
       if (!value.members().empty() && value.members()[0].second.kind() == Json::kNumber) return Ranges(value.members());
       return absl::StrJoin(value.members(), ", ", [](std::string* out, const Json::Member& element) {
@@ -98,6 +99,23 @@ std::string Column(const Json& item, absl::string_view column) {
   if (const Json* value = item.Find(column)) return Cell(column, *value);
   if (const Json* schema = item.Find("schema")) return Column(*schema, column);
   return "";
+}
+
+// Makes columns of text narrower, the widest first, until a line has at most `columns` columns, or none can give more.
+void Shrink(size_t columns, const std::vector<std::string>& headers, const std::vector<bool>& numeric,
+            std::vector<size_t>* widths) {
+  size_t total = 2 * (widths->size() - 1);
+  for (size_t width : *widths) total += width;
+  while (total > columns) {
+    size_t widest = widths->size();
+    for (size_t c = 0; c < widths->size(); ++c) {
+      const bool may_give = !numeric[c] && (*widths)[c] > std::max(kColumnMin, headers[c].size());
+      if (may_give && (widest == widths->size() || (*widths)[c] > (*widths)[widest])) widest = c;
+    }
+    if (widest == widths->size()) return;
+    --(*widths)[widest];
+    --total;
+  }
 }
 
 bool IsTable(const Json& value) {
@@ -148,13 +166,20 @@ int Fail(const absl::Status& status, absl::string_view subject) {
   return ExitCode(status.code());
 }
 
-std::string TableAsText(absl::string_view kind, const std::vector<Json>& items) {
+std::string TableAsText(absl::string_view kind, const std::vector<Json>& items, size_t max_columns) {
   std::vector<std::string> columns = ColumnsOf(kind);
   if (columns.empty() && !items.empty()) {
     for (const Json::Member& member : items[0].members()) {
       if (member.second.kind() < Json::kArray) columns.push_back(member.first);
     }
   }
+  // A layout's tensors have their bytes only where they were asked for.
+  columns.erase(std::remove_if(columns.begin(), columns.end(),
+                               [&](const std::string& column) {
+                                 return kind == "tensors" && absl::EndsWith(column, "_bytes") &&
+                                        (items.empty() || items[0].Find(column) == nullptr);
+                               }),
+                columns.end());
   std::vector<std::vector<std::string>> rows(1);
   std::vector<bool> numeric(columns.size(), false);
   for (const std::string& column : columns) {
@@ -170,22 +195,24 @@ std::string TableAsText(absl::string_view kind, const std::vector<Json>& items) 
   }
   std::vector<size_t> widths(columns.size(), 0);
   for (const std::vector<std::string>& row : rows) {
-    for (size_t c = 0; c < columns.size(); ++c) widths[c] = std::max(widths[c], row[c].size());
+    for (size_t c = 0; c < columns.size(); ++c) widths[c] = std::max(widths[c], Columns(row[c]));
   }
+  if (!columns.empty()) Shrink(max_columns, rows[0], numeric, &widths);
   std::string out;
   for (const std::vector<std::string>& row : rows) {
     std::string line;
     for (size_t c = 0; c < columns.size(); ++c) {
       absl::StrAppend(&line, c == 0 ? "" : "  ");
-      const std::string padding(widths[c] - row[c].size(), ' ');
-      absl::StrAppend(&line, numeric[c] ? padding : "", row[c], numeric[c] ? "" : padding);
+      const std::string cell = CutMiddle(row[c], widths[c]);
+      const std::string padding(widths[c] - Columns(cell), ' ');
+      absl::StrAppend(&line, numeric[c] ? padding : "", cell, numeric[c] ? "" : padding);
     }
     absl::StrAppend(&out, absl::StripTrailingAsciiWhitespace(line), "\n");
   }
   return out;
 }
 
-std::string ObjectAsText(const Json& object) {
+std::string ObjectAsText(const Json& object, size_t max_columns) {
   size_t width = 0;
   for (const Json::Member& member : object.members()) {
     if (member.second.kind() < Json::kArray) width = std::max(width, member.first.size());
@@ -195,9 +222,9 @@ std::string ObjectAsText(const Json& object) {
     if (IsTable(value)) {
       std::vector<Json> items;
       for (const Json::Member& element : value.members()) items.push_back(element.second);
-      absl::StrAppend(&below, "\n", TableAsText(key, items));
+      absl::StrAppend(&below, "\n", TableAsText(key, items, max_columns));
     } else if (value.kind() == Json::kObject) {
-      absl::StrAppend(&below, "\n", ObjectAsText(value));
+      absl::StrAppend(&below, "\n", ObjectAsText(value, max_columns));
     } else if (const std::string cell = Cell(key, value); !cell.empty()) {
       absl::StrAppend(&lines, key, std::string(width > key.size() ? width - key.size() : 0, ' '), "  ", cell, "\n");
     }
@@ -206,7 +233,14 @@ std::string ObjectAsText(const Json& object) {
   return absl::StrCat(lines, below);
 }
 
-void Print(bool json, const Json& object) { Write(json ? object.Dump() + "\n" : ObjectAsText(object)); }
+size_t StdoutColumns() {
+  const size_t columns = TerminalColumns(STDOUT_FILENO);
+  return columns == 0 ? SIZE_MAX : columns;
+}
+
+void Print(bool json, const Json& object) {
+  Write(json ? object.Dump() + "\n" : ObjectAsText(object, StdoutColumns()));
+}
 
 void ListPrinter::Add(Json item) {
   if (json_) {
@@ -214,7 +248,7 @@ void ListPrinter::Add(Json item) {
   } else {
     rows_.push_back(std::move(item));
     if (rows_.size() == kTableRows) {
-      Write(TableAsText(kind_, rows_));
+      Write(TableAsText(kind_, rows_, StdoutColumns()));
       rows_.clear();
     }
   }
@@ -223,7 +257,7 @@ void ListPrinter::Add(Json item) {
 
 void ListPrinter::Finish() {
   if (json_) Write(count_ == 0 ? absl::StrCat("{\"", kind_, "\":[]}\n") : "]}\n");
-  else if (count_ == 0 || !rows_.empty()) Write(TableAsText(kind_, rows_));
+  else if (count_ == 0 || !rows_.empty()) Write(TableAsText(kind_, rows_, StdoutColumns()));
 }
 
 }  // namespace statepool::cli

@@ -5,6 +5,8 @@
 #ifndef STATEPOOL_CLIENT_CLI_OUTPUT_H_
 #define STATEPOOL_CLIENT_CLI_OUTPUT_H_
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -24,13 +26,16 @@ Json ErrorToJson(const absl::Status& status);
 // Prints the error, with `subject` before its message if given, and gives its exit code. REQUIRES: not ok.
 int Fail(const absl::Status& status, absl::string_view subject = "");
 
+// Of stdout if it is a terminal, else SIZE_MAX: what is piped is never cut.
+size_t StdoutColumns();
+
 // An object as lines "key  value", its arrays of objects as tables below. Fingerprints of layouts are cut to 12 digits
 // there.
-std::string ObjectAsText(const Json& object);
+std::string ObjectAsText(const Json& object, size_t max_columns = SIZE_MAX);
 
 // `items` as columns. Which ones follows from `kind`, the key under which JSON has them; for an unknown kind all that
-// are scalars.
-std::string TableAsText(absl::string_view kind, const std::vector<Json>& items);
+// are scalars. Texts are cut in their middle until lines fit into `max_columns`, but never to less than 8 columns.
+std::string TableAsText(absl::string_view kind, const std::vector<Json>& items, size_t max_columns = SIZE_MAX);
 
 // Prints one answer.
 void Print(bool json, const Json& object);

@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// prefix: publish, match; describe, list and delete are in shared.cc.
+// prefix: publish, match; what all names have is in names.cc.
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -23,6 +23,7 @@ int RunPublish(Context& context) {
   request.set_layout(args.Text("layout"));
   request.mutable_tokens()->Add(tokens->begin(), tokens->end());
   request.set_extra_key(args.Text("extra-key"));
+  request.set_salt(args.Text("salt"));
   *request.mutable_source() = *source;
   if (args.Has("at")) request.set_position(args.Integer("at"));
   *request.mutable_options() = *options;
@@ -39,6 +40,7 @@ int RunMatch(Context& context) {
   request.set_layout(args.Text("layout"));
   request.mutable_tokens()->Add(tokens->begin(), tokens->end());
   request.set_extra_key(args.Text("extra-key"));
+  request.set_salt(args.Text("salt"));
   if (args.Has("max-position")) request.set_max_position(args.Integer("max-position"));
   if (args.Unsigned("max-results") > UINT32_MAX) return Fail(UsageError("--max-results", "--max-results is too large"));
   request.set_max_results(static_cast<uint32_t>(args.Unsigned("max-results")));
@@ -67,14 +69,19 @@ std::vector<Command> PrefixCommands() {
       {"layout", Flag::kText, "L", "alias or fingerprint", true},
       {"tokens", Flag::kText, "FILE", "the tokens, one integer a line; - for stdin", true},
       {"extra-key", Flag::kText, "TEXT", "what else decides the state: a LoRA, hashes of images"},
+      {"salt", Flag::kText, "TEXT",
+       "keeps apart those who must not see each other's prompts: other salt, other prefix"},
   };
   std::vector<Command> commands = {
       {"prefix publish", "SRC", 1, 1, "Make SRC's version findable by the tokens that lead to it.",
-       "The version's position must be the number of tokens.",
+       "Any number of tokens. The version's position must be just that number. A prefix\n"
+       "keeps its first version: publishing what is published changes nothing. It lives\n"
+       "on its own: what becomes of SRC does not matter to it.",
        "statepool prefix publish chat/42 --layout=my-model --tokens=prompt.txt",
        Join({key, {kAt}, SourceFlags(), OptionFlags(false)}), RunPublish},
       {"prefix match", "", 0, 0, "Find the longest published prefix of some tokens.",
-       "A miss says why and exits with 3. A hit's prefix is a source for 'seq fork'.",
+       "Exactly these tokens, this layout, this extra key and salt, or a miss, which\n"
+       "says why and exits with 3. A hit's prefix is a source for 'seq fork'.",
        "statepool prefix match --layout=my-model --tokens=prompt.txt\n"
        "statepool seq fork --from-prefix 9f2c4be01d7a88e3b1c05f6a7d3e2190 chat/43",
        Join({key,

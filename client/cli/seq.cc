@@ -1,19 +1,24 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// seq: create, get, set, fork, rollback, flush; describe, list and delete are in shared.cc.
+// seq: create, get, set, fork, rollback, flush; what all names have is in names.cc.
+#include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/commands.h"
 #include "client/cli/files.h"
 #include "client/cli/output.h"
+#include "client/cli/progress.h"
 
 namespace statepool::cli {
 namespace {
 
 constexpr size_t kAttachmentBytesMax = 16 << 20;  // the daemon's own limit is lower
 constexpr uint64_t kCountMax = 1000000;           // and so is this one's
+constexpr size_t kMessageBytes = 16 << 20;        // a state that is sent in one message, not as a stream
+constexpr size_t kReadBytes = 1 << 20;
 
 int RunCreate(Context& context) {
   const absl::StatusOr<v1::NameOptions> options = OptionsOf(context.args);
@@ -37,6 +42,8 @@ int RunGet(Context& context) {
   const Arguments& args = context.args;
   const absl::StatusOr<v1::NameRef> source = SourceOf(args, args.operands[0]);
   if (!source.ok()) return Fail(source.status());
+  const absl::StatusOr<std::optional<v1::Select>> select = SelectOf(args);
+  if (!select.ok()) return Fail(select.status());
   const std::string out = args.Text("out"), attachment = args.Text("attachment");
   if (out == "-" && attachment == "-") return Fail(UsageError("--attachment", "only one file can go to stdout"));
 
@@ -44,22 +51,84 @@ int RunGet(Context& context) {
   *request.mutable_name() = *source;
   if (args.Has("at")) request.set_position(args.Integer("at"));
   request.set_layout(args.Text("layout"));
+  request.set_version_id(args.Unsigned("version-id"));
+  if (*select) *request.mutable_select() = **select;
   request.set_omit_attachment(!args.Has("attachment"));
-  const absl::StatusOr<client::State> state = context.pool.Get(request);
-  if (!state.ok()) return Fail(state.status());
-  if (args.Has("attachment")) {
-    const absl::Status written = WriteFile("--attachment", attachment, {state->attachment()});
-    if (!written.ok()) return Fail(written);
+  absl::StatusOr<v1::GetResponse> answer = v1::GetResponse();
+  {
+    absl::StatusOr<FileWriter> file = FileWriter::Open("--out", out);
+    if (!file.ok()) return Fail(file.status());
+    Progress progress(args.operands[0]);
+    client::CallOptions call;
+    call.progress = progress.Callback();
+    answer = context.pool.GetStream(
+        request, [&](uint64_t, absl::string_view data) { return file->Append(data); }, call);
+    if (answer.ok() && args.Has("attachment")) {
+      const absl::Status written = WriteFile("--attachment", attachment, {answer->attachment()});
+      if (!written.ok()) answer = written;
+    }
+    if (answer.ok()) {
+      if (absl::Status written = file->Commit(); !written.ok()) answer = written;
+    }
   }
-  if (absl::Status written = WriteFile("--out", out, state->pieces()); !written.ok()) return Fail(written);
-  if (out != "-" && attachment != "-") Print(context.json, ToJson(state->info()));
+  if (!answer.ok()) return Fail(answer.status());
+  if (out == "-" || attachment == "-") return 0;
+  Json json = ToJson(answer->info());
+  json.Set("data_bytes", answer->data_bytes()).Set("data_checksum", answer->data_checksum());
+  Print(context.json, json);
   return 0;
+}
+
+// Sends what `file` has: small states in one message, others as they are read.
+absl::StatusOr<v1::NameInfo> Send(const Context& context, v1::SetRequest request, FileReader file) {
+  // A part has to go in one message, whatever its size.
+  const size_t message_bytes =
+      request.has_select() ? static_cast<size_t>(context.options.max_message_bytes) : kMessageBytes;
+  std::string start(kMessageBytes + 1, '\0');
+  size_t used = 0;
+  for (size_t n = 1; n > 0 && used < start.size(); used += n) {
+    const absl::StatusOr<size_t> got = file.Read(used, start.data() + used, start.size() - used);
+    if (!got.ok()) return got.status();
+    n = *got;
+    if (used + n == start.size() && start.size() <= message_bytes)
+      start.resize(std::min(message_bytes + 1, 2 * start.size()));
+  }
+  if (used <= message_bytes) {
+    const auto owner = std::make_shared<const std::string>(std::move(start));
+    return context.pool.Set(std::move(request), {absl::string_view(*owner).substr(0, used)}, owner);
+  }
+  if (request.has_select()) {
+    return UsageError("--in", absl::StrCat("a part of a state has at most ", message_bytes, " bytes"));
+  }
+  start = std::string();  // the reader has it, or reads it again
+  if (file.is_regular() && request.checksum().empty()) {
+    // Read twice: then the daemon can verify the whole, and the same command with the same --request-id goes on where
+    // an earlier one ended.
+    client::Checksummer checksummer;
+    std::string buffer(kReadBytes, '\0');
+    for (uint64_t offset = 0;;) {
+      const absl::StatusOr<size_t> got = file.Read(offset, buffer.data(), buffer.size());
+      if (!got.ok()) return got.status();
+      if (*got == 0) break;
+      checksummer.Append(absl::string_view(buffer).substr(0, *got));
+      offset += *got;
+    }
+    request.set_checksum(checksummer.Finish());
+  }
+  Progress progress(context.args.operands[0]);
+  client::CallOptions call;
+  call.progress = progress.Callback();
+  return context.pool.SetStream(
+      std::move(request), file.size(),
+      [&](uint64_t offset, char* to, size_t max) { return file.Read(offset, to, max); }, call);
 }
 
 int RunSet(Context& context) {
   const Arguments& args = context.args;
   const absl::StatusOr<v1::NameOptions> options = OptionsOf(args);
   if (!options.ok()) return Fail(options.status());
+  const absl::StatusOr<std::optional<v1::Select>> select = SelectOf(args);
+  if (!select.ok()) return Fail(select.status());
   v1::SetRequest request;
   request.set_sequence(args.operands[0]);
   request.set_layout(args.Text("layout"));
@@ -68,6 +137,7 @@ int RunSet(Context& context) {
   if (args.Has("if-revision")) request.set_if_revision(args.Unsigned("if-revision"));
   request.set_request_id(args.Text("request-id"));
   *request.mutable_options() = *options;
+  if (*select) *request.mutable_select() = **select;
   if (args.Has("exactness")) {
     const std::string exactness = args.Text("exactness");
     request.set_exactness(exactness == "exact" ? v1::EXACT : exactness == "edited" ? v1::EDITED : v1::LOSSY);
@@ -80,11 +150,9 @@ int RunSet(Context& context) {
     if (!attachment.ok()) return Fail(attachment.status());
     request.set_attachment(*std::move(attachment));
   }
-  absl::StatusOr<std::string> data = ReadFile("--in", args.Text("in"), context.options.max_message_bytes);
-  if (!data.ok()) return Fail(data.status());
-  const auto owner = std::make_shared<const std::string>(*std::move(data));
-  const absl::string_view bytes = *owner;
-  return Answer(context, context.pool.Set(std::move(request), {bytes}, owner));
+  absl::StatusOr<FileReader> file = FileReader::Open("--in", args.Text("in"));
+  if (!file.ok()) return Fail(file.status());
+  return Answer(context, Send(context, std::move(request), *std::move(file)));
 }
 
 int RunFork(Context& context) {
@@ -134,14 +202,22 @@ int RunFlush(Context& context) {
 std::vector<Command> SeqCommands() {
   const Flag layout_of_read = {"layout", Flag::kText, "L", "only if the state has this layout (alias or fingerprint)"};
   std::vector<Command> commands = {
-      {"seq create", "NAME...", 1, -1, "Make sequences at position 0, in their layout's initial state.", "",
+      {"seq create", "NAME...", 1, -1, "Make sequences at position 0, in their layout's initial state.",
+       "Costs no bytes: initial states are shared. A name that exists is an error, and\n"
+       "changes nothing. Several names are made one by one.",
        "statepool seq create chat/42 --layout=my-model --ttl=24h",
        Join({{{"layout", Flag::kText, "L", "alias or fingerprint", true}}, OptionFlags(true), {kRequestId}}),
        RunCreate},
       {"seq set", "NAME", 1, 1, "Write a whole state as a sequence's new head: all or nothing.",
        "Makes the sequence when it does not exist; then --layout is needed. The file is\n"
        "an image: tensors in the layout's order, layers ascending, row-major,\n"
-       "little-endian, without padding.",
+       "little-endian, without padding. With --tensors or --layers it has only these,\n"
+       "all else stays what the head has, and --if-revision is required.\n"
+       "\n"
+       "Any size: above 16 MiB it is sent as it is read, and a broken connection goes\n"
+       "on where it broke. The same command with the same --request-id does so too\n"
+       "after it was killed (from a file, not from stdin). Earlier states stay in the\n"
+       "ring for 'seq rollback', up to --max-history.",
        "statepool seq set chat/42 --layout=my-model --in=state.bin --position=128\n"
        "statepool seq set chat/42 --in=next.bin --position=256 --if-revision=7",
        Join({{{"in", Flag::kText, "FILE", "the image; - for stdin", true},
@@ -150,22 +226,32 @@ std::vector<Command> SeqCommands() {
               {"layout", Flag::kText, "L", "alias or fingerprint"},
               kIfRevision,
               kRequestId},
+             SelectFlags(),
              OptionFlags(true),
              {{"attachment", Flag::kText, "FILE", "opaque bytes to keep beside the state"},
               {"checksum", Flag::kText, "HEX", "what the image must have; default: computed from the file"},
-              {"exactness", Flag::kChoice, "exact|edited|lossy", "how the state came about; default: exact"}}}),
+              {"exactness", Flag::kChoice, "exact|edited|lossy",
+               "how the state came about; default: exact, of a part: edited"}}}),
        RunSet},
       {"seq get", "NAME", 1, 1, "Write a state's bytes to a file, verified against their checksum.",
-       "With - as a file the bytes go to stdout and no answer is printed.",
-       "statepool seq get chat/42 --out=state.bin --at=128",
+       "Gives exactly the version that was asked for, or a miss that says why (exit 3).\n"
+       "Any size: the bytes go to the file as they come, and a broken connection goes\n"
+       "on where it broke. The file is replaced as a whole, when all is verified, or\n"
+       "not at all. With - as a file the bytes go to stdout and no answer is printed;\n"
+       "then only the exit code tells that all of them are right.",
+       "statepool seq get chat/42 --out=state.bin --at=128\n"
+       "statepool seq get chat/42 --out=wkv.bin --tensors=wkv --layers=0-3,7",
        Join({{{"out", Flag::kText, "FILE", "replaced as a whole or not at all; - for stdout", true},
               kAt,
-              layout_of_read,
-              {"attachment", Flag::kText, "FILE", "where to write the attachment"}},
+              {"version-id", Flag::kUnsigned, "ID", "exactly this version, as 'seq describe' shows it"},
+              layout_of_read},
+             SelectFlags(),
+             {{"attachment", Flag::kText, "FILE", "where to write the attachment"}},
              SourceFlags()}),
        RunGet},
       {"seq fork", "SRC [CHILD...]", 1, -1, "Make new sequences that point at SRC's version. Copies no byte.",
-       "All children or none. --count=N --prefix=P makes P0, P1 ... up to N - 1.",
+       "All children or none. --count=N --prefix=P makes P0, P1 ... up to N - 1.\n"
+       "Children inherit durability, expiry and history unless flags say otherwise.",
        "statepool seq fork chat/42 chat/43 chat/44\n"
        "statepool seq fork chat/42 --count=64 --prefix=beam/ --durability=volatile",
        Join({{kAt,
@@ -181,7 +267,7 @@ std::vector<Command> SeqCommands() {
        1,
        1,
        "Move a sequence's head back to an earlier version that it keeps.",
-       "'seq describe' shows the positions under history.",
+       "'seq describe' shows the positions under history. Later versions are dropped.",
        "statepool seq rollback chat/42 --position=128",
        {{"position", Flag::kInteger, "N", "exactly this position; later versions are dropped", true},
         kIfRevision,
@@ -192,7 +278,8 @@ std::vector<Command> SeqCommands() {
        0,
        -1,
        "Wait until the newest versions are on disk.",
-       "",
+       "As if they had been written with --durability=sync. Volatile names stay what\n"
+       "they are and are not written.",
        "statepool seq flush chat/42 && echo durable",
        {{"all", Flag::kSwitch, "", "every name that the daemon has"}},
        RunFlush},

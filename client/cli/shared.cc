@@ -1,117 +1,17 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
-#include <deque>
+#include <algorithm>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "client/cli/commands.h"
 #include "client/cli/output.h"
 
 namespace statepool::cli {
 namespace {
 
-struct KindWords {
-  absl::string_view group;   // of commands
-  absl::string_view plural;  // the key of a list
-  absl::string_view noun;
-  absl::string_view sample;
-};
-
-constexpr KindWords WordsOf(v1::NameKind kind) {
-  switch (kind) {
-    case v1::SNAPSHOT: return {"snapshot", "snapshots", "snapshot", "chat/42@system"};
-    case v1::PREFIX: return {"prefix", "prefixes", "prefix", "9f2c4be01d7a88e3b1c05f6a7d3e2190"};
-    default: return {"seq", "sequences", "sequence", "chat/42"};
-  }
-}
-
-v1::NameRef RefOf(v1::NameKind kind, absl::string_view name) {
-  if (kind == v1::SNAPSHOT) return client::SnapshotRef(name);
-  if (kind == v1::PREFIX) return client::PrefixRef(name);
-  return client::SequenceRef(name);
-}
-
-template <v1::NameKind kind>
-int RunDescribe(Context& context) {
-  return ForEachOperand(context, WordsOf(kind).plural, [&](const std::string& name) -> absl::StatusOr<Json> {
-    const absl::StatusOr<v1::NameInfo> info = context.pool.Describe(RefOf(kind, name));
-    if (!info.ok()) return info.status();
-    return ToJson(*info);
-  });
-}
-
-template <v1::NameKind kind>
-int RunDelete(Context& context) {
-  v1::DeleteRequest request;
-  if (context.args.Has("if-revision")) request.set_if_revision(context.args.Unsigned("if-revision"));
-  request.set_allow_missing(context.args.Has("allow-missing"));
-  return ForEachOperand(context, "deletions", [&](const std::string& name) -> absl::StatusOr<Json> {
-    *request.mutable_name() = RefOf(kind, name);
-    const absl::StatusOr<v1::DeleteResponse> answer = context.pool.Delete(request);
-    if (!answer.ok()) return answer.status();
-    return std::move(Json::Object().Set("name", name).Merge(ToJson(*answer)));
-  });
-}
-
-template <v1::NameKind kind>
-int RunList(Context& context) {
-  v1::ListRequest request;
-  request.set_kind(kind);
-  request.set_name_prefix(context.args.Text("prefix"));
-  uint64_t left = context.args.Unsigned("limit", UINT64_MAX);
-  if (left == 0) return Fail(UsageError("--limit", "--limit is at least 1"));
-  ListPrinter printer(context.json, WordsOf(kind).plural);
-  const absl::Status status = context.pool.ListAll(request, [&](const v1::NameInfo& info) {
-    printer.Add(ToJson(info));
-    return --left > 0;
-  });
-  if (!status.ok()) return Fail(status);
-  printer.Finish();
-  return 0;
-}
-
-// Text that outlives every command: help is made of views.
-absl::string_view Kept(std::string text) {
-  static auto* const texts = new std::deque<std::string>;
-  return texts->emplace_back(std::move(text));
-}
-
-template <v1::NameKind kind>
-std::vector<Command> MakeNameCommands() {
-  const KindWords words = WordsOf(kind);
-  const auto example = [&](absl::string_view verb) {
-    return Kept(absl::StrCat("statepool ", words.group, " ", verb, " ", words.sample));
-  };
-  return {
-      {Kept(absl::StrCat(words.group, " describe")),
-       "NAME...",
-       1,
-       -1,
-       Kept(absl::StrCat("Show what a ", words.noun, " points at, without using it.")),
-       "",
-       example("describe"),
-       {},
-       RunDescribe<kind>},
-      {Kept(absl::StrCat(words.group, " list")),
-       "",
-       0,
-       0,
-       Kept(absl::StrCat("List ", words.plural, " in byte order.")),
-       "",
-       Kept(absl::StrCat("statepool ", words.group, " list --prefix=", words.sample.substr(0, 5))),
-       {{"prefix", Flag::kText, "P", "only names that begin with P"},
-        {"limit", Flag::kUnsigned, "N", "at most N names; default: all"}},
-       RunList<kind>},
-      {Kept(absl::StrCat(words.group, " delete")),
-       "NAME...",
-       1,
-       -1,
-       Kept(absl::StrCat("Forget a ", words.noun, "; its bytes go when no other name needs them.")),
-       "",
-       example("delete"),
-       {kIfRevision, {"allow-missing", Flag::kSwitch, "", "an absent name is no error"}},
-       RunDelete<kind>},
-  };
-}
+constexpr uint32_t kLayersMax = 65536;  // in one range: more than any model has
 
 }  // namespace
 
@@ -148,14 +48,24 @@ int ForEachOperand(const Context& context, absl::string_view kind,
   return code;
 }
 
-std::vector<Flag> OptionFlags(bool history) {
-  std::vector<Flag> flags = {
-      {"durability", Flag::kChoice, "sync|write-behind|volatile",
-       "what a crash may take; default: kept or inherited, else the daemon's"},
+v1::NameRef RefOf(v1::NameKind kind, absl::string_view name) {
+  if (kind == v1::SNAPSHOT) return client::SnapshotRef(name);
+  if (kind == v1::PREFIX) return client::PrefixRef(name);
+  return client::SequenceRef(name);
+}
+
+std::vector<Flag> ExpirationFlags() {
+  return {
       {"ttl", Flag::kDuration, "TIME", "expire after this long without use, as in 30s or 12h"},
       {"expire-at", Flag::kTime, "TIME", "expire then, as in 2030-01-31T12:00:00Z"},
       {"never-expire", Flag::kSwitch, "", "drop an earlier --ttl or --expire-at"},
   };
+}
+
+std::vector<Flag> OptionFlags(bool history) {
+  std::vector<Flag> flags = Join({{{"durability", Flag::kChoice, "sync|write-behind|volatile",
+                                    "what a crash may take; default: kept or inherited, else the daemon's"}},
+                                  ExpirationFlags()});
   if (history)
     flags.push_back({"max-history", Flag::kUnsigned, "N", "versions to keep, the head included; 1: no rollback"});
   return flags;
@@ -189,6 +99,42 @@ absl::StatusOr<v1::NameOptions> OptionsOf(const Arguments& args) {
   return options;
 }
 
+std::vector<Flag> SelectFlags() {
+  return {{"tensors", Flag::kText, "A,B", "only these tensors, as 'layout show' names them"},
+          {"layers", Flag::kText, "0-3,7", "only these layers of the model"}};
+}
+
+absl::StatusOr<std::vector<uint32_t>> ParseRanges(absl::string_view flag, absl::string_view text) {
+  std::vector<uint32_t> numbers;
+  for (absl::string_view part : absl::StrSplit(text, ',')) {
+    const std::vector<absl::string_view> ends = absl::StrSplit(part, '-');
+    uint32_t first = 0, last = 0;
+    if (ends.size() > 2 || !absl::SimpleAtoi(ends[0], &first) || !absl::SimpleAtoi(ends.back(), &last) ||
+        last < first || last - first >= kLayersMax || (!numbers.empty() && first <= numbers.back())) {
+      return UsageError(flag, absl::StrCat(flag, " is ascending numbers and ranges, as in 0-3,7, not '", text, "'"));
+    }
+    for (uint64_t n = first; n <= last; ++n) numbers.push_back(static_cast<uint32_t>(n));
+  }
+  return numbers;
+}
+
+absl::StatusOr<std::optional<v1::Select>> SelectOf(const Arguments& args) {
+  v1::Select select;
+  if (!args.Has("tensors") && !args.Has("layers")) return std::nullopt;
+  if (args.Has("tensors")) {
+    for (absl::string_view tensor : absl::StrSplit(args.Text("tensors"), ',')) {
+      if (tensor.empty()) return UsageError("--tensors", "--tensors is names with commas between them, as in conv,ssm");
+      select.add_tensors(std::string(tensor));
+    }
+  }
+  if (args.Has("layers")) {
+    const absl::StatusOr<std::vector<uint32_t>> layers = ParseRanges("--layers", args.Text("layers"));
+    if (!layers.ok()) return layers.status();
+    select.mutable_layers()->Add(layers->begin(), layers->end());
+  }
+  return select;
+}
+
 std::vector<Flag> SourceFlags() {
   return {{"from-snapshot", Flag::kSwitch, "", "the source is a snapshot, not a sequence"},
           {"from-prefix", Flag::kSwitch, "", "the source is a prefix: 32 hex digits, from 'prefix match'"}};
@@ -205,12 +151,6 @@ std::vector<Flag> Join(std::initializer_list<std::vector<Flag>> parts) {
   std::vector<Flag> all;
   for (const std::vector<Flag>& part : parts) all.insert(all.end(), part.begin(), part.end());
   return all;
-}
-
-std::vector<Command> NameCommands(v1::NameKind kind) {
-  if (kind == v1::SNAPSHOT) return MakeNameCommands<v1::SNAPSHOT>();
-  if (kind == v1::PREFIX) return MakeNameCommands<v1::PREFIX>();
-  return MakeNameCommands<v1::SEQUENCE>();
 }
 
 }  // namespace statepool::cli

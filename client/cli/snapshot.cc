@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// snapshot: create, restore; describe, list and delete are in shared.cc.
+// snapshot: create, restore; what all names have is in names.cc.
 #include <utility>
 
 #include "client/cli/commands.h"
@@ -39,11 +39,14 @@ int RunRestore(Context& context) {
 
 std::vector<Command> SnapshotCommands() {
   std::vector<Command> commands = {
-      {"snapshot create", "SRC NAME", 2, 2, "Give SRC's version a fixed name. Copies no byte.", "",
+      {"snapshot create", "SRC NAME", 2, 2, "Give SRC's version a fixed name. Copies no byte.",
+       "A snapshot never changes, and its name can't be used again until it is deleted.\n"
+       "It is as durable as its source unless --durability says otherwise.",
        "statepool snapshot create chat/42 chat/42@system --durability=sync",
        Join({{kAt}, SourceFlags(), OptionFlags(false), {kRequestId}}), RunCreate},
       {"snapshot restore", "SNAPSHOT SEQ", 2, 2, "Move a sequence's head to a snapshot's version.",
-       "Makes the sequence when it does not exist. What its head was stays in history.",
+       "Makes the sequence when it does not exist. What its head was stays in history.\n"
+       "Copies no byte. The sequence must have the snapshot's layout.",
        "statepool snapshot restore chat/42@system chat/42", Join({{kIfRevision, kRequestId}, OptionFlags(true)}),
        RunRestore},
   };

@@ -5,7 +5,6 @@
 
 #include "absl/strings/cord.h"
 #include "google/rpc/error_details.pb.h"
-#include "google/rpc/status.pb.h"
 
 namespace statepool::client {
 namespace {
@@ -67,6 +66,14 @@ absl::Status FromGrpcStatus(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
   absl::Status result(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
   if (!status.error_details().empty()) result.SetPayload(kPayload, absl::Cord(status.error_details()));
+  return result;
+}
+
+absl::Status FromItemError(const google::rpc::Status& error) {
+  if (error.code() == 0)
+    return MakeError(absl::StatusCode::kInternal, "MALFORMED_RESPONSE", "", "an error whose code is OK");
+  absl::Status result(static_cast<absl::StatusCode>(error.code()), error.message());
+  result.SetPayload(kPayload, absl::Cord(error.SerializeAsString()));
   return result;
 }
 

@@ -27,6 +27,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "google/rpc/status.pb.h"
 
 namespace statepool::client {
 
@@ -48,6 +49,16 @@ absl::Status MakeError(absl::StatusCode code, absl::string_view reason, absl::st
 
 // The same for calls made with the generated stub.
 absl::Status FromGrpcStatus(const grpc::Status& status);
+
+// The same for the error of one item of an answer (BatchGetItem, BatchWriteResult, TouchedName). REQUIRES: it is set,
+// so OK in it is a fault of the daemon: INTERNAL / MALFORMED_RESPONSE.
+absl::Status FromItemError(const google::rpc::Status& error);
+
+// OK, or the error of an item that has one.
+template <typename Item>
+absl::Status ToStatus(const Item& item) {
+  return item.has_error() ? FromItemError(item.error()) : absl::OkStatus();
+}
 
 }  // namespace statepool::client
 

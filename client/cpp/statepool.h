@@ -10,13 +10,18 @@
 //   absl::StatusOr<State> state = pool->Get(SequenceRef("chat/43"));
 //
 // Deadlines: every call has one (Options::timeout or CallOptions::timeout) over all its attempts and the waiting
-// between them.
+// between them. Where a state travels as a stream, it is the longest time without progress instead: each chunk begins
+// it anew.
 //
 // Retries: an error with RetryInfo, and UNAVAILABLE without the daemon's word (a broken connection), is tried again, at
 // most Options::max_attempts times in all and never beyond the deadline. That holds for calls that can't act twice:
-// reads; writes with a request_id, which this client generates for each write that has the field and left it empty; and
-// RegisterLayout, PublishPrefix, Flush and Delete with allow_missing, which give the same end whenever they are
-// repeated. Other calls are tried once.
+// reads; writes with a request_id, which this client generates for each write that has the field and left it empty,
+// also inside a BatchWrite; and RegisterLayout, PublishPrefix, Touch, SetTtl, Flush, Delete and DeleteLayout with
+// allow_missing, DeleteMany without if_count, which give the same end whenever they are repeated. Other calls are tried
+// once. A stream goes on where it broke off, and each chunk that got through begins the attempts anew.
+//
+// Size: a state that does not fit one message (Options::max_message_bytes, or the daemon's limit) travels as a stream
+// without the caller's doing.
 //
 // Errors: see client/cpp/errors.h.
 #ifndef STATEPOOL_CLIENT_CPP_STATEPOOL_H_
@@ -26,6 +31,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -47,15 +53,29 @@ namespace statepool::client {
 struct Options {
   absl::Duration timeout = absl::Seconds(30);  // may be infinite
   int max_attempts = 4;                        // 1: never retry
-  // Cap on one message, either way: the largest state plus everything beside it.
+  // Cap on one message, either way. Larger states go by stream (whose messages are chunk_bytes, whatever this says).
   int max_message_bytes = (512 << 20) + (1 << 20);
-  // Get compares the bytes with their checksum. Costs one pass over them.
+  // What is read is compared with its checksum. Costs one pass over it.
   bool verify = true;
+  // Of one message of a stream: a multiple of 65,536, at most 4 MiB. A stream needs memory for a few of them.
+  uint32_t chunk_bytes = 1 << 20;
 };
 
 struct CallOptions {
   std::optional<absl::Duration> timeout;  // instead of Options::timeout
+  // Called on the calling thread after each chunk of a stream: how far it is, and where it ends (0: not known). May go
+  // back when a broken stream is sent again. Not called for what fits one message.
+  std::function<void(uint64_t done_bytes, uint64_t total_bytes)> progress;
 };
+
+// Takes bytes [offset, offset + data.size()) of what a stream carries, in order and without a gap. An error ends the
+// call, which then returns it.
+using Sink = absl::FunctionRef<absl::Status(uint64_t offset, absl::string_view data)>;
+
+// Writes up to `max` bytes from `offset` on to `to`, and gives their number; 0: the end is at `offset`. Offsets follow
+// each other, but go back to an earlier one when a broken stream is sent again. An error ends the call, which then
+// returns it (or, for bytes that were given before, the error of the stream that broke).
+using Source = absl::FunctionRef<absl::StatusOr<size_t>(uint64_t offset, char* to, size_t max)>;
 
 v1::NameRef SequenceRef(absl::string_view name);
 v1::NameRef SnapshotRef(absl::string_view name);
@@ -64,8 +84,20 @@ v1::NameRef PrefixRef(absl::string_view prefix);
 // The checksum of an image that lies in pieces, as the contract writes it: 16 hex digits.
 std::string ChecksumOfPieces(absl::Span<const absl::string_view> pieces);
 
-// A state as it arrived. Owns the bytes, in the pieces in which the transport received them. Const methods are
-// thread-safe.
+// The same of an image that comes piece by piece. Not thread-safe.
+class Checksummer {
+ public:
+  void Append(absl::string_view piece);
+  // Of everything appended.
+  std::string Finish() const;
+
+ private:
+  std::string leaf_;  // one that is not whole yet
+  std::vector<uint64_t> leaves_;
+};
+
+// A state, or the part of one that was selected, as it arrived. Owns the bytes, in the pieces in which the transport
+// received them; states of one BatchGet own them together. Const methods are thread-safe.
 class State {
  public:
   State(State&&) = default;
@@ -73,11 +105,15 @@ class State {
 
   const v1::NameInfo& info() const { return small_.info(); }
   const std::string& attachment() const { return small_.attachment(); }
+  // Of the bytes: info().checksum() unless a part was selected.
+  absl::string_view data_checksum() const {
+    return small_.data_checksum().empty() ? small_.info().checksum() : small_.data_checksum();
+  }
 
-  // The image in order: sum of the pieces' sizes is size(), none is empty. Valid while this State lives, also when it
+  // The bytes in order: sum of the pieces' sizes is size(), none is empty. Valid while this State lives, also when it
   // is moved.
-  const std::vector<absl::string_view>& pieces() const { return message_.data; }
-  uint64_t size() const { return message_.data_bytes; }
+  const std::vector<absl::string_view>& pieces() const { return pieces_; }
+  uint64_t size() const { return size_; }
 
   // Errors: INVALID_ARGUMENT unless n == size().
   absl::Status CopyTo(char* destination, size_t n) const;
@@ -87,16 +123,27 @@ class State {
   State() = default;
 
   v1::GetResponse small_;  // without data
-  wire::SplitMessage message_;
+  std::vector<absl::string_view> pieces_;
+  uint64_t size_ = 0;
+  std::shared_ptr<const std::vector<wire::SplitMessage>> messages_;  // what the pieces point into
 };
 
-// One daemon. Cheap to copy: copies share its connections, one each for small calls, Get and Set, so that neither a
-// fork waits behind a state on its way nor one direction behind the other. All methods are thread-safe and block.
+// What became of a BatchWrite.
+struct BatchWriteAnswer {
+  // One for each item of the request: its answer, or its error as the same call alone would have given it.
+  std::vector<absl::StatusOr<v1::BatchWriteResult>> results;
+  bool done = false;  // false: nothing was done (all_or_none, and an item failed)
+};
+
+// One daemon. Cheap to copy: copies share its connections, one each for small calls, Get, Set and streams, so that
+// neither a fork waits behind a state on its way nor one direction behind the other. All methods are thread-safe and
+// block.
 class Pool {
  public:
   // `address` is HOST:PORT or unix:PATH. Connects in the background, and again after a break: an absent daemon shows as
   // UNAVAILABLE from the calls. HTTP proxies are not used. The first Connect initializes gRPC for the life of the
-  // process. Errors: INVALID_ARGUMENT (INVALID_ADDRESS, INVALID_OPTION).
+  // process, and turns off Abseil's search for lock cycles (absl::SetMutexDeadlockDetectionMode), which Debian's build
+  // does at every lock. Errors: INVALID_ARGUMENT (INVALID_ADDRESS, INVALID_OPTION).
   static absl::StatusOr<Pool> Connect(absl::string_view address, const Options& options = {});
 
   absl::StatusOr<v1::Capabilities> GetCapabilities(const CallOptions& call = {}) const;
@@ -108,12 +155,16 @@ class Pool {
   absl::StatusOr<v1::LayoutInfo> GetLayout(const v1::GetLayoutRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::LayoutInfo> GetLayout(absl::string_view layout) const;
   absl::StatusOr<v1::ListLayoutsResponse> ListLayouts(const CallOptions& call = {}) const;
+  absl::StatusOr<v1::DeleteLayoutResponse> DeleteLayout(const v1::DeleteLayoutRequest& request,
+                                                        const CallOptions& call = {}) const;
+  absl::StatusOr<v1::DeleteLayoutResponse> DeleteLayout(absl::string_view layout) const;
 
   absl::StatusOr<v1::NameInfo> Create(const v1::CreateRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::NameInfo> Create(absl::string_view sequence, absl::string_view layout) const;
 
-  // Reads a state. The bytes are not copied after they were received. Beyond the contract's errors: DATA_LOSS / CORRUPT
-  // when they don't have the checksum of their version (unless Options::verify is off).
+  // Reads a state, or the part that request.select names. The bytes are not copied after they were received. Beyond the
+  // contract's errors: DATA_LOSS / CORRUPT when they don't have the checksum that came with them (unless
+  // Options::verify is off).
   absl::StatusOr<State> Get(const v1::GetRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<State> Get(const v1::NameRef& name) const;
 
@@ -123,25 +174,66 @@ class Pool {
   absl::StatusOr<v1::GetResponse> GetInto(const v1::GetRequest& request, absl::Span<char> destination,
                                           const CallOptions& call = {}) const;
 
-  // Writes a whole state: the pieces, one after the other. They are sent from where they lie, without a copy.
-  // `request.data` must be empty; an empty `request.checksum` is computed here.
+  // The same as a stream, whatever the size: `sink` gets each chunk when it is verified. The whole is verified at the
+  // end, so what the sink got counts only when this succeeds. Memory: a few chunks. A stream that broke goes on in the
+  // same version, without the sink's noticing; VERSION_MISMATCH if that is gone meanwhile.
+  absl::StatusOr<v1::GetResponse> GetStream(const v1::GetRequest& request, Sink sink,
+                                            const CallOptions& call = {}) const;
+  // From request.offset on. The checksum of the whole can only be verified from offset 0 on.
+  absl::StatusOr<v1::GetResponse> GetStream(const v1::GetStreamRequest& request, Sink sink,
+                                            const CallOptions& call = {}) const;
+
+  // Several states in one message. The outer error is that of the call; an item's is as Get gives it.
+  absl::StatusOr<std::vector<absl::StatusOr<State>>> BatchGet(const v1::BatchGetRequest& request,
+                                                              const CallOptions& call = {}) const;
+  absl::StatusOr<std::vector<absl::StatusOr<State>>> BatchGet(absl::Span<const v1::NameRef> names) const;
+
+  // Writes a state, or the part of one that request.select names: the pieces, one after the other. They are sent from
+  // where they lie, without a copy (as a stream: with one). `request.data` must be empty; an empty `request.checksum`
+  // is computed here.
   //
   // Who keeps the memory alive: with `owner`, the client holds it for as long as the transport needs the pieces, and
   // nothing else is asked. Without, the pieces must stay valid and unchanged until the call returns, and the call
   // returns only when the transport has let go of them: that is at once, except after a deadline passed while a stalled
   // peer had not taken everything; then it can take until the connection ends. So give an owner where that matters.
   // At most 16 such writes are left behind in a process; while they are stuck, further ones with an owner are
-  // UNAVAILABLE.
+  // UNAVAILABLE. (Streams copy their chunks, and return soon after their deadline with and without an owner.)
   absl::StatusOr<v1::NameInfo> Set(v1::SetRequest request, absl::Span<const absl::string_view> pieces,
                                    std::shared_ptr<const void> owner = nullptr, const CallOptions& call = {}) const;
   absl::StatusOr<v1::NameInfo> Set(absl::string_view sequence, absl::string_view layout, int64_t position,
                                    absl::string_view data) const;
+
+  // The same as a stream, whatever the size, read from `source` as it goes. `total_bytes` is for CallOptions::progress;
+  // 0: not known. Memory: a few chunks. A stream that broke goes on where the daemon has it (GetUpload). With a
+  // request_id and a checksum given by the caller, so does an upload that an earlier call or process left behind.
+  absl::StatusOr<v1::NameInfo> SetStream(v1::SetRequest request, uint64_t total_bytes, Source source,
+                                         const CallOptions& call = {}) const;
+  // How much the daemon has of an upload that broke off.
+  absl::StatusOr<v1::Upload> GetUpload(const v1::GetUploadRequest& request, const CallOptions& call = {}) const;
+
+  // Several writes in one message. `states` has the bytes of each Set of the request, in the order of the items; their
+  // data_bytes, and where empty checksum and request_id, are filled in here. `owner` as for Set. The outer error is
+  // that of the call. Errors: also INVALID_OPTION when the number of `states` is not that of the Sets, and
+  // MESSAGE_TOO_LARGE. Tried once when it deletes without allow_missing.
+  absl::StatusOr<BatchWriteAnswer> BatchWrite(v1::BatchWriteRequest request,
+                                              absl::Span<const std::vector<absl::string_view>> states = {},
+                                              std::shared_ptr<const void> owner = nullptr,
+                                              const CallOptions& call = {}) const;
 
   absl::StatusOr<v1::ForkResponse> Fork(const v1::ForkRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::ForkResponse> Fork(const v1::NameRef& source, absl::Span<const std::string> children) const;
 
   absl::StatusOr<v1::NameInfo> Describe(const v1::DescribeRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::NameInfo> Describe(const v1::NameRef& name) const;
+
+  // Counts as a use of the names. Errors of single names are in the answer: ToStatus (errors.h).
+  absl::StatusOr<v1::TouchResponse> Touch(const v1::TouchRequest& request, const CallOptions& call = {}) const;
+  // Gives when the name expires now, InfiniteFuture for never.
+  absl::StatusOr<absl::Time> Touch(const v1::NameRef& name) const;
+
+  absl::StatusOr<v1::NameInfo> SetTtl(const v1::SetTtlRequest& request, const CallOptions& call = {}) const;
+  // Infinite: the name never expires.
+  absl::StatusOr<v1::NameInfo> SetTtl(const v1::NameRef& name, absl::Duration ttl) const;
 
   absl::StatusOr<v1::ListResponse> List(const v1::ListRequest& request, const CallOptions& call = {}) const;
   // Every name from request.page_token on, page by page, until `visit` returns false. The deadline is each page's.
@@ -150,6 +242,10 @@ class Pool {
 
   absl::StatusOr<v1::DeleteResponse> Delete(const v1::DeleteRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::DeleteResponse> Delete(const v1::NameRef& name) const;
+
+  // After a retry the answer's counts are those of the last attempt.
+  absl::StatusOr<v1::DeleteManyResponse> DeleteMany(const v1::DeleteManyRequest& request,
+                                                    const CallOptions& call = {}) const;
 
   absl::StatusOr<v1::NameInfo> Rollback(const v1::RollbackRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::NameInfo> Rollback(absl::string_view sequence, int64_t position) const;
@@ -178,8 +274,8 @@ class Pool {
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
 
  private:
-  Pool(std::shared_ptr<grpc::Channel> small, std::shared_ptr<grpc::Channel> reads,
-       std::shared_ptr<grpc::Channel> writes, const Options& options);
+  // `connect` makes a channel; for streams if its argument says so.
+  Pool(absl::FunctionRef<std::shared_ptr<grpc::Channel>(bool)> connect, const Options& options);
 
   // Calls `attempt` until it succeeds or must not be repeated.
   absl::Status Attempt(const CallOptions& call, bool may_repeat,
@@ -192,9 +288,24 @@ class Pool {
   absl::StatusOr<Response> Write(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&,
                                                                              Response*),
                                  const Request& request, const CallOptions& call) const;
+  // The answer to Get in one message, its bytes not verified yet.
   absl::StatusOr<State> Receive(const v1::GetRequest& request, const CallOptions& call) const;
+  // Reads a stream to its end: `begin` gets its head once, `take` each verified chunk.
+  absl::StatusOr<v1::GetResponse> ReadStream(v1::GetStreamRequest request,
+                                             absl::FunctionRef<absl::Status(const v1::GetResponse&)> begin,
+                                             absl::FunctionRef<absl::Status(uint64_t, wire::SplitMessage)> take,
+                                             const CallOptions& call) const;
+  absl::StatusOr<State> GetByStream(const v1::GetRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::GetResponse> GetIntoByStream(const v1::GetRequest& request, absl::Span<char> destination,
+                                                  const CallOptions& call) const;
+  absl::StatusOr<v1::NameInfo> SetPiecesByStream(v1::SetRequest request, absl::Span<const absl::string_view> pieces,
+                                                 const CallOptions& call) const;
+  // Sends a message of serialized fields and pieces of its large field, and gives the answer, which has no large field.
+  absl::StatusOr<std::string> Send(const char* method, const std::string& fields,
+                                   absl::Span<const absl::string_view> pieces, std::shared_ptr<const void> owner,
+                                   bool may_repeat, const CallOptions& call) const;
 
-  std::shared_ptr<grpc::Channel> channel_, reads_, writes_;
+  std::shared_ptr<grpc::Channel> channel_, reads_, writes_, streams_;
   std::shared_ptr<v1::StatePool::Stub> stub_;
   Options options_;
 };

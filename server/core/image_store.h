@@ -89,10 +89,17 @@ class ImageStore {
   virtual bool persisted(const Image& image) const = 0;
   virtual Tier tier(const Image& image) const = 0;
 
-  // At recovery: an image that a durable name needs, known to be in the cold store alone. The same id gives the same
-  // image.
+  // An image that is known to be in the cold store alone: one that a durable name needs, at recovery, or one that was
+  // disowned. During recovery the same id gives the same image; afterwards each id may be adopted once, until it is
+  // disowned again.
   virtual ImageRef Adopt(const ImageInfo& info) = 0;
-  // The same for an image whose record can't be used now (its layout's record is damaged): its bytes stay.
+  // The caller takes these images over, all or none: they go without their bytes in the cold store, which stay until
+  // someone adopts the image again and drops it, or a restart finds nobody who needs it. False, and nothing changed,
+  // unless all of them are in the cold store alone, at rest, and referred to by nobody but the caller, who has one
+  // reference to each and drops it afterwards.
+  virtual bool Disown(absl::Span<const Image* const> images) = 0;
+  // At recovery: an image that is needed and not adopted now (a folded name has it, or one whose layout's record is
+  // damaged): its bytes stay.
   virtual void KeepUnused(ImageId id) = 0;
   // At the end of recovery: images in the cold store that nobody adopted or keeps are garbage and go, in the
   // background.

@@ -7,21 +7,89 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "server/core/folded_name.h"
 
 namespace statepool {
 
+NameTable::View NameTable::Entry::view() const {
+  const Name* name = this->name();
+  return name != nullptr ? ViewOf(name->key) : folded()->view();
+}
+
+uint64_t NameTable::Hash::Of(const View& view) {
+  const uint64_t seed = uint64_t{view.tenant} << 8 | static_cast<uint64_t>(view.kind);
+  return XXH3_64bits_withSeed(view.name.data(), view.name.size(), seed);
+}
+
+NameTable::~NameTable() {
+  for (const Entry& entry : names_) {
+    delete entry.name();
+    FoldedDeleter()(entry.folded());
+  }
+}
+
 Name* NameTable::Insert(NameKey key) {
   ++counts_[static_cast<int>(key.kind)];
-  const auto [it, inserted] = names_.insert(std::make_unique<Name>(std::move(key)));
+  auto* name = new Name(std::move(key));
+  names_.insert(Entry(name));
+  const bool inserted = PartOf(ViewOf(name->key)).insert(Entry(name)).second;
   assert(inserted);
-  return it->get();
+  (void)inserted;
+  name->place = unfolded_.insert(unfolded_.end(), name);
+  return name;
+}
+
+void NameTable::InsertRecovered(FoldedPtr folded) {
+  const size_t before = names_.size();
+  const Entry entry(folded.release());
+  ++counts_[static_cast<int>(entry.view().kind)];
+  names_.insert(names_.end(), entry);
+  assert(names_.size() == before + 1);
+  (void)before;
+}
+
+void NameTable::RecoveryDone() {
+  for (Index& part : index_)
+    part.reserve(names_.size() / kIndexParts);  // one by one they would be hashed again and again
+  for (const Entry& entry : names_) PartOf(entry.view()).insert(entry);
 }
 
 void NameTable::Erase(Name* name) {
-  const auto it = names_.find(name->key);
-  assert(it != names_.end() && it->get() == name);
   --counts_[static_cast<int>(name->key.kind)];
-  names_.erase(it);
+  unfolded_.erase(name->place);
+  PartOf(ViewOf(name->key)).erase(Entry(name));
+  names_.erase(Entry(name));
+  delete name;
+}
+
+// An entry's key stays the same, so its places in the set and the index do, too: hence the casts.
+void NameTable::Replace(const View& view, Entry by) {
+  const_cast<Entry&>(*names_.find(view)) = by;
+  const_cast<Entry&>(*Look(view)) = by;
+}
+
+Name* NameTable::Unfold(Entry entry) {
+  if (entry.folded() == nullptr) return entry.name();
+  const FoldedPtr folded(entry.folded());
+  Name* name = unfolder_(*folded).release();
+  name->place = unfolded_.insert(unfolded_.end(), name);
+  Replace(folded->view(), Entry(name));
+  return name;
+}
+
+void NameTable::Fold(Name* name, FoldedPtr folded) {
+  unfolded_.erase(name->place);
+  Replace(ViewOf(name->key), Entry(folded.release()));
+  delete name;
+}
+
+bool NameTable::IndexIsWhole() const {
+  size_t entries = 0;
+  for (const Index& part : index_) entries += part.size();
+  return entries == names_.size() && std::all_of(names_.begin(), names_.end(), [this](const Entry& entry) {
+           const Entry* found = Look(entry.view());
+           return found != nullptr && *found == entry;
+         });
 }
 
 uint64_t TombstoneTable::HashOf(const NameKey& key) {

@@ -1,13 +1,16 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The Store's tables: names in order, and what is remembered of names that are gone. Not thread-safe: the Store's lock
-// guards them.
+// The Store's tables: names in order, folded ones (folded_name.h) among them, and what is remembered of names that are
+// gone. Not thread-safe: the Store's lock guards them.
 #ifndef STATEPOOL_SERVER_CORE_NAME_TABLE_H_
 #define STATEPOOL_SERVER_CORE_NAME_TABLE_H_
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +19,7 @@
 
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
@@ -46,6 +50,12 @@ struct NameState {
   const VersionRef& head() const { return ring.back(); }
 };
 
+// When a name that says this expires, if it was last used at `last_used`.
+inline MonoTime DeadlineOf(const NameState& state, MonoTime last_used) {
+  if (state.ttl == absl::InfiniteDuration()) return state.expire_at;
+  return std::min(state.expire_at, After(last_used, state.ttl));
+}
+
 // Where a name stands in the queue of unrecorded changes. Children of one fork share `group`, so that they are recorded
 // together.
 struct DirtyTicket {
@@ -74,14 +84,19 @@ struct Name {
   MonoTime dirty_next_since = 0;
   uint32_t forks = 0;  // of a prefix: how often it was forked
 
-  MonoTime Deadline() const {
-    if (state.ttl == absl::InfiniteDuration()) return state.expire_at;
-    return std::min(state.expire_at, After(last_used, state.ttl));
-  }
+  std::list<Name*>::iterator place;  // among the table's unfolded names
+
+  MonoTime Deadline() const { return DeadlineOf(state, last_used); }
   bool busy() const { return reserved || recording; }
 };
 
-// Ordered by (tenant, kind, name). Addresses of names are stable.
+class FoldedName;
+struct FoldedDeleter {
+  void operator()(const FoldedName* name) const;
+};
+using FoldedPtr = std::unique_ptr<const FoldedName, FoldedDeleter>;
+
+// Ordered by (tenant, kind, name). A name's address is stable until it is erased or folded.
 class NameTable {
  public:
   struct View {
@@ -94,40 +109,127 @@ class NameTable {
     }
   };
 
+  // A name, folded or not; belongs to the table. Eight bytes, of which the lowest bit tells.
+  class Entry {
+   public:
+    explicit Entry(Name* name) : pointer_(reinterpret_cast<uintptr_t>(name)) {}
+    explicit Entry(const FoldedName* folded) : pointer_(reinterpret_cast<uintptr_t>(folded) | kFolded) {}
+
+    Name* name() const {  // null: it is folded
+      return pointer_ & kFolded ? nullptr : reinterpret_cast<Name*>(pointer_);
+    }
+    const FoldedName* folded() const {  // null: it is not
+      return pointer_ & kFolded ? reinterpret_cast<const FoldedName*>(pointer_ - kFolded) : nullptr;
+    }
+    View view() const;
+    friend bool operator==(const Entry&, const Entry&) = default;
+
+   private:
+    static constexpr uintptr_t kFolded = 1;
+    uintptr_t pointer_;
+  };
+
  private:
+  static View ViewOf(const NameKey& key) { return {key.tenant, key.kind, key.name}; }
+  static View ViewOf(const Entry& entry) { return entry.view(); }
+  static View ViewOf(const View& view) { return view; }
   struct Less {
     using is_transparent = void;
-    static View Of(const NameKey& key) { return {key.tenant, key.kind, key.name}; }
-    static View Of(const std::unique_ptr<Name>& name) { return Of(name->key); }
-    static View Of(const View& view) { return view; }
     template <typename A, typename B>
     bool operator()(const A& a, const B& b) const {
-      return Of(a) < Of(b);
+      return ViewOf(a) < ViewOf(b);
     }
   };
-  using Set = absl::btree_set<std::unique_ptr<Name>, Less>;
+  struct Hash {
+    using is_transparent = void;
+    static uint64_t Of(const View& view);
+    template <typename A>
+    size_t operator()(const A& a) const {
+      return Of(ViewOf(a));
+    }
+  };
+  struct Equal {
+    using is_transparent = void;
+    template <typename A, typename B>
+    bool operator()(const A& a, const B& b) const {
+      const View x = ViewOf(a), y = ViewOf(b);
+      return x.name == y.name && x.kind == y.kind && x.tenant == y.tenant;
+    }
+  };
+  using Set = absl::btree_set<Entry, Less>;
+  using Index = absl::flat_hash_set<Entry, Hash, Equal>;
 
  public:
   using const_iterator = Set::const_iterator;
+  // Makes the objects of a folded name again. Called before the packed bytes go.
+  using Unfolder = std::function<std::unique_ptr<Name>(const FoldedName&)>;
 
-  Name* Find(const NameKey& key) const {
-    const auto it = names_.find(key);
-    return it == names_.end() ? nullptr : it->get();
+  explicit NameTable(Unfolder unfolder) : unfolder_(std::move(unfolder)) {}
+  ~NameTable();
+  NameTable(const NameTable&) = delete;
+  NameTable& operator=(const NameTable&) = delete;
+
+  // Unfolds what it finds.
+  Name* Find(const NameKey& key) {
+    const Entry* entry = Look(ViewOf(key));
+    return entry == nullptr ? nullptr : Unfold(*entry);
   }
+  // Null also if the name is folded: then it is recorded and idle.
+  Name* FindUnfolded(const NameKey& key) const {
+    const Entry* entry = Look(ViewOf(key));
+    return entry == nullptr ? nullptr : entry->name();
+  }
+  // Null also if the name is not folded.
+  const FoldedName* FindFolded(const NameKey& key) const {
+    const Entry* entry = Look(ViewOf(key));
+    return entry == nullptr ? nullptr : entry->folded();
+  }
+  Name* Unfold(Entry entry);  // or gives what is not folded
+  // Puts `folded` in the place of `name`, which goes. REQUIRES: the same key.
+  void Fold(Name* name, FoldedPtr folded);
+
   // REQUIRES: absent.
   Name* Insert(NameKey key);
   void Erase(Name* name);
+  // At recovery: every name, best in order; then RecoveryDone, before anything is looked for.
+  void InsertRecovered(FoldedPtr folded);
+  void RecoveryDone();
   size_t size() const { return names_.size(); }
   uint64_t count(NameKind kind) const { return counts_[static_cast<int>(kind)]; }
 
+  // Folding and unfolding leave iterators as they are.
   const_iterator begin() const { return names_.begin(); }
   const_iterator end() const { return names_.end(); }
   // The first name after (tenant, kind, name).
   const_iterator After(const View& view) const { return names_.upper_bound(view); }
   const_iterator From(const View& view) const { return names_.lower_bound(view); }
 
+  // The names that are not folded, in a round: each call gives the next. REQUIRES: there is one.
+  size_t unfolded() const { return unfolded_.size(); }
+  Name* NextUnfolded() {
+    unfolded_.splice(unfolded_.end(), unfolded_, unfolded_.begin());
+    return unfolded_.back();
+  }
+
+  bool IndexIsWhole() const;  // for CheckInvariants: the index has every name once, as it is
+
  private:
+  // Finding a name in order would touch some twenty others, most of them far from any cache. So there is an index by
+  // hash, in many parts: none is so large that its growing would be felt.
+  static constexpr size_t kIndexParts = 256;
+  const Index& PartOf(const View& view) const { return index_[Hash::Of(view) >> 56]; }
+  Index& PartOf(const View& view) { return index_[Hash::Of(view) >> 56]; }
+  const Entry* Look(const View& view) const {
+    const Index& part = PartOf(view);
+    const auto it = part.find(view);
+    return it == part.end() ? nullptr : &*it;
+  }
+  void Replace(const View& view, Entry by);
+
+  const Unfolder unfolder_;
   Set names_;
+  std::array<Index, kIndexParts> index_;
+  std::list<Name*> unfolded_;
   uint64_t counts_[4] = {};
 };
 

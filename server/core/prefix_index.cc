@@ -145,15 +145,18 @@ void PrefixIndex::Erase(const Place& place) {
 }
 
 std::vector<PrefixIndex::Candidate> PrefixIndex::Find(const PrefixHasher& hasher, absl::Span<const Hash128> stems,
-                                                      absl::Span<const uint32_t> tokens) const {
+                                                      absl::Span<const uint32_t> tokens, uint64_t longest,
+                                                      size_t limit) const {
+  assert(longest <= tokens.size());
   std::vector<Candidate> found;
-  for (size_t i = stems.size(); i-- > 0;) {
+  for (size_t i = std::min<size_t>(stems.size(), longest / PrefixHasher::kStride + 1); i-- > 0;) {
     const auto stem = tails_.find(stems[i]);
     if (stem == tails_.end()) continue;
     const size_t begin = i * PrefixHasher::kStride;
     for (auto tail = stem->second.rbegin(); tail != stem->second.rend(); ++tail) {
       const uint64_t length = begin + tail->length;
-      if (length == 0 || length > tokens.size()) continue;
+      if (length == 0 || length > longest) continue;
+      if (found.size() == limit) return found;
       found.push_back({hasher.Key(stems[i], tokens.data() + begin, tail->length, length), length});
     }
   }

@@ -82,9 +82,10 @@ class PrefixIndex {
 
   // Stems of `tokens` (tokens.size()/64 + 1 of them): work that needs no lock.
   static std::vector<Hash128> Stems(const PrefixHasher& hasher, const Hash128& root, absl::Span<const uint32_t> tokens);
-  // Keys published at lengths 1..tokens.size() below these stems, longest first. The caller compares the check of each.
+  // Keys published at lengths 1..`longest` below these stems, longest first, at most `limit` of them. The caller
+  // compares the check of each. REQUIRES: longest <= tokens.size().
   std::vector<Candidate> Find(const PrefixHasher& hasher, absl::Span<const Hash128> stems,
-                              absl::Span<const uint32_t> tokens) const;
+                              absl::Span<const uint32_t> tokens, uint64_t longest, size_t limit) const;
 
   size_t size() const { return size_; }
 

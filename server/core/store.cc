@@ -28,7 +28,8 @@ Store::Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock
       clock_(clock),
       ids_(log->epoch()),
       layouts_(options_.max_layouts, options_.max_layout_bytes, log),
-      hasher_(log->hash_key(), options_.prefix_key_bits) {}
+      hasher_(log->hash_key(), options_.prefix_key_bits),
+      names_([this](const FoldedName& folded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return UnfoldLocked(folded); }) {}
 
 Store::~Store() { images_->Detach(); }
 
@@ -161,25 +162,29 @@ VersionInfo Store::InfoOf(const Version& version) const {
           images_->tier(*version.image)};
 }
 
-absl::Time Store::ExpireTimeOf(const Name& name) const {
-  const MonoTime deadline = name.Deadline();
+absl::Time Store::ExpireTimeOf(const NameState& state, MonoTime deadline) const {
   if (deadline == kNever) return absl::InfiniteFuture();
-  if (name.state.expire_at <= deadline) return name.state.expire_time;
+  if (state.expire_at <= deadline) return state.expire_time;
   return clock_->WallNow() + absl::Nanoseconds(deadline - clock_->Now());
 }
 
-NameInfo Store::InfoLocked(const Name& name, const Version& version) const {
+NameInfo Store::InfoOf(const NameKey& key, const NameState& state, MonoTime deadline) const {
   NameInfo info;
-  info.key = name.key;
-  info.layout = name.state.layout;
+  info.key = key;
+  info.layout = state.layout;
+  info.revision = state.revision;
+  info.durability = state.durability;
+  info.max_history = state.max_history;
+  info.ttl = state.ttl;
+  info.expire_time = ExpireTimeOf(state, deadline);
+  info.create_time = state.create_time;
+  return info;
+}
+
+NameInfo Store::InfoLocked(const Name& name, const Version& version) const {
+  NameInfo info = InfoOf(name.key, name.state, name.Deadline());
   info.version = InfoOf(version);
-  info.revision = name.state.revision;
   info.durable_revision = name.durable_revision;
-  info.durability = name.state.durability;
-  info.max_history = name.state.max_history;
-  info.ttl = name.state.ttl;
-  info.expire_time = ExpireTimeOf(name);
-  info.create_time = name.state.create_time;
   return info;
 }
 
@@ -232,8 +237,7 @@ absl::StatusOr<const AnsweredRequest*> Store::FindAnswered(const NameState& stat
   for (const AnsweredRequest& answered : state.requests) {
     if (answered.id != request.id) continue;
     if (answered.body_hash == request.body_hash) return &answered;
-    return Invalid("REQUEST_ID_REUSED", "request_id",
-                   "this request_id belongs to an earlier, different request; choose a new one");
+    return RequestIdReused();
   }
   return nullptr;
 }
@@ -300,7 +304,7 @@ void Store::PublishLocked(Name* name, NameState state, uint64_t dirty_group, Mon
   const bool is_new = name->state.ring.empty();
   SetHeadCounts(is_new ? nullptr : &name->state, &state);
   if (is_new) {
-    ++layout_names_[state.layout.get()];
+    if (!name->unborn) ++layout_names_[state.layout.get()];
     if (const TombstoneTable::PrefixPlace ghost = tombstones_.Remove(name->key); ghost != nullptr)
       prefixes_.Erase(*ghost);
   } else if (name->state.prefix != nullptr) {
@@ -323,6 +327,10 @@ void Store::PublishLocked(Name* name, NameState state, uint64_t dirty_group, Mon
     name->dirty_next = ticket;
     name->dirty_next_since = now;
   }
+}
+
+void Store::DropLayoutUseLocked(const Layout& layout) {
+  if (const auto uses = layout_names_.find(&layout); --uses->second == 0) layout_names_.erase(uses);
 }
 
 void Store::ScheduleExpiryLocked(Name* name) {
@@ -351,7 +359,7 @@ std::vector<Name*> Store::GroupLocked(const Name& name) {
 }
 
 void Store::ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) {
-  if (const auto uses = layout_names_.find(name->state.layout.get()); --uses->second == 0) layout_names_.erase(uses);
+  DropLayoutUseLocked(*name->state.layout);
   SetHeadCounts(&name->state, nullptr);
   SetDirtyLocked(name, {}, 0);
   if (name->expiry_entry != kNever) expiry_.erase({name->expiry_entry, name});
@@ -388,6 +396,15 @@ void Store::ReapExpired() {
     // Used since, or busy: looked at again at its deadline, or soon.
     name->expiry_entry = name->busy() ? After(now, absl::Milliseconds(100)) : name->Deadline();
     if (name->expiry_entry != kNever) expiry_.insert({name->expiry_entry, name});
+  }
+  for (int looked = 1; !folded_expiry_.empty() && folded_expiry_.begin()->first <= now; ++looked) {
+    if (looked % kNamesPerHold == 0) {
+      MutexUnlock unlock(&mu_);
+      continue;
+    }
+    // Finding it unfolds it, and forgets it.
+    const NameTable::View view = folded_expiry_.begin()->second->view();
+    FindLocked({view.tenant, view.kind, std::string(view.name)});
   }
 }
 

@@ -29,12 +29,14 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/btree_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "server/core/clock.h"
+#include "server/core/folded_name.h"
 #include "server/core/image_store.h"
 #include "server/core/layout_registry.h"
 #include "server/core/mutex.h"
@@ -307,10 +309,13 @@ class Store {
   absl::StatusOr<MatchAnswer> MatchPrefix(const Op& op, const MatchRequest& request);  // never blocks
   absl::StatusOr<FlushAnswer> Flush(const Op& op, absl::Span<const NameKey> keys);     // none: every name
 
-  // Housekeeping, called by a background thread about every 100 ms, and by tests: forgets expired names and records
-  // what is due.
+  // Housekeeping, called by a background thread about every 100 ms, and by tests: forgets expired names, records what
+  // is due, folds what is at rest.
   void ReapExpired();
   void FlushDue();
+  // Packs names that are at rest (recorded, their states in the cold store alone, no other name shares them) into
+  // little memory; whoever looks at one gets it unpacked. Goes through some thousand names a call.
+  void FoldIdle();
   // When the cold store is short: forgets the prefix of least value (tokens saved by its forks, recently, per byte)
   // among those whose going frees bytes there. False: there is none, or its going could not be recorded.
   bool EvictPrefix();
@@ -395,16 +400,18 @@ class Store {
   NameState NewState(LayoutRef layout) const;
   bool IsExpired(const Name& name) const { return clock_->Now() >= name.Deadline(); }
   void UseLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { name->last_used = clock_->Now(); }
-  // Reads an image of this version, and tells its damage by the version. 0: of a base.
+  // Reads an image of this version, and tells its damage by the version.
   absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version);
-  absl::Time ExpireTimeOf(const Name& name) const;  // for people; infinite: never
+  absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never
   VersionInfo InfoOf(const Version& version) const;
   NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  NameInfo InfoOf(const NameKey& key, const NameState& state, MonoTime deadline) const;  // but for its version
 
   // store.cc: bookkeeping of publishing and forgetting.
   void PublishLocked(Name* name, NameState state, uint64_t dirty_group, MonoTime now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetHeadCounts(const NameState* old_state, const NameState* new_state) const;
+  void DropLayoutUseLocked(const Layout& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ScheduleExpiryLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes a name out of all tables. REQUIRES: not busy.
@@ -413,13 +420,21 @@ class Store {
   std::vector<Name*> GroupLocked(const Name& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EraseGhostsLocked(const std::vector<TombstoneTable::PrefixPlace>& gone) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // store_folding.cc
+  bool FoldLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // false: it is not at rest
+  std::unique_ptr<Name> UnfoldLocked(const FoldedName& folded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void InsertRecoveredLocked(RestingName name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void UnfoldSharedLocked(std::vector<ImageId> images) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  NameInfo InfoOfResting(const RestingName& name, bool with_history) const;
+
   // store_durability.cc
   bool MustWaitLocked(const NameKey& key, bool to_record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status WaitLocked(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static NameRecord RecordOf(const NameKey& key, const NameState& state, absl::Span<const VersionRef> versions);
   Ring DurableRun(const NameState& state) const;
-  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty; gives the first
-  // error. Leaves alone names that are busy, and with them the other children of their fork.
+  // Records the newest state of these names in one commit. Those that can't be persisted stay dirty, and with them all
+  // that were written together with them; gives the first error. Leaves alone names that are busy, and those written
+  // together with them. REQUIRES: of each group all.
   absl::Status RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Goes once through the queue of what is dirty since `due` or longer, batch by batch, and records it. Errors don't
@@ -450,8 +465,10 @@ class Store {
   PrefixIndex prefixes_ ABSL_GUARDED_BY(mu_);
   std::map<NameKey, Grave> graves_ ABSL_GUARDED_BY(mu_);
   std::set<std::pair<MonoTime, Name*>> expiry_ ABSL_GUARDED_BY(mu_);
+  absl::btree_set<std::pair<MonoTime, const FoldedName*>> folded_expiry_ ABSL_GUARDED_BY(mu_);  // by real deadlines
   std::map<DirtyTicket, Name*> dirty_ ABSL_GUARDED_BY(mu_);
-  std::map<const Layout*, uint64_t> layout_names_ ABSL_GUARDED_BY(mu_);  // how many names have a layout
+  std::map<const Layout*, uint64_t> layout_names_
+      ABSL_GUARDED_BY(mu_);  // how many names have a layout, unborn ones too
   uint64_t prefix_hits_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t prefix_misses_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, uint64_t> misses_ ABSL_GUARDED_BY(mu_);

@@ -16,7 +16,7 @@
 namespace statepool {
 
 bool Store::MustWaitLocked(const NameKey& key, bool to_record) {
-  const Name* name = names_.Find(key);
+  const Name* name = names_.FindUnfolded(key);
   if (name != nullptr && (name->reserved || (name->recording && (to_record || IsExpired(*name))))) return true;
   if (!to_record) return false;
   const auto grave = graves_.find(key);
@@ -61,6 +61,7 @@ Ring Store::DurableRun(const NameState& state) const {
 absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written) {
   struct Item {
     Name* name;
+    Revision group;
     NameState state;  // as it is recorded; the name may move on meanwhile
     Ring run;
     absl::Status status;
@@ -73,17 +74,24 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
   for (Name* name : names) {
     if (name->dirty == DirtyTicket{} || busy_groups.contains(name->dirty.group)) continue;
     name->recording = true;
-    items.push_back({name, name->state, {}, absl::OkStatus()});
+    items.push_back({name, name->dirty.group, name->state, {}, absl::OkStatus()});
   }
   if (items.empty()) return absl::OkStatus();
 
   absl::Status committed = absl::OkStatus();
   {
     MutexUnlock unlock(&mu_);
+    absl::flat_hash_map<Revision, absl::Status> failed;  // groups: none of their names is recorded then
+    for (const Item& item : items) {
+      if (failed.contains(item.group)) continue;
+      if (absl::Status s = images_->Persist(op, item.state.head()->image); !s.ok()) failed[item.group] = std::move(s);
+    }
     std::vector<NameChange> changes;
     for (Item& item : items) {
-      item.status = images_->Persist(op, item.state.head()->image);
-      if (!item.status.ok()) continue;
+      if (const auto group = failed.find(item.group); group != failed.end()) {
+        item.status = group->second;
+        continue;
+      }
       item.run = DurableRun(item.state);
       changes.push_back({item.name->key, RecordOf(item.name->key, item.state, item.run)});
     }
@@ -112,19 +120,18 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
 
 absl::Status Store::RecordQueueLocked(const Op& op, MonoTime due, uint64_t* written) {
   absl::Status first_error;
-  DirtyTicket last;
-  const DirtyTicket end = dirty_.empty() ? last : dirty_.rbegin()->first;  // what comes later is not for this round
+  // Whole groups, each once: others may join one while the lock is given back, and what was written together goes
+  // together, so that a crash leaves all of it or none. Later groups are not for this round.
+  Revision group = 0;
+  const Revision last_group = dirty_.empty() ? 0 : dirty_.rbegin()->first.group;
   for (;;) {
     std::vector<Name*> batch;
     uint64_t bytes = 0;
-    Revision group = 0;
-    for (auto it = dirty_.upper_bound(last); it != dirty_.end() && it->first <= end; ++it) {
+    for (auto it = dirty_.lower_bound({group + 1, 0}); it != dirty_.end() && it->first.group <= last_group; ++it) {
       Name* name = it->second;
-      // What was written together goes together, so that a crash leaves all of it or none.
       if ((name->dirty_since > due || bytes >= options_.flush_batch_bytes) && it->first.group != group) break;
       batch.push_back(name);
-      last = it->first;
-      group = last.group;
+      group = it->first.group;
       if (!images_->persisted(*name->state.head()->image)) bytes += name->state.layout->state_bytes();
       bytes += 1024;  // its record
     }
@@ -137,7 +144,7 @@ absl::Status Store::BuryLocked() {
   for (;;) {
     std::vector<NameChange> changes;
     for (auto& [key, grave] : graves_) {
-      const Name* name = names_.Find(key);
+      const Name* name = names_.FindUnfolded(key);
       if (grave.kept || grave.burying || (name != nullptr && name->busy())) continue;
       grave.burying = true;
       changes.push_back({key, std::nullopt});
@@ -182,8 +189,9 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
   FlushAnswer answer;
   MutexLock lock(&mu_);
   if (keys.empty()) {
-    answer.names = std::count_if(names_.begin(), names_.end(), [](const auto& n) {
-      return !n->unborn && n->state.durability != Durability::kVolatile;
+    answer.names = std::count_if(names_.begin(), names_.end(), [](const NameTable::Entry& entry) {
+      if (entry.folded() != nullptr) return entry.folded()->durability() != Durability::kVolatile;
+      return !entry.name()->unborn && entry.name()->state.durability != Durability::kVolatile;
     });
     if (dirty_.empty()) return answer;
     // A round leaves out what is busy; everything that was in the queue when the call came must be through.
@@ -212,7 +220,7 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
     std::vector<Name*> pending;
     absl::flat_hash_set<const Name*> seen;
     for (const auto& [key, revision, ticket] : wanted) {
-      Name* name = names_.Find(key);
+      Name* name = names_.FindUnfolded(key);
       if (name == nullptr || name->dirty == DirtyTicket{}) continue;
       if (name->durable_revision >= revision && name->dirty.own != ticket) continue;
       // With it all that was written together with it.
@@ -233,8 +241,9 @@ absl::Status Store::Drain(const Op& op) {
   MutexLock lock(&mu_);
   const absl::Status recorded = RecordQueueLocked(op, kNever, &written);
   const absl::Status buried = BuryLocked();
-  for (const auto& name : names_) {
-    if (name->durable_revision != 0) continue;
+  for (const NameTable::Entry& entry : names_) {
+    const Name* name = entry.name();
+    if (name == nullptr || name->durable_revision != 0) continue;
     // The tombstone of a prefix keeps it findable after the restart: its place is in the index once more.
     if (name->state.prefix != nullptr) prefixes_.Insert(*name->state.prefix);
     EraseGhostsLocked(tombstones_.Add(name->key, TombstoneTable::Reason::kNotDurable, name->state.prefix));
@@ -260,22 +269,24 @@ absl::Status Store::Recover() {
   } else if (last.clean) {
     for (const TombstoneTable::PrefixPlace& ghost : tombstones_.Load(last.tombstones)) prefixes_.Insert(*ghost);
   }
-  absl::flat_hash_map<VersionId, VersionRef> versions;  // names share them again
+  // Every name comes back folded; then those that share a state are unfolded, and share it again.
+  std::vector<ImageId> images;
   RETURN_IF_ERROR(log_->LoadNames([&](NameChange change) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::Status {
     absl::StatusOr<LayoutRef> layout = absl::NotFoundError("");
     Hash128 prefix_key;
     if (change.record.has_value()) layout = layouts_.Find(change.key.tenant, change.record->layout);
+    if (change.record.has_value()) {
+      for (const RecordedVersion& v : change.record->versions) images_->KeepUnused(v.image);
+    }
     if (!change.record.has_value() || !layout.ok() || change.record->versions.empty() ||
         (change.key.kind == NameKind::kPrefix && !Hash128FromHex(change.key.name, &prefix_key))) {
       EraseGhostsLocked(tombstones_.Add(change.key, TombstoneTable::Reason::kCorrupt, nullptr));
       graves_[change.key].kept = true;
-      if (change.record.has_value()) {
-        for (const RecordedVersion& v : change.record->versions) images_->KeepUnused(v.image);
-      }
       return absl::OkStatus();
     }
-    const NameRecord& record = *change.record;
-    NameState state;
+    NameRecord& record = *change.record;
+    RestingName name;
+    NameState& state = name.state;
     state.layout = *layout;
     state.revision = record.revision;
     state.created = record.created;
@@ -287,26 +298,21 @@ absl::Status Store::Recover() {
     }
     state.durability = record.durability;
     state.max_history = record.max_history;
-    state.requests = record.requests;
-    for (const RecordedVersion& v : record.versions) {
-      VersionRef& version = versions[v.id];
-      if (version == nullptr) {
-        ImageRef image = images_->Adopt(
-            {v.image, change.key.tenant, *layout, v.checksum, v.attachment_checksum, v.attachment_bytes});
-        version = std::make_shared<const Version>(Version{v.id, v.parent, v.position, v.exactness, std::move(image)});
-      }
-      state.ring.push_back(version);
-    }
+    state.requests = std::move(record.requests);
     if (change.key.kind == NameKind::kPrefix) {
       state.prefix = std::make_shared<const PrefixIndex::Place>(
-          PrefixIndex::Place{prefix_key, record.prefix, static_cast<uint64_t>(state.head()->position)});
+          PrefixIndex::Place{prefix_key, record.prefix, static_cast<uint64_t>(record.versions.back().position)});
     }
-    Name* name = names_.Insert(change.key);
-    name->recorded = state.ring;
-    name->durable_revision = state.revision;
-    PublishLocked(name, std::move(state), /*dirty_group=*/0, clock_->Now());
+    for (const RecordedVersion& v : record.versions) images.push_back(v.image);
+    name.key = std::move(change.key);
+    name.versions = std::move(record.versions);
+    name.recorded = name.versions.size();
+    name.last_used = clock_->Now();
+    InsertRecoveredLocked(std::move(name));
     return absl::OkStatus();
   }));
+  names_.RecoveryDone();
+  UnfoldSharedLocked(std::move(images));
   images_->RecoveryDone();
   return absl::OkStatus();
 }
@@ -319,6 +325,23 @@ absl::Status Store::Recover() {
     std::abort();                                                                            \
   }
 
+namespace {
+
+void CheckFolded(const FoldedName& folded) {
+  const RestingName name = folded.Unpack();
+  const NameState& state = name.state;
+  STATEPOOL_CHECK(state.ring.empty() && name.versions.size() <= state.max_history);
+  STATEPOOL_CHECK(name.recorded >= 1 && name.recorded <= name.versions.size());
+  STATEPOOL_CHECK(state.created != 0 && state.created <= state.revision);
+  STATEPOOL_CHECK(state.requests.size() <= kMaxRequestIds);
+  STATEPOOL_CHECK(name.key.kind == NameKind::kSequence || name.versions.size() == 1);
+  STATEPOOL_CHECK((name.key.kind == NameKind::kPrefix) == (state.prefix != nullptr));
+  if (state.prefix != nullptr)
+    STATEPOOL_CHECK(static_cast<int64_t>(state.prefix->length) == name.versions.back().position);
+}
+
+}  // namespace
+
 void Store::CheckInvariants() const {
   MutexLock lock(&mu_);
   absl::flat_hash_map<const Image*, int64_t> heads;
@@ -326,13 +349,29 @@ void Store::CheckInvariants() const {
   absl::flat_hash_map<const Layout*, uint64_t> layouts;
   size_t dirty = 0, expiring = 0, prefixes = tombstones_.prefixes();
   uint64_t counts[4] = {};
-  const Name* previous = nullptr;
-  for (const auto& name : names_) {
-    STATEPOOL_CHECK(previous == nullptr || previous->key < name->key);
-    previous = name.get();
-    ++counts[static_cast<int>(name->key.kind)];
+  absl::flat_hash_set<ImageId> folded_images;
+  size_t unfolded = 0, folded_expiring = 0;
+  std::optional<NameTable::View> previous;
+  for (const NameTable::Entry& entry : names_) {
+    STATEPOOL_CHECK(!previous.has_value() || *previous < entry.view());
+    previous = entry.view();
+    ++counts[static_cast<int>(previous->kind)];
+    if (entry.folded() != nullptr) {
+      CheckFolded(*entry.folded());
+      const RestingName name = entry.folded()->Unpack();
+      ++layouts[name.state.layout.get()];
+      for (const RecordedVersion& version : name.versions) STATEPOOL_CHECK(folded_images.insert(version.image).second);
+      if (name.key.kind == NameKind::kPrefix) ++prefixes;
+      if (name.Deadline() == kNever) continue;
+      ++folded_expiring;
+      STATEPOOL_CHECK(folded_expiry_.contains({name.Deadline(), entry.folded()}));
+      continue;
+    }
+    ++unfolded;
+    const Name* name = entry.name();
     if (name->unborn) {
       STATEPOOL_CHECK(name->reserved && name->state.ring.empty() && name->recorded.empty());
+      ++layouts[name->state.layout.get()];
       continue;
     }
     const NameState& state = name->state;
@@ -363,20 +402,25 @@ void Store::CheckInvariants() const {
     ++layouts[state.layout.get()];
     const bool is_dirty = name->dirty != DirtyTicket{};
     dirty += is_dirty;
-    if (is_dirty) STATEPOOL_CHECK(dirty_.at(name->dirty) == name.get());
+    if (is_dirty) STATEPOOL_CHECK(dirty_.at(name->dirty) == name);
     // Every WRITE_BEHIND name is recorded or waits for it.
     if (state.durability == Durability::kWriteBehind)
       STATEPOOL_CHECK(is_dirty || name->durable_revision == state.revision);
     if (state.durability == Durability::kSync) STATEPOOL_CHECK(name->durable_revision == state.revision);
     if (name->expiry_entry != kNever) {
       ++expiring;
-      STATEPOOL_CHECK(expiry_.contains({name->expiry_entry, name.get()}));
+      STATEPOOL_CHECK(expiry_.contains({name->expiry_entry, const_cast<Name*>(name)}));
     }
     STATEPOOL_CHECK(name->Deadline() == kNever || name->expiry_entry != kNever);  // it will be looked at
   }
   for (const auto& [image, count] : heads) STATEPOOL_CHECK(image->heads() == count);
-  for (const auto& [id, version] : versions)
+  for (const auto& [id, version] : versions) {
     STATEPOOL_CHECK(heads.contains(version->image.get()) || version->image->heads() == 0);
+    STATEPOOL_CHECK(!folded_images.contains(version->image->info().id));  // a folded name shares with nobody
+  }
+  STATEPOOL_CHECK(unfolded == names_.unfolded());
+  STATEPOOL_CHECK(names_.IndexIsWhole());
+  STATEPOOL_CHECK(folded_expiring == folded_expiry_.size());
   for (int kind = 1; kind <= 3; ++kind) STATEPOOL_CHECK(counts[kind] == names_.count(static_cast<NameKind>(kind)));
   STATEPOOL_CHECK(layouts.size() == layout_names_.size());
   for (const auto& [layout, count] : layouts) STATEPOOL_CHECK(layout_names_.at(layout) == count);
@@ -385,8 +429,11 @@ void Store::CheckInvariants() const {
   STATEPOOL_CHECK(prefixes == prefixes_.size());
   for (const auto& [key, grave] : graves_) {
     STATEPOOL_CHECK(grave.kept != !grave.versions.empty());
-    const Name* name = names_.Find(key);
+    STATEPOOL_CHECK(names_.FindFolded(key) == nullptr);
+    const Name* name = names_.FindUnfolded(key);
     STATEPOOL_CHECK(name == nullptr || name->durable_revision == 0);
+    for (const VersionRef& version : grave.versions)
+      STATEPOOL_CHECK(!folded_images.contains(version->image->info().id));
   }
 }
 

@@ -11,6 +11,11 @@ absl::Status Invalid(absl::string_view reason, absl::string_view field, absl::st
   return Error(absl::StatusCode::kInvalidArgument, reason, message).Field(field);
 }
 
+absl::Status RequestIdReused() {
+  return Invalid("REQUEST_ID_REUSED", "request_id",
+                 "this request_id belongs to an earlier, different request; choose a new one");
+}
+
 absl::Status LayoutMismatch(absl::StatusCode code, const Layout& expected, const Layout& actual) {
   return Error(code, "LAYOUT_MISMATCH", "the name holds a state of another layout; states of two layouts never mix")
       .Field("layout")

@@ -17,6 +17,7 @@
 namespace statepool {
 
 absl::Status Invalid(absl::string_view reason, absl::string_view field, absl::string_view message);
+absl::Status RequestIdReused();
 absl::Status LayoutMismatch(absl::StatusCode code, const Layout& expected, const Layout& actual);
 
 // Positions of a ring's versions, newest first, separated by commas: the metadata "positions".

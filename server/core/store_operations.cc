@@ -9,6 +9,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/checksum.h"
 #include "server/core/error.h"
 #include "server/core/store.h"
 #include "server/core/store_errors.h"
@@ -160,6 +161,10 @@ absl::StatusOr<NameInfo> Store::Describe(const Op& op, const NameKey& key) {
   RETURN_IF_ERROR(op.Check(*clock_));
   RETURN_IF_ERROR(ValidateKey(key, "name"));
   MutexLock lock(&mu_);
+  if (const FoldedName* folded = names_.FindFolded(key); folded != nullptr) {
+    const RestingName name = folded->Unpack();
+    if (clock_->Now() < name.Deadline()) return InfoOfResting(name, /*with_history=*/true);
+  }
   const Name* name = FindLocked(key);
   if (name == nullptr) return MissLocked(key, "name");
   NameInfo info = InfoLocked(*name, *name->state.head());
@@ -184,16 +189,19 @@ absl::StatusOr<ListAnswer> Store::List(const Op& op, const ListRequest& request)
   auto it = after.empty() ? names_.From({op.tenant, request.kind, request.name_prefix})
                           : names_.After({op.tenant, request.kind, after});
   for (; it != names_.end(); ++it) {
-    const Name& name = **it;
-    if (name.key.tenant != op.tenant || name.key.kind != request.kind ||
-        !absl::StartsWith(name.key.name, request.name_prefix))
+    const NameTable::View view = it->view();
+    if (view.tenant != op.tenant || view.kind != request.kind || !absl::StartsWith(view.name, request.name_prefix))
       break;
-    if (name.unborn || IsExpired(name)) continue;
+    const Name* name = it->name();
+    std::optional<RestingName> resting;
+    if (name == nullptr) resting = it->folded()->Unpack();
+    if (name != nullptr ? name->unborn || IsExpired(*name) : clock_->Now() >= resting->Deadline()) continue;
     if (answer.names.size() == page_size) {
       answer.next_page_token = PageToken(request, answer.names.back().key.name);
       break;
     }
-    answer.names.push_back(InfoLocked(name, *name.state.head()));
+    answer.names.push_back(name != nullptr ? InfoLocked(*name, *name->state.head())
+                                           : InfoOfResting(*resting, /*with_history=*/false));
   }
   return answer;
 }
@@ -346,7 +354,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
   if (data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
 
   // A first look, so that a refused request costs no copy, and to know the layout and the head of a name that exists.
-  ImageRef base;
+  VersionRef base;
   {
     MutexLock lock(&mu_);
     absl::StatusOr<std::vector<Next>> look = DecideSetLocked(
@@ -354,7 +362,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
     RETURN_IF_ERROR(look.status());
     if (look->empty()) return Change{};
     layout = look->front()->layout;
-    if (request.select.has_value()) base = look->front()->head()->image;
+    if (request.select.has_value()) base = look->front()->head();
   }
 
   StateBytes bytes = item.bytes;
@@ -370,7 +378,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
       if (exactness == Exactness::kExact) {
         return Invalid("INVALID_OPTION", "exactness", "a state of which a part was replaced is EDITED or LOSSY");
       }
-      absl::StatusOr<Pin> read = ReadImage(op, base, 0);
+      absl::StatusOr<Pin> read = ReadImage(op, base->image, base->id);
       RETURN_IF_ERROR(read.status());
       pin = *std::move(read);
       bytes.base = pin.get();
@@ -660,25 +668,28 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
   // The next names that match, a hold of the lock at a time.
   std::string after;
   bool more = true;
+  const auto matches = [&](const NameTable::View& view) {
+    return view.tenant == op.tenant && view.kind == request.kind && absl::StartsWith(view.name, request.name_prefix);
+  };
   const auto next_keys = [&](bool count) ABSL_LOCKS_EXCLUDED(mu_) {
     std::vector<NameKey> keys;
     MutexLock lock(&mu_);
     auto it = after.empty() ? names_.From({op.tenant, request.kind, request.name_prefix})
                             : names_.After({op.tenant, request.kind, after});
     for (size_t looked = 0; it != names_.end() && looked < kNamesPerHold; ++it, ++looked) {
-      const Name& name = **it;
-      if (name.key.tenant != op.tenant || name.key.kind != request.kind ||
-          !absl::StartsWith(name.key.name, request.name_prefix))
-        break;
-      after = name.key.name;
-      if (name.unborn || IsExpired(name)) continue;
-      keys.push_back(name.key);
+      if (!matches(it->view())) break;
+      after = std::string(it->view().name);
+      const Name* name = it->name();
+      std::optional<RestingName> resting;
+      if (name == nullptr) resting = it->folded()->Unpack();
+      if (name != nullptr ? name->unborn || IsExpired(*name) : clock_->Now() >= resting->Deadline()) continue;
+      keys.push_back({op.tenant, request.kind, after});
       if (!count) continue;
-      if (seen_images.insert(name.state.head()->image->info().id).second)
-        answer.state_bytes += name.state.layout->state_bytes();
+      const NameState& state = name != nullptr ? name->state : resting->state;
+      const ImageId image = name != nullptr ? state.head()->image->info().id : resting->versions.back().image;
+      if (seen_images.insert(image).second) answer.state_bytes += state.layout->state_bytes();
     }
-    more = it != names_.end() && it->get()->key.tenant == op.tenant && it->get()->key.kind == request.kind &&
-           absl::StartsWith(it->get()->key.name, request.name_prefix);
+    more = it != names_.end() && matches(it->view());
     return keys;
   };
   while (more) {
@@ -720,7 +731,7 @@ absl::StatusOr<absl::Time> Store::Touch(const Op& op, const NameKey& key, absl::
   Name* name = FindLocked(key);
   if (name == nullptr) return MissLocked(key, field);
   UseLocked(name);
-  return ExpireTimeOf(*name);
+  return ExpireTimeOf(name->state, name->Deadline());
 }
 
 absl::StatusOr<NameInfo> Store::SetTtl(const Op& op, const SetTtlRequest& request) {

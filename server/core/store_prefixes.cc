@@ -12,6 +12,8 @@ namespace statepool {
 
 namespace {
 
+constexpr size_t kMatchBatchMax = 1024;
+
 absl::Status ValidateTokens(const StoreOptions& options, absl::Span<const uint32_t> tokens, absl::string_view extra_key,
                             absl::string_view salt) {
   if (tokens.empty()) return Invalid("MISSING_FIELD", "tokens", "a prefix has at least one token");
@@ -104,54 +106,72 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
   const std::vector<Hash128> stems = PrefixIndex::Stems(hasher_, root, request.tokens);
   const size_t max_results = std::max(1u, request.max_results);
 
-  // What is published at lengths of these tokens; then, without the lock, which of it really has these tokens; then the
-  // answer.
+  // Batches, longest first: what is published at lengths of these tokens; then, without the lock, which of it really
+  // has these tokens. Mostly the first is the answer, however many lengths are published below it.
   struct Published {
     NameKey key;
     uint64_t length;
     uint64_t check;
   };
-  std::vector<Published> published;  // longest first
   std::string tombstone_reason;
-  {
-    MutexLock lock(&mu_);
-    for (const PrefixIndex::Candidate& candidate : prefixes_.Find(hasher_, stems, request.tokens)) {
-      NameKey key{op.tenant, NameKind::kPrefix, Hash128ToHex(candidate.key)};
-      if (const Name* name = FindLocked(key); name != nullptr) {
-        const PrefixIndex::Place& place = *name->state.prefix;
-        if (place.length == candidate.length)
-          published.push_back({std::move(key), candidate.length, place.locator.check});
-        continue;
+  size_t batch_size = std::max<size_t>(max_results, 4);
+  // The next batch of at most *longest tokens. *longest becomes what is left, 0 at the end.
+  const auto next_batch = [&](uint64_t* longest) {
+    std::vector<Published> batch;
+    {
+      MutexLock lock(&mu_);
+      const std::vector<PrefixIndex::Candidate> candidates =
+          prefixes_.Find(hasher_, stems, request.tokens, *longest, batch_size);
+      *longest = candidates.size() < batch_size ? 0 : candidates.back().length - 1;
+      for (const PrefixIndex::Candidate& candidate : candidates) {
+        NameKey key{op.tenant, NameKind::kPrefix, Hash128ToHex(candidate.key)};
+        if (const Name* name = FindLocked(key); name != nullptr) {
+          const PrefixIndex::Place& place = *name->state.prefix;
+          if (place.length == candidate.length)
+            batch.push_back({std::move(key), candidate.length, place.locator.check});
+          continue;
+        }
+        const std::optional<TombstoneTable::Reason> stone = tombstones_.Find(key);
+        if (!stone.has_value() || static_cast<int64_t>(candidate.length) > max_position || !tombstone_reason.empty())
+          continue;
+        static constexpr absl::string_view kReasons[] = {
+            "", "DELETED", "EXPIRED", "EVICTED", "NOT_DURABLE_AT_RESTART", "CORRUPT"};
+        tombstone_reason = std::string(kReasons[static_cast<int>(*stone)]);
       }
-      const std::optional<TombstoneTable::Reason> stone = tombstones_.Find(key);
-      if (!stone.has_value() || static_cast<int64_t>(candidate.length) > max_position || !tombstone_reason.empty())
-        continue;
-      static constexpr absl::string_view kReasons[] = {
-          "", "DELETED", "EXPIRED", "EVICTED", "NOT_DURABLE_AT_RESTART", "CORRUPT"};
-      tombstone_reason = std::string(kReasons[static_cast<int>(*stone)]);
     }
-  }
-  std::vector<uint64_t> lengths;
-  for (auto it = published.rbegin(); it != published.rend(); ++it) lengths.push_back(it->length);
-  std::vector<uint64_t> checks = hasher_.Checks(root, request.tokens, lengths);
-  std::reverse(checks.begin(), checks.end());
+    batch_size = std::max(batch_size, std::min(2 * batch_size, kMatchBatchMax));
+    std::vector<uint64_t> lengths;
+    for (auto it = batch.rbegin(); it != batch.rend(); ++it) lengths.push_back(it->length);
+    const std::vector<uint64_t> checks = hasher_.Checks(root, request.tokens, lengths);
+    auto check = checks.rbegin();
+    std::erase_if(batch, [&](const Published& p) { return p.check != *check++; });  // a collision of keys
+    return batch;
+  };
 
   MatchAnswer answer;
-  MutexLock lock(&mu_);
-  for (size_t i = 0; i < published.size() && answer.matches.size() < max_results; ++i) {
-    if (published[i].check != checks[i]) continue;  // a collision of keys
-    if (static_cast<int64_t>(published[i].length) > max_position) {
-      answer.nearest_published_position =
-          static_cast<int64_t>(published[i].length);  // longest first: ends at the shortest
-      continue;
+  uint64_t longest = std::min<uint64_t>(static_cast<uint64_t>(max_position), request.tokens.size());
+  while (longest > 0 && answer.matches.size() < max_results) {
+    const std::vector<Published> batch = next_batch(&longest);
+    MutexLock lock(&mu_);
+    for (const Published& published : batch) {
+      if (answer.matches.size() == max_results) break;
+      Name* name = FindLocked(published.key);
+      if (name == nullptr || name->state.prefix->locator.check != published.check) continue;  // gone meanwhile
+      UseLocked(name);
+      answer.matches.push_back(InfoLocked(*name, *name->state.head()));
     }
-    Name* name = FindLocked(published[i].key);
-    if (name == nullptr || name->state.prefix->locator.check != checks[i]) continue;  // gone meanwhile
-    UseLocked(name);
-    answer.matches.push_back(InfoLocked(*name, *name->state.head()));
   }
+  // The nearest beyond what was asked for: the shortest of those.
+  if (answer.matches.empty()) longest = request.tokens.size();
+  while (answer.matches.empty() && static_cast<int64_t>(longest) > max_position) {
+    for (const Published& published : next_batch(&longest)) {
+      const auto length = static_cast<int64_t>(published.length);
+      if (length > max_position) answer.nearest_published_position = length;
+    }
+  }
+
+  MutexLock lock(&mu_);
   if (!answer.matches.empty()) {
-    answer.nearest_published_position = 0;
     ++prefix_hits_;
     return answer;
   }
@@ -168,23 +188,34 @@ absl::StatusOr<MatchAnswer> Store::MatchPrefix(const Op& op, const MatchRequest&
 bool Store::EvictPrefix() {
   MutexLock lock(&mu_);
   const MonoTime now = clock_->Now();
-  Name* worst = nullptr;
+  auto worst = names_.end();
   double worst_value = 0;
   for (auto it = names_.From({kDefaultTenant, NameKind::kPrefix, ""}); it != names_.end(); ++it) {
-    Name* name = it->get();
-    if (name->key.kind != NameKind::kPrefix || name->unborn || name->busy()) continue;
-    const VersionRef& head = name->state.head();
-    // Only a prefix that alone needs bytes of the cold store frees any by going.
-    const bool alone = head.use_count() == 1 + static_cast<long>(name->recorded.size()) && head->image->heads() == 1;
-    if (!alone || !images_->persisted(*head->image)) continue;
-    const double idle_seconds = static_cast<double>(now - name->last_used) * 1e-9;
-    const double tokens = static_cast<double>(head->position);
+    if (it->view().kind != NameKind::kPrefix) continue;
+    int64_t position;
+    MonoTime last_used;
+    uint32_t forks;
+    uint64_t state_bytes;
+    if (const Name* name = it->name(); name != nullptr) {
+      if (name->unborn || name->busy()) continue;
+      const VersionRef& head = name->state.head();
+      // Only a prefix that alone needs bytes of the cold store frees any by going.
+      const bool alone = head.use_count() == 1 + static_cast<long>(name->recorded.size()) && head->image->heads() == 1;
+      if (!alone || !images_->persisted(*head->image)) continue;
+      position = head->position, last_used = name->last_used, forks = name->forks;
+      state_bytes = name->state.layout->state_bytes();
+    } else {  // it is alone, and persisted
+      const RestingName resting = it->folded()->Unpack();
+      position = resting.versions.back().position, last_used = resting.last_used, forks = resting.forks;
+      state_bytes = resting.state.layout->state_bytes();
+    }
+    const double idle_seconds = static_cast<double>(now - last_used) * 1e-9;
     const double value =
-        tokens * (1 + name->forks) / static_cast<double>(name->state.layout->state_bytes()) / (1 + idle_seconds);
-    if (worst == nullptr || value < worst_value) worst = name, worst_value = value;
+        static_cast<double>(position) * (1 + forks) / static_cast<double>(state_bytes) / (1 + idle_seconds);
+    if (worst == names_.end() || value < worst_value) worst = it, worst_value = value;
   }
-  if (worst == nullptr) return false;
-  ForgetLocked(worst, TombstoneTable::Reason::kEvicted);
+  if (worst == names_.end()) return false;
+  ForgetLocked(names_.Unfold(*worst), TombstoneTable::Reason::kEvicted);
   ++evictions_["prefix_value"];
   return BuryLocked().ok();
 }

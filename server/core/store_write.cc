@@ -33,6 +33,8 @@ class Store::Writing {
   bool IsDurable() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->mu_);
   // Names to be recorded first, because they were written together with one of these and are not written with it now.
   std::vector<Name*> Companions() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->mu_);
+  // Whether a name goes. (One that stays may move on while an older state of it is being recorded.)
+  bool Forgets() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->mu_);
   // How many unrecorded names would be recorded together after this.
   size_t GroupSize() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->mu_);
   absl::Status TakeNames() ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->mu_);           // new ones are unborn until Publish
@@ -63,7 +65,8 @@ bool Store::Writing::Decide(absl::Span<Change> changes) {
     if (change.status.ok() && !decided->empty() && decided->front().has_value() &&
         store_->names_.Find(change.keys.front()) == nullptr &&
         !store_->layouts_.IsRegistered(change.keys.front().tenant, *decided->front()->layout)) {
-      change.status = Error(absl::StatusCode::kNotFound, "LAYOUT_UNKNOWN", "the layout was deleted meanwhile");
+      change.status =
+          Error(absl::StatusCode::kNotFound, "LAYOUT_UNKNOWN", "the layout was deleted meanwhile").Field("layout");
     }
     if (!change.status.ok()) {
       all = false;
@@ -81,6 +84,10 @@ bool Store::Writing::IsDurable() const {
   return std::any_of(items_.begin(), items_.end(), [this](const Item& item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(store_->mu_) {
     return item.next.has_value() ? item.next->durability == Durability::kSync : HasRecord(item);
   });
+}
+
+bool Store::Writing::Forgets() const {
+  return std::any_of(items_.begin(), items_.end(), [](const Item& item) { return !item.next.has_value(); });
 }
 
 std::vector<Name*> Store::Writing::Companions() const {
@@ -118,6 +125,9 @@ absl::Status Store::Writing::TakeNames() {
     if (item.name != nullptr || !item.next.has_value()) continue;
     item.name = store_->names_.Insert(*item.key);
     item.name->unborn = true;
+    // From here on its layout is in use: it must not be deleted while the name's record is under way.
+    item.name->state.layout = item.next->layout;
+    ++store_->layout_names_[item.next->layout.get()];
   }
   return absl::OkStatus();
 }
@@ -150,7 +160,9 @@ absl::Status Store::Writing::Commit(const Op& op) {
     if (const auto grave = store_->graves_.find(*item.key); grave != store_->graves_.end())
       grave->second.burying = false;
     if (item.name != nullptr) item.name->reserved = item.name->recording = false;
-    if (!committed.ok() && item.name != nullptr && item.name->unborn) store_->names_.Erase(item.name);
+    if (committed.ok() || item.name == nullptr || !item.name->unborn) continue;
+    store_->DropLayoutUseLocked(*item.name->state.layout);
+    store_->names_.Erase(item.name);
   }
   store_->changed_.SignalAll();
   return committed;
@@ -233,7 +245,7 @@ absl::Status Store::Write(const Op& op, absl::Span<Change> changes, bool all_or_
       }
       if (writing.size() == 0) return absl::OkStatus();
       durable = writing.IsDurable();
-      if (!durable && writing.size() == 1) break;
+      if (!durable && writing.size() == 1 && !writing.Forgets()) break;
       if (!must_wait(/*to_record=*/true)) {
         // What goes to disk together is bounded: this goes there now.
         durable = durable || writing.GroupSize() > options_.max_children;

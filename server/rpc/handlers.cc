@@ -9,12 +9,12 @@
 #include <optional>
 #include <utility>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "kernels/checksum.h"
+#include "kernels/xxh3.h"
 #include "server/core/error.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
@@ -25,7 +25,7 @@ namespace {
 constexpr uint32_t kDefaultPageSize = 100;
 
 // Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
-// order, don't occur.
+// order, don't occur. A Set's data is not in it (RequestId).
 template <typename Request>
 uint64_t BodyHash(absl::string_view method, const Request& request) {
   Request body = request;
@@ -36,7 +36,7 @@ uint64_t BodyHash(absl::string_view method, const Request& request) {
   coded.SetSerializationDeterministic(true);
   body.SerializeToCodedStream(&coded);
   coded.Trim();
-  return XXH3_64bits(bytes.data(), bytes.size());
+  return Xxh3(bytes.data(), bytes.size());
 }
 
 // Of a Set without its bytes: core adds those.
@@ -229,6 +229,16 @@ std::vector<absl::string_view> TakePieces(absl::Span<const absl::string_view> da
   return taken;
 }
 
+// The error of a whole batch that may name one of the items that core was given: the same of the request's.
+absl::Status WithIndexes(const absl::Status& status, absl::Span<const int> indexes) {
+  const ErrorDetail detail = GetErrorDetail(status);
+  absl::string_view index = detail.field;
+  size_t i = 0;
+  if (!absl::ConsumePrefix(&index, "items[") || !absl::ConsumeSuffix(&index, "]") || !absl::SimpleAtoi(index, &i))
+    return status;
+  return InvalidArgument(detail.reason, absl::StrCat("items[", indexes[i], "]"), status.message());
+}
+
 absl::Status InItem(const absl::Status& status, int i) {
   return status.ok() ? status : BelowField(status, absl::StrCat("items[", i, "]"));
 }
@@ -373,8 +383,15 @@ absl::Status Handlers::BatchWrite(const Op& op, const v1::BatchWriteRequest& in,
   }
 
   const int count = in.items_size();
+  const uint32_t max_batch = store_->options().max_batch;
+  if (static_cast<uint32_t>(count) > max_batch) {
+    return Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(count, " items in one batch"))
+        .Field("items")
+        .Meta("limit", max_batch);
+  }
   std::vector<absl::Status> refused(static_cast<size_t>(count));
   std::vector<BatchItem> items;                       // those that were not refused
+  std::vector<int> indexes;                           // where they stand in the request
   std::deque<std::vector<absl::string_view>> pieces;  // what items' bytes point into
   std::deque<std::string> attachments;
   size_t piece = 0, used = 0;
@@ -415,6 +432,7 @@ absl::Status Handlers::BatchWrite(const Op& op, const v1::BatchWriteRequest& in,
         break;
     }
     any_refused = any_refused || !status.ok();
+    if (status.ok()) indexes.push_back(i);
   }
 
   std::vector<BatchResult> results;
@@ -425,7 +443,7 @@ absl::Status Handlers::BatchWrite(const Op& op, const v1::BatchWriteRequest& in,
     for (size_t i = 0; i < items.size(); ++i) results.push_back(aborted);
   } else if (!items.empty() || count == 0) {
     absl::StatusOr<std::vector<BatchResult>> done = store_->Batch(op, items, in.all_or_none());
-    if (!done.ok()) return done.status();
+    if (!done.ok()) return WithIndexes(done.status(), indexes);
     results = *std::move(done);
   }
 

@@ -30,6 +30,7 @@ namespace statepool {
 namespace {
 
 constexpr int kStreamsPerConnectionMax = 10'000;
+constexpr int kFrameBytesMax = 1 << 20;
 // How long a call may take to end once it was cancelled: it may be inside one write to a slow disk.
 constexpr absl::Duration kCancelGrace = absl::Seconds(10);
 
@@ -126,6 +127,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const ServerOptions&
   grpc::ResourceQuota quota("statepool");
   quota.Resize(options.quota_bytes);
   builder.SetResourceQuota(quota);
+  // Of what clients send. The default of 16 KiB cuts a state into hundreds of frames, each with its own bookkeeping.
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytesMax);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsPerConnectionMax);
   // Otherwise a second daemon would share the port, and each get half of the connections.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);

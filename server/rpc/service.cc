@@ -346,7 +346,6 @@ absl::StatusOr<grpc::ByteBuffer> StatePoolService::AnswerWithSlots(absl::string_
     return absl::Status(Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
                               absl::StrCat("the answer would have ", bytes,
                                            " bytes, too many for one message; use GetStream, or ask for less"))
-                            .Field("name")
                             .Meta("limit", options_.identity.max_message_bytes));
   }
   Admission::Ticket ticket;

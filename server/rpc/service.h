@@ -57,6 +57,8 @@ class StatePoolService final : public RawStatePoolService {
 
   // Bytes of states that were sent to clients, since the start.
   uint64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
+  // Calls that wait for a thread now.
+  size_t queued() const { return executor_.queued(); }
 
 #define STATEPOOL_DECLARE(method)                                                                         \
   grpc::ServerUnaryReactor* method(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request, \

@@ -52,6 +52,11 @@ Uploads::~Uploads() {
   }
 }
 
+Uploads::Entry* Uploads::EntryOf(const Upload& upload) {
+  const auto it = entries_.find(*upload.key_);
+  return it == entries_.end() || it->second.first != upload.serial_ ? nullptr : &it->second.second;
+}
+
 void Uploads::Release(uint64_t bytes) {
   --count_;
   bytes_ -= bytes;
@@ -73,7 +78,7 @@ absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, Se
     const auto kept = key.has_value() ? entries_.find(*key) : entries_.end();
     if (kept != entries_.end()) {
       Entry& entry = kept->second.second;
-      if (entry.active) {
+      if (entry.active && offset != 0) {
         return Error(absl::StatusCode::kAborted, "UPLOAD_BUSY",
                      "another stream goes on with this upload; wait until it has ended or the daemon has given it up")
             .Field("request_id")
@@ -85,10 +90,14 @@ absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, Se
             .Field("request_id");
       }
       watch = entry.watch;
-      if (offset != 0) {
+      if (entry.active) {
+        if (count_ >= limits_.max_uploads) return TooMany(limits_.max_uploads, "");
+        entries_.erase(kept);  // taken over: the other stream, if there still is one, goes on without being kept
+      } else if (offset != 0) {
         if (offset != entry.received_bytes) return WrongOffset(entry.received_bytes, offset);
         upload.reset(new Upload(this, key, entry.reserved_bytes));
         upload->set_ = *std::move(entry.set);
+        upload->serial_ = kept->second.first;
         entry.set.reset();
         entry.active = true;
         entry.watch = 0;
@@ -110,6 +119,7 @@ absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, Se
         entries_.emplace(*key, std::pair(serial, std::move(entry)));
       }
       upload.reset(new Upload(this, key, 0));
+      upload->serial_ = serial;
     }
   }
   dropped.reset();
@@ -132,9 +142,10 @@ absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, Se
   upload->set_ = *std::move(set);
   if (key.has_value()) {
     MutexLock lock(&mu_);
-    Entry& entry = entries_.find(*key)->second.second;
-    entry.total_bytes = upload->total_bytes();
-    entry.reserved_bytes = upload->reserved_bytes_;
+    if (Entry* entry = EntryOf(*upload)) {
+      entry->total_bytes = upload->total_bytes();
+      entry->reserved_bytes = upload->reserved_bytes_;
+    }
   }
   return upload;
 }
@@ -144,6 +155,10 @@ Uploads::Upload::~Upload() { owner_->End(this, /*keep=*/set_.writer != nullptr);
 void Uploads::End(Upload* upload, bool keep) {
   MutexLock lock(&mu_);
   if (!upload->key_.has_value()) {
+    Release(upload->reserved_bytes_);
+    return;
+  }
+  if (EntryOf(*upload) == nullptr) {
     Release(upload->reserved_bytes_);
     return;
   }
@@ -188,22 +203,27 @@ absl::Status Uploads::Upload::Append(uint64_t offset, absl::Span<const absl::str
   if (offset != received_bytes()) return WrongOffset(received_bytes(), offset);
   uint64_t bytes = 0;
   for (absl::string_view piece : data) bytes += piece.size();
-  if (bytes > total_bytes() - offset) {
+  if (bytes == 0 || bytes > kMaxUploadChunkBytes) {
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
+                 absl::StrCat("a chunk has 1 to ", kMaxUploadChunkBytes, " bytes"))
+        .Field("data");
+  }
+  // Only the last chunk ends off a leaf's border: so one that does ends a state, of a wrong length.
+  const bool last = offset + bytes == total_bytes();
+  if (offset + bytes > total_bytes() || (!last && bytes % kLeafBytes != 0)) {
     return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
-                 absl::StrCat("a state of this layout has ", total_bytes(), " bytes, and this chunk would end at ",
-                              offset + bytes))
+                 absl::StrCat("a state of this layout has ", total_bytes(), " bytes, and this chunk ends at ",
+                              offset + bytes, "; all chunks but the last have a multiple of ", kLeafBytes))
         .Field("data")
         .Meta("expected", total_bytes())
         .Meta("actual", offset + bytes);
   }
-  const bool last = offset + bytes == total_bytes();
-  if (bytes == 0 || bytes > kMaxUploadChunkBytes || (!last && bytes % kLeafBytes != 0)) {
-    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
-                 absl::StrCat("a chunk has 1 to ", kMaxUploadChunkBytes, " bytes, and all but the last a multiple of ",
-                              kLeafBytes))
-        .Field("data");
+  if (absl::Status status = set_.writer->Append(data, checksum); !status.ok()) return status;
+  if (key_.has_value()) {
+    MutexLock lock(&owner_->mu_);
+    if (Entry* entry = owner_->EntryOf(*this)) entry->received_bytes = received_bytes();
   }
-  return set_.writer->Append(data, checksum);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<NameInfo> Uploads::Upload::Finish(const Op& op) {

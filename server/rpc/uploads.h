@@ -50,7 +50,7 @@ class Uploads {
 
     uint64_t received_bytes() const { return set_.writer->received_bytes(); }
     uint64_t total_bytes() const { return set_.layout->state_bytes(); }
-    // The next chunk. Errors: OFFSET_MISMATCH, INVALID_OPTION (its length), BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH;
+    // The next chunk. Errors: OFFSET_MISMATCH, INVALID_OPTION (its size), BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH;
     // nothing was appended then.
     absl::Status Append(uint64_t offset, absl::Span<const absl::string_view> data, Checksum checksum);
     // The last step. Errors: those of Set. After it the upload is not kept, unless bytes were missing.
@@ -64,11 +64,13 @@ class Uploads {
 
     Uploads* const owner_;
     std::optional<Key> key_;  // none: not kept
+    uint64_t serial_ = 0;  // of its entry: another one means that a later stream took over
     uint64_t reserved_bytes_;
     PendingSet set_;
   };
 
-  // Begins an upload at offset 0, or goes on with one that is kept. Blocks as Store::BeginSet does.
+  // Begins an upload at offset 0, also in the place of one that another stream goes on with (its connection may be dead
+  // without a word), or goes on with one that is kept. Blocks as Store::BeginSet does.
   // Errors: those of Store::BeginSet; UPLOAD_UNKNOWN, UPLOAD_BUSY, OFFSET_MISMATCH, REQUEST_ID_REUSED,
   // TOO_MANY_UPLOADS.
   absl::StatusOr<std::unique_ptr<Upload>> Begin(const Op& op, SetRequest request, std::string attachment,
@@ -96,6 +98,8 @@ class Uploads {
   };
   void End(Upload* upload, bool keep);
   void Expire(const Key& key, uint64_t serial);
+  // Null: taken over. REQUIRES: it has a key.
+  Entry* EntryOf(const Upload& upload) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Release(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const UploadLimits limits_;

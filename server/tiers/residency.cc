@@ -91,7 +91,8 @@ class Residency::ResidentPin final : public PinnedImage {
 };
 
 Residency::Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock)
-    : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget)},
+    : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget),
+               .keep_empty = options.keep_empty},
       device_(device),
       cold_(cold),
       clock_(clock),
@@ -415,7 +416,7 @@ void Residency::Forget(Resident* image) {
   Unlist(image);
   if (image->hot) DropSlot(image);
   --images_;
-  if (detached_ || (!image->cold && !image->maybe_on_disk)) return;
+  if (detached_ || image->disowned || (!image->cold && !image->maybe_on_disk)) return;
   reclaim_.push_back(image->info().id);
   ++dropped_;
   wake_.SignalAll();
@@ -423,14 +424,31 @@ void Residency::Forget(Resident* image) {
 
 ImageRef Residency::Adopt(const ImageInfo& info) {
   MutexLock lock(&mu_);
-  std::shared_ptr<Resident>& image = adopted_[info.id];
-  if (image == nullptr) {
-    image = std::make_shared<Resident>(this, PoolFor(info.tenant, info.layout), info);
-    image->cold = true;
-    image->was_head = true;  // those that are none now are behind one
-    ++images_;
-  }
+  if (const auto it = adopted_.find(info.id); it != adopted_.end()) return it->second;
+  auto image = std::make_shared<Resident>(this, PoolFor(info.tenant, info.layout), info);
+  image->cold = true;
+  image->was_head = true;  // those that are none now are behind one
+  ++images_;
+  if (!recovered_) adopted_.emplace(info.id, image);
   return image;
+}
+
+bool Residency::Disown(absl::Span<const Image* const> images) {
+  MutexLock lock(&mu_);
+  for (const Image* one : images) {
+    const Resident* image = Resident::Of(*one);
+    if (!image->cold || image->hot || image->persisting || image->promoting || image->damaged) return false;
+    if (image->weak_from_this().use_count() != 1) return false;
+  }
+  for (const Image* one : images) {
+    Resident* image = Resident::Of(*one);
+    image->disowned = true;
+    // Only through this could anyone get at it again. Compared without a reference, which could turn out the last.
+    std::weak_ptr<const Resident>& initial = image->pool->initial;
+    const std::weak_ptr<const Resident> self = image->weak_from_this();
+    if (!initial.owner_before(self) && !self.owner_before(initial)) initial.reset();
+  }
+  return true;
 }
 
 void Residency::KeepUnused(ImageId id) {
@@ -442,6 +460,7 @@ void Residency::RecoveryDone() {
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted;  // outlives the lock
   MutexLock lock(&mu_);
   adopted.swap(adopted_);
+  recovered_ = true;
   needed_.reserve(needed_.size() + adopted.size());
   for (const auto& [id, image] : adopted) needed_.push_back(id);
   std::sort(needed_.begin(), needed_.end());
@@ -457,9 +476,10 @@ void Residency::Detach() {
 bool Residency::WaitForReclaim(const Op& op) {
   MutexLock lock(&mu_);
   reclaim_failed_ = false;
+  trim_now_ = trim_wanted_;
   wake_.SignalAll();
   const uint64_t until = dropped_;
-  while (!stopping_ && !reclaim_failed_ && (deleted_ < until || sweeping_ || trim_wanted_ || trimming_)) {
+  while (!stopping_ && !reclaim_failed_ && (deleted_ < until || sweeping_ || trim_now_ || trimming_)) {
     if (!op.Check(*clock_).ok()) return false;
     WaitForChange(op);
   }
@@ -469,16 +489,21 @@ bool Residency::WaitForReclaim(const Op& op) {
 void Residency::ReclaimLoop() {
   MutexLock lock(&mu_);
   while (!stopping_) {
-    if (trim_wanted_) {
+    const MonoTime to_trim = trim_now_ ? 0 : trim_at_ - clock_->Now();
+    if (trim_wanted_ && to_trim <= 0) {
       trim_wanted_ = false;  // it may be wanted again while extents are unmapped
       trimming_ = true;
-      GiveBack(TakeEmptyExtents(/*keep_each=*/1));
+      GiveBack(std::exchange(trim_now_, false) ? TakeEmptyExtents(/*keep_each=*/1) : TakeLongEmptyExtents());
       trimming_ = false;
       changed_.SignalAll();
       continue;
     }
     if (reclaim_.empty() && !sweeping_) {
-      wake_.Wait(&mu_);
+      if (trim_wanted_) {
+        wake_.WaitFor(&mu_, std::chrono::nanoseconds(to_trim));
+      } else {
+        wake_.Wait(&mu_);
+      }
       continue;
     }
     const absl::Status status = reclaim_.empty() ? SweepBatch() : DeleteBatch();

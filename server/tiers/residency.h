@@ -33,6 +33,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "server/core/clock.h"
 #include "server/core/image_store.h"
 #include "server/core/mutex.h"
@@ -45,6 +46,9 @@ namespace statepool {
 struct ResidencyOptions {
   // Attachments of hot images lie in host memory beside the device's budget, within this one. At least 1 MiB.
   uint64_t attachment_budget_bytes = 64 << 20;
+  // Extents that were empty for as long go back to the system, but for one of each pool: mapping and clearing them
+  // anew for each burst of writes costs more than the writes. Where memory is short they go at once.
+  absl::Duration keep_empty = absl::Seconds(5);
 };
 
 // A moment of the residency, for metrics and the status page.
@@ -96,12 +100,13 @@ class Residency final : public ImageStore {
   bool persisted(const Image& image) const override;
   Tier tier(const Image& image) const override;
   ImageRef Adopt(const ImageInfo& info) override;
+  bool Disown(absl::Span<const Image* const> images) override;
   void KeepUnused(ImageId id) override;
   void RecoveryDone() override;
   void Detach() override;
 
-  // Waits until what was dropped before the call is deleted from the cold store, and the sweep after recovery has
-  // ended. False: a delete failed (it will be tried again), or `op` ended first.
+  // Gives empty extents back now, and waits until what was dropped before the call is deleted from the cold store, and
+  // the sweep after recovery has ended. False: a delete failed (it will be tried again), or `op` ended first.
   bool WaitForReclaim(const Op& op = Op());
 
   ResidencyStats stats() const;
@@ -161,6 +166,8 @@ class Residency final : public ImageStore {
   absl::Status Grow(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBack(Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeEmptyExtents(size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Extents TakeLongEmptyExtents() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WantTrim() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step DropAttachment(const Op& op, bool clean_only, Keep* keep, absl::Status* error)
@@ -199,11 +206,14 @@ class Residency final : public ImageStore {
 
   // Recovery: every adopted image, until RecoveryDone, which leaves their ids to the sweep.
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted_ ABSL_GUARDED_BY(mu_);
+  bool recovered_ ABSL_GUARDED_BY(mu_) = false;
 
   CondVar wake_;  // of the background thread
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool detached_ ABSL_GUARDED_BY(mu_) = false;     // images that go stay in the cold store
   bool trim_wanted_ ABSL_GUARDED_BY(mu_) = false;  // a pool has more empty extents than it should keep
+  bool trim_now_ ABSL_GUARDED_BY(mu_) = false;     // and somebody waits for it
+  MonoTime trim_at_ ABSL_GUARDED_BY(mu_) = 0;      // when it is due
   bool trimming_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<ImageId> reclaim_
       ABSL_GUARDED_BY(mu_);                    // to be deleted from the cold store; at most every image there ever was

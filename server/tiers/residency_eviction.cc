@@ -74,10 +74,7 @@ void Residency::DropSlot(Resident* image) {
   stats_.hot_bytes -= image->bytes();
   attachment_bytes_ -= image->attachment.size();
   std::string().swap(image->attachment);
-  if (image->pool->slots.empty_extents() > 1) {
-    trim_wanted_ = true;
-    wake_.SignalAll();
-  }
+  if (image->pool->slots.empty_extents() > 1) WantTrim();
   Progress();
 }
 
@@ -91,6 +88,26 @@ Residency::Extents Residency::TakeEmptyExtents(size_t keep_each) {
     for (std::unique_ptr<Extent>& extent : pool->slots.TakeEmpty(keep_each)) all.push_back(std::move(extent));
   }
   return all;
+}
+
+// Of each pool those, but for one, that were empty ever since the last call.
+Residency::Extents Residency::TakeLongEmptyExtents() {
+  Extents all;
+  for (auto& [key, pool] : pools_) {
+    const size_t empty = pool->slots.empty_extents();
+    const size_t keep = std::max<size_t>(1, empty - std::min(empty, pool->fewest_empty));
+    for (std::unique_ptr<Extent>& extent : pool->slots.TakeEmpty(keep)) all.push_back(std::move(extent));
+    pool->fewest_empty = pool->slots.empty_extents();
+    if (pool->fewest_empty > 1) WantTrim();
+  }
+  return all;
+}
+
+void Residency::WantTrim() {
+  if (trim_wanted_) return;
+  trim_wanted_ = true;
+  trim_at_ = After(clock_->Now(), options_.keep_empty);
+  wake_.SignalAll();
 }
 
 void Residency::GiveBack(Extents extents) {
@@ -155,6 +172,7 @@ absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_by
       if (std::optional<Slot> slot = pool->slots.Allocate()) {
         claim->pool = pool;
         claim->slot = *slot;
+        pool->fewest_empty = std::min(pool->fewest_empty, pool->slots.empty_extents());
         ++claims_;
         ++moving_;
         return absl::OkStatus();

@@ -36,6 +36,7 @@ struct Residency::Pool {
   absl::btree_set<VictimKey> victims;
   absl::flat_hash_map<SlotExtent*, ExtentVictims> extents;  // those with at least one victim
   std::weak_ptr<const Resident> initial;                    // one image serves every Create
+  size_t fewest_empty = 0;                                  // empty extents, since the last trim
 };
 
 // All but `info`, `hot` and `cold` is guarded by Residency::mu_ (while `persisting` or pinned, slot and attachment
@@ -60,6 +61,7 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   bool promoting = false;
   bool damaged = false;        // its bytes changed in memory: never to be read, spilled or persisted
   bool maybe_on_disk = false;  // a put was begun: the cold store has something to forget
+  bool disowned = false;       // its bytes are another's business: they stay when it goes
   bool was_head = false;       // not yet a head is not yet behind one
   uint64_t used_at = 0;        // a count of uses, not a time
   std::optional<VictimKey> listed;

@@ -49,12 +49,15 @@ def commit():
 
 
 def figure(measured, seed):
-    """Prints one figure; gives whether it reaches its goal, a limit of the field that `goal_of` names ("value")."""
+    """Prints one figure; gives whether it reaches its goal, a limit of the field that `goal_of` names ("value"): the
+    most that it may be, or with `goal_is_least` the least."""
     line = dict.fromkeys(FIELDS) | measured
     if line["baseline"]:
         line["ratio"] = line["value"] / line["baseline"]
     if line["ok"] is None:
-        line["ok"] = line["goal"] is None or line[line.get("goal_of", "value")] <= line["goal"]
+        reached = line[line.get("goal_of", "value")]
+        line["ok"] = line["goal"] is None or (
+            reached >= line["goal"] if line.get("goal_is_least") else reached <= line["goal"])
     line |= {"commit": commit(), "machine": machine(), "seed": seed}
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
     return line["ok"]

@@ -82,6 +82,10 @@ class Figure {
   Figure& Baseline(absl::string_view name, double value) { return Set("baseline", value).Text("baseline_name", name); }
   // `goal_of` says which field the goal limits: "value" or "ratio" (value / baseline).
   Figure& Goal(absl::string_view goal_of, double goal) { return Text("goal_of", goal_of).Set("goal", goal); }
+  // The same for a figure of which more is better.
+  Figure& GoalAtLeast(absl::string_view goal_of, double goal) {
+    return Goal(goal_of, goal).Raw("goal_is_least", "true");
+  }
   void Print() {
     std::printf("%s}\n", json_.c_str());
     std::fflush(stdout);

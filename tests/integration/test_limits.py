@@ -147,14 +147,15 @@ def test_a_full_cold_budget_refuses_durable_writes_and_takes_nothing_from_anybod
         assert pool.match_prefix(layout, [1, 1, 1, 7])
 
 
-def test_a_state_that_fits_no_message_is_refused_with_its_reason(start):
+def test_a_state_that_fits_no_message_is_refused_by_get_and_comes_as_a_stream(start):
     daemon = start("--max-message-bytes=1MiB")
     with statepool.connect(daemon.address, retries=0) as pool:
         layout = layout_of(pool, 4 * MIB)
         sequence = pool.create(layout, "a")
         with pytest.raises(statepool.Exhausted) as error:
-            sequence.get()
+            pool.batch_get([sequence], all_or_none=True)
         assert error.value.reason == "MESSAGE_TOO_LARGE"
+        assert bytes(sequence.get().data) == bytes(4 * MIB)
 
 
 def test_layouts_have_a_limit_in_bytes(start):

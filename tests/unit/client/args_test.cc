@@ -144,12 +144,10 @@ TEST_F(ArgsTest, HelpIsThereAtEveryLevelAndTeaches) {
 }
 
 TEST(CommandsTest, HaveAnExampleAndHelpWithin80Columns) {
-  Program program = {"statepool", "", "", {}, {}};
-  for (const auto& group : {LayoutCommands(), SeqCommands(), SnapshotCommands(), PrefixCommands(), DaemonCommands()}) {
-    program.commands.insert(program.commands.end(), group.begin(), group.end());
-  }
+  const Program& program = TheProgram();
   for (const Command& command : program.commands) {
     EXPECT_FALSE(command.example.empty()) << command.name;
+    EXPECT_FALSE(command.details.empty()) << command.name;
     EXPECT_NE(command.run, nullptr) << command.name;
     std::vector<std::string> words = absl::StrSplit(command.name, ' ');
     words.push_back("--help");

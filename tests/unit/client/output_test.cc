@@ -10,12 +10,15 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "client/cli/files.h"
 #include "client/cli/json.h"
 #include "client/cli/layout.h"
+#include "client/cli/terminal.h"
 #include "client/cpp/errors.h"
 
 namespace statepool::cli {
@@ -104,6 +107,31 @@ TEST(TableTest, FitsInto80Columns) {
             "NAME       POSITION       REVISION  DURABLE  TIER     STATE\n"
             "chat/\"42\"       128  3298534883335  no       HOT   20.0 MiB\n");
   EXPECT_EQ(TableAsText("sequences", {}), "NAME  POSITION  REVISION  DURABLE  TIER  STATE\n");
+}
+
+TEST(TableTest, CutsTextsInTheirMiddleToFitATerminal) {
+  v1::NameInfo info = Info();
+  info.mutable_name()->set_sequence("users/someone/chats/2026-11-22/the-first-one");
+  const std::vector<Json> items = {ToJson(Info()), ToJson(info)};
+  const std::string whole = TableAsText("sequences", items);
+  EXPECT_TRUE(absl::StrContains(whole, "users/someone/chats/2026-11-22/the-first-one"));
+  for (const size_t columns : {size_t{60}, size_t{70}, size_t{80}}) {
+    const std::string cut = TableAsText("sequences", items, columns);
+    for (absl::string_view line : absl::StrSplit(cut, '\n')) EXPECT_LE(Columns(line), columns) << line;
+    EXPECT_TRUE(absl::StrContains(cut, "3298534883335")) << "numbers are never cut";
+    EXPECT_TRUE(absl::StrContains(cut, "…")) << cut;
+  }
+  EXPECT_EQ(TableAsText("sequences", items, 200), whole);
+  EXPECT_TRUE(absl::StrContains(TableAsText("sequences", items, 1), "user…one")) << "no less than 8 columns";
+}
+
+TEST(TableTest, AlignsColumnsByCharactersNotBytes) {
+  v1::NameInfo umlauts = Info(), plain = Info();
+  umlauts.mutable_name()->set_sequence("äöü");
+  plain.mutable_name()->set_sequence("aouxx");
+  const std::vector<std::string> lines =
+      absl::StrSplit(TableAsText("sequences", {ToJson(umlauts), ToJson(plain)}), '\n');
+  EXPECT_EQ(Columns(lines[1]), Columns(lines[2]));
 }
 
 TEST(TableTest, ShowsTensorsCompactly) {
@@ -200,8 +228,57 @@ TEST_F(FilesTest, AFailedWriteLeavesNothing) {
     EXPECT_EQ(client::GetErrorDetail(status).field, "--out");
   }
   EXPECT_EQ(FilesThere(), 1u);
+  {
+    absl::StatusOr<FileWriter> abandoned = FileWriter::Open("--out", dir_ + "/state.bin");
+    ASSERT_TRUE(abandoned.ok() && abandoned->Append("half").ok());
+    EXPECT_EQ(FilesThere(), 2u);
+  }
+  EXPECT_EQ(FilesThere(), 1u);
   EXPECT_EQ(client::GetErrorDetail(ReadFile("--in", dir_ + "/missing", 9).status()).reason, "FILE");
   EXPECT_TRUE(WriteFile("--out", "/dev/null", {"x"}).ok());
+}
+
+TEST_F(FilesTest, ARegularFileIsReadFromAnywhere) {
+  const std::string path = dir_ + "/state.bin";
+  ASSERT_TRUE(WriteFile("", path, {"0123456789"}).ok());
+  absl::StatusOr<FileReader> file = FileReader::Open("--in", path);
+  ASSERT_TRUE(file.ok());
+  EXPECT_EQ(file->size(), 10u);
+  char bytes[10];
+  EXPECT_EQ(*file->Read(7, bytes, 10), 3u);
+  EXPECT_EQ(std::string(bytes, 3), "789");
+  EXPECT_EQ(*file->Read(0, bytes, 2), 2u);
+  EXPECT_EQ(std::string(bytes, 2), "01");
+  EXPECT_EQ(*file->Read(10, bytes, 2), 0u);
+  EXPECT_EQ(client::GetErrorDetail(FileReader::Open("--in", dir_ + "/missing").status()).reason, "FILE");
+}
+
+TEST_F(FilesTest, APipeIsReadOnAndAgainFromItsLastBytes) {
+  const std::string path = dir_ + "/pipe";
+  ASSERT_EQ(mkfifo(path.c_str(), 0600), 0);
+  const size_t n = 50 << 20;
+  std::thread writer([&] {
+    std::string bytes(n, '\0');
+    for (size_t i = 0; i < n; ++i) bytes[i] = static_cast<char>(i >> 10);
+    EXPECT_TRUE(WriteFile("", path, {bytes}).ok());
+  });
+  absl::StatusOr<FileReader> file = FileReader::Open("--in", path);
+  ASSERT_TRUE(file.ok());
+  EXPECT_FALSE(file->is_regular());
+  std::string piece(1 << 20, '\0');
+  uint64_t at = 0;
+  for (size_t got = 1; got > 0; at += got) {
+    got = *file->Read(at, piece.data(), piece.size());
+    for (size_t i = 0; i < got; i += 997) ASSERT_EQ(piece[i], static_cast<char>((at + i) >> 10));
+  }
+  writer.join();
+  EXPECT_EQ(at, n);
+  const uint64_t again = n - (24 << 20);
+  EXPECT_GT(*file->Read(again, piece.data(), 100), 0u);
+  EXPECT_EQ(piece[0], static_cast<char>(again >> 10));
+  EXPECT_EQ(*file->Read(n, piece.data(), 100), 0u);
+  EXPECT_EQ(file->Read(0, piece.data(), 100).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(file->Read(n + 1, piece.data(), 100).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(FilesTest, TokensAreOneIntegerALine) {

@@ -5,6 +5,7 @@
 #ifndef STATEPOOL_TESTS_UNIT_CORE_FAKES_H_
 #define STATEPOOL_TESTS_UNIT_CORE_FAKES_H_
 
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -41,7 +42,7 @@ struct FakeDisk {
   }
 };
 
-class FakeImage final : public Image {
+class FakeImage final : public Image, public std::enable_shared_from_this<FakeImage> {
  public:
   FakeImage(ImageInfo info, FakeDisk* disk, std::optional<std::pair<std::string, std::string>> bytes, bool persisted)
       : Image(std::move(info)), disk_(disk), bytes_(std::move(bytes)), persisted_(persisted) {
@@ -53,7 +54,7 @@ class FakeImage final : public Image {
     --disk_->live_images;
     if (disk_->detached) return;
     if (heads() != 0) std::abort();
-    disk_->written.images.erase(info().id);
+    if (!disowned_) disk_->written.images.erase(info().id);
   }
 
  private:
@@ -62,6 +63,7 @@ class FakeImage final : public Image {
   FakeDisk* const disk_;
   mutable std::optional<std::pair<std::string, std::string>> bytes_;  // nothing: cold
   mutable bool persisted_;
+  mutable bool disowned_ = false;
 };
 
 class FakeImageStore final : public ImageStore {
@@ -110,8 +112,10 @@ class FakeImageStore final : public ImageStore {
   absl::StatusOr<Pin> Read(const Op&, const ImageRef& image) override {
     const auto& fake = static_cast<const FakeImage&>(*image);
     MutexLock lock(&disk_->mu);
-    if (!fake.bytes_.has_value()) fake.bytes_ = disk_->written.images.at(image->info().id);
-    return PinOf(fake, image);
+    if (fake.bytes_.has_value()) return PinOf(fake, image);
+    const auto& stored = disk_->written.images.at(image->info().id);
+    if (!cold_at_once) fake.bytes_ = stored;
+    return std::make_unique<FakePin>(image, stored);
   }
 
   Pin TryRead(const ImageRef& image) override {
@@ -128,6 +132,7 @@ class FakeImageStore final : public ImageStore {
     if (!persist_error.ok() && (persist_fails_for == 0 || persist_fails_for == image->info().id)) return persist_error;
     disk_->written.images[image->info().id] = *fake.bytes_;
     fake.persisted_ = true;
+    if (cold_at_once) fake.bytes_.reset();
     ++persists;
     return absl::OkStatus();
   }
@@ -142,6 +147,7 @@ class FakeImageStore final : public ImageStore {
   }
 
   ImageRef Adopt(const ImageInfo& info) override {
+    if (recovered_) return std::make_shared<FakeImage>(info, disk_, std::nullopt, true);
     ImageRef image = adopted_[info.id].lock();
     if (image == nullptr) {
       image = std::make_shared<FakeImage>(info, disk_, std::nullopt, true);
@@ -149,14 +155,32 @@ class FakeImageStore final : public ImageStore {
     }
     return image;
   }
+  bool Disown(absl::Span<const Image* const> images) override {
+    MutexLock lock(&disk_->mu);
+    for (const Image* image : images) {
+      const auto& fake = static_cast<const FakeImage&>(*image);
+      if (!fake.persisted_ || fake.bytes_.has_value() || fake.weak_from_this().use_count() != 1) return false;
+    }
+    for (const Image* image : images) static_cast<const FakeImage&>(*image).disowned_ = true;
+    return true;
+  }
   void KeepUnused(ImageId id) override { kept.insert(id); }
-  void RecoveryDone() override { adopted_.clear(); }
+  void RecoveryDone() override {
+    recovered_ = true;
+    adopted_.clear();
+    // The sweep: what nobody adopted or keeps. Those adopted are among those kept.
+    MutexLock lock(&disk_->mu);
+    std::erase_if(disk_->written.images, [this](const auto& image) { return !kept.contains(image.first); });
+  }
   void Detach() override {
     MutexLock lock(&disk_->mu);
     disk_->detached = true;
   }
 
   std::atomic<int> writes{0}, persists{0};
+  std::atomic<bool> cold_at_once{
+      false};  // what is persisted leaves memory, and what is read stays there no longer than its pin
+  std::atomic<int> pins{0};  // alive
   std::set<ImageId> kept;
   ImageId persist_fails_for = 0;  // 0: every image
   std::atomic<ImageId> first_written{0};
@@ -191,21 +215,26 @@ class FakeImageStore final : public ImageStore {
 
   class FakePin final : public PinnedImage {
    public:
-    FakePin(ImageRef image, std::pair<std::string, std::string> bytes)
-        : image_(std::move(image)), bytes_(std::move(bytes)) {}
+    FakePin(ImageRef image, std::pair<std::string, std::string> bytes, std::atomic<int>* pins)
+        : image_(std::move(image)), bytes_(std::move(bytes)), pins_(pins) {
+      ++*pins_;
+    }
+    ~FakePin() override { --*pins_; }
     absl::string_view bytes() const override { return bytes_.first; }
     absl::string_view attachment() const override { return bytes_.second; }
 
    private:
     ImageRef image_;
     std::pair<std::string, std::string> bytes_;
+    std::atomic<int>* const pins_;
   };
-  static Pin PinOf(const FakeImage& fake, const ImageRef& image) {
-    return std::make_unique<FakePin>(image, *fake.bytes_);
+  Pin PinOf(const FakeImage& fake, const ImageRef& image) {
+    return std::make_unique<FakePin>(image, *fake.bytes_, &pins);
   }
 
   FakeDisk* const disk_;
   IdSource ids_;
+  bool recovered_ = false;
   std::map<ImageId, std::weak_ptr<const Image>> adopted_;
 };
 
@@ -220,21 +249,10 @@ class FakeNameLog final : public NameLog {
   }
 
   absl::Status Commit(absl::Span<const NameChange> changes, bool sync) override {
-    MutexLock lock(&disk_->mu);
-    ++commits;
-    if (!commit_error.ok()) return commit_error;
-    for (const NameChange& change : changes) {
-      if (!change.record.has_value()) {
-        disk_->written.names.erase(change.key);
-        continue;
-      }
-      for (const RecordedVersion& v : change.record->versions) {
-        if (!disk_->written.images.contains(v.image)) std::abort();  // a record before its image
-      }
-      disk_->written.names[change.key] = change.record;
-    }
-    if (sync) disk_->synced = disk_->written;
-    return absl::OkStatus();
+    if (before_commit) before_commit(changes);
+    absl::Status status = Put(changes, sync);
+    if (after_commit) after_commit();
+    return status;
   }
   absl::Status CommitLayout(const LayoutRecord& layout) override {
     MutexLock lock(&disk_->mu);
@@ -278,8 +296,28 @@ class FakeNameLog final : public NameLog {
 
   std::atomic<int> commits{0};
   absl::Status commit_error;  // set to make Commit fail; not while other threads run
+  // Called round each Commit, without any lock; may call the store. Not while other threads run.
+  std::function<void(absl::Span<const NameChange>)> before_commit;
+  std::function<void()> after_commit;
 
  private:
+  absl::Status Put(absl::Span<const NameChange> changes, bool sync) {
+    MutexLock lock(&disk_->mu);
+    ++commits;
+    if (!commit_error.ok()) return commit_error;
+    for (const NameChange& change : changes) {
+      if (!change.record.has_value()) {
+        disk_->written.names.erase(change.key);
+        continue;
+      }
+      for (const RecordedVersion& v : change.record->versions) {
+        if (!disk_->written.images.contains(v.image)) std::abort();  // a record before its image
+      }
+      disk_->written.names[change.key] = change.record;
+    }
+    if (sync) disk_->synced = disk_->written;
+    return absl::OkStatus();
+  }
   FakeDisk::Content Written() {
     MutexLock lock(&disk_->mu);
     return disk_->written;

@@ -14,7 +14,7 @@ const Hash128 kRoot = kHasher.Root(0, "fingerprint", "");
 
 std::vector<uint64_t> Found(const PrefixIndex& index, const std::vector<uint32_t>& tokens) {
   std::vector<uint64_t> lengths;
-  for (const auto& c : index.Find(kHasher, PrefixIndex::Stems(kHasher, kRoot, tokens), tokens))
+  for (const auto& c : index.Find(kHasher, PrefixIndex::Stems(kHasher, kRoot, tokens), tokens, tokens.size(), 1000))
     lengths.push_back(c.length);
   return lengths;
 }
@@ -52,7 +52,7 @@ TEST(PrefixIndex, FindsExactlyWhatWasPublishedAgainstASimpleReference) {
     }
     // Candidates may be more than what is published (tails of other prefixes below the same stem), never less.
     std::vector<uint64_t> real;
-    for (const auto& c : index.Find(kHasher, PrefixIndex::Stems(kHasher, kRoot, query), query)) {
+    for (const auto& c : index.Find(kHasher, PrefixIndex::Stems(kHasher, kRoot, query), query, query.size(), 1000)) {
       const auto it = published.find({query.begin(), query.begin() + static_cast<long>(c.length)});
       if (it == published.end()) continue;
       real.push_back(c.length);
@@ -63,6 +63,27 @@ TEST(PrefixIndex, FindsExactlyWhatWasPublishedAgainstASimpleReference) {
   }
   for (const auto& [tokens, place] : published) index.Erase(place);
   EXPECT_TRUE(Found(index, std::vector<uint32_t>(300, 7)).empty());
+}
+
+TEST(PrefixIndex, GivesBatchesLongestFirst) {
+  const std::vector<uint32_t> tokens(300, 7);
+  PrefixIndex index;
+  std::vector<uint64_t> expected;
+  for (size_t n : {300u, 256u, 200u, 192u, 129u, 128u, 127u, 65u, 64u, 63u, 2u, 1u}) {
+    index.Insert(PrefixIndex::Locate(kHasher, kRoot, absl::MakeConstSpan(tokens).first(n)));
+    expected.push_back(n);
+  }
+  const std::vector<Hash128> stems = PrefixIndex::Stems(kHasher, kRoot, tokens);
+  for (size_t limit = 1; limit <= expected.size() + 1; ++limit) {
+    std::vector<uint64_t> lengths;
+    for (uint64_t longest = tokens.size(); longest > 0;) {
+      const auto batch = index.Find(kHasher, stems, tokens, longest, limit);
+      ASSERT_LE(batch.size(), limit);
+      for (const auto& candidate : batch) lengths.push_back(candidate.length);
+      longest = batch.size() < limit ? 0 : batch.back().length - 1;
+    }
+    EXPECT_EQ(lengths, expected) << limit;
+  }
 }
 
 TEST(PrefixHasher, KeepsTenantsLayoutsAndExtraKeysApart) {

@@ -6,6 +6,7 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
 #include <memory>
 #include <string>
 
@@ -104,6 +105,20 @@ class StoreTest : public ::testing::Test {
                                     uint32_t k = 1) {
     return store_->MatchPrefix(op_, {"m", std::move(tokens), "", max_position, k});
   }
+  // An item of a batch that sets a state told by one character. Its bytes live as long as the test.
+  BatchItem SetItemOf(const std::string& name, int64_t position, char fill, NameOptions options = {},
+                      std::optional<uint64_t> if_revision = {}, RequestId request = {}) {
+    const std::string& bytes = item_bytes_.emplace_back(layout_->state_bytes(), fill);
+    const absl::string_view& piece = item_pieces_.emplace_back(bytes);
+    StateBytes state;
+    state.pieces = {&piece, 1};
+    return SetItem{{name, "m", position, Exactness::kExact, if_revision, options, request}, state};
+  }
+  absl::StatusOr<std::vector<BatchResult>> Batch(const std::vector<BatchItem>& items, bool all_or_none = false) {
+    absl::StatusOr<std::vector<BatchResult>> results = store_->Batch(op_, items, all_or_none);
+    store_->CheckInvariants();
+    return results;
+  }
   void FlushDue() {
     store_->FlushDue();
     store_->CheckInvariants();
@@ -123,6 +138,10 @@ class StoreTest : public ::testing::Test {
   std::unique_ptr<FakeNameLog> log_;
   std::unique_ptr<Store> store_;
   LayoutRef layout_, other_layout_;
+
+ private:
+  std::deque<std::string> item_bytes_;
+  std::deque<absl::string_view> item_pieces_;
 };
 
 #define EXPECT_REASON(status_or, reason_) EXPECT_EQ(ReasonOf(StatusOf(status_or)), reason_)

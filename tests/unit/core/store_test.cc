@@ -97,7 +97,8 @@ TEST_F(StoreTest, ARetryWithTheSameRequestIdGetsTheFirstAnswer) {
   EXPECT_EQ(again->version.position, 1);
   EXPECT_EQ(again->version.checksum, first->version.checksum);
   EXPECT_EQ(*Get(Seq("a")), 'y');
-  EXPECT_REASON(Set("a", 1, 'z', {}, {}, {"r1", 12}), "REQUEST_ID_REUSED");
+  EXPECT_REASON(Set("a", 1, 'x', {}, {}, {"r1", 12}), "REQUEST_ID_REUSED");
+  EXPECT_REASON(Set("a", 1, 'z', {}, {}, request), "REQUEST_ID_REUSED") << "the same but for the bytes";
 }
 
 TEST_F(StoreTest, TheLastEightRequestIdsAreRemembered) {
@@ -229,6 +230,22 @@ TEST_F(StoreTest, APrefixIsFoundAtAnyLengthTheLongestFirst) {
   EXPECT_EQ(Match(Tokens(500), 64)->matches.front().version.position, 64);
   ASSERT_TRUE(Fork(match->matches.front().key, {"child"}).ok());
   EXPECT_EQ(*Get(Seq("child")), static_cast<char>(200));
+}
+
+TEST_F(StoreTest, AHitIsFoundBelowAnyNumberOfPrefixesThatAreGone) {
+  std::vector<NameKey> keys;
+  for (int64_t n = 1; n <= 40; ++n) {
+    ASSERT_TRUE(Set("a", n, 'x').ok());
+    keys.push_back(Publish("a", Tokens(static_cast<size_t>(n)))->info.key);
+  }
+  while (!keys.empty()) {
+    EXPECT_EQ(Match(Tokens(50))->matches.front().version.position, static_cast<int64_t>(keys.size()));
+    EXPECT_EQ(Match(Tokens(50), 49, 64)->matches.size(), keys.size());
+    EXPECT_EQ(Match(Tokens(50), 0)->nearest_published_position, 1);
+    ASSERT_TRUE(Delete(keys.back()).ok());
+    keys.pop_back();
+  }
+  EXPECT_EQ(Match(Tokens(50))->miss_reason, "DELETED");
 }
 
 TEST_F(StoreTest, AMissSaysWhyAndWhatIsNear) {

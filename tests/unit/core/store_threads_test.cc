@@ -11,9 +11,12 @@
 namespace statepool {
 namespace {
 
-class StoreThreadsTest : public StoreTest {};
+class StoreThreadsTest : public StoreTest {
+ protected:
+  void Contend();
+};
 
-TEST_F(StoreThreadsTest, ReadersSeeWholeVersionsWhileWritersForksDeletesAndFlushesContend) {
+void StoreThreadsTest::Contend() {
   constexpr int kThreads = 6, kSteps = 400, kNames = 5;
   constexpr unsigned kSeed = 7;
   SCOPED_TRACE(kSeed);
@@ -69,6 +72,7 @@ TEST_F(StoreThreadsTest, ReadersSeeWholeVersionsWhileWritersForksDeletesAndFlush
       clock_.Advance(options_.flush_interval);
       store_->FlushDue();
       store_->ReapExpired();
+      store_->FoldIdle();
       store_->CheckInvariants();
       (void)store_->stats();
     }
@@ -97,6 +101,13 @@ TEST_F(StoreThreadsTest, ReadersSeeWholeVersionsWhileWritersForksDeletesAndFlush
     EXPECT_EQ(info->version.position, positions[name]);
     EXPECT_EQ(*Get(Seq(name)) & 0x7f, positions[name]);
   }
+}
+
+TEST_F(StoreThreadsTest, ReadersSeeWholeVersionsWhileWritersForksDeletesAndFlushesContend) { Contend(); }
+
+TEST_F(StoreThreadsTest, AndWhileWhatIsRecordedIsFoldedAtOnce) {
+  images_->cold_at_once = true;
+  Contend();
 }
 
 TEST_F(StoreThreadsTest, OnlyOneOfManyWritersWinsACompareAndSet) {

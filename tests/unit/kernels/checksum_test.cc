@@ -6,6 +6,8 @@
 
 #include <random>
 
+#include "kernels/xxh3.h"
+
 namespace statepool {
 namespace {
 
@@ -30,6 +32,34 @@ TEST(Checksum, IsTheRootOverLeavesOf64KiB) {
   for (size_t size : {1u, 100u, 65535u, 65536u, 65537u, 131072u, 300000u}) {
     const std::string bytes = RandomBytes(size, size);
     EXPECT_EQ(ChecksumOf(bytes), ByDefinition(bytes)) << size;
+  }
+}
+
+TEST(Xxh3, IsTheSameWithEverySetOfVectorInstructions) {
+  const std::string bytes = RandomBytes(200'000, 9);
+  size_t variants = 0;
+  for (const auto variant : Xxh3Variants()) {
+    ++variants;
+    for (size_t size = 0; size < bytes.size(); size = size < 1100 ? size + 1 : size * 2 + 13) {
+      ASSERT_EQ(variant(bytes.data() + 1, size), XXH3_64bits(bytes.data() + 1, size)) << variants << ": " << size;
+    }
+  }
+  EXPECT_GE(variants, 1u);
+}
+
+TEST(ChecksumOfPieces, DoesNotDependOnTheCuts) {
+  std::mt19937 random(1);
+  for (const size_t size : {size_t{0}, size_t{1}, kLeafBytes - 1, kLeafBytes, kLeafBytes + 1, 5 * kLeafBytes + 7}) {
+    const std::string image = RandomBytes(size, 3);
+    for (int round = 0; round < 20; ++round) {
+      std::vector<absl::string_view> pieces;
+      for (absl::string_view rest = image; !rest.empty();) {
+        const size_t n = std::uniform_int_distribution<size_t>(0, std::min(rest.size(), 2 * kLeafBytes + 1))(random);
+        pieces.push_back(rest.substr(0, n));
+        rest.remove_prefix(n);
+      }
+      EXPECT_EQ(ChecksumOfPieces(pieces), ChecksumOf(image)) << size << " bytes in " << pieces.size() << " pieces";
+    }
   }
 }
 

@@ -3,12 +3,15 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <string>
 
 #include "absl/strings/match.h"
 #include "absl/time/time.h"
 #include "rpc/rpc_status.h"
+#include "server/core/clock.h"
 #include "server/core/error.h"
+#include "server/core/op.h"
 
 namespace statepool {
 namespace {
@@ -28,6 +31,18 @@ TEST(Errors, AnErrorCarriesItsReasonFieldAndMetadata) {
   EXPECT_EQ(details.Meta("field"), "if_revision");
   EXPECT_EQ(details.Meta("revision"), "7");
   EXPECT_FALSE(details.retry.has_value());
+}
+
+TEST(Errors, ACancelledCallSaysSo) {
+  const std::atomic<bool> cancelled{true};
+  Op op;
+  op.cancelled = &cancelled;
+  const grpc::Status status = ToGrpcStatus(op.Check(ManualClock()));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(DetailsOf(status).info.reason(), "CANCELLED");
+  EXPECT_EQ(DetailsOf(status).info.domain(), "statepool.v1");
+  EXPECT_FALSE(DetailsOf(status).retry.has_value());
+  EXPECT_NE(status.error_message(), "");
 }
 
 TEST(Errors, WhatIsWorthRetryingSaysAfterWhatDelay) {

@@ -1,134 +1,19 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The service behind a real gRPC server, over a Store with fakes below it.
-#include "server/rpc/service.h"
-
-#include <grpcpp/generic/generic_stub.h>
-#include <gtest/gtest.h>
+// The service as unary calls see it, and how it listens.
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #include <fstream>
-#include <memory>
 #include <random>
-#include <string>
-#include <vector>
+#include <thread>
 
-#include "absl/strings/str_cat.h"
-#include "core/fakes.h"
-#include "rpc/rpc_status.h"
-#include "server/rpc/server.h"
+#include "rpc/service_fixture.h"
 
 namespace statepool {
 namespace {
-
-constexpr uint64_t kInFlightMax = 4 << 20;
-constexpr size_t kStateBytes = 200'000;  // three leaves and a bit
-
-std::string Pattern(size_t bytes, int seed) {
-  std::string out(bytes, '\0');
-  for (size_t i = 0; i < bytes; ++i) out[i] = static_cast<char>((i * 31 + seed * 7) % 251);
-  return out;
-}
-
-class ServiceTest : public ::testing::Test {
- protected:
-  ServiceTest() {
-    EXPECT_TRUE(store_.Recover().ok());
-    ServiceOptions options;
-    options.identity = {"1.2.3", "abc", "0123456789abcdef", 16 << 20, kInFlightMax, 1 << 20};
-    options.executor_threads = 4;
-    options.devices = [] { return std::vector<v1::DeviceInfo>(1); };
-    service_ = std::make_unique<StatePoolService>(options, &store_, &clock_, &metrics_);
-    const ServerOptions server_options{{"127.0.0.1:0"}, 16 << 20, 256 << 20};
-    absl::StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(server_options, service_.get());
-    EXPECT_TRUE(server.ok()) << server.status();
-    server_ = *std::move(server);
-    grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-    channel_ = grpc::CreateCustomChannel(server_->addresses()[0], grpc::InsecureChannelCredentials(), arguments);
-    stub_ = v1::StatePool::NewStub(channel_);
-
-    v1::RegisterLayoutRequest layout;
-    layout.set_alias("m");
-    layout.mutable_layout()->set_model_id("model");
-    v1::TensorSpec* tensor = layout.mutable_layout()->add_tensors();
-    tensor->set_name("t");
-    tensor->set_kind(v1::RECURRENT);
-    tensor->set_dtype(v1::UINT8);
-    tensor->add_layers(0);
-    v1::Axis* axis = tensor->add_axes();
-    axis->set_name("a");
-    axis->set_size(kStateBytes);
-    v1::LayoutInfo info;
-    EXPECT_TRUE(Call(&v1::StatePool::Stub::RegisterLayout, layout, &info).ok());
-  }
-
-  template <typename Request, typename Response>
-  grpc::Status Call(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&, Response*),
-                    const Request& request, Response* response) {
-    grpc::ClientContext context;
-    return (stub_.get()->*method)(&context, request, response);
-  }
-
-  // Any bytes as the request of any method; `method` with its service, or one of ours.
-  grpc::Status CallRaw(const std::string& method, const std::vector<std::string>& pieces, grpc::ByteBuffer* response) {
-    std::vector<grpc::Slice> slices(pieces.begin(), pieces.end());
-    const grpc::ByteBuffer request(slices.data(), slices.size());
-    const std::string path = method[0] == '/' ? method : "/statepool.v1.StatePool/" + method;
-    grpc::GenericStub stub(channel_);
-    grpc::ClientContext context;
-    grpc::CompletionQueue queue;
-    grpc::Status status;
-    auto call = stub.PrepareUnaryCall(&context, path, request, &queue);
-    call->StartCall();
-    call->Finish(response, &status, nullptr);
-    void* tag;
-    bool ok;
-    EXPECT_TRUE(queue.Next(&tag, &ok));
-    return status;
-  }
-
-  // grpc.health.v1: 1 is SERVING, 2 is NOT_SERVING.
-  int Health(const std::string& service) {
-    const std::string request =
-        service.empty() ? "" : absl::StrCat("\x0a", std::string(1, static_cast<char>(service.size())), service);
-    grpc::ByteBuffer response;
-    EXPECT_TRUE(CallRaw("/grpc.health.v1.Health/Check", {request}, &response).ok());
-    std::vector<grpc::Slice> slices;
-    EXPECT_TRUE(response.Dump(&slices).ok());
-    std::string bytes;
-    for (const grpc::Slice& slice : slices) bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
-    return bytes.size() == 2 && bytes[0] == 8 ? bytes[1] : -1;
-  }
-
-  v1::SetRequest SetOf(const std::string& name, int64_t position, const std::string& data) {
-    v1::SetRequest set;
-    set.set_sequence(name);
-    set.set_layout("m");
-    set.set_position(position);
-    set.set_data(data);
-    return set;
-  }
-  grpc::Status Get(const std::string& name, v1::GetResponse* response) {
-    v1::GetRequest get;
-    get.mutable_name()->set_sequence(name);
-    return Call(&v1::StatePool::Stub::Get, get, response);
-  }
-
-  SystemClock clock_;
-  FakeDisk disk_;
-  FakeImageStore images_{&disk_};
-  FakeNameLog log_{&disk_};
-  Store store_{StoreOptions(), &images_, &log_, &clock_};
-  RpcMetrics metrics_{MethodNames()};
-  std::unique_ptr<StatePoolService> service_;
-  std::unique_ptr<RpcServer> server_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<v1::StatePool::Stub> stub_;
-};
 
 TEST_F(ServiceTest, AStateComesBackAsItWasSet) {
   v1::SetRequest set = SetOf("s", 7, Pattern(kStateBytes, 1));
@@ -268,6 +153,200 @@ TEST_F(ServiceTest, AnExpiredDeadlineIsSeenByTheStore) {
             grpc::StatusCode::DEADLINE_EXCEEDED);
 }
 
+TEST_F(ServiceTest, ADeadlineThatPassesInTheQueueSaysSo) {
+  // Every thread of the executor holds still in a commit.
+  Mutex mu;
+  CondVar changed;
+  size_t waiting = 0;
+  bool go = false;
+  log_.before_commit = [&](absl::Span<const NameChange>) {
+    MutexLock lock(&mu);
+    ++waiting;
+    changed.SignalAll();
+    while (!go) changed.Wait(&mu);
+  };
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < kExecutorThreads; ++i) {
+    threads.emplace_back([&, i] {
+      v1::SetRequest set = SetOf("s" + std::to_string(i), 1, Pattern(kStateBytes, 1));
+      set.mutable_options()->set_durability(v1::SYNC);
+      v1::NameInfo info;
+      EXPECT_TRUE(Call(&v1::StatePool::Stub::Set, set, &info).ok());
+    });
+  }
+  {
+    MutexLock lock(&mu);
+    while (waiting < kExecutorThreads) changed.Wait(&mu);
+  }
+  const MonoTime before = clock_.Now();
+  grpc::Status queued;
+  std::thread last([&] {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::hours(1));
+    v1::NameInfo info;
+    queued = stub_->Set(&context, SetOf("late", 1, Pattern(kStateBytes, 1)), &info);
+  });
+  while (service_->queued() == 0) std::this_thread::yield();
+  clock_.Advance(absl::Hours(2));
+  {
+    MutexLock lock(&mu);
+    go = true;
+    changed.SignalAll();
+  }
+  last.join();
+  for (std::thread& thread : threads) thread.join();
+  log_.before_commit = nullptr;
+  EXPECT_GT(clock_.Now(), before);
+  EXPECT_EQ(queued.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(DetailsOf(queued).info.reason(), "DEADLINE");
+  EXPECT_EQ(DetailsOf(queued).info.domain(), "statepool.v1");
+  v1::GetResponse got;
+  EXPECT_EQ(DetailsOf(Get("late", &got)).info.reason(), "NEVER_CREATED");
+}
+
+TEST_F(ServiceTest, WhatNoRowOfTheTableSaysIsADefect) {
+  v1::SetRequest set = SetOf("s", 1, Pattern(kStateBytes, 1));
+  set.mutable_options()->set_durability(v1::SYNC);
+  for (const absl::Status& undocumented : {absl::UnknownError("a surprise"), absl::OutOfRangeError("a surprise"),
+                                           absl::InternalError("a surprise"), absl::NotFoundError("a surprise")}) {
+    images_.persist_error = undocumented;
+    v1::NameInfo info;
+    const grpc::Status status = Call(&v1::StatePool::Stub::Set, set, &info);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INTERNAL);
+    EXPECT_EQ(DetailsOf(status).info.reason(), "INTERNAL");
+    EXPECT_EQ(DetailsOf(status).info.domain(), "statepool.v1");
+    EXPECT_FALSE(DetailsOf(status).retry.has_value());
+    EXPECT_NE(status.error_message(), "");
+  }
+}
+
+// ----
+// batches
+
+class BatchServiceTest : public ServiceTest {
+ protected:
+  static v1::GetRequest* AddGet(v1::BatchGetRequest* batch, const std::string& name) {
+    v1::GetRequest* get = batch->add_items();
+    get->mutable_name()->set_sequence(name);
+    return get;
+  }
+  void AddSet(v1::BatchWriteRequest* batch, const std::string& name, int64_t position, const std::string& data) {
+    v1::BatchWriteItem* item = batch->add_items();
+    *item->mutable_set() = SetOf(name, position, "");
+    item->set_data_bytes(data.size());
+    batch->mutable_data()->append(data);
+  }
+};
+
+TEST_F(BatchServiceTest, ManyStatesAreWrittenAndReadInOneMessageEach) {
+  v1::BatchWriteRequest write;
+  for (int i = 0; i < 4; ++i) AddSet(&write, "s" + std::to_string(i), i, Pattern(kStateBytes, i));
+  write.mutable_items(2)->mutable_set()->set_attachment("logits");
+  v1::BatchWriteResponse written;
+  ASSERT_TRUE(Call(&v1::StatePool::Stub::BatchWrite, write, &written).ok());
+  EXPECT_TRUE(written.done());
+  ASSERT_EQ(written.results_size(), 4);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(written.results(i).info().position(), i);
+
+  v1::BatchGetRequest read;
+  AddGet(&read, "s2");
+  AddGet(&read, "absent");
+  AddGet(&read, "s0");
+  AddGet(&read, "s2")->set_omit_attachment(true);
+  read.mutable_items(2)->mutable_select()->add_tensors("t");
+  v1::BatchGetResponse got;
+  ASSERT_TRUE(Call(&v1::StatePool::Stub::BatchGet, read, &got).ok());
+  ASSERT_EQ(got.items_size(), 4);
+  const auto data_of = [&](int i) {
+    return got.data().substr(got.items(i).data_offset(), got.items(i).response().data_bytes());
+  };
+  EXPECT_EQ(data_of(0), Pattern(kStateBytes, 2));
+  EXPECT_EQ(got.items(0).response().attachment(), "logits");
+  EXPECT_EQ(got.items(0).response().data(), "");
+  EXPECT_EQ(got.items(1).error().code(), static_cast<int>(grpc::StatusCode::NOT_FOUND));
+  EXPECT_FALSE(got.items(1).has_response());
+  EXPECT_EQ(data_of(2), Pattern(kStateBytes, 0));
+  EXPECT_EQ(data_of(3), Pattern(kStateBytes, 2));
+  EXPECT_EQ(got.items(3).response().attachment(), "");
+  EXPECT_EQ(got.items(3).response().data_checksum(), ChecksumToHex(ChecksumOf(Pattern(kStateBytes, 2))));
+  EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));
+  EXPECT_EQ(images_.pins, 0);
+
+  read.set_all_or_none(true);
+  const grpc::Status none = Call(&v1::StatePool::Stub::BatchGet, read, &got);
+  EXPECT_EQ(DetailsOf(none).info.reason(), "NEVER_CREATED");
+  EXPECT_EQ(DetailsOf(none).Meta("field"), "items[1].name");
+}
+
+TEST_F(BatchServiceTest, AnItemThatCannotBeConvertedKeepsItsPlaceAndItsBytes) {
+  v1::BatchWriteRequest write;
+  AddSet(&write, "a", 1, Pattern(kStateBytes, 1));
+  AddSet(&write, "bad", 1, Pattern(kStateBytes, 2));
+  write.mutable_items(1)->mutable_set()->set_checksum("no hex");
+  AddSet(&write, "c", 1, Pattern(kStateBytes, 3));
+  write.add_items();
+  v1::BatchWriteResponse written;
+  ASSERT_TRUE(Call(&v1::StatePool::Stub::BatchWrite, write, &written).ok());
+  EXPECT_TRUE(written.done());
+  ASSERT_EQ(written.results_size(), 4);
+  EXPECT_FALSE(written.results(0).has_error());
+  EXPECT_TRUE(written.results(1).has_error());
+  EXPECT_FALSE(written.results(2).has_error());
+  EXPECT_TRUE(written.results(3).has_error());
+  v1::GetResponse got;
+  ASSERT_TRUE(Get("c", &got).ok());
+  EXPECT_EQ(got.data(), Pattern(kStateBytes, 3));
+
+  write.set_all_or_none(true);
+  write.mutable_items(0)->mutable_set()->set_position(9);
+  ASSERT_TRUE(Call(&v1::StatePool::Stub::BatchWrite, write, &written).ok());
+  EXPECT_FALSE(written.done());
+  ASSERT_TRUE(Get("a", &got).ok());
+  EXPECT_EQ(got.info().position(), 1);
+}
+
+TEST_F(BatchServiceTest, TheErrorOfABatchNamesTheItemOfTheRequest) {
+  v1::BatchWriteRequest write;
+  write.add_items();  // refused before core sees it
+  AddSet(&write, "a", 1, Pattern(kStateBytes, 1));
+  AddSet(&write, "a", 2, Pattern(kStateBytes, 1));
+  v1::BatchWriteResponse written;
+  const grpc::Status twice = Call(&v1::StatePool::Stub::BatchWrite, write, &written);
+  EXPECT_EQ(DetailsOf(twice).info.reason(), "DUPLICATE_NAME");
+  EXPECT_EQ(DetailsOf(twice).Meta("field"), "items[2]");
+  write.mutable_items(2)->set_data_bytes(kStateBytes - 1);
+  const grpc::Status bytes = Call(&v1::StatePool::Stub::BatchWrite, write, &written);
+  EXPECT_EQ(DetailsOf(bytes).info.reason(), "BYTES_LENGTH_MISMATCH");
+  EXPECT_EQ(DetailsOf(bytes).Meta("expected"), std::to_string(2 * kStateBytes - 1));
+  write.Clear();
+  for (uint32_t i = 0; i <= store_.options().max_batch; ++i) write.add_items();
+  const grpc::Status many = Call(&v1::StatePool::Stub::BatchWrite, write, &written);
+  EXPECT_EQ(DetailsOf(many).info.reason(), "TOO_MANY");
+  EXPECT_EQ(DetailsOf(many).Meta("limit"), std::to_string(store_.options().max_batch));
+}
+
+TEST_F(BatchServiceTest, AnAnswerThatIsTooLargeHoldsNothing) {
+  Register("large", 1 << 20);
+  v1::BatchGetRequest read;
+  for (int i = 0; i < 17; ++i) {
+    v1::CreateRequest create;
+    create.set_sequence("s" + std::to_string(i));
+    create.set_layout("large");
+    v1::NameInfo info;
+    ASSERT_TRUE(Call(&v1::StatePool::Stub::Create, create, &info).ok());
+    AddGet(&read, create.sequence());
+  }
+  v1::BatchGetResponse got;
+  const grpc::Status large = Call(&v1::StatePool::Stub::BatchGet, read, &got);
+  EXPECT_EQ(DetailsOf(large).info.reason(), "MESSAGE_TOO_LARGE");
+  EXPECT_EQ(DetailsOf(large).Meta("field"), "");  // nothing that the request names
+  read.mutable_items()->DeleteSubrange(5, 12);
+  const grpc::Status flight = Call(&v1::StatePool::Stub::BatchGet, read, &got);  // 5 MiB, of 4
+  EXPECT_EQ(DetailsOf(flight).info.reason(), "ADMISSION");
+  EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));
+  EXPECT_EQ(images_.pins, 0);
+}
+
 // ----
 // listening
 
@@ -330,23 +409,6 @@ TEST_F(ListenTest, RefusesAPortThatIsTakenAndAddressesThatAreNone) {
   for (const char* address :
        {"", "localhost", "127.0.0.1:", "127.0.0.1:99999", ":7070", "ipv4:127.0.0.1:0/x", "unix:", "203.0.113.1:1"}) {
     EXPECT_FALSE(Listen({address}).ok()) << address;
-  }
-}
-
-TEST(ChecksumOfPieces, DoesNotDependOnTheCuts) {
-  std::mt19937 random(1);
-  for (const size_t bytes :
-       {size_t{0}, size_t{1}, kLeafBytes - 1, kLeafBytes, kLeafBytes + 1, 5 * kLeafBytes, kStateBytes}) {
-    const std::string image = Pattern(bytes, 3);
-    for (int round = 0; round < 20; ++round) {
-      std::vector<absl::string_view> pieces;
-      for (absl::string_view rest = image; !rest.empty();) {
-        const size_t n = std::uniform_int_distribution<size_t>(0, std::min(rest.size(), 2 * kLeafBytes + 1))(random);
-        pieces.push_back(rest.substr(0, n));
-        rest.remove_prefix(n);
-      }
-      EXPECT_EQ(ChecksumOfPieces(pieces), ChecksumOf(image)) << bytes << " bytes in " << pieces.size() << " pieces";
-    }
   }
 }
 

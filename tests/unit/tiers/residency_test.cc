@@ -308,10 +308,13 @@ TEST_F(ResidencyTest, AChunkIsNeverSharedBetweenTenants) {
   for (const auto& pool : residency_->stats().pools) EXPECT_LE(pool.slots_used, 1u);
 }
 
-TEST_F(ResidencyTest, EmptyExtentsGoBackButForOne) {
+TEST_F(ResidencyTest, EmptyExtentsStayForAWhileAndThenGoBackButForOne) {
   std::vector<ImageRef> images;
-  for (uint64_t i = 0; i < 4; ++i) images.push_back(WriteHead(i));
-  images.clear();
+  for (int round = 0; round < 2; ++round) {
+    for (uint64_t i = 0; i < 4; ++i) images.push_back(WriteHead(i));
+    images.clear();
+    EXPECT_EQ(device_->used_bytes(), 4 * kChunk);  // time stands still
+  }
   ASSERT_TRUE(residency_->WaitForReclaim());
   EXPECT_EQ(device_->used_bytes(), kChunk);
   residency_->CheckInvariants();
@@ -533,6 +536,72 @@ TEST_F(ResidencyTest, AnImageThatRecoveryDropsAgainGoesAtItsEnd) {
   residency_->RecoveryDone();
   ASSERT_TRUE(residency_->WaitForReclaim());
   EXPECT_THAT(Stored(), IsEmpty());
+}
+
+// ---- disowned and adopted again
+
+TEST_F(ResidencyTest, ADisownedImageLeavesItsBytesAndWhoeverAdoptsThemDropsThem) {
+  residency_->RecoveryDone();
+  ImageRef image = WriteHead(0, true);
+  std::vector<ImageRef> more;
+  for (uint64_t i = 1; i <= 4; ++i) more.push_back(WriteHead(i));
+  ASSERT_FALSE(hot(image));
+  const ImageInfo info = image->info();
+  for (int round = 0; round < 3; ++round) {
+    const Image* const images[] = {image.get()};
+    ASSERT_TRUE(residency_->Disown(images));
+    image->DropHead();
+    image.reset();
+    ASSERT_TRUE(residency_->WaitForReclaim());
+    residency_->CheckInvariants();
+    EXPECT_THAT(Stored(), testing::Contains(info.id));
+    image = residency_->Adopt(info);
+    image->AddHead();
+    EXPECT_TRUE(residency_->persisted(*image));
+    EXPECT_FALSE(hot(image));
+  }
+  EXPECT_EQ(Read(image), MakeBytes(kChunk, 0));
+  image->DropHead();
+  image.reset();
+  ASSERT_TRUE(residency_->WaitForReclaim());
+  EXPECT_THAT(Stored(), testing::Not(testing::Contains(info.id)));
+}
+
+TEST_F(ResidencyTest, WhatIsHotSharedOrNotPersistedIsNotDisownedNorAnyOtherInTheSameCall) {
+  residency_->RecoveryDone();
+  const ImageRef cold = WriteHead(0, true), hot_and_dirty = WriteHead(1), hot_and_clean = WriteHead(2, true);
+  std::vector<ImageRef> more;
+  for (uint64_t i = 3; i <= 4; ++i) more.push_back(WriteHead(i));
+  ASSERT_FALSE(hot(cold));
+  ASSERT_TRUE(hot(hot_and_dirty) && hot(hot_and_clean));
+  for (const ImageRef& other : {std::cref(hot_and_dirty), std::cref(hot_and_clean)}) {
+    const Image* const images[] = {cold.get(), other.get()};
+    EXPECT_FALSE(residency_->Disown(images));
+  }
+  const Image* const images[] = {cold.get()};
+  {
+    const ImageRef another = cold;
+    EXPECT_FALSE(residency_->Disown(images));
+  }
+  EXPECT_TRUE(residency_->Disown(images));
+}
+
+TEST_F(ResidencyTest, ADisownedInitialImageServesNoFurtherCreate) {
+  residency_->RecoveryDone();
+  const LayoutRef layout = MakeLayout(kChunk);
+  ImageRef initial = Create({}, layout);
+  initial->AddHead();
+  ASSERT_TRUE(residency_->Persist({}, initial).ok());
+  std::vector<ImageRef> more;
+  for (uint64_t i = 1; i <= 4; ++i) more.push_back(WriteHead(i));
+  ASSERT_FALSE(hot(initial));
+  const Image* const images[] = {initial.get()};
+  ASSERT_TRUE(residency_->Disown(images));
+  const ImageRef next = Create({}, layout);
+  EXPECT_NE(next, initial);
+  EXPECT_NE(next->info().id, initial->info().id);
+  EXPECT_EQ(Create({}, layout), next);
+  initial->DropHead();
 }
 
 TEST_F(ResidencyTest, AnAdoptedImageThatIsNotThereIsCorrupt) {

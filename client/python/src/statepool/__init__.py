@@ -1,12 +1,15 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Client of Statepool, the daemon that keeps the recurrent states of sequence models. Begin at connect()."""
 from . import errors, layouts
+from .batches import Batch, Get
 from .client import Pool, connect
 from .errors import Conflict, DataLoss, DeadlineExceeded, Exhausted, InvalidArgument, NotFound, StatepoolError, Unavailable
-from .layouts import Layout, Tensor
-from .names import Info, Match, Name, Prefix, Sequence, Snapshot, State, Version
+from .layouts import Layout, Part, Tensor
+from .names import Deletion, Info, Match, Name, Prefix, Sequence, Snapshot, State, Upload, Version
+from .streams import StateStream
 
 __all__ = [
-    "Conflict", "DataLoss", "DeadlineExceeded", "Exhausted", "Info", "InvalidArgument", "Layout", "Match", "Name", "NotFound", "Pool",
-    "Prefix", "Sequence", "Snapshot", "State", "StatepoolError", "Tensor", "Unavailable", "Version", "connect", "errors", "layouts",
+    "Batch", "Conflict", "DataLoss", "DeadlineExceeded", "Deletion", "Exhausted", "Get", "Info", "InvalidArgument", "Layout", "Match", "Name",
+    "NotFound", "Part", "Pool", "Prefix", "Sequence", "Snapshot", "State", "StatepoolError", "StateStream", "Tensor", "Unavailable", "Upload",
+    "Version", "connect", "errors", "layouts",
 ]

@@ -1,13 +1,15 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Bytes of images: their checksum, and messages that carry them without a copy by protobuf.
 
-SetRequest.data and GetResponse.data are field 15. A message that carries an image is the ordinary encoding of its other fields with this field
+Wherever a message carries bytes of images, they are its field 15, `data`. Such a message is the ordinary encoding of its other fields with this field
 put after them, so the image is copied once into the request, and a response's image is a view of the bytes that gRPC received.
 """
 from __future__ import annotations
 
+import bisect
+import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import xxhash
@@ -21,6 +23,16 @@ Buffer = Any  # what memoryview takes, C-contiguous
 
 def checksum_of(*pieces: Buffer) -> str:
     """The checksum (16 lower-case hex digits) of the image that the pieces are when laid end to end. Thread-safe."""
+    return root_of(leaves_of(*pieces))
+
+
+def root_of(leaves: bytes | bytearray) -> str:
+    """The checksum of the image that has these leaves, as leaves_of() gives them."""
+    return xxhash.xxh3_64_hexdigest(leaves)
+
+
+def leaves_of(*pieces: Buffer) -> bytes:
+    """The hashes of the leaves, 8 little-endian bytes each. Those of chunks that begin at multiples of LEAF_BYTES may be joined."""
     leaves: list[int] = []
     partial = xxhash.xxh3_64()
     filled = 0  # bytes in `partial`
@@ -40,7 +52,34 @@ def checksum_of(*pieces: Buffer) -> str:
                 filled = 0
     if filled:
         leaves.append(partial.intdigest())
-    return xxhash.xxh3_64_hexdigest(struct.pack(f"<{len(leaves)}Q", *leaves))
+    return struct.pack(f"<{len(leaves)}Q", *leaves)
+
+
+class Pieces:
+    """Buffers laid end to end, to be read or written by offset. Copies nothing. nbytes: of all of them."""
+
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
+        self._views = [view for view in map(as_bytes, buffers) if len(view)]
+        self._starts = [0, *itertools.accumulate(map(len, self._views))]
+        self.nbytes = self._starts[-1]
+
+    def cut(self, start: int, end: int) -> list[memoryview]:
+        """The bytes [start, end), in order. REQUIRES: 0 <= start <= end <= nbytes."""
+        out: list[memoryview] = []
+        i = bisect.bisect_right(self._starts, start) - 1
+        while start < end:
+            view = self._views[i][start - self._starts[i]:end - self._starts[i]]
+            out.append(view)
+            start += len(view)
+            i += 1
+        return out
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Copies `data` to [start, start + len(data)). REQUIRES: it lies inside, and the buffers are writable."""
+        at = 0
+        for view in self.cut(start, start + len(data)):
+            view[:] = data[at:at + len(view)]
+            at += len(view)
 
 
 def as_bytes(buffer: Buffer) -> memoryview:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import math
-import random
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 from google.protobuf.message import Message
 
-from . import _wire, errors, names
+from . import _requests, _wire, batches, errors, names, streams
+from ._calls import Attempts, Connection
+from ._requests import Tokens, Ttl
 from .layouts import Layout, Preset
-from .names import Durability, Exactness, Expiry, Image, Info, Match, Name, Prefix, Sequence, Snapshot, State
+from .names import Deletion, Durability, Exactness, Expiry, Image, Info, Match, Name, Prefix, Room, Sequence, Snapshot, State, Upload
+from .streams import Progress, Source, StateStream
 from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
@@ -30,20 +28,17 @@ MAX_MESSAGE_BYTES = (512 << 20) + (2 << 20)
 """Default limit of a message, either way: a state of 512 MiB, its attachment and the rest."""
 TIMEOUT_S = 30.0
 RETRIES = 5
-_BACKOFF_S = 0.1  # before the first retry that the daemon gives no delay for; doubles
-_BACKOFF_S_MAX = 2.0
-
-Tokens = SequenceOf[int] | npt.NDArray[np.integer]
-
+_SURELY_FITS_BYTES = 1 << 20  # not worth asking the daemon for its limit
 
 def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
             max_message_bytes: int = MAX_MESSAGE_BYTES, credentials: grpc.ChannelCredentials | None = None) -> Pool:
     """A client of the daemon at "host:port" or "unix:/path". Nothing is sent before the first call.
 
     timeout            seconds that a call may take, its retries included (DeadlineExceeded)
-    retries            how often a call is tried again after UNAVAILABLE, or RESOURCE_EXHAUSTED with a hint; 0: never
+    retries            how often a call is tried again after UNAVAILABLE, or RESOURCE_EXHAUSTED with a hint; a stream: how often without a
+                       further byte; 0: never
     verify             send the checksum of what is written, and verify that of what is read
-    max_message_bytes  limit of a message, either way (Exhausted without a reason); the daemon has one of its own
+    max_message_bytes  limit of a message, either way; the daemon has one of its own. Larger states travel as streams
     credentials        for TLS; None: plain text
     """
     options = [
@@ -52,12 +47,17 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
         ("grpc.enable_http_proxy", 0),
         # A daemon that restarts is back within seconds.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # To gRPC this is the time that an attempt to connect may take: enough for a far or a busy host.
+        ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # While calls wait: a peer that is gone without a word is noticed within 25 s. (The daemon lets clients ping every 10 s.)
+        ("grpc.keepalive_time_ms", 15_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
     ]
     channel = (grpc.insecure_channel(address, options) if credentials is None
                else grpc.secure_channel(address, credentials, options))
-    return Pool(channel, timeout=timeout, retries=retries, verify=verify)
+    return Pool(channel, timeout=timeout, retries=retries, verify=verify, max_message_bytes=max_message_bytes)
 
 
 class Pool:
@@ -66,6 +66,7 @@ class Pool:
     Retries: a call that failed with UNAVAILABLE, or with a delay that the daemon advised, is tried again while its timeout lasts. Writes carry a
     `request_id` for it, made here unless the caller gives one, so that no write happens twice. Give one (1..64 bytes) to make your own
     retries safe as well: within a name's last 8, the same id with the same request gives the first answer again (`replayed`).
+    A stream that breaks off goes on where it was. The timeout is for all attempts together; with_options() gives a large state a longer one.
 
     Options of names, wherever a method takes them:
       durability   "volatile", "write_behind" or "sync"; None: keep, inherit, or the daemon's default
@@ -76,21 +77,17 @@ class Pool:
     Errors: statepool.StatepoolError and its subclasses, on every method.
     """
 
-    def __init__(self, channel: grpc.Channel, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True) -> None:
-        """On a channel of the caller's own. Closing the pool closes it."""
-        self._channel = channel
+    def __init__(self, channel: grpc.Channel, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
+                 max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        """On a channel of the caller's own, whose limit is max_message_bytes. Closing the pool closes it."""
+        self._connection = Connection(channel, max_message_bytes)
         self._timeout = timeout
         self._retries = retries
         self._verify = verify
-        self._layouts: dict[str, Layout] = {}  # by fingerprint: those never change
-        service = pb.DESCRIPTOR.services_by_name["StatePool"]
-        # Messages are encoded and decoded here, not by gRPC: images never pass through protobuf (see _wire).
-        self._methods: dict[str, Callable[..., Any]] = {
-            m.name: channel.unary_unary(f"/{service.full_name}/{m.name}") for m in service.methods}
 
     def close(self) -> None:
         """Ends the connection. Calls in flight fail."""
-        self._channel.close()
+        self._connection.channel.close()
 
     def __enter__(self) -> Pool:
         return self
@@ -100,8 +97,12 @@ class Pool:
 
     def with_options(self, *, timeout: float | None = None, retries: int | None = None) -> Pool:
         """The same pool on the same connection, with another timeout (seconds) or number of retries."""
-        return Pool(self._channel, timeout=self._timeout if timeout is None else timeout,
-                    retries=self._retries if retries is None else retries, verify=self._verify)
+        other = Pool.__new__(Pool)
+        other._connection = self._connection
+        other._timeout = self._timeout if timeout is None else timeout
+        other._retries = self._retries if retries is None else retries
+        other._verify = self._verify
+        return other
 
     # ----------------------------------------------------------------------------------------------------------- layouts
 
@@ -123,7 +124,7 @@ class Pool:
 
     def get_layout(self, layout: str) -> Layout:
         """A registered layout by alias or fingerprint; one known by fingerprint is not asked for again. NotFound (LAYOUT_UNKNOWN)."""
-        known = self._layouts.get(layout)
+        known = self._connection.layouts.get(layout)
         return known or self._remember(self._call("GetLayout", pb.GetLayoutRequest(layout=layout), pb.LayoutInfo.FromString))
 
     def layouts(self) -> list[Layout]:
@@ -131,19 +132,24 @@ class Pool:
         answer = self._call("ListLayouts", pb.ListLayoutsRequest(), pb.ListLayoutsResponse.FromString)
         return [self._remember(info) for info in answer.layouts]
 
+    def delete_layout(self, layout: Layout | str, *, allow_missing: bool = False) -> bool:
+        """Forgets a layout and all its aliases, durably. False: it was absent (with allow_missing).
+
+        Conflict (LAYOUT_IN_USE, metadata "names") while a name has it; NotFound (LAYOUT_UNKNOWN). Retried by itself only with allow_missing.
+        """
+        request = pb.DeleteLayoutRequest(layout=_requests.fingerprint(layout), allow_missing=allow_missing)
+        return self._call("DeleteLayout", request, pb.DeleteLayoutResponse.FromString, retry=allow_missing).deleted
+
     # --------------------------------------------------------------------------------------------------------- sequences
 
     def create(self, layout: Layout | str, name: str, *, durability: Durability | None = None,
-               ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None, max_history: int | None = None,
+               ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None,
                request_id: str | None = None) -> Sequence:
         """A new sequence at position 0 in the layout's initial state. Costs no bytes.
 
         Conflict (NAME_EXISTS); NotFound (LAYOUT_UNKNOWN); InvalidArgument; Exhausted.
         """
-        info = self._info("Create", pb.CreateRequest(
-            sequence=name, layout=_fingerprint(layout), options=_options(durability, ttl, expire_at, max_history),
-            request_id=_id(request_id)))
-        return _sequence(self, info)
+        return self._sequence(self._info("Create", _requests.create(layout, name, durability, ttl, expire_at, max_history, request_id)))
 
     def sequence(self, name: str) -> Sequence:
         """A handle for the sequence of this name. No call is made: whether it exists, its first use tells."""
@@ -154,49 +160,144 @@ class Pool:
         kinds: Mapping[str, type[Name]] = {"sequence": Sequence, "snapshot": Snapshot, "prefix": Prefix}
         return kinds[kind](self, name)
 
-    def get(self, source: Name | Match | str, position: int | None = None, *, layout: Layout | str = "",
-            attachment: bool = True) -> State:
+    def get(self, source: Name | Match | str, position: int | None = None, *, tensors: Iterable[str] | None = None,
+            layers: Iterable[int] | None = None, version_id: int | None = None, layout: Layout | str = "", attachment: bool = True) -> State:
         """Name.get of any source; a str is a sequence."""
-        request = pb.GetRequest(name=names.ref_of(source), position=position, layout=_fingerprint(layout), omit_attachment=not attachment)
-        head, data = self._call("Get", request, _wire.split_data)
-        response = pb.GetResponse.FromString(head)
-        info = Info.from_proto(response.info)
-        if self._verify:
-            actual = _wire.checksum_of(data)
-            if actual != info.checksum:
-                raise errors.DataLoss("DATA_LOSS", "CHECKSUM_MISMATCH", f"{info.kind} {info.name!r} did not arrive as it was stored", "data",
-                                      {"expected": info.checksum, "actual": actual})
-        return State(self, info, data, response.attachment)
+        request = _requests.get(source, position, layout, tensors, layers, version_id, attachment)
+        attempts = self._attempts()
+        try:
+            rest, data = self._connection.call("Get", request, _wire.split_data, attempts)
+        except errors.Exhausted as error:
+            if not _too_large(error):
+                raise
+            with StateStream(self._connection, attempts, request, None, self._verify) as stream:
+                room = np.empty(stream.nbytes, np.uint8)
+                state = self._receive(request, stream, [room], None)
+                state.data = state.data.toreadonly()
+                return state
+        return self._state(request, pb.GetResponse.FromString(rest), data)
 
-    def set(self, name: str | Sequence, data: Image, position: int, *, layout: Layout | str = "", if_revision: int | None = None,
-            attachment: bytes = b"", exactness: Exactness | None = None, durability: Durability | None = None,
-            ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None, max_history: int | None = None,
-            request_id: str | None = None) -> Info:
-        """Writes a whole state as a new version and moves the head of the sequence to it: all or nothing.
+    def get_into(self, source: Name | Match | str, room: Room, position: int | None = None, *, tensors: Iterable[str] | None = None,
+                 layers: Iterable[int] | None = None, version_id: int | None = None, layout: Layout | str = "", attachment: bool = True,
+                 chunk_bytes: int | None = None, progress: Progress | None = None) -> State:
+        """Name.get into memory of the caller's, as a stream: beside it a few chunks are needed, whatever the size.
 
-        data         the image, or all its tensors by name (then the layout is looked up unless `layout` is a Layout)
-        position     tokens consumed
-        layout       required when the sequence does not exist yet: it is made then; else checked
-        if_revision  write only if this is the sequence's revision; 0: only if it does not exist
-        attachment   opaque bytes beside the state
-        Conflict (REVISION_MISMATCH, LAYOUT_MISMATCH), InvalidArgument (BYTES_LENGTH_MISMATCH, INVALID_POSITION ...), Exhausted. After an error
-        nothing has changed, but for DeadlineExceeded and Unavailable: the write is whole or absent then, and a retry with the same
-        request_id is safe.
+        room         a writable contiguous buffer at least as long as the state, or an array [layers, *axes] for each tensor: of all of them, or of
+                     those that are to be read (then `tensors` may be left out)
+        chunk_bytes  a multiple of 65,536 up to 4 MiB; None: 1 MiB
+        progress     called with the bytes that arrived and with all of them, after each chunk
+        State.data is a view of `room`, or empty if that is arrays: then they are State.tensors. After an error the contents of `room` are
+        undefined. InvalidArgument (BYTES_LENGTH_MISMATCH, TENSORS_MISMATCH) when it does not fit; and the errors of get.
         """
-        name = name.name if isinstance(name, Sequence) else name
-        pieces: SequenceOf[_wire.Buffer]
-        if isinstance(data, Mapping):
-            pieces = self._layout_for(name, layout).pieces(data)
+        if isinstance(room, Mapping) and tensors is None:
+            tensors = list(room)
+        request = _requests.get(source, position, layout, tensors, layers, version_id, attachment)
+        with StateStream(self._connection, self._attempts(), request, chunk_bytes, self._verify) as stream:
+            if isinstance(room, Mapping):
+                part = self.get_layout(stream.info.layout).part(request.select.tensors, request.select.layers or None)
+                state = self._receive(request, stream, part.pieces(_writable(room)), progress)
+                state.tensors = dict(room)
+                return state
+            return self._receive(request, stream, [_wire.as_bytes(room)], progress)
+
+    def get_stream(self, source: Name | Match | str, position: int | None = None, *, tensors: Iterable[str] | None = None,
+                   layers: Iterable[int] | None = None, version_id: int | None = None, layout: Layout | str = "", attachment: bool = True,
+                   chunk_bytes: int | None = None) -> StateStream:
+        """The bytes of Name.get as an iterator of verified chunks: to pass a state on, or into a file, without holding it.
+
+            with pool.get_stream("chat/42") as stream:
+                for chunk in stream:
+                    file.write(chunk)
+
+        chunk_bytes  a multiple of 65,536 up to 4 MiB; None: 1 MiB
+        The timeout runs from here to the last chunk, the time between them included. Errors are those of get, here or at any chunk.
+        """
+        request = _requests.get(source, position, layout, tensors, layers, version_id, attachment)
+        return StateStream(self._connection, self._attempts(), request, chunk_bytes, self._verify)
+
+    def batch_get(self, items: Iterable[batches.Get | Name | Match | str], *, all_or_none: bool = False) -> list[State | errors.StatepoolError]:
+        """Many states in one message, of names that are looked up at one moment: each item's state or its error, in the order of the items.
+
+        items        names (a str is a sequence), or statepool.Get(name, ...) with the arguments of get
+        all_or_none  raise the first error instead
+        The states are views of one message, which stays as long as one of them does. InvalidArgument (TOO_MANY: more than Capabilities.max_batch);
+        Exhausted (MESSAGE_TOO_LARGE: ask for fewer).
+        """
+        return batches.batch_get(self, self._connection, self._attempts(), items, all_or_none)
+
+    def set(self, name: str | Sequence, data: Image, position: int, *, tensors: Iterable[str] | None = None,
+            layers: Iterable[int] | None = None, layout: Layout | str = "", if_revision: int | None = None,
+            attachment: bytes = b"", exactness: Exactness | None = None, durability: Durability | None = None,
+            ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None, request_id: str | None = None) -> Info:
+        """Writes a state as a new version and moves the head of the sequence to it: all or nothing.
+
+        data             the image, or its tensors by name (then the layout is looked up unless `layout` is a Layout)
+        position         tokens consumed
+        tensors, layers  `data` is these tensors in these of the model's layers alone (None: all), and all else is that of the head: then if_revision
+                         is required, and the version is "edited" unless `exactness` says otherwise. Tensors by name that are not all of the
+                         layout's are such a part by themselves. It must fit a message (Exhausted, MESSAGE_TOO_LARGE)
+        layout           required when the sequence does not exist yet: it is made then; else checked
+        if_revision      write only if this is the sequence's revision; 0: only if it does not exist
+        attachment       opaque bytes beside the state
+        A whole state that fits no message goes as a stream. Conflict (REVISION_MISMATCH, LAYOUT_MISMATCH), InvalidArgument (BYTES_LENGTH_MISMATCH,
+        INVALID_POSITION, MISSING_FIELD ...), Exhausted. After an error nothing has changed, but for DeadlineExceeded and Unavailable: the write is
+        whole or absent then, and a retry with the same request_id is safe.
+        """
+        pieces, chosen = self._image(name, data, tensors, layers, layout)
+        head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history,
+                             request_id)
+        if self._verify:
+            head.checksum = _wire.checksum_of(*pieces)
+        attempts = self._attempts()
+        if self._fits(_wire.Pieces(pieces).nbytes + head.ByteSize() + 16, attempts):  # and the tag and length of the data
+            try:
+                return Info.from_proto(self._connection.call("Set", _wire.with_data(head, pieces), pb.NameInfo.FromString, attempts))
+            except errors.Exhausted as error:
+                if not _too_large(error):
+                    raise
+        if chosen is not None:
+            raise errors.Exhausted("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", "a part of a state travels in one message", "data")
+        return Info.from_proto(streams.send(self._connection, attempts, head, streams.FromBuffers(pieces)))
+
+    def set_stream(self, name: str | Sequence, source: Source, position: int, *, layout: Layout | str = "", if_revision: int | None = None,
+                   attachment: bytes = b"", exactness: Exactness | None = None, durability: Durability | None = None,
+                   ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None, request_id: str | None = None,
+                   chunk_bytes: int | None = None, progress: Progress | None = None) -> Info:
+        """set() of a whole state in chunks, for any size and from anything that gives bytes; beside the source a few chunks are needed.
+
+        source       a buffer; all tensors by name; an open binary file, from where it is to its end; an iterable of buffers of any sizes
+        request_id   with your own, an upload that an earlier call (of another process, too) left unfinished goes on where it was
+        chunk_bytes  a multiple of 65,536 up to 4 MiB; None: 1 MiB
+        progress     called with the bytes that were handed to gRPC and with all of them (None: not known), after each chunk. It steps back when
+                     some of them were lost on the way
+        After a break the stream goes on behind what the daemon has. An iterable, or a file without seek(), can go back 32 MiB for that; when this is
+        not enough (the daemon lost the upload) the error of the break is raised. Other arguments and errors are those of set.
+        """
+        rewindable: streams.Rewindable
+        if isinstance(source, Mapping):
+            rewindable = streams.FromBuffers(self._layout_for(name, layout).pieces(source), chunk_bytes)
         else:
-            pieces = [data]
-        head = pb.SetRequest(
-            sequence=name, layout=_fingerprint(layout), position=position, checksum=_wire.checksum_of(*pieces) if self._verify else "",
-            attachment=attachment, if_revision=if_revision, request_id=_id(request_id),
-            options=_options(durability, ttl, expire_at, max_history), exactness=_enum(pb.Exactness, exactness, "exactness"))
-        return self._info("Set", _wire.with_data(head, pieces))
+            rewindable = streams.rewindable(source, chunk_bytes)
+        head = _requests.set(name, position, None, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history,
+                             request_id)
+        if self._verify:
+            head.checksum = rewindable.checksum()
+        return Info.from_proto(streams.send(self._connection, self._attempts(), head, rewindable, progress, resume=request_id is not None))
+
+    def get_upload(self, name: str, request_id: str) -> Upload:
+        """Sequence.get_upload by name."""
+        request = pb.GetUploadRequest(sequence=name, request_id=request_id)
+        return Upload.from_proto(self._call("GetUpload", request, pb.Upload.FromString))
+
+    def batch(self, *, all_or_none: bool = False) -> batches.Batch:
+        """Many writes that are published at one moment. See Batch: its methods add them, and run() or the end of a `with` block sends them.
+
+        all_or_none  all of them, or none and the first error is raised. Otherwise each item's result or error is in its place
+        """
+        return batches.Batch(self, self._connection, self._attempts, self._verify, all_or_none)
 
     def fork(self, source: Name | Match | str, name: str, *, position: int | None = None, layout: Layout | str = "",
-             durability: Durability | None = None, ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None,
+             durability: Durability | None = None, ttl: Ttl = None, expire_at: Expiry | None = None,
              max_history: int | None = None, request_id: str | None = None) -> Sequence:
         """A new sequence at the version of `source` (a handle, a match, or a sequence's name). No byte is copied.
 
@@ -208,25 +309,67 @@ class Pool:
                               max_history=max_history, request_id=request_id)[0]
 
     def fork_many(self, source: Name | Match | str, children: Iterable[str], *, position: int | None = None, layout: Layout | str = "",
-                  durability: Durability | None = None, ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None,
+                  durability: Durability | None = None, ttl: Ttl = None, expire_at: Expiry | None = None,
                   max_history: int | None = None, request_id: str | None = None) -> list[Sequence]:
         """fork() into many names at once, in their order: all of them or none."""
-        answer = self._call("Fork", pb.ForkRequest(
-            source=names.ref_of(source), position=position, layout=_fingerprint(layout), children=children,
-            options=_options(durability, ttl, expire_at, max_history), request_id=_id(request_id)), pb.ForkResponse.FromString)
+        request = _requests.fork(source, children, position, layout, durability, ttl, expire_at, max_history, request_id)
+        return self._children(self._call("Fork", request, pb.ForkResponse.FromString))
+
+    def _children(self, answer: pb.ForkResponse) -> list[Sequence]:
         return [Sequence(self, child.sequence, position=answer.position, revision=child.revision, replayed=answer.replayed)
                 for child in answer.children]
 
     def rollback(self, name: str, position: int, *, if_revision: int | None = None, request_id: str | None = None) -> Info:
         """Sequence.rollback by name."""
-        return self._info("Rollback", pb.RollbackRequest(
-            sequence=name, position=position, if_revision=if_revision, request_id=_id(request_id)))
+        return self._info("Rollback", _requests.rollback(name, position, if_revision, request_id))
 
     # --------------------------------------------------------------------------------------------------------- any name
 
     def describe(self, source: Name | Match | str) -> Info:
         """Name.describe of any source; a str is a sequence."""
         return self._info("Describe", pb.DescribeRequest(name=names.ref_of(source)))
+
+    def delete(self, source: Name | Match | str, *, if_revision: int | None = None, allow_missing: bool = False) -> bool:
+        """Name.delete of any source; a str is a sequence."""
+        request = _requests.delete(source, if_revision, allow_missing)
+        return self._call("Delete", request, pb.DeleteResponse.FromString, retry=allow_missing).deleted
+
+    def delete_many(self, prefix: str = "", kind: names.Kind = "sequence", *, preview: bool = False, if_count: int | None = None,
+                    all: bool = False) -> Deletion:
+        """Forgets all names of one kind that begin with `prefix`.
+
+        preview   only count them
+        if_count  only if exactly so many match: what a preview said. Conflict (COUNT_MISMATCH), and nothing was deleted, otherwise
+        all       required for an empty prefix: every name of this kind
+        Not one step: after an error some are gone and some are not; call it again. Retried by itself without if_count; then the answer is that
+        of the last attempt.
+        """
+        request = pb.DeleteManyRequest(kind=_requests.enum(pb.NameKind, kind, "kind"), name_prefix=prefix, all=all, preview=preview,
+                                       if_count=if_count)
+        answer = self._call("DeleteMany", request, pb.DeleteManyResponse.FromString, retry=preview or if_count is None)
+        return Deletion(answer.matched, answer.deleted, answer.state_bytes, tuple(answer.names))
+
+    def touch(self, *sources: Name | Match | str) -> list[datetime.datetime | None | errors.StatepoolError]:
+        """Counts as a use of these names (a str is a sequence): their idle time starts anew. When each expires now (None: never), or its error.
+
+        InvalidArgument (TOO_MANY: more than Capabilities.max_batch).
+        """
+        if not sources:
+            return []
+        answer = self._call("Touch", pb.TouchRequest(names=map(names.ref_of, sources)), pb.TouchResponse.FromString)
+        return [errors.from_status(n.error) if n.HasField("error")
+                else n.expire_time.ToDatetime(datetime.timezone.utc) if n.HasField("expire_time") else None for n in answer.names]
+
+    def set_ttl(self, source: Name | Match | str, ttl: Ttl = None, *, expire_at: Expiry | None = None, if_revision: int | None = None) -> Info:
+        """Changes when a name expires; its head and revision stay.
+
+        ttl        idle seconds or a timedelta; math.inf: never
+        expire_at  used or not: a datetime with a time zone, or seconds since the epoch. One of the two
+        NotFound; Conflict (REVISION_MISMATCH); InvalidArgument (INVALID_OPTION: beyond Capabilities.max_ttl; MISSING_FIELD).
+        """
+        request = pb.SetTtlRequest(name=names.ref_of(source), if_revision=if_revision)
+        _requests.expiration(request, ttl, expire_at)
+        return self._info("SetTtl", request)
 
     def list(self, kind: names.Kind = "sequence", prefix: str = "", *, page_size: int = 0) -> Iterator[Info]:
         """Names of one kind that begin with `prefix`, in byte order, asked for page by page (page_size; 0: the daemon's) as they are used.
@@ -235,72 +378,63 @@ class Pool:
         """
         token = ""
         while True:
-            answer = self._call("List", pb.ListRequest(
-                kind=_enum(pb.NameKind, kind, "kind"), name_prefix=prefix, page_size=page_size, page_token=token), pb.ListResponse.FromString)
+            request = pb.ListRequest(kind=_requests.enum(pb.NameKind, kind, "kind"), name_prefix=prefix, page_size=page_size, page_token=token)
+            answer = self._call("List", request, pb.ListResponse.FromString)
             yield from map(Info.from_proto, answer.names)
             token = answer.next_page_token
             if not token:
                 return
 
-    def delete(self, source: Name | Match | str, *, if_revision: int | None = None, allow_missing: bool = False) -> bool:
-        """Name.delete of any source; a str is a sequence."""
-        request = pb.DeleteRequest(name=names.ref_of(source), if_revision=if_revision, allow_missing=allow_missing)
-        return self._call("Delete", request, pb.DeleteResponse.FromString, retry=allow_missing).deleted
-
     # ------------------------------------------------------------------------------------------------------- snapshots
 
     def snapshot(self, source: Name | Match | str, name: str, *, durable: bool = False, position: int | None = None,
-                 durability: Durability | None = None, ttl: float | datetime.timedelta | None = None,
+                 durability: Durability | None = None, ttl: Ttl = None,
                  expire_at: Expiry | None = None, request_id: str | None = None) -> Snapshot:
         """Gives the version of `source` (of its head, or at `position`) a fixed name. Costs no bytes.
 
         durable  the same as durability="sync": on disk before this returns. Otherwise the source's durability
         NotFound (the source); Conflict (NAME_EXISTS): a snapshot's name is free again only after delete().
         """
-        if durable and durability not in (None, "sync"):
-            raise errors.invalid("INVALID_OPTION", "durable says sync, durability says otherwise", "options.durability")
-        info = self._info("Snapshot", pb.SnapshotRequest(
-            source=names.ref_of(source), position=position, snapshot=name,
-            options=_options("sync" if durable else durability, ttl, expire_at, None), request_id=_id(request_id)))
-        return Snapshot(self, info.name)
+        request = _requests.snapshot(source, name, durable, position, durability, ttl, expire_at, request_id)
+        return Snapshot(self, self._info("Snapshot", request).name)
 
     def restore(self, snapshot: Snapshot | str, name: str, *, if_revision: int | None = None, durability: Durability | None = None,
-                ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None, max_history: int | None = None,
+                ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None,
                 request_id: str | None = None) -> Sequence:
         """Moves the head of the sequence `name` to a snapshot's version; makes the sequence when it does not exist.
 
         NotFound (the snapshot); Conflict (LAYOUT_MISMATCH, REVISION_MISMATCH).
         """
-        info = self._info("Restore", pb.RestoreRequest(
-            snapshot=snapshot if isinstance(snapshot, str) else snapshot.name, sequence=name, if_revision=if_revision,
-            options=_options(durability, ttl, expire_at, max_history), request_id=_id(request_id)))
-        return _sequence(self, info)
+        request = _requests.restore(snapshot, name, if_revision, durability, ttl, expire_at, max_history, request_id)
+        return self._sequence(self._info("Restore", request))
 
     # -------------------------------------------------------------------------------------------------------- prefixes
 
     def publish_prefix(self, layout: Layout | str, tokens: Tokens, source: Name | Match | str, *, extra_key: bytes = b"",
-                       position: int | None = None, durability: Durability | None = None,
-                       ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None) -> Prefix:
+                       salt: bytes = b"", position: int | None = None, durability: Durability | None = None,
+                       ttl: Ttl = None, expire_at: Expiry | None = None) -> Prefix:
         """Makes the version of `source` findable by `tokens` (0..2^32-1 each), the ones that lead to it.
 
         extra_key  what else decides the state: LoRA, hashes of images ...
+        salt       keeps those apart who must not see whose prompts were computed before: found with the same salt only
         position   publish this version of the source's ring instead of its head; it must be the number of tokens either way
         Publishing what is published changes nothing (already_published). Conflict (POSITION_MISMATCH, LAYOUT_MISMATCH); NotFound.
         """
         answer = self._call("PublishPrefix", pb.PublishPrefixRequest(
-            layout=_fingerprint(layout), tokens=_tokens(tokens), extra_key=extra_key, source=names.ref_of(source), position=position,
-            options=_options(durability, ttl, expire_at, None)), pb.PublishPrefixResponse.FromString)
+            layout=_requests.fingerprint(layout), tokens=_requests.tokens_of(tokens), extra_key=extra_key, salt=salt, source=names.ref_of(source),
+            position=position, options=_requests.options(durability, ttl, expire_at, None)), pb.PublishPrefixResponse.FromString)
         return Prefix(self, answer.prefix, position=answer.info.position, already_published=answer.already_published)
 
     def match_prefix(self, layout: Layout | str, tokens: Tokens, max_position: int | None = None, max_results: int = 1,
-                     extra_key: bytes = b"") -> Match:
+                     extra_key: bytes = b"", salt: bytes = b"") -> Match:
         """The longest published prefixes of `tokens`. A miss is not an error: the answer is falsy and has a miss_reason.
 
         max_position  longest prefix wanted; None: len(tokens) - 1, so that something is left to compute
         max_results   1..64
+        salt          that of publish_prefix
         """
         answer = self._call("MatchPrefix", pb.MatchPrefixRequest(
-            layout=_fingerprint(layout), tokens=_tokens(tokens), extra_key=extra_key, max_position=max_position,
+            layout=_requests.fingerprint(layout), tokens=_requests.tokens_of(tokens), extra_key=extra_key, salt=salt, max_position=max_position,
             max_results=max_results), pb.MatchPrefixResponse.FromString)
         matches = tuple(Prefix(self, m.prefix, position=m.position) for m in answer.matches)
         return Match(matches, answer.miss_reason, answer.nearest_published_position)
@@ -323,89 +457,83 @@ class Pool:
 
     # -------------------------------------------------------------------------------------------------------- plumbing
 
-    def _call(self, method: str, request: Message | bytes, parse: Callable[[bytes], _T], *, retry: bool = True) -> _T:
-        """One call with its retries. REQUIRES: `retry` only if doing it twice is the same as doing it once."""
-        encoded = request if isinstance(request, bytes) else request.SerializeToString()
-        deadline = time.monotonic() + self._timeout
-        left = self._retries if retry else 0
-        backoff = _BACKOFF_S
-        while True:
-            try:
-                answer: bytes = self._methods[method](encoded, timeout=max(0.0, deadline - time.monotonic()))
-            except grpc.RpcError as failure:
-                error = errors.from_rpc_error(failure)
-                delay = error.retry_after
-                if delay is None and isinstance(error, errors.Unavailable) and not error.reason:
-                    delay = backoff * random.uniform(0.5, 1.0)  # nobody answered: the transport said it
-                    backoff = min(2 * backoff, _BACKOFF_S_MAX)
-                retryable = isinstance(error, (errors.Unavailable, errors.Exhausted)) and delay is not None
-                if not retryable or left == 0 or delay is None or time.monotonic() + delay >= deadline:
-                    raise error from failure
-            else:
-                return parse(answer)
-            left -= 1
-            time.sleep(delay)
+    def _attempts(self, retry: bool = True) -> Attempts:
+        return Attempts(self._timeout, self._retries if retry else 0)
 
-    def _info(self, method: str, request: Message | bytes) -> Info:
+    def _call(self, method: str, request: Message, parse: Callable[[bytes], _T], *, retry: bool = True) -> _T:
+        """One call with its retries. REQUIRES: `retry` only if doing it twice is the same as doing it once."""
+        return self._connection.call(method, request, parse, self._attempts(retry))
+
+    def _info(self, method: str, request: Message) -> Info:
         return Info.from_proto(self._call(method, request, pb.NameInfo.FromString))
+
+    def _sequence(self, info: Info) -> Sequence:
+        return Sequence(self, info.name, position=info.position, revision=info.revision, replayed=info.replayed)
+
+    def _state(self, request: pb.GetRequest, response: pb.GetResponse, data: memoryview) -> State:
+        """The state that this is the answer for. DataLoss."""
+        info = Info.from_proto(response.info)
+        expected = response.data_checksum or info.checksum
+        if self._verify and _wire.checksum_of(data) != expected:
+            raise errors.DataLoss("DATA_LOSS", "CHECKSUM_MISMATCH", f"{info.kind} {info.name!r} did not arrive as it was stored", "data",
+                                  {"expected": expected, "actual": _wire.checksum_of(data)})
+        return State(self, info, data, response.attachment, request.select if request.HasField("select") else None)
+
+    def _receive(self, request: pb.GetRequest, stream: StateStream, room: SequenceOf[_wire.Buffer], progress: Progress | None) -> State:
+        """Reads all of `stream` into the buffers, laid end to end."""
+        pieces = _wire.Pieces(room)
+        if pieces.nbytes < stream.nbytes:
+            raise errors.invalid("BYTES_LENGTH_MISMATCH", f"the state has {stream.nbytes} bytes, there is room for {pieces.nbytes}", "room",
+                                 expected=stream.nbytes, actual=pieces.nbytes)
+        at = 0
+        for chunk in stream:
+            pieces.write(at, chunk)
+            at += len(chunk)
+            if progress is not None:
+                progress(at, stream.nbytes)
+        data = _wire.as_bytes(room[0])[:at] if len(room) == 1 else memoryview(b"")  # arrays are the caller's to find again
+        return State(self, stream.info, data, stream.attachment, request.select if request.HasField("select") else None)
+
+    def _fits(self, nbytes: int, attempts: Attempts) -> bool:
+        """Whether a request of this size fits a message, as far as is known."""
+        connection = self._connection
+        if nbytes <= _SURELY_FITS_BYTES and nbytes <= connection.max_message_bytes:
+            return True
+        if connection.daemon_max_message_bytes is None:
+            told = connection.call("GetCapabilities", pb.GetCapabilitiesRequest(), pb.Capabilities.FromString, attempts)
+            connection.daemon_max_message_bytes = told.max_message_bytes
+        return nbytes <= min(connection.max_message_bytes, connection.daemon_max_message_bytes)
+
+    def _layout_for(self, name: str | Name, layout: Layout | str) -> Layout:
+        """That of the sequence, unless the caller says which."""
+        return layout if isinstance(layout, Layout) else self.get_layout(layout or self.describe(name).layout)
+
+    def _image(self, name: str | Name, data: Image, tensors: Iterable[str] | None, layers: Iterable[int] | None,
+               layout: Layout | str) -> tuple[SequenceOf[_wire.Buffer], pb.Select | None]:
+        """What is to be written, as buffers laid end to end, and which part of the state it is."""
+        if not isinstance(data, Mapping):
+            return [data], _requests.select(tensors, layers)
+        layout = self._layout_for(name, layout)
+        if tensors is None and data.keys() < {t.name for t in layout.tensors}:
+            tensors = data.keys()
+        chosen = _requests.select(tensors, layers)
+        block = layout if chosen is None else layout.part(chosen.tensors or None, chosen.layers or None)
+        return block.pieces(data), chosen
 
     def _remember(self, info: pb.LayoutInfo) -> Layout:
         layout = Layout.from_proto(info)
-        self._layouts[layout.fingerprint] = layout
+        self._connection.layouts[layout.fingerprint] = layout
         return layout
 
-    def _layout_for(self, name: str, layout: Layout | str) -> Layout:
-        if isinstance(layout, Layout):
-            return layout
-        return self.get_layout(layout or self.describe(name).layout)
+
+def _too_large(error: errors.Exhausted) -> bool:
+    """The message was, for the daemon or for the transport of either side: nothing was done."""
+    return error.reason in ("", "MESSAGE_TOO_LARGE") and error.retry_after is None
 
 
-def _sequence(pool: Pool, info: Info) -> Sequence:
-    return Sequence(pool, info.name, position=info.position, revision=info.revision, replayed=info.replayed)
-
-
-def _fingerprint(layout: Layout | str) -> str:
-    return layout.fingerprint if isinstance(layout, Layout) else layout
-
-
-def _id(request_id: str | None) -> str:
-    return uuid.uuid4().hex if request_id is None else request_id
-
-
-# An enum's value is an int at run time, and a class of its own in the generated types: hence Any.
-def _enum(enum: Any, name: str | None, field: str) -> Any:
-    if name is None:
-        return 0
-    try:
-        return enum.Value(name.upper().replace("-", "_"))
-    except ValueError:
-        raise errors.invalid("INVALID_OPTION", f"{name!r} is not a {field}", field) from None
-
-
-def _tokens(tokens: Tokens) -> list[int]:
-    listed = tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
-    if any(not 0 <= t < 1 << 32 for t in listed):
-        raise errors.invalid("INVALID_OPTION", "a token is not in 0..2^32-1", "tokens")
-    return listed
-
-
-def _options(durability: Durability | None, ttl: float | datetime.timedelta | None, expire_at: Expiry | None,
-             max_history: int | None) -> pb.NameOptions | None:
-    if durability is None and ttl is None and expire_at is None and max_history is None:
-        return None
-    if ttl is not None and expire_at is not None:
-        raise errors.invalid("INVALID_OPTION", "ttl and expire_at exclude each other", "options.expiration")
-    options = pb.NameOptions(durability=_enum(pb.Durability, durability, "durability"), max_history=max_history)
-    if isinstance(ttl, datetime.timedelta):
-        options.ttl.FromTimedelta(ttl)
-    elif ttl == math.inf:
-        options.never_expire = True
-    elif ttl is not None:
-        options.ttl.FromNanoseconds(round(ttl * 1e9))
-    if isinstance(expire_at, datetime.datetime):
-        if expire_at.tzinfo is None:
-            raise errors.invalid("INVALID_OPTION", "expire_at has no time zone", "options.expire_time")
-        options.expire_time.FromDatetime(expire_at)
-    elif expire_at is not None:
-        options.expire_time.FromNanoseconds(round(expire_at * 1e9))
-    return options
+def _writable(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What pieces() will give views of, not copies. InvalidArgument otherwise."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or not array.flags.c_contiguous or not array.flags.writeable:
+            raise errors.invalid("TENSORS_MISMATCH", f"tensor {name!r} is no writable C-contiguous array", name)
+    return arrays

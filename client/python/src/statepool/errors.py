@@ -42,7 +42,7 @@ class NotFound(StatepoolError, LookupError):
 
 
 class Conflict(StatepoolError):
-    """The pool is in another state than the request assumes: REVISION_MISMATCH, NAME_EXISTS, LAYOUT_MISMATCH ..."""
+    """The pool is in another state than the request assumes: REVISION_MISMATCH, NAME_EXISTS, LAYOUT_MISMATCH, BATCH_ABORTED ..."""
 
 
 class InvalidArgument(StatepoolError, ValueError):
@@ -58,7 +58,7 @@ class Unavailable(StatepoolError):
 
 
 class DataLoss(StatepoolError):
-    """Bytes are not what was stored: on the daemon's side (CORRUPT), or on the way here (CHECKSUM_MISMATCH)."""
+    """Bytes are not what was stored: on the daemon's side (CORRUPT), or on the way here (CHECKSUM_MISMATCH, BROKEN_STREAM)."""
 
 
 class DeadlineExceeded(StatepoolError):
@@ -76,30 +76,41 @@ _CLASSES: Mapping[str, type[StatepoolError]] = {
     "DATA_LOSS": DataLoss,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
 }
+_CODES: Mapping[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def from_rpc_error(error: grpc.RpcError) -> StatepoolError:
-    """The exception for a failed call, from its code and the google.rpc.Status in its trailer."""
+    """The exception for a failed call, from its code and the google.rpc.Status in its trailer. It is raised from `error`."""
     assert isinstance(error, grpc.Call)
+    status = status_pb2.Status()
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            try:
+                status = status_pb2.Status.FromString(value)
+            except DecodeError:
+                pass  # then the code and the message have to do
+    found = _make(error.code().name, error.details() or "", status)
+    found.__cause__ = error
+    return found
+
+
+def from_status(status: status_pb2.Status) -> StatepoolError:
+    """The exception for an item of a batch that failed: the same as if it had been a call of its own."""
+    return _make(_CODES.get(status.code, "UNKNOWN"), status.message, status)
+
+
+def _make(code: str, message: str, status: status_pb2.Status) -> StatepoolError:
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
     retry_after: float | None = None
-    for key, value in error.trailing_metadata() or ():
-        if key != "grpc-status-details-bin" or not isinstance(value, bytes):
-            continue
-        try:
-            details = status_pb2.Status.FromString(value).details
-        except DecodeError:
-            continue
-        for detail in details:
-            detail.Unpack(info)
-            if detail.Unpack(retry):
-                retry_after = retry.retry_delay.ToTimedelta().total_seconds()
-    code = error.code().name
-    ours = info.domain == DOMAIN
+    for detail in status.details:
+        detail.Unpack(info)
+        if detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
     metadata = dict(info.metadata)
     field = metadata.pop("field", "")
-    return _CLASSES.get(code, StatepoolError)(code, info.reason if ours else "", error.details() or "", field, metadata, retry_after)
+    reason = info.reason if info.domain == DOMAIN else ""
+    return _CLASSES.get(code, StatepoolError)(code, reason, message, field, metadata, retry_after)
 
 
 def invalid(reason: str, message: str, field: str = "", **metadata: object) -> InvalidArgument:

@@ -2,7 +2,8 @@
 """Layouts: which tensors one model's state consists of, and where each lies in its bytes.
 
 A `Layout` is written tensor by tensor; a `Preset` (mamba1, mamba2, rwkv7) is made into one by the daemon. Pool.register_layout takes
-either and returns the registered `Layout`. Everything here is immutable and thread-safe, and needs no daemon.
+either and returns the registered `Layout`. A `Part` is some of a layout's tensors and layers. Everything
+here is immutable and thread-safe, and needs no daemon.
 """
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -89,11 +90,71 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of all layers."""
-        return math.prod(self.shape) * self.numpy_dtype.itemsize
+        return len(self.layers) * self.layer_nbytes
+
+    @property
+    def layer_nbytes(self) -> int:
+        """Bytes of one layer."""
+        return math.prod(self.axes.values()) * self.numpy_dtype.itemsize
+
+
+class _Block:
+    """What a layout and a part of one have in common: bytes that are tensors laid end to end."""
+
+    if TYPE_CHECKING:  # each has them
+        @property
+        def tensors(self) -> tuple[Tensor, ...]: ...
+        @property
+        def nbytes(self) -> int: ...
+
+    def views(self, data: _wire.Buffer) -> dict[str, Array]:
+        """The tensors as arrays [layers, *axes] over the same memory: nothing is copied.
+
+        They are writable if `data` is (a bytearray, an array), and unaligned where the layout's sizes are odd.
+        InvalidArgument (BYTES_LENGTH_MISMATCH) unless `data` has nbytes bytes.
+        """
+        view = _wire.as_bytes(data)
+        self.check_length(len(view))
+        out: dict[str, Array] = {}
+        at = 0
+        for t in self.tensors:
+            out[t.name] = np.frombuffer(view, t.numpy_dtype, math.prod(t.shape), at).reshape(t.shape)
+            at += t.nbytes
+        return out
+
+    def pack(self, tensors: Mapping[str, npt.ArrayLike]) -> bytes:
+        """The bytes of these tensors: the inverse of views(), with one copy.
+
+        Needs each tensor and no other, with shape [layers, *axes] and exactly the layout's dtype (bfloat16 and float8 also as
+        uint16 and uint8): nothing is cast or broadcast. InvalidArgument otherwise.
+        """
+        return b"".join(self.pieces(tensors))
+
+    def pieces(self, tensors: Mapping[str, npt.ArrayLike]) -> list[memoryview]:
+        """What pack() joins: one flat view per tensor, in order. An array that is not C-contiguous is copied, others are not."""
+        names = {t.name for t in self.tensors}
+        if names != tensors.keys():
+            wrong = sorted(names ^ tensors.keys())
+            raise errors.invalid("TENSORS_MISMATCH", f"missing or unknown tensors: {wrong}", "data")
+        out: list[memoryview] = []
+        for t in self.tensors:
+            array = np.asarray(tensors[t.name])
+            bits = np.dtype(_NUMPY[t.dtype]) if t.dtype in _NUMPY else t.numpy_dtype
+            if array.shape != t.shape or array.dtype not in (t.numpy_dtype, bits):
+                raise errors.invalid("TENSORS_MISMATCH", f"tensor {t.name!r} is {array.dtype} {list(array.shape)}, "
+                                     f"the layout says {t.dtype} {list(t.shape)}", t.name)
+            out.append(_wire.as_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+        return out
+
+    def check_length(self, nbytes: int) -> None:
+        """InvalidArgument (BYTES_LENGTH_MISMATCH) unless this is the number of bytes."""
+        if nbytes != self.nbytes:
+            raise errors.invalid("BYTES_LENGTH_MISMATCH", f"there should be {self.nbytes} bytes, not {nbytes}", "data",
+                                 expected=self.nbytes, actual=nbytes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
+class Layout(_Block):
     """The canonical schema of one model's state. Two layouts are equal when their fingerprints are.
 
     model_id     whose state this is: a digest of the weights, the quantisation, the adapter. Models of one shape must never mix
@@ -121,50 +182,33 @@ class Layout:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
-    def views(self, data: _wire.Buffer) -> dict[str, Array]:
-        """An image's tensors as arrays [layers, *axes] over the same memory: nothing is copied.
+    @property
+    def nbytes(self) -> int:
+        """The same as state_bytes."""
+        return self.state_bytes
 
-        They are writable if `data` is (a bytearray, an array), and unaligned where the layout's sizes are odd.
-        InvalidArgument (BYTES_LENGTH_MISMATCH) unless `data` has state_bytes bytes.
+    def part(self, tensors: Iterable[str] | str | None = None, layers: Iterable[int] | None = None) -> Part:
+        """These tensors (None: all) in these of the model's layers (None: all), as Pool.get and Pool.set take them.
+
+        Tensors that have none of the layers are left out. InvalidArgument (INVALID_OPTION) for a tensor that the layout lacks, or a layer that
+        none of them has.
         """
-        view = _wire.as_bytes(data)
-        self.check_length(len(view))
-        out: dict[str, Array] = {}
-        at = 0
-        for t in self.tensors:
-            out[t.name] = np.frombuffer(view, t.numpy_dtype, math.prod(t.shape), at).reshape(t.shape)
-            at += t.nbytes
-        return out
+        names = [tensors] if isinstance(tensors, str) else None if tensors is None else list(tensors)
+        wanted = None if layers is None else set(layers)
+        if names == [] or wanted == set():
+            raise errors.invalid("INVALID_OPTION", "a part has at least one tensor and one layer", "select")
+        missing = set(names or ()) - {t.name for t in self.tensors}
+        if missing:
+            raise errors.invalid("INVALID_OPTION", f"the layout has no tensor {sorted(missing)[0]!r}", "select.tensors")
+        chosen = [t for t in self.tensors if names is None or t.name in names]
+        if wanted is not None and not wanted <= {i for t in chosen for i in t.layers}:
+            raise errors.invalid("INVALID_OPTION", f"not all of the layers {sorted(wanted)} are there", "select.layers")
+        cut = [_in_layers(t, wanted) for t in chosen]
+        return Part(self, tuple(t for t in cut if t.layers))
 
-    def pack(self, tensors: Mapping[str, npt.ArrayLike]) -> bytes:
-        """The image of these tensors: the inverse of views(), with one copy.
-
-        Needs each tensor of the layout and no other, with shape [layers, *axes] and exactly the layout's dtype (bfloat16 and float8 also as
-        uint16 and uint8): nothing is cast or broadcast. InvalidArgument otherwise.
-        """
-        return b"".join(self.pieces(tensors))
-
-    def pieces(self, tensors: Mapping[str, npt.ArrayLike]) -> list[memoryview]:
-        """What pack() joins: one flat view per tensor, in order. An array that is not C-contiguous is copied, others are not."""
-        names = {t.name for t in self.tensors}
-        if names != tensors.keys():
-            wrong = sorted(names ^ tensors.keys())
-            raise errors.invalid("TENSORS_MISMATCH", f"missing or unknown tensors: {wrong}", "data")
-        out: list[memoryview] = []
-        for t in self.tensors:
-            array = np.asarray(tensors[t.name])
-            bits = np.dtype(_NUMPY[t.dtype]) if t.dtype in _NUMPY else t.numpy_dtype
-            if array.shape != t.shape or array.dtype not in (t.numpy_dtype, bits):
-                raise errors.invalid("TENSORS_MISMATCH", f"tensor {t.name!r} is {array.dtype} {list(array.shape)}, "
-                                     f"the layout says {t.dtype} {list(t.shape)}", t.name)
-            out.append(_wire.as_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
-        return out
-
-    def check_length(self, nbytes: int) -> None:
-        """InvalidArgument (BYTES_LENGTH_MISMATCH) unless an image has this many bytes."""
-        if nbytes != self.state_bytes:
-            raise errors.invalid("BYTES_LENGTH_MISMATCH", f"a state of this layout has {self.state_bytes} bytes, not {nbytes}", "data",
-                                 expected=self.state_bytes, actual=nbytes)
+    def ranges(self) -> list[tuple[int, int]]:
+        """Where the bytes of each tensor lie in the image: (offset, length), in order."""
+        return self.part().ranges()
 
     def to_proto(self) -> pb.Layout:
         """The message that RegisterLayout takes."""
@@ -175,6 +219,38 @@ class Layout:
         """A layout as the daemon tells it."""
         return Layout(info.layout.model_id, tuple(_tensor_from_proto(t) for t in info.layout.tensors), tuple(info.aliases),
                       info.fingerprint, info.state_bytes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(_Block):
+    """Some tensors and layers of a layout. Its bytes are those of the image that belong to them, in the image's order. Made by Layout.part.
+
+    layout   what it is a part of
+    tensors  as in the layout, each with those of its layers alone that the part has
+    """
+
+    layout: Layout
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors)
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """Where its bytes lie in the whole image: (offset, length), ascending. Neighbours within a tensor are joined, tensors are not."""
+        out: list[tuple[int, int]] = []
+        mine = {t.name: set(t.layers) for t in self.tensors}
+        at = 0
+        for t in self.layout.tensors:
+            begin = len(out)
+            for layer in t.layers:
+                if layer in mine.get(t.name, ()):
+                    if len(out) > begin and sum(out[-1]) == at:
+                        out[-1] = (out[-1][0], out[-1][1] + t.layer_nbytes)
+                    else:
+                        out.append((at, t.layer_nbytes))
+                at += t.layer_nbytes
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +281,16 @@ def rwkv7(model_id: str, *, layers: int, hidden_size: int, head_size: int = 64, 
     """RWKV-7: "att_shift" [layers, hidden_size], "wkv" [layers, hidden_size/head_size, head_size, head_size] (value, key), "ffn_shift" [layers, hidden_size]."""
     return Preset(pb.LayoutPreset(model_id=model_id, rwkv7=pb.Rwkv7Preset(
         layers=layers, hidden_size=hidden_size, head_size=head_size, shift_dtype=_dtype(shift_dtype), wkv_dtype=_dtype(wkv_dtype))))
+
+
+def _in_layers(t: Tensor, wanted: set[int] | None) -> Tensor:
+    if wanted is None or wanted >= set(t.layers):
+        return t
+    initial = t.initial
+    if isinstance(initial, bytes):
+        size = len(initial) // len(t.layers)
+        initial = b"".join(initial[i * size:(i + 1) * size] for i, layer in enumerate(t.layers) if layer in wanted)
+    return Tensor(t.name, [i for i in t.layers if i in wanted], t.dtype, t.axes, t.kind, initial, t.shard_axis, t.shard_sections)
 
 
 # An enum's value is an int at run time, and a class of its own in the generated types: hence Any.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
     from .client import Pool
+    from .streams import Progress, Source, StateStream
 
 Kind = Literal["sequence", "snapshot", "prefix"]
 Durability = Literal["volatile", "write_behind", "sync"]
@@ -27,7 +28,9 @@ Durability = Literal["volatile", "write_behind", "sync"]
 Exactness = Literal["exact", "edited", "lossy"]
 """exact: as a model computed it. edited: changed by hand. lossy: lost precision on the way."""
 Image = bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Mapping[str, npt.ArrayLike]
-"""A state to write: its bytes (anything with a contiguous buffer), or all its tensors by name, as Layout.pack takes them."""
+"""A state to write, or a part of one: its bytes (anything with a contiguous buffer), or its tensors by name, as Layout.pack and Part.pack do."""
+Room = bytearray | memoryview | npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
+"""Where a state is to be read into: a writable contiguous buffer, or an array [layers, *axes] for each tensor."""
 Expiry = datetime.datetime | float
 """A point in time: a datetime with a time zone, or seconds since the Unix epoch."""
 
@@ -85,16 +88,41 @@ class Info:
             replayed=info.replayed)
 
 
-class State:
-    """The bytes of one version, verified against their checksum. Immutable; may be used from any thread.
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """A stream of chunks that is not whole yet."""
 
-    data        read-only view of the image, Layout.state_bytes long
+    received_bytes: int  # verified, and kept: a stream with the same request_id goes on here
+    total_bytes: int
+    expire_time: datetime.datetime | None  # until then it is kept; None while a call goes on with it
+
+    @staticmethod
+    def from_proto(upload: pb.Upload) -> Upload:
+        return Upload(upload.received_bytes, upload.total_bytes,
+                      upload.expire_time.ToDatetime(datetime.timezone.utc) if upload.HasField("expire_time") else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Deletion:
+    """The answer of Pool.delete_many."""
+
+    matched: int
+    deleted: int  # 0 in a preview
+    state_bytes: int  # of the heads of those that match, each image once; other names may need some of them too
+    names: tuple[str, ...]  # the first 100 that match, in byte order
+
+
+class State:
+    """The bytes of one version, or of a part of it, verified against their checksum. Immutable; may be used from any thread.
+
+    data        view of the bytes, Layout.state_bytes long (Part.nbytes for a part); read-only unless the caller gave the memory (get_into)
     attachment  the opaque bytes beside it
-    info        all that the daemon said of the version
+    info        all that the daemon said of the version; its checksum and state_bytes are those of the whole image
     """
 
-    def __init__(self, pool: Pool, info: Info, data: memoryview, attachment: bytes) -> None:
+    def __init__(self, pool: Pool, info: Info, data: memoryview, attachment: bytes, select: pb.Select | None = None) -> None:
         self._pool = pool
+        self._select = select
         self.info = info
         self.data = data
         self.attachment = attachment
@@ -114,9 +142,16 @@ class State:
         return self.info.checksum
 
     @functools.cached_property
+    def part(self) -> layouts.Part:
+        """Which tensors and layers `data` has. Asks the daemon for the layout the first time that this pool meets it."""
+        layout = self._pool.get_layout(self.info.layout)
+        chosen = self._select
+        return layout.part() if chosen is None else layout.part(chosen.tensors or None, chosen.layers or None)
+
+    @functools.cached_property
     def tensors(self) -> dict[str, layouts.Array]:
-        """Read-only arrays [layers, *axes] over `data`. Asks the daemon for the layout the first time that this pool meets it."""
-        return self._pool.get_layout(self.info.layout).views(self.data)
+        """Arrays [layers, *axes] over `data`, nothing copied: those tensors, and of each those layers, that were asked for. As `part` says."""
+        return self.part.views(self.data)
 
     def __repr__(self) -> str:
         return f"<State of {self.info.kind} {self.info.name!r} at position {self.position}, {len(self.data)} bytes>"
@@ -136,18 +171,45 @@ class Name:
         """The message that names it in requests."""
         return pb.NameRef(**{self.kind: self.name})
 
-    def get(self, position: int | None = None, *, layout: layouts.Layout | str = "", attachment: bool = True) -> State:
-        """The bytes: of the head, or of the newest version of the ring at exactly `position`. Counts as a use.
+    def get(self, position: int | None = None, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
+            version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True) -> State:
+        """The bytes: of the head, of the newest version of the ring at exactly `position`, or of the version with this id. Counts as a use.
 
-        layout      answer only if the name has this layout
-        attachment  False: leave the attachment out
-        NotFound (also LAYOUT_MISMATCH, POSITION_MISMATCH), DataLoss, Exhausted.
+        tensors, layers  only these tensors, only these of the model's layers; None: all
+        layout           answer only if the name has this layout
+        attachment       False: leave the attachment out
+        A state that fits no message comes as a stream. NotFound (also LAYOUT_MISMATCH, POSITION_MISMATCH, VERSION_MISMATCH), DataLoss, Exhausted.
         """
-        return self._pool.get(self, position, layout=layout, attachment=attachment)
+        return self._pool.get(self, position, tensors=tensors, layers=layers, version_id=version_id, layout=layout, attachment=attachment)
+
+    def get_into(self, room: Room, position: int | None = None, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
+                 version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True, chunk_bytes: int | None = None,
+                 progress: Progress | None = None) -> State:
+        """Pool.get_into with this name."""
+        return self._pool.get_into(self, room, position, tensors=tensors, layers=layers, version_id=version_id, layout=layout, attachment=attachment,
+                                   chunk_bytes=chunk_bytes, progress=progress)
+
+    def get_stream(self, position: int | None = None, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
+                   version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True,
+                   chunk_bytes: int | None = None) -> StateStream:
+        """Pool.get_stream with this name."""
+        return self._pool.get_stream(self, position, tensors=tensors, layers=layers, version_id=version_id, layout=layout, attachment=attachment,
+                                     chunk_bytes=chunk_bytes)
 
     def describe(self) -> Info:
         """What the name points at, with its history. Does not count as a use."""
         return self._pool.describe(self)
+
+    def touch(self) -> datetime.datetime | None:
+        """Counts as a use: the idle time starts anew. When the name expires now; None: never."""
+        answer = self._pool.touch(self)[0]
+        if isinstance(answer, errors.StatepoolError):
+            raise answer
+        return answer
+
+    def set_ttl(self, ttl: float | datetime.timedelta | None = None, *, expire_at: Expiry | None = None, if_revision: int | None = None) -> Info:
+        """Pool.set_ttl with this name."""
+        return self._pool.set_ttl(self, ttl, expire_at=expire_at, if_revision=if_revision)
 
     def delete(self, *, if_revision: int | None = None, allow_missing: bool = False) -> bool:
         """Forgets the name; waits for the disk if it is recorded there. False: it was absent (with allow_missing).
@@ -175,12 +237,27 @@ class Sequence(Name):
         self.revision = revision
         self.replayed = replayed
 
-    def set(self, data: Image, position: int, *, layout: layouts.Layout | str = "", if_revision: int | None = None, attachment: bytes = b"",
-            exactness: Exactness | None = None, durability: Durability | None = None, ttl: float | datetime.timedelta | None = None,
-            expire_at: Expiry | None = None, max_history: int | None = None, request_id: str | None = None) -> Info:
+    def set(self, data: Image, position: int, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
+            layout: layouts.Layout | str = "", if_revision: int | None = None, attachment: bytes = b"", exactness: Exactness | None = None,
+            durability: Durability | None = None, ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None,
+            max_history: int | None = None, request_id: str | None = None) -> Info:
         """Pool.set with this name."""
-        return self._pool.set(self.name, data, position, layout=layout, if_revision=if_revision, attachment=attachment, exactness=exactness,
-                              durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id)
+        return self._pool.set(
+            self.name, data, position, tensors=tensors, layers=layers, layout=layout, if_revision=if_revision, attachment=attachment,
+            exactness=exactness, durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id)
+
+    def set_stream(self, source: Source, position: int, *, layout: layouts.Layout | str = "", if_revision: int | None = None,
+                   attachment: bytes = b"", exactness: Exactness | None = None, durability: Durability | None = None,
+                   ttl: float | datetime.timedelta | None = None, expire_at: Expiry | None = None, max_history: int | None = None,
+                   request_id: str | None = None, chunk_bytes: int | None = None, progress: Progress | None = None) -> Info:
+        """Pool.set_stream with this name."""
+        return self._pool.set_stream(
+            self.name, source, position, layout=layout, if_revision=if_revision, attachment=attachment, exactness=exactness,
+            durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id, chunk_bytes=chunk_bytes, progress=progress)
+
+    def get_upload(self, request_id: str) -> Upload:
+        """How much of a set_stream with this request_id has arrived and is kept. NotFound (UPLOAD_UNKNOWN)."""
+        return self._pool.get_upload(self.name, request_id)
 
     def rollback(self, position: int, *, if_revision: int | None = None, request_id: str | None = None) -> Info:
         """Moves the head back to the newest version at exactly `position`; later versions are dropped.

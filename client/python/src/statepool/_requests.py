@@ -1,0 +1,138 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""The messages of requests, from what users write. A call of its own and an item of a batch are made by the same function.
+
+InvalidArgument for what can't be said in a message; all else is left to the daemon to refuse.
+"""
+from __future__ import annotations
+
+import datetime
+import math
+import uuid
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import errors, names
+from .layouts import Layout
+from .names import Durability, Exactness, Expiry, Match, Name
+from .v1 import statepool_pb2 as pb
+
+Tokens = SequenceOf[int] | npt.NDArray[np.integer]
+Ttl = float | datetime.timedelta | None
+
+
+def get(source: Name | Match | str, position: int | None, layout: Layout | str, tensors: Iterable[str] | None, layers: Iterable[int] | None,
+        version_id: int | None, attachment: bool) -> pb.GetRequest:
+    return pb.GetRequest(name=names.ref_of(source), position=position, layout=fingerprint(layout), omit_attachment=not attachment,
+                         select=select(tensors, layers), version_id=version_id or 0)
+
+
+def create(layout: Layout | str, name: str, durability: Durability | None, ttl: Ttl, expire_at: Expiry | None, max_history: int | None,
+           request_id: str | None) -> pb.CreateRequest:
+    return pb.CreateRequest(sequence=name, layout=fingerprint(layout), options=options(durability, ttl, expire_at, max_history),
+                            request_id=id_or_new(request_id))
+
+
+def set(name: str | Name, position: int, chosen: pb.Select | None, layout: Layout | str, if_revision: int | None, attachment: bytes,
+        exactness: Exactness | None, durability: Durability | None, ttl: Ttl, expire_at: Expiry | None, max_history: int | None,
+        request_id: str | None) -> pb.SetRequest:
+    """Without data and checksum."""
+    if chosen is not None and if_revision is None:
+        raise errors.invalid("MISSING_FIELD", "writing a part of a state needs if_revision: that of the state whose rest it keeps", "if_revision")
+    return pb.SetRequest(
+        sequence=name if isinstance(name, str) else name.name, layout=fingerprint(layout), position=position, attachment=attachment,
+        if_revision=if_revision, request_id=id_or_new(request_id), options=options(durability, ttl, expire_at, max_history),
+        exactness=enum(pb.Exactness, exactness, "exactness"), select=chosen)
+
+
+def fork(source: Name | Match | str, children: Iterable[str], position: int | None, layout: Layout | str, durability: Durability | None,
+         ttl: Ttl, expire_at: Expiry | None, max_history: int | None, request_id: str | None) -> pb.ForkRequest:
+    return pb.ForkRequest(source=names.ref_of(source), position=position, layout=fingerprint(layout), children=children,
+                          options=options(durability, ttl, expire_at, max_history), request_id=id_or_new(request_id))
+
+
+def rollback(name: str | Name, position: int, if_revision: int | None, request_id: str | None) -> pb.RollbackRequest:
+    return pb.RollbackRequest(sequence=name if isinstance(name, str) else name.name, position=position, if_revision=if_revision,
+                              request_id=id_or_new(request_id))
+
+
+def snapshot(source: Name | Match | str, name: str, durable: bool, position: int | None, durability: Durability | None, ttl: Ttl,
+             expire_at: Expiry | None, request_id: str | None) -> pb.SnapshotRequest:
+    if durable and durability not in (None, "sync"):
+        raise errors.invalid("INVALID_OPTION", "durable says sync, durability says otherwise", "options.durability")
+    return pb.SnapshotRequest(source=names.ref_of(source), position=position, snapshot=name,
+                              options=options("sync" if durable else durability, ttl, expire_at, None), request_id=id_or_new(request_id))
+
+
+def restore(snapshot: Name | str, name: str, if_revision: int | None, durability: Durability | None, ttl: Ttl, expire_at: Expiry | None,
+            max_history: int | None, request_id: str | None) -> pb.RestoreRequest:
+    return pb.RestoreRequest(snapshot=snapshot if isinstance(snapshot, str) else snapshot.name, sequence=name, if_revision=if_revision,
+                             options=options(durability, ttl, expire_at, max_history), request_id=id_or_new(request_id))
+
+
+def delete(source: Name | Match | str, if_revision: int | None, allow_missing: bool) -> pb.DeleteRequest:
+    return pb.DeleteRequest(name=names.ref_of(source), if_revision=if_revision, allow_missing=allow_missing)
+
+
+def select(tensors: Iterable[str] | str | None, layers: Iterable[int] | None) -> pb.Select | None:
+    """None: the whole image. An empty list is refused here: to the daemon it would mean all of them."""
+    if tensors is None and layers is None:
+        return None
+    chosen = pb.Select(tensors=[tensors] if isinstance(tensors, str) else tensors, layers=None if layers is None else sorted(layers))
+    if (tensors is not None and not chosen.tensors) or (layers is not None and not chosen.layers):
+        raise errors.invalid("INVALID_OPTION", "a part has at least one tensor and one layer", "select")
+    return chosen
+
+
+def options(durability: Durability | None, ttl: Ttl, expire_at: Expiry | None, max_history: int | None) -> pb.NameOptions | None:
+    if durability is None and ttl is None and expire_at is None and max_history is None:
+        return None
+    out = pb.NameOptions(durability=enum(pb.Durability, durability, "durability"), max_history=max_history)
+    expiration(out, ttl, expire_at, "options.")
+    return out
+
+
+def expiration(out: pb.NameOptions | pb.SetTtlRequest, ttl: Ttl, expire_at: Expiry | None, path: str = "") -> None:
+    """Sets the oneof `expiration` that both have. path: of its fields, for errors."""
+    if ttl is not None and expire_at is not None:
+        raise errors.invalid("INVALID_OPTION", "ttl and expire_at exclude each other", f"{path}expiration")
+    if isinstance(ttl, datetime.timedelta):
+        out.ttl.FromTimedelta(ttl)
+    elif ttl == math.inf:
+        out.never_expire = True
+    elif ttl is not None:
+        out.ttl.FromNanoseconds(round(ttl * 1e9))
+    if isinstance(expire_at, datetime.datetime):
+        if expire_at.tzinfo is None:
+            raise errors.invalid("INVALID_OPTION", "expire_at has no time zone", f"{path}expire_time")
+        out.expire_time.FromDatetime(expire_at)
+    elif expire_at is not None:
+        out.expire_time.FromNanoseconds(round(expire_at * 1e9))
+
+
+def fingerprint(layout: Layout | str) -> str:
+    return layout.fingerprint if isinstance(layout, Layout) else layout
+
+
+def id_or_new(request_id: str | None) -> str:
+    return uuid.uuid4().hex if request_id is None else request_id
+
+
+# An enum's value is an int at run time, and a class of its own in the generated types: hence Any.
+def enum(kind: Any, name: str | None, field: str) -> Any:
+    if name is None:
+        return 0
+    try:
+        return kind.Value(name.upper().replace("-", "_"))
+    except ValueError:
+        raise errors.invalid("INVALID_OPTION", f"{name!r} is not a {field}", field) from None
+
+
+def tokens_of(tokens: Tokens) -> list[int]:
+    listed = tokens.tolist() if isinstance(tokens, np.ndarray) else list(tokens)
+    if any(not 0 <= t < 1 << 32 for t in listed):
+        raise errors.invalid("INVALID_OPTION", "a token is not in 0..2^32-1", "tokens")
+    return listed

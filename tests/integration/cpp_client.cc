@@ -1,0 +1,301 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// The C++ client against the daemon at $STATEPOOL_SERVER, which has a hot budget of 128 MiB. test_cpp_client.py starts
+// one and runs this.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "client/cpp/statepool.h"
+
+namespace statepool::client {
+namespace {
+
+constexpr uint64_t kLayerBytes = 300'000;  // of each tensor: not a multiple of a leaf
+constexpr uint32_t kLayers = 4;
+constexpr uint64_t kStateBytes = 2 * kLayers * kLayerBytes;
+
+class CppClientTest : public testing::Test {
+ protected:
+  // max_message_bytes of `streaming_` is below a state's size, so that states travel as streams.
+  CppClientTest() : pool_(Connect(64 << 20)), streaming_(Connect(1 << 20)) {
+    v1::Layout layout;
+    layout.set_model_id("cpp");
+    for (const char* name : {"a", "b"}) {
+      v1::TensorSpec& tensor = *layout.add_tensors();
+      tensor.set_name(name);
+      tensor.set_kind(v1::RECURRENT);
+      for (uint32_t layer = 0; layer < kLayers; ++layer) tensor.add_layers(layer);
+      tensor.set_dtype(v1::UINT8);
+      v1::Axis& axis = *tensor.add_axes();
+      axis.set_name("x");
+      axis.set_size(kLayerBytes);
+    }
+    const auto info = pool_.RegisterLayout(layout, "cpp");
+    EXPECT_TRUE(info.ok()) << info.status();
+    EXPECT_TRUE(!info.ok() || info->state_bytes() == kStateBytes);
+  }
+
+  static Pool Connect(int max_message_bytes) {
+    Options options;
+    options.max_message_bytes = max_message_bytes;
+    options.chunk_bytes = 256 << 10;
+    return *Pool::Connect(getenv("STATEPOOL_SERVER"), options);
+  }
+
+  static std::string Name(absl::string_view suffix = "") {
+    return absl::StrCat(testing::UnitTest::GetInstance()->current_test_info()->name(), suffix);
+  }
+
+  static std::string StateOf(uint32_t seed, size_t n = kStateBytes) {
+    std::mt19937 random(seed);
+    std::string bytes(n, '\0');
+    for (char& c : bytes) c = static_cast<char>(random());
+    return bytes;
+  }
+
+  v1::NameInfo Make(const std::string& name, const std::string& bytes, int64_t position = 1) {
+    const auto info = pool_.Set(name, "cpp", position, bytes);
+    EXPECT_TRUE(info.ok()) << info.status();
+    return info.ok() ? *info : v1::NameInfo();
+  }
+
+  static std::string ReasonOf(const absl::Status& status) { return GetErrorDetail(status).reason; }
+
+  const Pool pool_, streaming_;
+};
+
+TEST_F(CppClientTest, AStateIsTheSameByMessageAndByStream) {
+  const std::string bytes = StateOf(1);
+  v1::SetRequest request;
+  request.set_layout("cpp");
+  request.set_position(3);
+  request.set_attachment("logits");
+  for (const Pool* writer : {&pool_, &streaming_}) {
+    const std::string name = Name(writer == &pool_ ? "/message" : "/stream");
+    request.set_sequence(name);
+    const absl::string_view view = bytes;
+    const auto info = writer->Set(request, {view.substr(0, 7), view.substr(7)});
+    ASSERT_TRUE(info.ok()) << info.status();
+    EXPECT_EQ(info->checksum(), ChecksumOfPieces({bytes}));
+    for (const Pool* reader : {&pool_, &streaming_}) {
+      const auto state = reader->Get(SequenceRef(name));
+      ASSERT_TRUE(state.ok()) << state.status();
+      EXPECT_TRUE(absl::StrJoin(state->pieces(), "") == bytes);
+      EXPECT_EQ(state->attachment(), "logits");
+      EXPECT_EQ(state->info().position(), 3);
+      std::string into(kStateBytes, '\0');
+      v1::GetRequest get;
+      *get.mutable_name() = SequenceRef(name);
+      const auto answer = reader->GetInto(get, absl::MakeSpan(into.data(), into.size()));
+      ASSERT_TRUE(answer.ok()) << answer.status();
+      EXPECT_TRUE(into == bytes);
+      EXPECT_EQ(answer->data_checksum(), info->checksum());
+    }
+  }
+}
+
+TEST_F(CppClientTest, APartIsTheSameByMessageAndByStreamAndReplacesOnlyItself) {
+  std::string bytes = StateOf(1);
+  const v1::NameInfo info = Make(Name(), bytes);
+  v1::GetRequest get;
+  *get.mutable_name() = SequenceRef(Name());
+  get.mutable_select()->add_tensors("b");
+  for (uint32_t layer : {0, 1, 2, 3}) get.mutable_select()->add_layers(layer);
+  const std::string part = bytes.substr(kLayers * kLayerBytes);
+  for (const Pool* reader : {&pool_, &streaming_}) {
+    const auto state = reader->Get(get);
+    ASSERT_TRUE(state.ok()) << state.status();
+    EXPECT_TRUE(absl::StrJoin(state->pieces(), "") == part);
+    EXPECT_EQ(state->data_checksum(), ChecksumOfPieces({part}));
+    EXPECT_EQ(state->info().checksum(), info.checksum());
+  }
+  v1::SetRequest set;
+  set.set_sequence(Name());
+  set.set_position(1);
+  set.mutable_select()->add_tensors("a");
+  set.mutable_select()->add_layers(2);
+  set.set_if_revision(info.revision());
+  const std::string replacement = StateOf(2, kLayerBytes);
+  const auto edited = pool_.Set(set, {replacement});
+  ASSERT_TRUE(edited.ok()) << edited.status();
+  EXPECT_EQ(edited->exactness(), v1::EDITED);
+  bytes.replace(2 * kLayerBytes, kLayerBytes, replacement);
+  EXPECT_TRUE(absl::StrJoin(pool_.Get(SequenceRef(Name()))->pieces(), "") == bytes);
+}
+
+TEST_F(CppClientTest, AStreamGoesOnInAVersionThatIsNoLongerTheHead) {
+  const std::string bytes = StateOf(1);
+  const v1::NameInfo first = Make(Name(), bytes, 1);
+  Make(Name(), StateOf(2), 2);
+  v1::GetStreamRequest request;
+  *request.mutable_get()->mutable_name() = SequenceRef(Name());
+  request.mutable_get()->set_version_id(first.version_id());
+  request.set_offset(640 << 10);
+  std::string rest;
+  const auto answer = pool_.GetStream(request, [&](uint64_t offset, absl::string_view data) {
+    EXPECT_EQ(offset, (640 << 10) + rest.size());
+    rest.append(data.data(), data.size());
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_TRUE(rest == bytes.substr(640 << 10));
+  request.mutable_get()->set_version_id(first.version_id() + 1000000);
+  EXPECT_EQ(ReasonOf(pool_.GetStream(request, [](uint64_t, absl::string_view) { return absl::OkStatus(); }).status()),
+            "VERSION_MISMATCH");
+}
+
+TEST_F(CppClientTest, AnUploadThatItsSourceBrokeOffGoesOnUnderItsRequestId) {
+  const std::string bytes = StateOf(1);
+  v1::SetRequest request;
+  request.set_sequence(Name());
+  request.set_layout("cpp");
+  request.set_position(1);
+  request.set_request_id("upload");
+  request.set_checksum(ChecksumOfPieces({bytes}));
+  v1::GetUploadRequest question;
+  question.set_sequence(Name());
+  question.set_request_id("upload");
+  // What the daemon says once `is_so` holds of it.
+  const auto eventually = [&](auto is_so) {
+    absl::StatusOr<v1::Upload> upload;
+    for (int i = 0; i < 1000; ++i) {
+      upload = pool_.GetUpload(question);
+      if (upload.ok() && is_so(*upload)) break;
+      absl::SleepFor(absl::Milliseconds(10));
+    }
+    return upload;
+  };
+  const auto source = [&](uint64_t offset, char* to, size_t max) -> absl::StatusOr<size_t> {
+    if (offset == 1 << 20) {
+      (void)eventually([](const v1::Upload&) { return true; });  // the daemon has the call
+      return absl::AbortedError("pulled the plug");
+    }
+    std::memcpy(to, bytes.data() + offset, max);
+    return max;
+  };
+  EXPECT_EQ(pool_.SetStream(request, bytes.size(), source).status(), absl::AbortedError("pulled the plug"));
+  // Until the daemon has seen that the call is over.
+  const auto upload = eventually([](const v1::Upload& u) { return u.has_expire_time(); });
+  ASSERT_TRUE(upload.ok()) << upload.status();
+  EXPECT_EQ(upload->total_bytes(), kStateBytes);
+  EXPECT_LE(upload->received_bytes(), 1u << 20);
+  uint64_t first = UINT64_MAX;
+  const auto info =
+      pool_.SetStream(request, bytes.size(), [&](uint64_t offset, char* to, size_t max) -> absl::StatusOr<size_t> {
+        first = std::min(first, offset);
+        const size_t n = std::min(max, bytes.size() - offset);
+        std::memcpy(to, bytes.data() + offset, n);
+        return n;
+      });
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(first, upload->received_bytes());
+  EXPECT_EQ(info->checksum(), request.checksum());
+  EXPECT_EQ(ReasonOf(pool_.GetUpload(question).status()), "UPLOAD_UNKNOWN");
+}
+
+TEST_F(CppClientTest, BatchesWriteAndReadManyNames) {
+  Make(Name("/source"), StateOf(1), 5);
+  v1::BatchWriteRequest request;
+  for (const char* name : {"/x", "/y"}) {
+    v1::SetRequest& set = *request.add_items()->mutable_set();
+    set.set_sequence(Name(name));
+    set.set_layout("cpp");
+    set.set_position(7);
+  }
+  v1::ForkRequest& fork = *request.add_items()->mutable_fork();
+  *fork.mutable_source() = SequenceRef(Name("/source"));
+  fork.add_children(Name("/child"));
+  v1::ForkRequest& bad = *request.add_items()->mutable_fork();
+  *bad.mutable_source() = SequenceRef(Name("/nobody"));
+  bad.add_children(Name("/orphan"));
+  const std::string x = StateOf(10), y = StateOf(11);
+  const absl::string_view view = y;
+  request.set_all_or_none(true);
+  auto answer = pool_.BatchWrite(request, {{x}, {view.substr(0, 5), view.substr(5)}});
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_FALSE(answer->done);
+  EXPECT_EQ(ReasonOf(answer->results[0].status()), "BATCH_ABORTED");
+  EXPECT_EQ(ReasonOf(answer->results[3].status()), "NEVER_CREATED");
+  EXPECT_EQ(GetErrorDetail(answer->results[3].status()).field, "items[3].source");
+  request.set_all_or_none(false);
+  answer = pool_.BatchWrite(request, {{x}, {view.substr(0, 5), view.substr(5)}});
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_TRUE(answer->done);
+  EXPECT_EQ(answer->results[1]->info().checksum(), ChecksumOfPieces({y}));
+  EXPECT_EQ(answer->results[2]->fork().children(0).sequence(), Name("/child"));
+  EXPECT_FALSE(answer->results[3].ok());
+
+  const auto states = pool_.BatchGet(
+      {SequenceRef(Name("/y")), SequenceRef(Name("/nobody")), SequenceRef(Name("/child")), SequenceRef(Name("/x"))});
+  ASSERT_TRUE(states.ok()) << states.status();
+  EXPECT_TRUE(absl::StrJoin((*states)[0]->pieces(), "") == y);
+  EXPECT_EQ(ReasonOf((*states)[1].status()), "NEVER_CREATED");
+  EXPECT_EQ((*states)[2]->info().position(), 5);
+  EXPECT_TRUE(absl::StrJoin((*states)[3]->pieces(), "") == x);
+}
+
+TEST_F(CppClientTest, NamesAreTouchedGivenATtlAndDeletedByPrefix) {
+  Make(Name("/a"), StateOf(1));
+  ASSERT_TRUE(pool_.Fork(SequenceRef(Name("/a")), {Name("/b"), Name("/c")}).ok());
+  EXPECT_EQ(*pool_.Touch(SequenceRef(Name("/a"))), absl::InfiniteFuture());
+  ASSERT_TRUE(pool_.SetTtl(SequenceRef(Name("/a")), absl::Hours(1)).ok());
+  const absl::StatusOr<absl::Time> expires = pool_.Touch(SequenceRef(Name("/a")));
+  ASSERT_TRUE(expires.ok()) << expires.status();
+  EXPECT_GT(*expires, absl::Now() + absl::Minutes(55));
+  EXPECT_LT(*expires, absl::Now() + absl::Minutes(65));
+  ASSERT_TRUE(pool_.SetTtl(SequenceRef(Name("/a")), absl::InfiniteDuration()).ok());
+  EXPECT_EQ(*pool_.Touch(SequenceRef(Name("/a"))), absl::InfiniteFuture());
+  EXPECT_EQ(ReasonOf(pool_.Touch(SequenceRef(Name("/z"))).status()), "NEVER_CREATED");
+
+  v1::DeleteManyRequest request;
+  request.set_name_prefix(Name("/"));
+  request.set_if_count(2);
+  const absl::Status wrong = pool_.DeleteMany(request).status();
+  EXPECT_EQ(ReasonOf(wrong), "COUNT_MISMATCH");
+  EXPECT_EQ(GetErrorDetail(wrong).metadata["count"], "3");
+  request.set_if_count(3);
+  EXPECT_EQ(pool_.DeleteMany(request)->deleted(), 3u);
+}
+
+TEST_F(CppClientTest, ALayoutIsForgottenWhenNoNameHasIt) {
+  v1::LayoutPreset preset;
+  preset.set_model_id(Name());
+  preset.mutable_rwkv7()->set_layers(1);
+  preset.mutable_rwkv7()->set_hidden_size(64);
+  ASSERT_TRUE(pool_.RegisterLayout(preset, "short-lived").ok());
+  ASSERT_TRUE(pool_.Create(Name(), "short-lived").ok());
+  EXPECT_EQ(ReasonOf(pool_.DeleteLayout("short-lived").status()), "LAYOUT_IN_USE");
+  ASSERT_TRUE(pool_.Delete(SequenceRef(Name())).ok());
+  const auto deleted = pool_.DeleteLayout("short-lived");
+  ASSERT_TRUE(deleted.ok()) << deleted.status();
+  EXPECT_TRUE(deleted->deleted());
+  EXPECT_EQ(ReasonOf(pool_.DeleteLayout("short-lived").status()), "LAYOUT_UNKNOWN");
+}
+
+TEST_F(CppClientTest, APrefixIsFoundUnderItsSaltAlone) {
+  Make(Name(), StateOf(1), 3);
+  v1::PublishPrefixRequest publish;
+  publish.set_layout("cpp");
+  for (uint32_t token : {1, 2, 3}) publish.add_tokens(token);
+  *publish.mutable_source() = SequenceRef(Name());
+  publish.set_salt("mine");
+  const auto published = pool_.PublishPrefix(publish);
+  ASSERT_TRUE(published.ok()) << published.status();
+  v1::MatchPrefixRequest match;
+  match.set_layout("cpp");
+  for (uint32_t token : {1, 2, 3, 4}) match.add_tokens(token);
+  EXPECT_EQ(pool_.MatchPrefix(match)->matches_size(), 0);
+  match.set_salt("mine");
+  ASSERT_EQ(pool_.MatchPrefix(match)->matches_size(), 1);
+  EXPECT_EQ(pool_.MatchPrefix(match)->matches(0).prefix(), published->prefix());
+}
+
+}  // namespace
+}  // namespace statepool::client

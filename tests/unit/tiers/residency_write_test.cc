@@ -1,0 +1,239 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// States that come in their own time, and states that are another's in part.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/memory/host_device.h"
+#include "server/tiers/residency.h"
+#include "tiers/test_support.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kChunk = 64 << 10;
+
+class ResidencyWriteTest : public AnyColdStoreTest {
+ protected:
+  ResidencyWriteTest() { Start(2); }
+  ~ResidencyWriteTest() override { residency_.reset(); }
+
+  void Start(uint64_t slots, uint64_t attachments = 1_MiB) {
+    residency_.reset();
+    device_ = *HostDevice::Create({.budget_bytes = slots * kChunk, .chunk_bytes = kChunk});
+    residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = attachments}, device_.get(),
+                                             cold_.get(), &clock_);
+  }
+  absl::StatusOr<std::unique_ptr<ImageWriter>> Begin(uint64_t bytes = kChunk, uint64_t attachment_bytes = 0,
+                                                     const Op& op = {}) {
+    auto writer = residency_->BeginWrite(op, MakeLayout(bytes), attachment_bytes);
+    residency_->CheckInvariants();
+    return writer;
+  }
+  absl::StatusOr<ImageRef> Write(const std::string& bytes, absl::string_view attachment = {}, const Op& op = {}) {
+    const absl::string_view piece = bytes;
+    StateBytes state;
+    state.pieces = {&piece, 1};
+    state.attachment = attachment;
+    auto image = residency_->Write(op, MakeLayout(bytes.size()), state);
+    residency_->CheckInvariants();
+    return image;
+  }
+  static absl::Status Append(ImageWriter* writer, absl::string_view bytes) {
+    return writer->Append({&bytes, 1}, ChecksumOf(bytes));
+  }
+  std::string Read(const ImageRef& image) { return std::string((*residency_->Read({}, image))->bytes()); }
+  uint64_t SlotsUsed() {
+    uint64_t used = 0;
+    for (const auto& pool : residency_->stats().pools) used += pool.slots_used;
+    return used;
+  }
+
+  ManualClock clock_;
+  std::unique_ptr<HostDevice> device_;
+  std::unique_ptr<Residency> residency_;
+};
+
+// ---- chunk by chunk
+
+TEST_F(ResidencyWriteTest, WhatCameInChunksIsTheImageOfTheWhole) {
+  const std::string bytes = MakeBytes(2 * kChunk - 100, 1);
+  auto writer = Begin(bytes.size(), 8);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE(Append(writer->get(), absl::string_view(bytes).substr(0, kChunk)).ok());
+  EXPECT_EQ((*writer)->received_bytes(), kChunk);
+  EXPECT_EQ(ReasonOf((*writer)->Finish(std::nullopt, "attached").status()), "BYTES_LENGTH_MISMATCH");
+  const absl::string_view rest = absl::string_view(bytes).substr(kChunk);
+  EXPECT_EQ(ReasonOf((*writer)->Append({&rest, 1}, 7)), "CHECKSUM_MISMATCH");
+  EXPECT_EQ((*writer)->received_bytes(), kChunk);
+  ASSERT_TRUE(Append(writer->get(), rest).ok());
+  EXPECT_EQ(ReasonOf((*writer)->Finish(7, "attached").status()), "CHECKSUM_MISMATCH");
+  const auto image = (*writer)->Finish(ChecksumOf(bytes), "attached");
+  ASSERT_TRUE(image.ok()) << image.status();
+  writer->reset();
+  residency_->CheckInvariants();
+  EXPECT_EQ((*image)->info().checksum, ChecksumOf(bytes));
+  EXPECT_EQ(Read(*image), bytes);
+  EXPECT_EQ((*residency_->Read({}, *image))->attachment(), "attached");
+  ASSERT_TRUE(residency_->Persist({}, *image).ok());
+}
+
+TEST_F(ResidencyWriteTest, ASlowUploadBlocksNobodyWhoFindsThePoolFullIsToldAtOnce) {
+  auto slow = Begin(), slower = Begin();
+  ASSERT_TRUE(slow.ok() && slower.ok());
+  // With no deadline: whoever waited for the uploads here would wait for ever.
+  const auto refused = Write(MakeBytes(kChunk, 1));
+  EXPECT_EQ(ReasonOf(refused.status()), "HOT_FULL");
+  EXPECT_GT(GetErrorDetail(refused.status()).retry_after, absl::ZeroDuration());
+  EXPECT_EQ(ReasonOf(Begin().status()), "HOT_FULL");
+  slow->reset();
+  residency_->CheckInvariants();
+  EXPECT_TRUE(Write(MakeBytes(kChunk, 1)).ok());
+}
+
+TEST_F(ResidencyWriteTest, APromotionThatFindsOnlyUploadsIsToldAtOnceToo) {
+  ImageRef image = *Write(MakeBytes(kChunk, 1));
+  image->AddHead();
+  auto first = Begin(), second = Begin();  // spills it
+  ASSERT_TRUE(first.ok() && second.ok()) << second.status();
+  EXPECT_EQ(residency_->tier(*image), Tier::kCold);
+  EXPECT_EQ(ReasonOf(residency_->Read({}, image).status()), "HOT_FULL");
+  first->reset();
+  EXPECT_EQ(Read(image), MakeBytes(kChunk, 1));
+  image->DropHead();
+}
+
+TEST_F(ResidencyWriteTest, AnAbandonedUploadGivesItsRoomBack) {
+  for (int i = 0; i < 10; ++i) {
+    auto one = Begin(kChunk, 1_MiB);
+    ASSERT_TRUE(one.ok()) << one.status();
+    EXPECT_EQ(residency_->stats().hot_attachment_bytes, 1_MiB);
+    EXPECT_EQ(SlotsUsed(), 1u);
+    if (i % 2 == 1) {
+      ASSERT_TRUE(Append(one->get(), MakeBytes(kChunk, 1)).ok());
+    }
+    one->reset();
+    residency_->CheckInvariants();
+    EXPECT_EQ(SlotsUsed(), 0u);
+    EXPECT_EQ(residency_->stats().hot_attachment_bytes, 0u);
+  }
+  EXPECT_EQ(residency_->stats().hot_images, 0u);
+}
+
+TEST_F(ResidencyWriteTest, AnUploadThatCannotBeginTakesNothing) {
+  EXPECT_EQ(ReasonOf(Begin(3 * kChunk).status()), "STATE_TOO_LARGE");
+  EXPECT_EQ(ReasonOf(Begin(kChunk, 2_MiB).status()), "STATE_TOO_LARGE");
+  EXPECT_EQ(ReasonOf(Begin(kChunk, 0, {.deadline = clock_.Now() - 1}).status()), "DEADLINE");
+  EXPECT_EQ(SlotsUsed(), 0u);
+  EXPECT_EQ(residency_->stats().hot_attachment_bytes, 0u);
+}
+
+TEST_F(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
+  constexpr unsigned kSeed = 5;
+  SCOPED_TRACE(kSeed);
+  Start(4);
+  std::vector<std::thread> threads;
+  std::atomic<int> finished{0}, written{0};
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&, t] {
+      std::mt19937 random(kSeed * 100 + static_cast<unsigned>(t));
+      for (int i = 0; i < 100; ++i) {
+        const std::string bytes = MakeBytes(kChunk, random());
+        if (t < 2) {
+          const std::string attachment(random() % 100, 'a');
+          auto writer = residency_->BeginWrite({}, MakeLayout(kChunk), attachment.size());
+          if (!writer.ok()) {
+            ASSERT_EQ(ReasonOf(writer.status()), "HOT_FULL");
+            continue;
+          }
+          if (random() % 2) continue;
+          ASSERT_TRUE(Append(writer->get(), bytes).ok());
+          const auto image = (*writer)->Finish(std::nullopt, attachment);
+          ASSERT_TRUE(image.ok()) << image.status();
+          ASSERT_EQ((*residency_->Read({}, *image))->bytes(), bytes);
+          ++finished;
+        } else {
+          const absl::string_view piece = bytes;
+          StateBytes state;
+          state.pieces = {&piece, 1};
+          const auto image = residency_->Write({}, MakeLayout(kChunk), state);
+          ASSERT_TRUE(image.ok()) << image.status();  // two uploads and two writers: four slots
+          ASSERT_EQ((*residency_->Read({}, *image))->bytes(), bytes);
+          ++written;
+        }
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  residency_->CheckInvariants();
+  EXPECT_EQ(written, 200);
+  EXPECT_GT(finished, 20);
+  EXPECT_EQ(SlotsUsed(), 0u);
+}
+
+// ---- parts of others
+
+TEST_F(ResidencyWriteTest, APartGoesOverItsBaseWhichStaysAsItWas) {
+  constexpr unsigned kSeed = 9;
+  SCOPED_TRACE(kSeed);
+  Start(16);
+  std::mt19937 random(kSeed);
+  for (int round = 0; round < 50; ++round) {
+    const uint64_t size = 1 + random() % (3 * kChunk);
+    const std::string before = MakeBytes(size, random());
+    const ImageRef base = *Write(before);
+    // Ascending ranges that don't touch, and their bytes in pieces that have nothing to do with them.
+    std::vector<ByteRange> ranges;
+    std::string part, after = before;
+    for (uint64_t at = random() % size; at < size;) {
+      const uint64_t bytes = 1 + random() % std::min<uint64_t>(size - at, 40'000);
+      const std::string piece = MakeBytes(bytes, random());
+      ranges.push_back({at, bytes});
+      part += piece;
+      after.replace(at, bytes, piece);
+      at += bytes + 1 + random() % 30'000;
+    }
+    std::vector<absl::string_view> pieces;
+    for (absl::string_view rest = part; !rest.empty();) {
+      const size_t n = std::min<size_t>(rest.size(), random() % 50'000);
+      pieces.push_back(rest.substr(0, n));
+      rest.remove_prefix(n);
+    }
+    const Pin pin = residency_->TryRead(base);
+    StateBytes state;
+    state.pieces = pieces;
+    state.base = pin.get();
+    state.ranges = ranges;
+    const auto image = residency_->Write({}, MakeLayout(size), state);
+    ASSERT_TRUE(image.ok()) << image.status();
+    EXPECT_TRUE(Read(*image) == after);
+    EXPECT_EQ((*image)->info().checksum, ChecksumOf(after));
+    EXPECT_TRUE(Read(base) == before);
+    residency_->CheckInvariants();
+  }
+}
+
+TEST_F(ResidencyWriteTest, APartOfAWrongLengthIsRefusedWithTheLengthThatItShouldHave) {
+  const ImageRef base = *Write(MakeBytes(kChunk, 1));
+  const Pin pin = residency_->TryRead(base);
+  const std::vector<ByteRange> ranges = {{10, 5}, {20, 5}};
+  for (const std::string& part : {std::string(9, 'x'), std::string(11, 'x'), std::string(kChunk, 'x'), std::string()}) {
+    const absl::string_view piece = part;
+    StateBytes state;
+    state.pieces = {&piece, 1};
+    state.base = pin.get();
+    state.ranges = ranges;
+    const auto refused = residency_->Write({}, MakeLayout(kChunk), state);
+    EXPECT_EQ(ReasonOf(refused.status()), "BYTES_LENGTH_MISMATCH");
+    EXPECT_EQ(GetErrorDetail(refused.status()).metadata[0].second, "10");
+  }
+  EXPECT_EQ(SlotsUsed(), 1u);
+}
+
+}  // namespace
+}  // namespace statepool

@@ -71,6 +71,7 @@ class Uploading {
       Meddle();
     } else {
       world_.store().FlushDue();
+      world_.store().FoldIdle();
     }
     world_.CheckInvariants();
     CheckLimits();
@@ -94,6 +95,7 @@ class Uploading {
   };
   struct Stream {
     std::unique_ptr<SetStream> calls;  // null: not begun
+    bool taken_over = false;           // by a later stream: it goes on, but is not kept
     Key key;
     Sent sent;
   };
@@ -197,9 +199,10 @@ class Uploading {
     uint64_t offset = 0;
     if (kept != kept_.end() && !input_->Rarely(4)) offset = kept->second.taken.size();
     else if (input_->Rarely(8)) offset = kLeafBytes;
-    const bool active = key.second.empty() ? false : IsActive(key);
+    Stream* const active = key.second.empty() ? nullptr : ActiveOf(key);
+    const bool takes_over = active != nullptr && offset == 0 && active->sent.head == sent.head;
     const bool same_head = kept != kept_.end() && kept->second.head == sent.head;
-    const bool goes_on = !active && offset != 0 && same_head && kept->second.taken.size() == offset;
+    const bool goes_on = active == nullptr && offset != 0 && same_head && kept->second.taken.size() == offset;
     if (goes_on) sent.taken = kept->second.taken;
 
     v1::SetChunk chunk;
@@ -215,15 +218,23 @@ class Uploading {
     stream->calls = std::make_unique<SetStream>(&world_);
     stream->key = key;
     stream->sent = sent;
+    stream->taken_over = false;
     const bool maybe_gone = kept != kept_.end() && MayBeGone(kept->second);
     const absl::Status status = stream->calls->Message(Serialize(chunk));
     DocumentedErrors::Get().Check("SetStream", status);
     const std::string reason = ReasonOf(status);
-    if (reason == "UPLOAD_BUSY") Require(active, "UPLOAD_BUSY without another stream");
-    if (active) Require(reason == "UPLOAD_BUSY", "a second stream for one upload", reason);
+    if (reason == "UPLOAD_BUSY") Require(active != nullptr, "UPLOAD_BUSY without another stream");
+    if (active != nullptr && offset != 0)
+      Require(reason == "UPLOAD_BUSY", "a stream goes on where another does", reason);
+    if (active != nullptr && offset == 0 && !takes_over)
+      Require(reason == "REQUEST_ID_REUSED", "a stream with another head takes over", reason);
+    // Taken over, unless there was no place for one more.
+    if (takes_over && (status.ok() || reason != "TOO_MANY_UPLOADS")) active->taken_over = true;
+    if (takes_over && reason == "TOO_MANY_UPLOADS")
+      active->taken_over = !world_.uploads().Find(Op(), key.first, key.second).ok();
     if (reason == "UPLOAD_UNKNOWN")
       Require(offset != 0 && (kept == kept_.end() || maybe_gone), "a kept upload is unknown");
-    if (offset != 0 && !goes_on && !active) {
+    if (offset != 0 && !goes_on && active == nullptr) {
       Require(!status.ok(), "a stream begins in the middle");
       if (!has_data || right) {
         Require(reason == "UPLOAD_UNKNOWN" || reason == "OFFSET_MISMATCH" || reason == "REQUEST_ID_REUSED",
@@ -236,7 +247,7 @@ class Uploading {
     if (status.ok()) Require(!has_data || right, "a wrong chunk is taken", absl::StrCat(chunk.data().size()));
 
     // What is kept now.
-    const bool replaced = !active && kept != kept_.end() && same_head && (offset == 0 || goes_on);
+    const bool replaced = active == nullptr && kept != kept_.end() && same_head && (offset == 0 || goes_on);
     if (replaced || (status.ok() && kept != kept_.end())) kept_.erase(kept);
     if (status.ok()) {
       if (has_data) stream->sent.taken += chunk.data();
@@ -264,8 +275,7 @@ class Uploading {
     if (status.ok()) {
       stream->sent.taken += chunk.data();
     } else {
-      stream->calls.reset();
-      Keep(stream->key, stream->sent);
+      End(stream);
     }
   }
 
@@ -275,13 +285,13 @@ class Uploading {
     const bool complete = taken.size() == kStateBytes[stream->sent.layout];
     const absl::StatusOr<NameInfo> info = stream->calls->Complete();
     DocumentedErrors::Get().Check("SetStream", info.status());
-    stream->calls.reset();
     const std::string reason = ReasonOf(info.status());
     if (!complete) {
       Require(reason == "BYTES_LENGTH_MISMATCH", "a state is published without its end", reason);
-      Keep(stream->key, stream->sent);
+      End(stream);
       return;
     }
+    stream->calls.reset();
     v1::SetRequest head;
     Require(head.ParseFromString(stream->sent.head), "a head of our own");
     const std::string checksum = ChecksumToHex(ChecksumOf(taken));
@@ -303,9 +313,13 @@ class Uploading {
 
   // The stream breaks off.
   void Drop(Stream* stream) {
-    if (stream->calls == nullptr) return;
+    if (stream->calls != nullptr) End(stream);
+  }
+
+  // What it took is kept, unless it was taken over.
+  void End(Stream* stream) {
     stream->calls.reset();
-    Keep(stream->key, stream->sent);
+    if (!stream->taken_over) Keep(stream->key, stream->sent);
   }
 
   void Keep(const Key& key, const Sent& sent) {
@@ -359,11 +373,12 @@ class Uploading {
     }
   }
 
-  bool IsActive(const Key& key) const {
-    for (const Stream& stream : streams_) {
-      if (stream.calls != nullptr && stream.key == key) return true;
+  // The stream that goes on with this upload; null: none.
+  Stream* ActiveOf(const Key& key) {
+    for (Stream& stream : streams_) {
+      if (stream.calls != nullptr && !stream.taken_over && stream.key == key) return &stream;
     }
-    return false;
+    return nullptr;
   }
 
   void CheckLimits() const {

@@ -35,6 +35,9 @@ uint64_t SizeOf(Input* input) {
     case 0: return input->Integer(8);
     case 1: return uint64_t{1} << input->Pick(64);
     case 2: return 0;
+    case 3:
+    case 4:
+    case 5: return 1;
     default: return 1 + input->Pick(12);
   }
 }
@@ -107,10 +110,18 @@ void CheckSelect(const LayoutRef& layout, const std::vector<std::pair<size_t, ui
     const std::vector<TensorSpec>& had = layout->spec().tensors;
     select.tensors.push_back(input->Rarely(16) ? "none" : had[input->Pick(std::min<size_t>(had.size(), 256))].name);
   }
-  uint32_t layer = 0;
-  for (size_t i = 0; i < layers; ++i) {
-    layer += static_cast<uint32_t>(input->Pick(4));
-    select.layers.push_back(layer);
+  if (input->Rarely(4)) {
+    uint32_t layer = 0;
+    for (size_t i = 0; i < layers; ++i) {
+      layer += static_cast<uint32_t>(input->Pick(4));
+      select.layers.push_back(layer);
+    }
+  } else {  // some that there are
+    std::set<uint32_t> there;
+    for (const TensorSpec& tensor : layout->spec().tensors) there.insert(tensor.layers.begin(), tensor.layers.end());
+    for (uint32_t layer : there) {
+      if (input->Flip()) select.layers.push_back(layer);
+    }
   }
 
   // What the contract says of it, in other words.

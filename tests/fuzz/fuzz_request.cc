@@ -8,8 +8,8 @@
 //   - the Store and the Residency never contradict themselves, and nothing is left when every name is gone.
 //
 // Input: a byte below the number of methods: that method, with the rest as its serialized request. Another: decisions
-// for a sequence of requests, which meet in a few names and layouts, with time passing, records being written, a full
-// disk and restarts in between.
+// for a sequence of requests, which meet in a few names and layouts, with time passing, records being written, names
+// being folded, a full disk and restarts in between.
 #include <google/protobuf/stubs/logging.h>
 #include <spdlog/spdlog.h>
 
@@ -136,8 +136,10 @@ class Session {
     } else if (what < 236) {
       world_.clock().Advance(absl::Milliseconds(100) * (1 << input->Pick(16)));
       known_.now = world_.clock().WallNow();
-    } else if (what < 242) {
+    } else if (what < 239) {
       world_.store().FlushDue();
+    } else if (what < 242) {
+      world_.store().FoldIdle();
     } else if (what < 246) {
       world_.store().ReapExpired();
     } else if (what < 248) {

@@ -12,7 +12,7 @@ endif()
 # One target carries what all our code is compiled with; link it PRIVATE.
 add_library(statepool_warnings INTERFACE)
 target_compile_options(statepool_warnings INTERFACE -Wall -Wextra -Werror)
-if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND NOT STATEPOOL_FUZZ)
   target_compile_options(statepool_warnings INTERFACE -Wthread-safety)
 endif()
 add_library(statepool::warnings ALIAS statepool_warnings)
@@ -23,6 +23,11 @@ if(STATEPOOL_SANITIZE)
   if(STATEPOOL_SANITIZE MATCHES "undefined")
     add_compile_options(-fno-sanitize-recover=undefined)
   endif()
+endif()
+
+# Coverage for libFuzzer in all our code; the targets of tests/fuzz link its main().
+if(STATEPOOL_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)
 endif()
 
 # What the binaries say of themselves (GetCapabilities, statepool_build_info).

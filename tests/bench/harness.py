@@ -19,6 +19,7 @@ FIELDS = ("name", "value", "unit", "n", "p50", "p99", "baseline", "baseline_name
           "commit", "machine", "seed")
 PLANT_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "proto", "server",
                  "client/CMakeLists.txt", "client/cpp", "client/cli")
+PLANT_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2", "-DSTATEPOOL_TESTS=OFF")
 OK, FALLS_SHORT, NOT_MEASURABLE = 0, 1, 2
 
 
@@ -86,11 +87,12 @@ def binary(name, directory=BUILD):
 
 
 @contextlib.contextmanager
-def workspace(name):
+def workspace(name, build=None):
     """A fresh directory on the disk that the build is on; gone afterwards."""
-    if not BUILD.is_dir():
-        raise NotMeasurable(f"{BUILD} does not exist; build first")
-    path = pathlib.Path(tempfile.mkdtemp(prefix=f"{name}-", dir=BUILD))
+    build = build or BUILD
+    if not build.is_dir():
+        raise NotMeasurable(f"{build} does not exist; build first")
+    path = pathlib.Path(tempfile.mkdtemp(prefix=f"{name}-", dir=build))
     try:
         yield path
     finally:
@@ -147,14 +149,15 @@ def plants(directory):
     return sorted(patch.stem for patch in directory.glob("*.patch"))
 
 
-def build_plant(directory, name):
-    """Builds the daemon with one planted defect, from a copy of its sources; gives the folder of the binary."""
+def build_plant(directory, name, sources=PLANT_SOURCES, options=PLANT_OPTIONS, target="statepoold"):
+    """Builds the daemon (or `target`) with one planted defect, from a copy of its sources; gives the folder of the
+    binary."""
     if name not in plants(directory):
         raise NotMeasurable(f"no plant {name}; there are: {', '.join(plants(directory))}")
     base = REPOSITORY / "build" / "plants" / name
     source, build = base / "src", base / "build"
     shutil.rmtree(source, ignore_errors=True)
-    for part in PLANT_SOURCES:
+    for part in sources:
         (source / part).parent.mkdir(parents=True, exist_ok=True)
         # Both keep times: only what changed is built again.
         copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy2
@@ -165,9 +168,8 @@ def build_plant(directory, name):
     environment.setdefault("CCACHE_DIR", str(REPOSITORY / "build" / "ccache"))
     patch = directory / f"{name}.patch"
     steps = [["patch", "-p1", "--fuzz=0", "--batch", "--no-backup-if-mismatch", "-d", source, "-i", patch],
-             ["cmake", "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-              "-DCMAKE_CXX_FLAGS_RELEASE=-O2", "-DSTATEPOOL_TESTS=OFF"],
-             ["cmake", "--build", build, "--target", "statepoold"]]
+             ["cmake", "-S", source, "-B", build, "-G", "Ninja", *options],
+             ["cmake", "--build", build, "--target", target]]
     for step in steps:
         note(f"plant {name}: {step[0]} {step[1]}")
         with process(step, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:

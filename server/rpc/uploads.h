@@ -64,7 +64,7 @@ class Uploads {
 
     Uploads* const owner_;
     std::optional<Key> key_;  // none: not kept
-    uint64_t serial_ = 0;  // of its entry: another one means that a later stream took over
+    uint64_t serial_ = 0;     // of its entry: another one means that a later stream took over
     uint64_t reserved_bytes_;
     PendingSet set_;
   };

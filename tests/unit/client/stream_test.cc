@@ -494,7 +494,7 @@ TEST_F(StreamTest, AnEarlierCallsUploadGoesOnOnlyUnderItsIdAndAChecksum) {
   EXPECT_TRUE(service_.state == bytes);
 }
 
-TEST_F(StreamTest, TheSourcesErrorEndsTheCallAndABreakThatItCantRepairIsItsOwnError) {
+TEST_F(StreamTest, TheSourcesErrorEndsTheCall) {
   const Pool pool = Connect();
   int asked = 0;
   const auto failing = [&](uint64_t, char*, size_t) -> absl::StatusOr<size_t> {
@@ -503,7 +503,10 @@ TEST_F(StreamTest, TheSourcesErrorEndsTheCallAndABreakThatItCantRepairIsItsOwnEr
   };
   EXPECT_EQ(pool.SetStream({}, 0, failing).status(), absl::UnavailableError("disk"));
   EXPECT_EQ(asked, 1);
+}
 
+TEST_F(StreamTest, ABreakThatTheSourceCantRepairIsItsOwnError) {
+  const Pool pool = Connect();
   const std::string bytes = Bytes(kStateBytes);
   uint64_t given = 0;
   const auto once = [&](uint64_t offset, char* to, size_t max) -> absl::StatusOr<size_t> {
@@ -515,7 +518,8 @@ TEST_F(StreamTest, TheSourcesErrorEndsTheCallAndABreakThatItCantRepairIsItsOwnEr
   };
   service_.keep = false;
   service_.breaks = {2};
-  EXPECT_EQ(ReasonOf(pool.SetStream({}, 0, once).status()), "UNREACHABLE");
+  const absl::Status broke = pool.SetStream({}, 0, once).status();
+  EXPECT_EQ(ReasonOf(broke), "UNREACHABLE") << broke;
 }
 
 TEST_F(StreamTest, SetTakesTheStreamWhereAMessageIsTooSmall) {

@@ -84,7 +84,7 @@ TEST_F(UploadsTest, AChunkThatIsRefusedAppendsNothing) {
   EXPECT_REASON(gap, "OFFSET_MISMATCH");
   EXPECT_EQ(GetErrorDetail(gap).metadata[0].second, std::to_string(kLeafBytes));
   EXPECT_REASON(Send(upload, 0, kLeafBytes), "OFFSET_MISMATCH");
-  EXPECT_REASON(Send(upload, kLeafBytes, 100), "INVALID_OPTION");  // no leaf, and not the last
+  EXPECT_REASON(Send(upload, kLeafBytes, 100), "BYTES_LENGTH_MISMATCH");  // no leaf, so the last
   EXPECT_REASON(Send(upload, kLeafBytes, 0), "INVALID_OPTION");
   const std::string beyond(kBytes, 'x');
   const absl::string_view piece = beyond;

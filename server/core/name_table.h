@@ -115,11 +115,11 @@ class NameTable {
     explicit Entry(Name* name) : pointer_(reinterpret_cast<uintptr_t>(name)) {}
     explicit Entry(const FoldedName* folded) : pointer_(reinterpret_cast<uintptr_t>(folded) | kFolded) {}
 
-    Name* name() const {  // null: it is folded
-      return pointer_ & kFolded ? nullptr : reinterpret_cast<Name*>(pointer_);
+    Name* name() const {                                                        // null: it is folded
+      return pointer_ & kFolded ? nullptr : reinterpret_cast<Name*>(pointer_);  // NOLINT: a tagged pointer
     }
-    const FoldedName* folded() const {  // null: it is not
-      return pointer_ & kFolded ? reinterpret_cast<const FoldedName*>(pointer_ - kFolded) : nullptr;
+    const FoldedName* folded() const {                                                                // null: it is not
+      return pointer_ & kFolded ? reinterpret_cast<const FoldedName*>(pointer_ - kFolded) : nullptr;  // NOLINT
     }
     View view() const;
     friend bool operator==(const Entry&, const Entry&) = default;

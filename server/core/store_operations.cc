@@ -236,9 +236,9 @@ absl::StatusOr<NameInfo> Store::Restore(const Op& op, const RestoreRequest& requ
 absl::StatusOr<bool> Store::Delete(const Op& op, const DeleteRequest& request) {
   absl::StatusOr<bool> deleted = Run<bool>(op, request);
   if (deleted.ok() || request.allow_missing || !absl::IsNotFound(deleted.status())) return deleted;
-  // A miss; but after any Delete nothing of the name is left on disk.
-  RETURN_IF_ERROR(Run<bool>(op, DeleteRequest{request.key, std::nullopt, true}).status());
-  return deleted;
+  // A miss; but after any Delete nothing of the name is left on disk. A name that was made meanwhile stays.
+  const absl::Status buried = Run<bool>(op, DeleteRequest{request.key, 0, true}).status();
+  return buried.ok() || ReasonOf(buried) == "REVISION_MISMATCH" ? deleted : buried;
 }
 
 // ---- writes
@@ -314,7 +314,7 @@ absl::StatusOr<std::vector<Store::Next>> Store::DecideSetLocked(const NameKey& k
     if (*replayed) return std::vector<Next>();
   }
   RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
-  if (name == nullptr && (layout == nullptr || request.select.has_value())) {
+  if (name == nullptr && (request.layout.empty() || request.select.has_value())) {
     absl::Status miss = MissLocked(key, "sequence");
     if (ReasonOf(miss) != "NEVER_CREATED" || request.select.has_value()) return miss;
     return Invalid("MISSING_FIELD", "layout", "a Set that makes a sequence must name its layout");
@@ -789,9 +789,12 @@ absl::StatusOr<std::vector<BatchResult>> Store::Batch(const Op& op, absl::Span<c
         std::visit([&](const auto& item) ABSL_LOCKS_EXCLUDED(
                        mu_) { return Prepare(op, item, &results[i].answer.emplace<AnswerTo<decltype(item)>>()); },
                    items[i]);
-    if (change.ok()) changes[i] = *std::move(change);
-    else changes[i].status = change.status();
     refused = refused || !change.ok();
+    if (change.ok()) {
+      changes[i] = *std::move(change);
+    } else {
+      changes[i].status = change.status();
+    }
   }
   RETURN_IF_ERROR(Write(op, absl::MakeSpan(changes), all_or_none));
   for (size_t i = 0; i < items.size(); ++i) results[i].status = std::move(changes[i].status);

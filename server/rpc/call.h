@@ -23,6 +23,8 @@ namespace statepool {
 
 // Requests up to this size are not counted as bytes in flight, so that a rush of states never shuts out a Describe.
 inline constexpr size_t kUncountedBytes = 64 << 10;
+// What most requests may have. Parsed, a message of tiny fields takes up to sixty times its size.
+inline constexpr size_t kSmallRequestBytesMax = 1 << 20;
 // Of a Set or a BatchWrite beside its data. Above max_attachment_bytes, which the Store checks.
 inline constexpr size_t kSetRestBytesMax = 4 << 20;
 

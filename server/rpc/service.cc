@@ -34,7 +34,7 @@ size_t RequestBytesMax(Method method) {
     case Method::kFlush:
     case Method::kPublishPrefix:
     case Method::kMatchPrefix: return 8 * kMiB;  // max_children names, max_tokens tokens
-    default: return kMiB;
+    default: return kSmallRequestBytesMax;
   }
 }
 

@@ -53,6 +53,10 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
 
  private:
   absl::Status Parse(const grpc::ByteBuffer* message) {
+    if (message->Length() > kSmallRequestBytesMax) {
+      return Malformed(
+          absl::StrCat("it has ", message->Length(), " bytes, and this method takes at most ", kSmallRequestBytesMax));
+    }
     grpc::ByteBuffer copy(*message);  // references
     grpc::ProtoBufferReader reader(&copy);
     if (!reader.status().ok() || !request_.ParseFromZeroCopyStream(&reader))

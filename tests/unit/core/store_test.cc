@@ -358,6 +358,21 @@ TEST_F(StoreTest, ADeleteAlsoTakesTheRecordOfAnEarlierExpiredName) {
   EXPECT_REASON(Get(Seq("b")), "UNKNOWN_SINCE_RESTART");
 }
 
+TEST_F(StoreTest, AStateThatComesSlowlyDoesNotBringItsDeletedSequenceBack) {
+  ASSERT_TRUE(Set("a", 1, 'x').ok());
+  SetRequest request;
+  request.sequence = "a";  // and no layout: only a sequence that exists
+  request.position = 2;
+  absl::StatusOr<PendingSet> pending = store_->BeginSet(op_, request, "", std::nullopt);
+  ASSERT_TRUE(pending.ok()) << pending.status();
+  const std::string bytes(pending->layout->state_bytes(), 'y');
+  const absl::string_view piece = bytes;
+  ASSERT_TRUE(pending->writer->Append({&piece, 1}, ChecksumOf(piece)).ok());
+  ASSERT_TRUE(Delete(Seq("a")).ok());
+  EXPECT_REASON(store_->FinishSet(op_, &*pending), "DELETED");
+  EXPECT_REASON(Get(Seq("a")), "DELETED");
+}
+
 TEST_F(StoreTest, APrefixCanBePublishedAgainFromItselfAtTheMomentItExpires) {
   ASSERT_TRUE(Set("a", 10, 'x').ok());
   for (int i = 1; i < 30; ++i) {

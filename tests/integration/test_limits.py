@@ -147,6 +147,8 @@ def test_a_state_that_fits_no_message_is_refused_by_get_and_comes_as_a_stream(st
             pool.batch_get([sequence], all_or_none=True)
         assert error.value.reason == "MESSAGE_TOO_LARGE"
         assert bytes(sequence.get().data) == bytes(4 * MIB)
+        pool.set("a", bytes_of(1, 4 * MIB), position=1)
+        assert sequence.get().data == bytes_of(1, 4 * MIB)
 
 
 def test_layouts_have_a_limit_in_bytes(start):

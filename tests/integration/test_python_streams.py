@@ -585,7 +585,8 @@ def test_a_refused_stream_changes_nothing(pool, name):
     seq = pool.sequence(name)
     before = pool.set(name, IMAGE, 7, layout=LAYOUT)
     for data, options, reason in ((IMAGE[:2 * LEAF], {}, "BYTES_LENGTH_MISMATCH"), (IMAGE + b"x", {}, "BYTES_LENGTH_MISMATCH"),
-                                  (IMAGE + bytes(LEAF), {}, "BYTES_LENGTH_MISMATCH"), (IMAGE, {"if_revision": 1}, "REVISION_MISMATCH"), (IMAGE, {"ttl": -1}, "INVALID_OPTION")):
+                                  (IMAGE + bytes(LEAF), {}, "BYTES_LENGTH_MISMATCH"), (IMAGE, {"if_revision": 1}, "REVISION_MISMATCH"),
+                                  (IMAGE, {"ttl": -1}, "INVALID_OPTION")):
         with pytest.raises(statepool.StatepoolError) as error:
             seq.set_stream(data, 8, **options)
         assert error.value.reason == reason

@@ -173,6 +173,9 @@ def test_a_state_that_is_streamed_is_visible_when_all_of_it_is_there(pb, call, w
         with pytest.raises(grpc.RpcError) as error:
             call.SetStream(iter(bad))
         assert (reason_of(error.value), error_info(error.value).metadata["field"]) == ("MISSING_FIELD", "head")
+    with pytest.raises(grpc.RpcError) as error:
+        call.SetStream(chunks_of(pb, pb.SetRequest(sequence=name, position=12, if_revision=written.revision, select=pb.Select(layers=[1])), image(12)))
+    assert (error.value.code(), reason_of(error.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_OPTION")
     head.request_id = "stream"
     info = call.SetStream(chunks_of(pb, head, image(12)))
     assert (info.position, info.checksum, info.replayed) == (12, checksum(image(12)), False)

@@ -1,7 +1,7 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #
-# What a stranger writes who has the .proto files, Debian's ruby-grpc and libxxhash: states in chunks both ways, broken off and gone on with, a fork, a
-# batch, and errors with their details. Nothing of Statepool's is in between but the generated stubs.
+# What a stranger writes who has the .proto files, Debian's ruby-grpc and libxxhash: states in chunks both ways, broken off and gone on with, a
+# fork, a batch, and errors with their details. Nothing of Statepool's is in between but the generated stubs.
 #
 # ruby -I STUBS client.rb ADDRESS THEIRS: reads the sequence THEIRS, which another client wrote, and prints a JSON object of what it saw.
 require "fiddle"
@@ -97,8 +97,8 @@ layout = stub.register_layout(RegisterLayoutRequest.new(alias: "ruby", layout: L
   TensorSpec.new(name: "s", kind: :RECURRENT, layers: [0], dtype: :UINT8, axes: [Axis.new(name: "x", size: STATE_BYTES)])])))
 check("the layout's length", layout.state_bytes == STATE_BYTES)
 
-# A write that breaks off after its first chunk and goes on behind that. The daemon knows of the upload before it has the chunk, so the break may come too
-# early: then nothing is kept, and it is tried again.
+# A write that breaks off after its first chunk and goes on behind that. The daemon knows of the upload before it has the chunk, so the break may
+# come too early: then nothing is kept, and it is tried again.
 data = Random.new(7).bytes(STATE_BYTES)
 head = SetRequest.new(sequence: SEQUENCE, layout: "ruby", position: 42, checksum: checksum(data), attachment: "from ruby", request_id: "ruby-1")
 broke_off = lambda do

@@ -270,7 +270,7 @@ class Pool:
         chunk_bytes  a multiple of 65,536 up to 4 MiB; None: 1 MiB
         progress     called with the bytes that were handed to gRPC and with all of them (None: not known), after each chunk. It steps back when
                      some of them were lost on the way
-        After a break the stream goes on behind what the daemon has. An iterable, or a file without seek(), can go back 32 MiB for that; when this is
+        After a break the stream goes on behind what the daemon has. An iterable, or a file without seek(), can go back 16 MiB for that; when this is
         not enough (the daemon lost the upload) the error of the break is raised. Other arguments and errors are those of set.
         """
         rewindable: streams.Rewindable

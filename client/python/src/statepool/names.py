@@ -253,7 +253,8 @@ class Sequence(Name):
         """Pool.set_stream with this name."""
         return self._pool.set_stream(
             self.name, source, position, layout=layout, if_revision=if_revision, attachment=attachment, exactness=exactness,
-            durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id, chunk_bytes=chunk_bytes, progress=progress)
+            durability=durability, ttl=ttl, expire_at=expire_at, max_history=max_history, request_id=request_id, chunk_bytes=chunk_bytes,
+            progress=progress)
 
     def get_upload(self, request_id: str) -> Upload:
         """How much of a set_stream with this request_id has arrived and is kept. NotFound (UPLOAD_UNKNOWN)."""

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 """Default size of a chunk. Any multiple of 65,536 up to 4 MiB will do."""
 CHUNK_BYTES_MAX = 4 << 20
-REPLAY_BYTES = 32 << 20
-"""How much of what an iterator gave is kept for sending it again: more than what can be on the way between the two ends."""
+REPLAY_BYTES = 16 << 20
+"""How much of what an iterator gave is kept for sending it again: twice what was seen on the way between the two ends."""
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are through, and with all of them (None: not known), in the caller's thread. What it raises ends the call."""

@@ -3,7 +3,6 @@
 // Store::Write: the one way in which names change.
 #include <algorithm>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"

@@ -20,8 +20,9 @@
 
 namespace statepool {
 
-// ---- from
-// requests `field` is the path of the argument in its request, for errors.
+// ---- from requests
+
+// `field` is the path of the argument in its request, for errors.
 
 // Errors: MISSING_FIELD.
 absl::StatusOr<NameKey> ToNameKey(const v1::NameRef& name, absl::string_view field);
@@ -29,6 +30,7 @@ absl::StatusOr<NameKey> ToNameKey(const v1::NameRef& name, absl::string_view fie
 absl::StatusOr<NameOptions> ToNameOptions(const v1::NameOptions& options, absl::string_view field = "options");
 absl::StatusOr<Exactness> ToExactness(v1::Exactness exactness,
                                       absl::string_view field = "exactness");  // unspecified: EXACT
+// Nothing unless it was given. Whether the layout has what is selected, RangesOf says.
 std::optional<Select> ToSelect(const v1::Select& select, bool given);
 absl::StatusOr<NameKind> ToNameKind(v1::NameKind kind, absl::string_view field = "kind");  // unspecified: SEQUENCE
 // Errors: MISSING_FIELD, INVALID_LAYOUT.

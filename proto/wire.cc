@@ -132,19 +132,31 @@ absl::StatusOr<SplitMessage> Split(const grpc::ByteBuffer& message, uint32_t fie
   return out;
 }
 
-grpc::ByteBuffer Join(absl::string_view rest, uint32_t field, absl::Span<const grpc::Slice> data) {
+grpc::Slice SliceOf(absl::string_view bytes, std::shared_ptr<const void> owner) {
+  using Owner = std::shared_ptr<const void>;
+  return grpc::Slice(
+      const_cast<char*>(bytes.data()), bytes.size(), [](void* user_data) { delete static_cast<Owner*>(user_data); },
+      new Owner(std::move(owner)));
+}
+
+grpc::ByteBuffer Join(std::string rest, uint32_t field, absl::Span<const grpc::Slice> data,
+                      std::shared_ptr<const void> keep) {
   uint64_t data_bytes = 0;
   for (const grpc::Slice& slice : data) data_bytes += slice.size();
   assert(rest.size() + data_bytes < kLengthMax);
 
-  std::string head(rest);
   if (data_bytes > 0) {
-    AppendVarint(static_cast<uint64_t>(field) << 3 | kLengthDelimited, &head);
-    AppendVarint(data_bytes, &head);
+    AppendVarint(static_cast<uint64_t>(field) << 3 | kLengthDelimited, &rest);
+    AppendVarint(data_bytes, &rest);
   }
   std::vector<grpc::Slice> slices;
   slices.reserve(1 + data.size());
-  slices.emplace_back(head);
+  if (keep == nullptr) {
+    slices.emplace_back(rest);
+  } else {
+    const auto head = std::make_shared<std::pair<std::string, std::shared_ptr<const void>>>(std::move(rest), keep);
+    slices.push_back(SliceOf(head->first, head));
+  }
   slices.insert(slices.end(), data.begin(), data.end());
   return grpc::ByteBuffer(slices.data(), slices.size());
 }

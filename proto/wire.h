@@ -16,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -51,8 +52,13 @@ struct SplitMessage {
 absl::StatusOr<SplitMessage> Split(const grpc::ByteBuffer& message, uint32_t field, size_t max_rest_bytes);
 
 // The reverse: `rest` (a serialized message without `field`), and then `field` with `data` as content; without data
-// just `rest`. References `data`, copies `rest`. REQUIRES: all together below 2 GiB, the limit of proto parsers.
-grpc::ByteBuffer Join(absl::string_view rest, uint32_t field, absl::Span<const grpc::Slice> data);
+// just `rest`. References `data`. `keep` is kept until gRPC has let go of the first slice, with `rest` in it.
+// REQUIRES: all together below 2 GiB, the limit of proto parsers.
+grpc::ByteBuffer Join(std::string rest, uint32_t field, absl::Span<const grpc::Slice> data,
+                      std::shared_ptr<const void> keep = nullptr);
+
+// A slice over `bytes` that keeps `owner` until nobody references it. gRPC only reads it.
+grpc::Slice SliceOf(absl::string_view bytes, std::shared_ptr<const void> owner);
 
 }  // namespace statepool::wire
 

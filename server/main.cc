@@ -45,6 +45,7 @@ enum Exit { kOrderly = 0, kUsage = 1, kDataDirectory = 2, kDisk = 3 };
 constexpr uint64_t kMessageRoomBytes = 2 << 20;  // for an attachment and what else is beside a state
 constexpr uint64_t kQuotaBytesMin = 1 << 30;
 constexpr absl::Duration kGraceAfterDiskFailure = absl::Seconds(2);
+constexpr absl::Duration kStopPatience = absl::Seconds(1);
 
 int Fail(Exit code, absl::string_view what, const absl::Status& status) {
   std::cerr << "statepoold: " << what << (what.empty() ? "" : ": ") << status.message() << std::endl;
@@ -232,9 +233,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   const absl::Status drained = disk_failed ? absl::UnavailableError("the disk failed") : store.Drain(Op());
   if (!drained.ok()) spdlog::critical("not everything could be recorded: {}", std::string(drained.message()));
   spdlog::info("stopped");
-  // Destructors would wait for calls that hang and for a disk that failed.
-  if (!idle || !drained.ok()) std::_Exit(drained.ok() ? kOrderly : kDisk);
-  (*server)->Stop();
+  // Destructors would wait for calls that hang, for a disk that failed and for connections that close slowly.
+  if (!idle || !drained.ok() || !(*server)->Stop(kStopPatience)) std::_Exit(drained.ok() ? kOrderly : kDisk);
   return kOrderly;
 }
 

@@ -30,6 +30,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/btree_set.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -136,7 +137,8 @@ struct SetRequest {
 };
 struct GetAnswer {
   NameInfo info;
-  Pin pin;  // info.version's bytes
+  Pin pin;        // info.version's bytes
+  ImageId image;  // that they are in; equal where bytes are shared
 };
 struct ForkRequest {
   Source source;
@@ -280,8 +282,11 @@ class Store {
   absl::StatusOr<GetAnswer> Get(const Op& op, const Source& source);
   // The same when it needs no waiting (a hot image, or an error); else nothing. Never blocks.
   std::optional<absl::StatusOr<GetAnswer>> TryGet(const Op& op, const Source& source);
-  // The same for several, looked up at one moment; parallel to `sources`.
-  std::vector<absl::StatusOr<GetAnswer>> GetMany(const Op& op, absl::Span<const Source> sources);
+  // The same for several, looked up at one moment; parallel to `sources`. Before any bytes are read `may_read` sees
+  // what was found, without pins: it may refuse items, by an error in their place, or all, by an error of its own.
+  using MayRead = absl::FunctionRef<absl::Status(absl::Span<absl::StatusOr<GetAnswer>> found)>;
+  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> GetMany(const Op& op, absl::Span<const Source> sources,
+                                                                 MayRead may_read);
   absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
   // Set in two halves, for bytes that come in their own time. Whatever can be refused before them is refused by
   // BeginSet. FinishSet leaves `set` alone on errors of its bytes. REQUIRES: no `select`.

@@ -127,7 +127,9 @@ std::optional<absl::StatusOr<GetAnswer>> Store::TryGet(const Op& op, const Sourc
   return answer;
 }
 
-std::vector<absl::StatusOr<GetAnswer>> Store::GetMany(const Op& op, absl::Span<const Source> sources) {
+absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> Store::GetMany(const Op& op, absl::Span<const Source> sources,
+                                                                      MayRead may_read) {
+  RETURN_IF_ERROR(op.Check(*clock_));
   std::vector<absl::StatusOr<GetAnswer>> answers;
   std::vector<ImageRef> images(sources.size());
   answers.reserve(sources.size());
@@ -140,10 +142,11 @@ std::vector<absl::StatusOr<GetAnswer>> Store::GetMany(const Op& op, absl::Span<c
         continue;
       }
       UseLocked(found->name);
-      answers.push_back(GetAnswer{InfoLocked(*found->name, *found->version()), nullptr});
       images[i] = found->version()->image;
+      answers.push_back(GetAnswer{InfoLocked(*found->name, *found->version()), nullptr, images[i]->info().id});
     }
   }
+  RETURN_IF_ERROR(may_read(absl::MakeSpan(answers)));
   for (size_t i = 0; i < sources.size(); ++i) {
     if (!answers[i].ok()) continue;
     absl::StatusOr<Pin> pin = ReadImage(op, images[i], answers[i]->info.version.id);

@@ -8,9 +8,14 @@
 namespace statepool {
 
 absl::StatusOr<Admission::Ticket> Admission::Admit(uint64_t bytes) {
+  if (bytes > limit_bytes_) {
+    return Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+                 absl::StrCat("a message of ", bytes, " bytes is larger than all that may be in flight; use a stream"))
+        .Meta("limit", limit_bytes_);
+  }
   uint64_t now = in_flight_.load(std::memory_order_relaxed);
   do {
-    if (bytes > limit_bytes_ || now > limit_bytes_ - bytes) {
+    if (now > limit_bytes_ - bytes) {
       return Error(absl::StatusCode::kResourceExhausted, "ADMISSION",
                    absl::StrCat(bytes, " bytes more would exceed the limit of ", limit_bytes_, " bytes in flight (",
                                 now, " now); retry later"))

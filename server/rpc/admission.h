@@ -43,7 +43,7 @@ class Admission {
 
   explicit Admission(uint64_t limit_bytes) : limit_bytes_(limit_bytes) {}
 
-  // Errors: RESOURCE_EXHAUSTED / ADMISSION with `limit`, worth retrying.
+  // Errors, with `limit`: RESOURCE_EXHAUSTED / ADMISSION, worth retrying; MESSAGE_TOO_LARGE where no retry would help.
   absl::StatusOr<Ticket> Admit(uint64_t bytes);
 
   uint64_t limit_bytes() const { return limit_bytes_; }

@@ -53,7 +53,8 @@ class StatePoolService::CallBase {
   grpc::Status Ended(const absl::Status& status);
   void Leave();
 
-  // Ends the call when nothing extends this within stream_timeout and a second for each MiB of `bytes`.
+  // `bytes` more are on their way. Ends the call when nothing extends this within stream_timeout and a second for each
+  // MiB of `bytes`; and, however often it is extended, within stream_timeout and a second for each MiB of them all.
   void WatchProgress(uint64_t bytes);
 
   StatePoolService* const service_;
@@ -66,17 +67,22 @@ class StatePoolService::CallBase {
   Op op_;
   Admission::Ticket ticket_;
   Watchdog::Id watch_ = 0;
+  MonoTime watched_since_ = 0;
+  uint64_t watched_bytes_ = 0;
   bool counted_ = false;
   int code_ = 0;
 };
 
+// The bytes of an answer in flight: given back when gRPC has let go of its last slice.
+using SharedTicket = std::shared_ptr<Admission::Ticket>;
+
 // A slot's memory as gRPC holds it: given back when the last reference to a slice of it goes.
 struct LentSlot {
   Pin pin;
-  Admission::Ticket ticket;
+  SharedTicket ticket;
 };
 
-// Slices over `pieces`, which lie in lent->pin's bytes. Many small ones are copied into one.
+// Slices over `pieces`, which lie in lent->pin's bytes. Many small ones are copied into one, which needs no slot.
 std::vector<grpc::Slice> Lend(const std::shared_ptr<LentSlot>& lent, absl::Span<const absl::string_view> pieces);
 
 }  // namespace statepool

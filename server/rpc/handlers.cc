@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -23,6 +24,8 @@ namespace statepool {
 namespace {
 
 constexpr uint32_t kDefaultPageSize = 100;
+// Roughly what an item of a batch has in the answer beside its bytes and its attachment.
+constexpr uint64_t kBesideStateBytes = 512;
 
 // Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
 // order, don't occur. A Set's data is not in it (RequestId).
@@ -288,6 +291,14 @@ absl::StatusOr<Source> Handlers::GetSource(const v1::GetRequest& in) const {
   return source;
 }
 
+absl::StatusOr<uint64_t> Handlers::AnswerBytes(const GetAnswer& answer, const v1::GetRequest& in) {
+  const uint64_t attachment = in.omit_attachment() ? 0 : answer.info.version.attachment_bytes;
+  if (!in.has_select()) return answer.info.layout->state_bytes() + attachment;
+  const absl::StatusOr<std::vector<ByteRange>> ranges = RangesOf(*answer.info.layout, *ToSelect(in.select(), true));
+  if (!ranges.ok()) return ranges.status();
+  return BytesOf(*ranges) + attachment;
+}
+
 absl::StatusOr<std::vector<ByteRange>> Handlers::FillGetResponse(const GetAnswer& answer, const v1::GetRequest& in,
                                                                  v1::GetResponse* out) const {
   std::vector<ByteRange> ranges = {{0, answer.pin->bytes().size()}};
@@ -316,8 +327,9 @@ absl::Status Handlers::Set(const Op& op, const v1::SetRequest& in, absl::Span<co
   return Answer(store_->Set(op, set->request, bytes), out);
 }
 
-absl::StatusOr<std::vector<Handlers::PinnedPart>> Handlers::BatchGet(const Op& op, const v1::BatchGetRequest& in,
-                                                                     v1::BatchGetResponse* out) {
+absl::StatusOr<std::vector<Handlers::PinnedPart>> Handlers::BatchGet(
+    const Op& op, const v1::BatchGetRequest& in, absl::FunctionRef<absl::Status(uint64_t bytes)> admit,
+    v1::BatchGetResponse* out) {
   if (in.items_size() == 0) return InvalidArgument("MISSING_FIELD", "items", "a batch has at least one item");
   const uint32_t max_batch = store_->options().max_batch;
   if (static_cast<uint32_t>(in.items_size()) > max_batch) {
@@ -328,12 +340,41 @@ absl::StatusOr<std::vector<Handlers::PinnedPart>> Handlers::BatchGet(const Op& o
   }
   std::vector<absl::Status> refused;
   std::vector<Source> sources;
-  for (const v1::GetRequest& item : in.items()) {
-    absl::StatusOr<Source> source = GetSource(item);
+  std::vector<int> item_of;  // of each source
+  for (int i = 0; i < in.items_size(); ++i) {
+    absl::StatusOr<Source> source = GetSource(in.items(i));
     refused.push_back(source.status());
-    if (source.ok()) sources.push_back(*std::move(source));
+    if (!source.ok() && in.all_or_none()) return InItem(source.status(), i);
+    if (!source.ok()) continue;
+    sources.push_back(*std::move(source));
+    item_of.push_back(i);
   }
-  std::vector<absl::StatusOr<GetAnswer>> answers = store_->GetMany(op, sources);
+  const auto may_read = [&](absl::Span<absl::StatusOr<GetAnswer>> answers) -> absl::Status {
+    uint64_t answer_bytes = kBesideStateBytes * static_cast<uint64_t>(in.items_size()), slot_bytes = 0;
+    absl::flat_hash_set<ImageId> images;
+    for (size_t n = 0; n < answers.size(); ++n) {
+      if (answers[n].ok()) {
+        const absl::StatusOr<uint64_t> bytes = AnswerBytes(*answers[n], in.items(item_of[n]));
+        if (bytes.ok()) {
+          answer_bytes += *bytes;
+          if (images.insert(answers[n]->image).second) slot_bytes += answers[n]->info.layout->state_bytes();
+          continue;
+        }
+        answers[n] = bytes.status();
+      }
+      if (in.all_or_none()) return InItem(answers[n].status(), item_of[n]);
+    }
+    if (const uint64_t limit = identity_.max_stream_state_bytes / 2; images.size() > 1 && slot_bytes > limit) {
+      return Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+                   absl::StrCat("the states have ", slot_bytes,
+                                " bytes together, more than half of the hot budget; ask for fewer at once"))
+          .Meta("limit", limit);
+    }
+    return admit(answer_bytes);
+  };
+  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> read = store_->GetMany(op, sources, may_read);
+  if (!read.ok()) return read.status();
+  std::vector<absl::StatusOr<GetAnswer>>& answers = *read;
 
   std::vector<PinnedPart> parts;
   uint64_t offset = 0;

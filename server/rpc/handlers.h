@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -79,12 +80,16 @@ class Handlers {
   absl::StatusOr<Source> GetSource(const v1::GetRequest& in) const;
   absl::StatusOr<std::vector<ByteRange>> FillGetResponse(const GetAnswer& answer, const v1::GetRequest& in,
                                                          v1::GetResponse* out) const;
+  // Bytes of the state and of its attachment that the answer to `in` has. `answer` need not be pinned.
+  static absl::StatusOr<uint64_t> AnswerBytes(const GetAnswer& answer, const v1::GetRequest& in);
   // `out` lacks `data`: the parts, one after the other.
   struct PinnedPart {
     Pin pin;
     std::vector<ByteRange> ranges;
   };
+  // `admit` is asked, once, whether an answer with so many bytes may be sent, before any are read.
   absl::StatusOr<std::vector<PinnedPart>> BatchGet(const Op& op, const v1::BatchGetRequest& in,
+                                                   absl::FunctionRef<absl::Status(uint64_t bytes)> admit,
                                                    v1::BatchGetResponse* out);
 
  private:

@@ -157,24 +157,33 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const ServerOptions&
   return server;
 }
 
-RpcServer::~RpcServer() { Stop(); }
+RpcServer::~RpcServer() { Stop(absl::InfiniteDuration()); }
 
 bool RpcServer::Drain(absl::Duration grace) {
   server_->GetHealthCheckService()->SetServingStatus(false);  // of all services
   service_->BeginDrain();
   if (service_->WaitIdle(grace)) return true;
   spdlog::warn("calls still run after {}; cancelling them", absl::FormatDuration(grace));
-  // Cancels at once, and then waits without end: not here.
-  canceller_ = std::thread([this] { server_->Shutdown(std::chrono::system_clock::now()); });
+  BeginShutdown();
   return service_->WaitIdle(kCancelGrace);
 }
 
-void RpcServer::Stop() {
-  if (server_ == nullptr) return;
-  server_->Shutdown(std::chrono::system_clock::now());
-  server_->Wait();
-  if (canceller_.joinable()) canceller_.join();
-  server_ = nullptr;
+bool RpcServer::Stop(absl::Duration patience) {
+  BeginShutdown();
+  if (patience == absl::InfiniteDuration()) {
+    shutdown_.wait();
+    return true;
+  }
+  return shutdown_.wait_for(absl::ToChronoMilliseconds(patience)) == std::future_status::ready;
+}
+
+// gRPC cancels at once, and then waits without end, also in its destructor: on a thread of its own.
+void RpcServer::BeginShutdown() {
+  if (shutdown_.valid()) return;
+  shutdown_ = std::async(std::launch::async, [server = std::move(server_)]() mutable {
+    if (server != nullptr) server->Shutdown(std::chrono::system_clock::now());
+    server.reset();
+  });
 }
 
 }  // namespace statepool

@@ -7,9 +7,9 @@
 #include <grpcpp/grpcpp.h>
 
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,7 +33,7 @@ class RpcServer {
   // Listens and serves, health SERVING. `service` must outlive the server.
   // Errors: an address that can't be used (INVALID_ARGUMENT, or FAILED_PRECONDITION when somebody else listens there).
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(const ServerOptions& options, StatePoolService* service);
-  // Cancels whatever still runs.
+  // Cancels whatever still runs, and waits for it.
   ~RpcServer();
   RpcServer(const RpcServer&) = delete;
   RpcServer& operator=(const RpcServer&) = delete;
@@ -45,16 +45,18 @@ class RpcServer {
   // within `grace`. After it the server still answers, with refusals. False: some calls did not end, not even after
   // they were cancelled.
   bool Drain(absl::Duration grace);
-  // Second half: closes connections and removes sockets. Waits for running calls, which are cancelled.
-  void Stop();
+  // Second half: cancels what runs, closes connections and removes sockets. False: not done within `patience`, and
+  // still under way. (gRPC can take 10 s over a connection that took a large answer.)
+  bool Stop(absl::Duration patience);
 
  private:
   RpcServer() = default;
+  void BeginShutdown();
 
   StatePoolService* service_ = nullptr;
   std::vector<std::string> addresses_;
   std::unique_ptr<grpc::Server> server_;
-  std::thread canceller_;  // while calls are cancelled that outlived Drain's grace
+  std::future<void> shutdown_;  // from Stop on, or since calls outlived Drain's grace
 };
 
 }  // namespace statepool

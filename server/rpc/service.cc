@@ -85,8 +85,13 @@ void StatePoolService::CallBase::Leave() {
 }
 
 void StatePoolService::CallBase::WatchProgress(uint64_t bytes) {
-  const absl::Duration time = service_->options_.stream_timeout + absl::Seconds(1) * static_cast<double>(bytes >> 20);
-  const MonoTime deadline = After(service_->clock_->Now(), time);
+  const MonoTime now = service_->clock_->Now();
+  if (watch_ == 0) watched_since_ = now;
+  watched_bytes_ += bytes;
+  const auto time_for = [this](uint64_t n) {
+    return service_->options_.stream_timeout + absl::Seconds(1) * (static_cast<double>(n) / (1 << 20));
+  };
+  const MonoTime deadline = std::min(After(now, time_for(bytes)), After(watched_since_, time_for(watched_bytes_)));
   if (watch_ != 0) return service_->watchdog_.Extend(watch_, deadline);
   watch_ = service_->watchdog_.Watch(deadline, [this] {
     spdlog::info("a client takes or sends nothing any more: its {} is ended",
@@ -101,18 +106,14 @@ std::vector<grpc::Slice> Lend(const std::shared_ptr<LentSlot>& lent, absl::Span<
   for (absl::string_view piece : pieces) bytes += piece.size();
   std::vector<grpc::Slice> slices;
   if (pieces.size() > 1 && bytes / pieces.size() < kSmallBytes) {
-    grpc::Slice copy(bytes);
-    char* to = const_cast<char*>(reinterpret_cast<const char*>(copy.begin()));
-    for (absl::string_view piece : pieces) to = std::copy(piece.begin(), piece.end(), to);
-    slices.push_back(std::move(copy));
+    const auto copy = std::make_shared<std::pair<std::string, SharedTicket>>("", lent->ticket);
+    copy->first.reserve(bytes);
+    for (absl::string_view piece : pieces) copy->first.append(piece.data(), piece.size());
+    slices.push_back(wire::SliceOf(copy->first, copy));
     return slices;
   }
   for (absl::string_view piece : pieces) {
-    if (piece.empty()) continue;
-    slices.emplace_back(
-        const_cast<char*>(piece.data()), piece.size(),  // gRPC only reads it
-        [](void* user_data) { delete static_cast<std::shared_ptr<LentSlot>*>(user_data); },
-        new std::shared_ptr<LentSlot>(lent));
+    if (!piece.empty()) slices.push_back(wire::SliceOf(piece, lent));
   }
   return slices;
 }
@@ -333,37 +334,30 @@ grpc::ServerUnaryReactor* StatePoolService::GetUpload(grpc::CallbackServerContex
   return call;
 }
 
-// The answer to a read: what is beside the bytes, and slots that are lent until gRPC has sent them.
-absl::StatusOr<grpc::ByteBuffer> StatePoolService::AnswerWithSlots(absl::string_view small,
-                                                                   std::vector<SlotsToSend> states) {
-  uint64_t bytes = 0, counted = 0;
-  for (const SlotsToSend& state : states) {
-    bytes += BytesOf(state.ranges);
-    counted += state.ticket.bytes();
-  }
-  if (const uint64_t whole = bytes + small.size() + kMessageOverheadBytes;
-      whole > options_.identity.max_message_bytes) {
+// The right to send an answer with so many bytes of states and of attachments.
+absl::StatusOr<SharedTicket> StatePoolService::AdmitAnswer(uint64_t bytes) {
+  if (bytes > options_.identity.max_message_bytes - kMessageOverheadBytes) {
     return absl::Status(Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
                               absl::StrCat("the answer would have ", bytes,
                                            " bytes, too many for one message; use GetStream, or ask for less"))
                             .Meta("limit", options_.identity.max_message_bytes));
   }
-  Admission::Ticket ticket;
-  if (counted < bytes) {
-    for (SlotsToSend& state : states) state.ticket.Release();
-    absl::StatusOr<Admission::Ticket> larger = admission_.Admit(bytes);
-    if (!larger.ok()) return larger.status();
-    ticket = *std::move(larger);
-  }
-  sent_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  absl::StatusOr<Admission::Ticket> ticket = admission_.Admit(bytes);
+  if (!ticket.ok()) return ticket.status();
+  return std::make_shared<Admission::Ticket>(*std::move(ticket));
+}
+
+// The answer to a read: what is beside the bytes, and slots that are lent until gRPC has sent them.
+grpc::ByteBuffer StatePoolService::AnswerWithSlots(std::string small, std::vector<Handlers::PinnedPart> parts,
+                                                   const SharedTicket& ticket) {
   std::vector<grpc::Slice> slices;
-  for (SlotsToSend& state : states) {
-    const std::vector<absl::string_view> pieces = Cut(state.pin->bytes(), state.ranges);
-    if (ticket.bytes() > 0) state.ticket = std::move(ticket);  // one of them has it for all
-    const auto lent = std::make_shared<LentSlot>(std::move(state.pin), std::move(state.ticket));
+  for (Handlers::PinnedPart& part : parts) {
+    const std::vector<absl::string_view> pieces = Cut(part.pin->bytes(), part.ranges);
+    const auto lent = std::make_shared<LentSlot>(std::move(part.pin), ticket);
     for (grpc::Slice& slice : Lend(lent, pieces)) slices.push_back(std::move(slice));
+    sent_bytes_.fetch_add(BytesOf(part.ranges), std::memory_order_relaxed);
   }
-  return wire::Join(small, wire::kDataField, slices);
+  return wire::Join(std::move(small), wire::kDataField, slices, ticket);
 }
 
 grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
@@ -375,34 +369,44 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
   absl::StatusOr<Source> source = handlers_.GetSource(*parsed);
   if (!source.ok()) return call->Finish(source.status()), call;
 
-  // `ticket` may be empty or too small: the bytes of an answer are known for sure once it is there.
-  const auto finish = [this, call, parsed](absl::StatusOr<GetAnswer> answer, Admission::Ticket ticket) {
+  const auto finish = [this, call, parsed](absl::StatusOr<GetAnswer> answer, SharedTicket ticket) {
     if (!answer.ok()) return call->Finish(answer.status());
+    if (ticket == nullptr) {
+      absl::StatusOr<uint64_t> bytes = handlers_.AnswerBytes(*answer, *parsed);
+      if (!bytes.ok()) return call->Finish(bytes.status());
+      absl::StatusOr<SharedTicket> admitted = AdmitAnswer(*bytes);
+      if (!admitted.ok()) return call->Finish(admitted.status());
+      ticket = *std::move(admitted);
+    }
     v1::GetResponse small;
     absl::StatusOr<std::vector<ByteRange>> ranges = handlers_.FillGetResponse(*answer, *parsed, &small);
     if (!ranges.ok()) return call->Finish(ranges.status());
-    std::vector<SlotsToSend> states(1);
-    states[0] = {std::move(answer->pin), *std::move(ranges), std::move(ticket)};
-    absl::StatusOr<grpc::ByteBuffer> message = AnswerWithSlots(small.SerializeAsString(), std::move(states));
-    if (!message.ok()) return call->Finish(message.status());
-    call->Finish(*std::move(message));
+    std::vector<Handlers::PinnedPart> parts(1);
+    parts[0] = {std::move(answer->pin), *std::move(ranges)};
+    call->Finish(AnswerWithSlots(small.SerializeAsString(), std::move(parts), ticket));
   };
 
   // Hashing a part that was selected is too much for gRPC's threads.
   if (!parsed->has_select()) {
     if (std::optional<absl::StatusOr<GetAnswer>> answer = store_->TryGet(call->op(), *source)) {
-      finish(*std::move(answer), Admission::Ticket());
+      finish(*std::move(answer), nullptr);
       return call;
     }
   }
-  call->Submit([this, call, finish, source = *std::move(source)] {
+  call->Submit([this, call, parsed, finish, source = *std::move(source)] {
     // Admitted before the bytes are promoted, so that no work is done for an answer that would be refused.
-    const absl::StatusOr<NameInfo> info = store_->Describe(call->op(), source.key);
-    if (!info.ok()) return call->Finish(info.status());
-    absl::StatusOr<Admission::Ticket> ticket =
-        admission_.Admit(info->layout->state_bytes() + info->version.attachment_bytes);
-    if (!ticket.ok()) return call->Finish(ticket.status());
-    finish(store_->Get(call->op(), source), *std::move(ticket));
+    SharedTicket ticket;
+    const auto admit = [&](absl::Span<absl::StatusOr<GetAnswer>> answers) {
+      if (!answers[0].ok()) return absl::OkStatus();
+      absl::StatusOr<uint64_t> bytes = handlers_.AnswerBytes(*answers[0], *parsed);
+      if (!bytes.ok()) return bytes.status();
+      absl::StatusOr<SharedTicket> admitted = AdmitAnswer(*bytes);
+      if (admitted.ok()) ticket = *std::move(admitted);
+      return admitted.status();
+    };
+    absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> answers = store_->GetMany(call->op(), {&source, 1}, admit);
+    if (!answers.ok()) return call->Finish(answers.status());
+    finish(std::move(answers->front()), std::move(ticket));
   });
   return call;
 }
@@ -414,14 +418,16 @@ grpc::ServerUnaryReactor* StatePoolService::BatchGet(grpc::CallbackServerContext
   call->Submit([this, call] {
     v1::BatchGetRequest parsed;
     if (absl::Status status = call->Parse(&parsed); !status.ok()) return call->Finish(status);
+    SharedTicket ticket;
+    const auto admit = [&](uint64_t bytes) {
+      absl::StatusOr<SharedTicket> admitted = AdmitAnswer(bytes);
+      if (admitted.ok()) ticket = *std::move(admitted);
+      return admitted.status();
+    };
     v1::BatchGetResponse small;
-    absl::StatusOr<std::vector<Handlers::PinnedPart>> parts = handlers_.BatchGet(call->op(), parsed, &small);
+    absl::StatusOr<std::vector<Handlers::PinnedPart>> parts = handlers_.BatchGet(call->op(), parsed, admit, &small);
     if (!parts.ok()) return call->Finish(parts.status());
-    std::vector<SlotsToSend> states;
-    for (Handlers::PinnedPart& part : *parts) states.push_back({std::move(part.pin), std::move(part.ranges), {}});
-    absl::StatusOr<grpc::ByteBuffer> message = AnswerWithSlots(small.SerializeAsString(), std::move(states));
-    if (!message.ok()) return call->Finish(message.status());
-    call->Finish(*std::move(message));
+    call->Finish(AnswerWithSlots(small.SerializeAsString(), *std::move(parts), ticket));
   });
   return call;
 }

@@ -17,6 +17,9 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "server/core/clock.h"
@@ -82,12 +85,9 @@ class StatePoolService final : public RawStatePoolService {
   template <typename Request, typename Response>
   Call* Serve(Call* call, Where where, Handler<Request, Response> handler);
 
-  struct SlotsToSend {
-    Pin pin;
-    std::vector<ByteRange> ranges;
-    Admission::Ticket ticket;
-  };
-  absl::StatusOr<grpc::ByteBuffer> AnswerWithSlots(absl::string_view small, std::vector<SlotsToSend> states);
+  absl::StatusOr<std::shared_ptr<Admission::Ticket>> AdmitAnswer(uint64_t bytes);
+  grpc::ByteBuffer AnswerWithSlots(std::string small, std::vector<Handlers::PinnedPart> parts,
+                                   const std::shared_ptr<Admission::Ticket>& ticket);
 
   bool BeginCall();
   void EndCall();

@@ -101,7 +101,7 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
     absl::StatusOr<Admission::Ticket> ticket =
         service_->admission_.Admit(std::min(2 * chunk_bytes_, total_) + head_->attachment().size());
     if (!ticket.ok()) return ticket.status();
-    lent_ = std::make_shared<LentSlot>(std::move(answer->pin), *std::move(ticket));
+    lent_ = std::make_shared<LentSlot>(std::move(answer->pin), std::make_shared<Admission::Ticket>(*std::move(ticket)));
     for (uint64_t skip = sent_; skip > 0;) skip -= Take(skip).size();
     return absl::OkStatus();
   }

@@ -602,9 +602,14 @@ def test_limits_of_bytes_and_names(pb, start, errors):
     client.register("huge", 64 * MIB)
     with errors.expected("RESOURCE_EXHAUSTED", "STATE_TOO_LARGE"):
         client.create("huge", layout="huge")
-    with errors.expected("RESOURCE_EXHAUSTED", "ADMISSION"):
+    with errors.expected("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE"):
         client.set("a", data=bytes(5 * MIB + 1))
     client.create("large", layout="large")
+    unread = client.GetStream(pb.GetStreamRequest(get=pb.GetRequest(name=client.ref("large")), chunk_bytes=2 * MIB))  # two chunks in flight
+    next(unread)
+    with errors.expected("RESOURCE_EXHAUSTED", "ADMISSION"):
+        client.set("a", data=bytes(2 * MIB))
+    unread.cancel()
     with errors.expected("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE"):
         client.get("large")
     with errors.expected("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE"):

@@ -187,3 +187,14 @@ def test_two_models_of_the_same_shapes_never_mix(start):
             pool.set("a", bytes_of(2, 4096), position=4, layout=tuned)
         assert error.value.reason == "LAYOUT_MISMATCH"
         assert bytes(pool.sequence("a").get().data) == bytes_of(1, 4096)
+
+
+def test_an_orderly_stop_does_not_wait_for_clients_that_stay_connected(start, tmp_path):
+    # gRPC may take 10 s to let go of a connection that a large answer went over.
+    for i in range(4):
+        daemon = start("--hot-bytes=512MiB")
+        with statepool.connect(daemon.address, timeout=20) as pool:
+            pool.create(layout_of(pool, 128 * MIB), f"s{i}").get()
+            began = time.monotonic()
+            daemon.stop()
+            assert time.monotonic() - began < 5

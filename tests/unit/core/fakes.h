@@ -110,6 +110,7 @@ class FakeImageStore final : public ImageStore {
   }
 
   absl::StatusOr<Pin> Read(const Op&, const ImageRef& image) override {
+    ++reads;
     const auto& fake = static_cast<const FakeImage&>(*image);
     MutexLock lock(&disk_->mu);
     if (fake.bytes_.has_value()) return PinOf(fake, image);
@@ -177,7 +178,7 @@ class FakeImageStore final : public ImageStore {
     disk_->detached = true;
   }
 
-  std::atomic<int> writes{0}, persists{0};
+  std::atomic<int> writes{0}, reads{0}, persists{0};
   std::atomic<bool> cold_at_once{
       false};                // what is persisted leaves memory, and what is read stays there no longer than its pin
   std::atomic<int> pins{0};  // alive

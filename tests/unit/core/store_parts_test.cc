@@ -136,7 +136,10 @@ TEST_F(StorePartsTest, ManyReadsHaveAnAnswerEachAndCountAsUses) {
   clock_.Advance(absl::Seconds(8));
   const std::vector<Source> sources = {{Seq("a"), {}, ""},      {Seq("absent"), {}, ""}, {Seq("b"), 9, ""},
                                        {Seq("b"), {}, "other"}, {Seq("b"), {}, ""},      {Seq("a"), {}, ""}};
-  const auto answers = store_->GetMany(op_, sources);
+  const auto all = [](absl::Span<absl::StatusOr<GetAnswer>>) { return absl::OkStatus(); };
+  const auto read = store_->GetMany(op_, sources, all);
+  ASSERT_TRUE(read.ok());
+  const auto& answers = *read;
   ASSERT_EQ(answers.size(), 6u);
   EXPECT_EQ(answers[0]->pin->bytes()[0], 'x');
   EXPECT_REASON(answers[1], "NEVER_CREATED");
@@ -146,7 +149,34 @@ TEST_F(StorePartsTest, ManyReadsHaveAnAnswerEachAndCountAsUses) {
   EXPECT_EQ(answers[5]->pin->bytes()[0], 'x');
   clock_.Advance(absl::Seconds(8));
   EXPECT_TRUE(store_->Describe(op_, Seq("a")).ok());
-  EXPECT_TRUE(store_->GetMany(op_, {}).empty());
+  EXPECT_TRUE(store_->GetMany(op_, {}, all)->empty());
+}
+
+TEST_F(StorePartsTest, NothingIsReadOfWhatMayNotBe) {
+  ASSERT_TRUE(Set("a", 1, 'x').ok());
+  ASSERT_TRUE(Set("b", 1, 'y').ok());
+  ASSERT_TRUE(Fork(Seq("a"), {"c"}).ok());
+  const std::vector<Source> sources = {{Seq("a"), {}, ""}, {Seq("b"), {}, ""}, {Seq("c"), {}, ""}};
+  const int reads = images_->reads;
+  const absl::Status refused = store_
+                                   ->GetMany(op_, sources,
+                                             [](absl::Span<absl::StatusOr<GetAnswer>> found) {
+                                               EXPECT_EQ(found[0]->info.version.position, 1);
+                                               EXPECT_EQ(found[0]->pin, nullptr);
+                                               EXPECT_EQ(found[0]->image, found[2]->image);
+                                               EXPECT_NE(found[0]->image, found[1]->image);
+                                               return absl::ResourceExhaustedError("too much");
+                                             })
+                                   .status();
+  EXPECT_EQ(refused.message(), "too much");
+  EXPECT_EQ(images_->reads, reads);
+  const auto one = store_->GetMany(op_, sources, [](absl::Span<absl::StatusOr<GetAnswer>> found) {
+    found[0] = absl::ResourceExhaustedError("not this one");
+    return absl::OkStatus();
+  });
+  ASSERT_TRUE(one.ok());
+  EXPECT_EQ((*one)[0].status().message(), "not this one");
+  EXPECT_EQ((*one)[1]->pin->bytes()[0], 'y');
 }
 
 // ---- uses and expiry

@@ -24,13 +24,22 @@ TEST(Admission, AdmitsUpToTheLimitAndNotOneByteMore) {
 
 TEST(Admission, ARefusalNamesTheLimitAndWhenToRetry) {
   Admission admission(100);
-  const absl::Status refused = admission.Admit(101).status();
+  absl::StatusOr<Admission::Ticket> first = admission.Admit(60);
+  const absl::Status refused = admission.Admit(41).status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   const ErrorDetail detail = GetErrorDetail(refused);
   EXPECT_EQ(detail.reason, "ADMISSION");
   EXPECT_EQ(detail.metadata, (std::vector<std::pair<std::string, std::string>>{{"limit", "100"}}));
   EXPECT_GT(detail.retry_after, absl::ZeroDuration());
-  EXPECT_EQ(admission.bytes_in_flight(), 0u);
+  EXPECT_EQ(admission.bytes_in_flight(), 60u);
+}
+
+TEST(Admission, WhatNeverFitsIsNotWorthARetry) {
+  Admission admission(100);
+  const ErrorDetail detail = GetErrorDetail(admission.Admit(101).status());
+  EXPECT_EQ(detail.reason, "MESSAGE_TOO_LARGE");
+  EXPECT_EQ(detail.metadata, (std::vector<std::pair<std::string, std::string>>{{"limit", "100"}}));
+  EXPECT_EQ(detail.retry_after, absl::ZeroDuration());
 }
 
 TEST(Admission, HugeRequestsDoNotOverflow) {

@@ -20,7 +20,7 @@
 
 namespace statepool {
 
-inline constexpr uint64_t kInFlightMax = 4 << 20;
+inline constexpr uint64_t kInFlightMax = 4 << 20, kHotBytes = 4 << 20;
 inline constexpr size_t kStateBytes = 200'000;  // three leaves and a bit
 inline constexpr absl::Duration kStreamTimeout = absl::Seconds(30), kUploadTimeout = absl::Seconds(60);
 
@@ -37,7 +37,7 @@ class ServiceTest : public ::testing::Test {
   ServiceTest() {
     EXPECT_TRUE(store_.Recover().ok());
     ServiceOptions options;
-    options.identity = {"1.2.3", "abc", "0123456789abcdef", 16 << 20, kInFlightMax, 1 << 20};
+    options.identity = {"1.2.3", "abc", "0123456789abcdef", 16 << 20, kInFlightMax, 1 << 20, kHotBytes};
     options.executor_threads = kExecutorThreads;
     options.uploads = {3, 64 << 20, kUploadTimeout};
     options.stream_timeout = kStreamTimeout;

@@ -209,9 +209,26 @@ TEST_F(StreamTest, AClientThatReadsSlowlyIsLeftAlone) {
   v1::GetChunk chunk;
   int chunks = 0;
   // What is buffered on the way may be read without any progress on the other side: so no more than that much time.
-  for (; reader->Read(&chunk); ++chunks) clock_.Advance(kStreamTimeout / 10);
+  for (; reader->Read(&chunk); ++chunks) clock_.Advance(chunks == 8 ? kStreamTimeout / 2 : absl::Milliseconds(900));
   EXPECT_TRUE(reader->Finish().ok());
   EXPECT_EQ(chunks, 32);
+}
+
+// Progress with every chunk, and yet it would take two hours.
+TEST_F(StreamTest, AClientThatReadsFarTooSlowlyLosesItsSlotToo) {
+  CreateLarge("s");
+  grpc::ClientContext context;
+  auto reader = stub_->GetStream(&context, StreamOf("s", 1 << 16));
+  v1::GetChunk chunk;
+  int chunks = 0;
+  for (; chunks < 512 && reader->Read(&chunk); ++chunks) {
+    clock_.Advance(kStreamTimeout / 2);
+    absl::SleepFor(absl::Milliseconds(10));  // for the watchdog, which looks at the real time how often it looks
+  }
+  EXPECT_LT(chunks, 512);
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_TRUE(service_->WaitIdle(absl::Seconds(20)));
+  EXPECT_EQ(images_.pins, 0);
 }
 
 TEST_F(StreamTest, AClientThatLeavesGivesItsSlotBack) {

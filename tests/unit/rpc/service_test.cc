@@ -10,7 +10,9 @@
 #include <random>
 #include <thread>
 
+#include "proto/wire.h"
 #include "rpc/service_fixture.h"
+#include "server/rpc/call.h"
 
 namespace statepool {
 namespace {
@@ -109,15 +111,15 @@ TEST_F(ServiceTest, ARetryGivesTheFirstAnswerAndAnotherRequestWithItsIdIsRefused
   EXPECT_EQ(DetailsOf(Call(&v1::StatePool::Stub::Rollback, other_method, &again)).info.reason(), "REQUEST_ID_REUSED");
 }
 
-TEST_F(ServiceTest, MoreBytesInFlightThanAllowedAreRefusedAndNothingIsKept) {
+TEST_F(ServiceTest, ARequestWithMoreBytesThanMayBeInFlightIsRefusedAndNothingIsKept) {
   v1::NameInfo info;
   const grpc::Status refused =
       Call(&v1::StatePool::Stub::Set, SetOf("s", 1, std::string(kInFlightMax + 1, 'x')), &info);
   EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   const RpcDetails details = DetailsOf(refused);
-  EXPECT_EQ(details.info.reason(), "ADMISSION");
+  EXPECT_EQ(details.info.reason(), "MESSAGE_TOO_LARGE");
   EXPECT_EQ(details.Meta("limit"), absl::StrCat(kInFlightMax));
-  EXPECT_TRUE(details.retry.has_value());
+  EXPECT_FALSE(details.retry.has_value());
   EXPECT_TRUE(Call(&v1::StatePool::Stub::Set, SetOf("s", 1, Pattern(kStateBytes, 1)), &info).ok());
   EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));  // every ticket came back
 }
@@ -342,9 +344,61 @@ TEST_F(BatchServiceTest, AnAnswerThatIsTooLargeHoldsNothing) {
   EXPECT_EQ(DetailsOf(large).Meta("field"), "");  // nothing that the request names
   read.mutable_items()->DeleteSubrange(5, 12);
   const grpc::Status flight = Call(&v1::StatePool::Stub::BatchGet, read, &got);  // 5 MiB, of 4
-  EXPECT_EQ(DetailsOf(flight).info.reason(), "ADMISSION");
+  EXPECT_EQ(DetailsOf(flight).info.reason(), "MESSAGE_TOO_LARGE");
   EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));
   EXPECT_EQ(images_.pins, 0);
+}
+
+// Parts may be small; the slots that they lie in are not.
+TEST_F(BatchServiceTest, PartsOfMoreStatesThanHalfOfTheHotBudgetAreRefusedBeforeAnyIsRead) {
+  Register("large", kHotBytes / 8);
+  v1::BatchGetRequest read;
+  for (int i = 0; i < 5; ++i) {
+    v1::SetRequest set = SetOf("s" + std::to_string(i), 1, std::string(kHotBytes / 8, 'x'));
+    set.set_layout("large");
+    v1::NameInfo info;
+    ASSERT_TRUE(Call(&v1::StatePool::Stub::Set, set, &info).ok());
+    v1::GetRequest* item = read.add_items();
+    item->mutable_name()->set_sequence(set.sequence());
+    item->mutable_select()->add_layers(0);
+    item->mutable_select()->add_tensors("t");
+  }
+  const int reads = images_.reads;
+  v1::BatchGetResponse got;
+  const RpcDetails refused = DetailsOf(Call(&v1::StatePool::Stub::BatchGet, read, &got));
+  EXPECT_EQ(refused.info.reason(), "MESSAGE_TOO_LARGE");
+  EXPECT_EQ(refused.Meta("limit"), std::to_string(kHotBytes / 2));
+  EXPECT_EQ(images_.reads, reads);
+  // The same bytes several times are one slot; and one state is always served.
+  for (int i = 1; i < 5; ++i) read.mutable_items(i)->mutable_name()->set_sequence("s0");
+  EXPECT_EQ(DetailsOf(Call(&v1::StatePool::Stub::BatchGet, read, &got)).info.reason(), "");
+}
+
+// Pieces that were copied need no slot any more, but their bytes are in flight like all others.
+TEST(Lend, BytesAreInFlightUntilTheLastSliceIsGone) {
+  Admission admission(100 << 10);
+  const std::string state(64 << 10, 'x');
+  const absl::string_view whole = state;
+  for (const bool copied : {false, true}) {
+    const std::vector<absl::string_view> pieces =
+        copied ? std::vector<absl::string_view>{whole.substr(0, 10), whole.substr(20, 10)}
+               : std::vector<absl::string_view>{whole.substr(0, 40'000), "", whole.substr(50'000)};
+    auto ticket = std::make_shared<Admission::Ticket>(*admission.Admit(50'000));
+    auto lent = std::make_shared<LentSlot>(nullptr, ticket);
+    const std::weak_ptr<LentSlot> slot = lent;
+    std::vector<grpc::Slice> slices = Lend(lent, pieces);
+    grpc::ByteBuffer message = wire::Join("beside", wire::kDataField, slices, std::move(ticket));
+    lent.reset();
+    EXPECT_EQ(slot.expired(), copied);
+    EXPECT_EQ(slices.size(), copied ? 1u : 2u);
+    std::vector<grpc::Slice> sent;
+    ASSERT_TRUE(message.Dump(&sent).ok());
+    message.Clear();
+    slices.clear();
+    for (; !sent.empty(); sent.pop_back()) EXPECT_EQ(admission.bytes_in_flight(), 50'000u);
+    EXPECT_EQ(admission.bytes_in_flight(), 0u);
+    EXPECT_TRUE(slot.expired());
+  }
 }
 
 // ----

@@ -373,7 +373,8 @@ void Reference::Forget(const Key& key, const std::string& reason) {
   stones_[key] = {reason, false};
   forgotten_at_[key] = LastRevision();
   disk_[key].reaped = false;
-  if (reason != "EXPIRED") disk_[key].states = {std::nullopt};
+  if (reason != "EXPIRED") disk_[key].states.clear();
+  disk_[key].states.push_back(std::nullopt);  // what is expired leaves the disk a moment later
 }
 
 void Reference::ForgetExpired() {
@@ -827,8 +828,9 @@ std::string Reference::BatchWrite(const v1::BatchWriteRequest& in, const Outcome
                                   const v1::BatchWriteResponse& out) {
   CallBegins();
   std::vector<Plan> plans;
-  std::set<Key> written;
-  std::vector<Fault> faults;
+  std::set<Key> written, written_well;
+  std::vector<Fault> faults, duplicates;
+  bool must_refuse = false;
   uint64_t at = 0;
   size_t refused = 0, names = 0;
   if (in.items().empty()) faults.push_back({kInvalid, "MISSING_FIELD", "items"});
@@ -857,14 +859,21 @@ std::string Reference::BatchWrite(const v1::BatchWriteRequest& in, const Outcome
     if (item.has_fork()) own.insert(plans.back().children.begin(), plans.back().children.end());
     else if (item.write_case() != v1::BatchWriteItem::WRITE_NOT_SET) own.insert(plans.back().key);
     names += own.size();
+    const bool well = plans.back().faults.empty();
     bool twice = false;
-    for (const Key& key : own) twice |= !written.insert(key).second;
-    if (twice) faults.push_back({kInvalid, "DUPLICATE_NAME", absl::StrCat("items[", i, "]")});
-    refused += !plans.back().faults.empty();
+    for (const Key& key : own) {
+      twice |= !written.insert(key).second;
+      if (well && !written_well.insert(key).second) must_refuse = true;
+    }
+    if (twice) duplicates.push_back({kInvalid, "DUPLICATE_NAME", absl::StrCat("items[", i, "]")});
+    refused += !well;
   }
   if (names > options_.max_children) faults.push_back({kInvalid, "TOO_MANY", "items"});
   if (at != in.data().size())
     faults.push_back({kInvalid, "BYTES_LENGTH_MISMATCH", "data", {{"expected", absl::StrCat(at)}}});
+  // Where an item of a pair is refused by itself, or for that none is done, the daemon may tell that instead.
+  if ((must_refuse && !(in.all_or_none() && refused > 0)) || !outcome.ok())
+    faults.insert(faults.end(), duplicates.begin(), duplicates.end());
   if (!faults.empty()) {
     ++counts_.refused;
     return CheckRefused(faults, outcome, "");
@@ -1372,9 +1381,12 @@ void Reference::Restarted(bool orderly, std::string incarnation) {
   incarnation_ = std::move(incarnation);
   orderly_ = orderly;
   if (orderly) {
-    for (const auto& [key, state] : names_) Recorded(key);
     for (auto& [key, disk] : disk_) {
-      if (names_.count(key) == 0) disk.states = {std::nullopt};
+      const State* state = Find(key);
+      if (state == nullptr) disk.states = {std::nullopt};
+      else if (state->durability != v1::VOLATILE) disk.states = {*state};
+      else  // what is recorded of it, but nothing of an earlier name
+        std::erase_if(disk.states, [&](const auto& s) { return s.has_value() && s->created != state->created; });
     }
   } else {
     uncertain_ = true;

@@ -587,6 +587,8 @@ std::string Session::Capabilities() {
 }
 
 std::string Session::Evict() {
+  world_.store().ReapExpired();  // one that is over already may be the one of least value
+  reference_.ReapedExpired();
   const bool evicted = world_.store().EvictPrefix();
   Note(evicted ? "EvictPrefix: one" : "EvictPrefix: none");
   if (!evicted) return ListAll(v1::PREFIX);

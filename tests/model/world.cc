@@ -17,6 +17,29 @@ void Require(const absl::Status& status, const char* what) {
   std::abort();
 }
 
+// A NameLog whose secret is always the same, so that a seed makes the same names of prefixes again.
+class KnownKeyLog final : public NameLog {
+ public:
+  explicit KnownKeyLog(NameLog* log) : log_(log) {}
+  absl::Status Commit(absl::Span<const NameChange> changes, bool sync) override { return log_->Commit(changes, sync); }
+  absl::Status CommitLayout(const LayoutRecord& layout) override { return log_->CommitLayout(layout); }
+  absl::Status DeleteLayout(TenantId tenant, absl::string_view fingerprint) override {
+    return log_->DeleteLayout(tenant, fingerprint);
+  }
+  absl::Status CommitCleanStop(absl::string_view tombstones) override { return log_->CommitCleanStop(tombstones); }
+  LastRun last_run() const override { return log_->last_run(); }
+  uint64_t epoch() const override { return log_->epoch(); }
+  const std::string& hash_key() const override { return hash_key_; }
+  absl::Status LoadLayouts(absl::FunctionRef<absl::Status(LayoutRecord)> visit) override {
+    return log_->LoadLayouts(visit);
+  }
+  absl::Status LoadNames(absl::FunctionRef<absl::Status(NameChange)> visit) override { return log_->LoadNames(visit); }
+
+ private:
+  NameLog* const log_;
+  const std::string hash_key_ = std::string(32, 'k');
+};
+
 }  // namespace
 
 StoreOptions OptionsOfWorld() {
@@ -54,7 +77,8 @@ void World::Start() {
   residency_ = std::make_unique<Residency>(ResidencyOptions{1 << 20}, device_.get(), cold_.get(), clock_);
   StoreOptions options = OptionsOfWorld();
   options.incarnation = incarnation_;
-  store_ = std::make_unique<Store>(options, residency_.get(), cold_.get(), clock_);
+  log_ = std::make_unique<KnownKeyLog>(cold_.get());
+  store_ = std::make_unique<Store>(options, residency_.get(), log_.get(), clock_);
   residency_->SetMakeRoom([this] { return store_->EvictPrefix(); });
   Require(store_->Recover(), "the store does not recover");
   Identity identity;
@@ -69,6 +93,7 @@ void World::Stop() {
   handlers_.reset();
   store_.reset();
   residency_.reset();
+  log_.reset();
   cold_.reset();
   device_.reset();
 }

@@ -61,6 +61,7 @@ class World {
   WorldCounts before_;  // of earlier starts
   std::unique_ptr<HostDevice> device_;
   std::unique_ptr<RocksDbColdStore> cold_;
+  std::unique_ptr<NameLog> log_;  // cold_, but for what is random in it
   std::unique_ptr<Residency> residency_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Handlers> handlers_;

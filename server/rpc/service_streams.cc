@@ -194,6 +194,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
  private:
   void ReadNext() {
     message_.Clear();
+    Admit(0).IgnoreError();  // gives the bytes of the message back; none are never refused
     WatchSending();
     StartRead(&message_);
   }

@@ -360,6 +360,25 @@ TEST_F(StreamTest, WhatAFirstMessageMayNotBe) {
   EXPECT_EQ(LiveImages(), 1);
 }
 
+TEST_F(StreamTest, AStreamThatWaitsForItsNextChunkCountsNoBytesInFlight) {
+  Register("large", kLargeBytes);
+  const std::string chunk = Pattern(3 << 20, 1);
+  ASSERT_GT(2 * chunk.size(), kInFlightMax);
+  v1::SetRequest head = Head("waits", "id");
+  head.set_layout("large");
+  auto waits = Send(head, 0, chunk);
+  Await("waits", "id", chunk.size());
+  head = Head("other");
+  head.set_layout("large");
+  // GetUpload tells of a chunk a moment before its bytes are given back.
+  std::string reason;
+  const absl::Time end = absl::Now() + absl::Seconds(5);
+  do reason = ReasonOfCall(Send(head, 0, chunk)->End());
+  while (reason == "ADMISSION" && absl::Now() < end);
+  EXPECT_EQ(reason, "BYTES_LENGTH_MISMATCH");  // the end of a state is missing, and no more
+  waits->End();
+}
+
 TEST_F(StreamTest, UploadsHaveALimitThatOpenStreamsCountAgainst) {
   std::vector<std::unique_ptr<Sender>> senders;
   for (int i = 0; i < 3; ++i) {

@@ -169,10 +169,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
 
   void OnReadDone(bool ok) override {
     StopWatching();
-    if (stalled_.load()) {  // the call was finished there
-      upload_.reset();
-      return;
-    }
+    if (stalled_.load()) return;  // the call was finished there
     if (!ok || upload_ == nullptr) {
       const absl::Status status = service_->executor_.Submit([this, ok] {
         const absl::Status done = ok ? Open() : Complete();
@@ -275,6 +272,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     const absl::Duration timeout = service_->options_.stream_timeout;
     sending_watch_ = service_->watchdog_.Watch(After(service_->clock_->Now(), timeout), [this, timeout] {
       stalled_.store(true);
+      upload_.reset();  // kept, or dropped, before the client hears of the end
       Finish(
           Ended(Error(absl::StatusCode::kDeadlineExceeded, "STALLED",
                       absl::StrCat("no chunk came for ", absl::FormatDuration(timeout), "; go on with another stream"))

@@ -360,6 +360,27 @@ TEST_F(StreamTest, WhatAFirstMessageMayNotBe) {
   EXPECT_EQ(LiveImages(), 1);
 }
 
+TEST_F(StreamTest, WhoeverHearsThatAStreamStalledMayGoOnAtOnce) {
+  for (int round = 0; round < 40; ++round) {
+    const std::string name = "s" + std::to_string(round);
+    auto sender = Send(Head(name, "id"), 0, state_.substr(0, kLeaf));
+    Await(name, "id", kLeaf);
+    std::thread advance([this] {
+      // Again if the read after this chunk, and its time, began only after the clock's step.
+      do clock_.Advance(kStreamTimeout);
+      while (!ended_ && !service_->WaitIdle(absl::Milliseconds(250)));
+    });
+    const grpc::Status stalled = sender->writer->Finish();
+    v1::Upload upload;
+    const grpc::Status found = GetUpload(name, "id", &upload);
+    ended_ = true;
+    advance.join();
+    ended_ = false;
+    ASSERT_EQ(ReasonOfCall(stalled), "STALLED");
+    EXPECT_TRUE(found.ok() && upload.has_expire_time()) << "in round " << round;
+  }
+}
+
 TEST_F(StreamTest, AStreamThatWaitsForItsNextChunkCountsNoBytesInFlight) {
   Register("large", kLargeBytes);
   const std::string chunk = Pattern(3 << 20, 1);

@@ -243,6 +243,8 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     if (absl::Status status = ParseMessage(&chunk, &split); !status.ok()) return status;
     if (chunk.has_head())
       return InvalidArgument("INVALID_OPTION", "head", "only the first message of a stream has a head");
+    if (split.data_bytes == 0)
+      return InvalidArgument("INVALID_OPTION", "data", "only the first message of a stream may have no data");
     return Append(chunk, split);
   }
 

@@ -360,6 +360,18 @@ TEST_F(StreamTest, WhatAFirstMessageMayNotBe) {
   EXPECT_EQ(LiveImages(), 1);
 }
 
+TEST_F(StreamTest, OnlyTheFirstMessageMayHaveNoData) {
+  for (const char* checksum : {"", "0123456789abcdef"}) {
+    auto sender = Send(Head("s"));
+    v1::SetChunk empty;
+    empty.set_checksum(checksum);
+    sender->writer->Write(empty);
+    const grpc::Status refused = sender->End();
+    EXPECT_EQ(ReasonOfCall(refused), "INVALID_OPTION");
+    EXPECT_EQ(DetailsOf(refused).Meta("field"), "data");
+  }
+}
+
 TEST_F(StreamTest, WhoeverHearsThatAStreamStalledMayGoOnAtOnce) {
   for (int round = 0; round < 40; ++round) {
     const std::string name = "s" + std::to_string(round);

@@ -218,6 +218,12 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     return upload_->Append(chunk.offset(), split.data, checksum);
   }
 
+  // The same error as seen from the stream: what is not about a chunk is about the head.
+  static absl::Status InHead(const absl::Status& status) {
+    const std::string field = GetErrorDetail(status).field;
+    return field.empty() || field == "offset" || field == "data" ? status : BelowField(status, "head");
+  }
+
   absl::Status Open() {
     if (absl::Status status = op().Check(*service_->clock_); !status.ok()) return status;
     v1::SetChunk chunk;
@@ -231,7 +237,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     if (!set.ok()) return BelowField(set.status(), "head");
     absl::StatusOr<std::unique_ptr<Uploads::Upload>> upload = service_->uploads_.Begin(
         op(), std::move(set->request), std::move(set->attachment), set->checksum, chunk.offset());
-    if (!upload.ok()) return upload.status();
+    if (!upload.ok()) return InHead(upload.status());
     upload_ = *std::move(upload);
     if (split.data_bytes == 0) return absl::OkStatus();
     return Append(chunk, split);
@@ -254,7 +260,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     if (upload_ == nullptr)
       return InvalidArgument("MISSING_FIELD", "head", "the first message of a stream says what is written");
     const absl::StatusOr<NameInfo> info = upload_->Finish(op());
-    if (!info.ok()) return info.status();
+    if (!info.ok()) return InHead(info.status());
     v1::NameInfo answer;
     FillNameInfo(*info, &answer);
     bool own_buffer;

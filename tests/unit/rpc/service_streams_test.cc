@@ -360,6 +360,34 @@ TEST_F(StreamTest, WhatAFirstMessageMayNotBe) {
   EXPECT_EQ(LiveImages(), 1);
 }
 
+TEST_F(StreamTest, ErrorsOfTheHeadNameItsFieldAndThoseOfAChunkTheirOwn) {
+  v1::SetRequest head = Head("s");
+  head.set_layout("absent");
+  EXPECT_EQ(DetailsOf(Send(head)->End()).Meta("field"), "head.layout");
+  EXPECT_EQ(DetailsOf(Send(Head("a//b"))->End()).Meta("field"), "head.sequence");
+  const grpc::Status unknown = Send(Head("s", "id"), kLeaf)->End();
+  EXPECT_EQ(ReasonOfCall(unknown), "UPLOAD_UNKNOWN");
+  EXPECT_EQ(DetailsOf(unknown).Meta("field"), "head.request_id");
+  head = Head("s");
+  head.set_checksum("0123456789abcdef");
+  const grpc::Status whole = Send(head, 0, state_)->End();
+  EXPECT_EQ(ReasonOfCall(whole), "CHECKSUM_MISMATCH");
+  EXPECT_EQ(DetailsOf(whole).Meta("field"), "head.checksum");
+
+  EXPECT_EQ(DetailsOf(Send(Head("s"), 0, state_.substr(0, kLeaf))->End()).Meta("field"), "data");  // bytes are missing
+  auto gap = Send(Head("s", "id"), 0, state_.substr(0, kLeaf));
+  gap->offset += kLeaf;
+  gap->Send(state_.substr(kLeaf, kLeaf));
+  EXPECT_EQ(DetailsOf(gap->End()).Meta("field"), "offset");
+  EXPECT_EQ(DetailsOf(Send(Head("s", "id"), 2 * kLeaf)->End()).Meta("field"), "offset");
+  auto damaged = Send(Head("s"));
+  v1::SetChunk chunk;
+  chunk.set_data(state_);
+  chunk.set_checksum("0123456789abcdef");
+  damaged->writer->Write(chunk);
+  EXPECT_EQ(DetailsOf(damaged->End()).Meta("field"), "checksum");
+}
+
 TEST_F(StreamTest, OnlyTheFirstMessageMayHaveNoData) {
   for (const char* checksum : {"", "0123456789abcdef"}) {
     auto sender = Send(Head("s"));

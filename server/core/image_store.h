@@ -54,6 +54,9 @@ class ImageWriter {
   // REQUIRES: not beyond the state's end. Errors: CHECKSUM_MISMATCH (then nothing was appended).
   virtual absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) = 0;
 
+  // Forgets what was appended: the state comes anew, into the same room.
+  virtual void Restart() = 0;
+
   // The image. After it the writer is empty. Errors: BYTES_LENGTH_MISMATCH (bytes are missing), CHECKSUM_MISMATCH (of
   // the whole); then the writer is as it was.
   virtual absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) = 0;

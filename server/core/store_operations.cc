@@ -434,7 +434,7 @@ absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, std
                                            std::optional<Checksum> expected_checksum) {
   RETURN_IF_ERROR(ValidateSet(request, attachment));
   if (request.select.has_value()) {
-    return Invalid("INVALID_OPTION", "head.select", "a stream writes a whole state; send a part with Set");
+    return Invalid("INVALID_OPTION", "select", "a stream writes a whole state; send a part with Set");
   }
   absl::StatusOr<LayoutRef> layout = LayoutOfSet(op, request);
   RETURN_IF_ERROR(layout.status());

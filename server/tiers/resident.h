@@ -99,6 +99,10 @@ class Residency::Writer final : public ImageWriter {
 
   uint64_t received_bytes() const override { return received_; }
   absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) override;
+  void Restart() override {
+    received_ = 0;
+    leaves_.clear();
+  }
   absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override;
 
  private:

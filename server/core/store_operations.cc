@@ -258,11 +258,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
       const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
       RETURN_IF_ERROR(replayed.status());
       if (*replayed) return std::vector<Next>();
-      return absl::Status(
-          Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                absl::StrCat("a sequence '", key.name, "' exists; choose another name, or delete it first"))
-              .Field("sequence")
-              .Meta("revision", name->state.revision));
+      return NameExists(*name, "sequence", "choose another name, or delete it first");
     }
     NameState state = fresh;
     if (image != nullptr) {
@@ -501,10 +497,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
         answered = *found;
       }
       if (child != nullptr && (answered == nullptr || answer.revisions.size() < i)) {
-        return absl::Status(Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                                  absl::StrCat("a sequence '", keys[i].name, "' exists; no child was made"))
-                                .Field(absl::StrCat("children[", i, "]"))
-                                .Meta("revision", child->state.revision));
+        return NameExists(*child, absl::StrCat("children[", i, "]"), "no child was made");
       }
       if (answered != nullptr) {
         answer.revisions.push_back(answered->revision);
@@ -588,11 +581,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SnapshotRequest
           const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
           RETURN_IF_ERROR(replayed.status());
           if (*replayed) return std::vector<Next>();
-          return absl::Status(
-              Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                    absl::StrCat("a snapshot '", key.name, "' exists and snapshots never change; delete it first"))
-                  .Field("snapshot")
-                  .Meta("revision", name->state.revision));
+          return NameExists(*name, "snapshot", "snapshots never change; delete it first");
         }
         absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
         RETURN_IF_ERROR(found.status());

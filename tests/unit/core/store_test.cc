@@ -119,6 +119,27 @@ TEST_F(StoreTest, AnExpiredDeadlineOrACancellationChangesNothing) {
   EXPECT_EQ(*Get(Seq("a")), 'x');
 }
 
+TEST_F(StoreTest, WhateverWouldMakeANameThatIsThereTellsItsRevision) {
+  const auto info = Set("a", 1, 'x');
+  ASSERT_TRUE(store_->Snapshot(op_, {{Seq("a"), {}, ""}, "a", {}, {}}).ok());
+  const auto create = store_->Create(op_, {"a", "m", {}, {}});
+  const auto fork = Fork(Seq("a"), {"b", "a"});
+  const auto snapshot = store_->Snapshot(op_, {{Seq("a"), {}, ""}, "a", {}, {}});
+  const auto told = [](const absl::Status& status) {
+    const ErrorDetail detail = GetErrorDetail(status);
+    return absl::StrCat(status.message(), "; ", detail.reason, " ", detail.field, " ", detail.metadata.at(0).second);
+  };
+  const uint64_t snapshots = store_->Describe(op_, Snap("a"))->revision;
+  EXPECT_EQ(told(create.status()), absl::StrCat("a sequence 'a' exists; choose another name, or delete it first; "
+                                                "NAME_EXISTS sequence ",
+                                                info->revision));
+  EXPECT_EQ(told(fork.status()),
+            absl::StrCat("a sequence 'a' exists; no child was made; NAME_EXISTS children[1] ", info->revision));
+  EXPECT_EQ(told(snapshot.status()),
+            absl::StrCat("a snapshot 'a' exists; snapshots never change; delete it first; NAME_EXISTS snapshot ",
+                         snapshots));
+}
+
 // ---- fork
 
 TEST_F(StoreTest, AThousandChildrenShareOneImageAndEachHasItsOwnRevision) {

@@ -488,33 +488,33 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
     ForkAnswer& answer = *out;
     answer = ForkAnswer{};
     // A retry: all children are there and remember this request.
+    std::vector<std::pair<const Name*, const AnsweredRequest*>> children;
+    for (const NameKey& key : keys) {
+      const Name* child = FindLocked(key);
+      absl::StatusOr<const AnsweredRequest*> answered = nullptr;
+      if (child != nullptr) answered = FindAnswered(child->state, request.request);
+      RETURN_IF_ERROR(answered.status());
+      children.emplace_back(child, *answered);
+      answer.replayed = answer.replayed || *answered != nullptr;
+    }
     for (size_t i = 0; i < keys.size(); ++i) {
-      Name* child = FindLocked(keys[i]);
-      const AnsweredRequest* answered = nullptr;
-      if (child != nullptr) {
-        absl::StatusOr<const AnsweredRequest*> found = FindAnswered(child->state, request.request);
-        RETURN_IF_ERROR(found.status());
-        answered = *found;
-      }
-      if (child != nullptr && (answered == nullptr || answer.revisions.size() < i)) {
+      const auto& [child, answered] = children[i];
+      if (child != nullptr && answered == nullptr)
         return NameExists(*child, absl::StrCat("children[", i, "]"), "no child was made");
-      }
-      if (answered != nullptr) {
-        answer.revisions.push_back(answered->revision);
-        answer.replayed = true;
-        if (i == 0) {
-          const NameInfo info = InfoOfAnswered(*child, *answered);
-          answer.version = info.version;
-          answer.state_bytes = info.layout->state_bytes();
-          answer.durability = info.durability;
-        }
-      } else if (answer.replayed) {
+      if (child == nullptr && answer.replayed) {
         return absl::Status(Error(absl::StatusCode::kAborted, "REVISION_MISMATCH",
                                   absl::StrCat("this Fork was answered before, and '", keys[i].name,
                                                "' is gone since; use a new request_id"))
                                 .Field(absl::StrCat("children[", i, "]"))
                                 .Meta("revision", uint64_t{0}));
       }
+      if (child == nullptr) continue;
+      answer.revisions.push_back(answered->revision);
+      if (i > 0) continue;
+      const NameInfo info = InfoOfAnswered(*child, *answered);
+      answer.version = info.version;
+      answer.state_bytes = info.layout->state_bytes();
+      answer.durability = info.durability;
     }
     if (answer.replayed) return std::vector<Next>();
 

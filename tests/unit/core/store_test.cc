@@ -200,6 +200,25 @@ TEST_F(StoreTest, AForkIsReplayedAsAWhole) {
   EXPECT_REASON(Fork(Seq("p"), {"a", "b"}, {}, {"r", 5}), "REVISION_MISMATCH");
 }
 
+TEST_F(StoreTest, AForkOfWhichAnyChildrenAreGoneIsNotReplayed) {
+  ASSERT_TRUE(Set("p", 1, 'x').ok());
+  const std::vector<std::string> children = {"a", "b", "c"};
+  for (unsigned gone = 1; gone < 7; ++gone) {
+    SCOPED_TRACE(gone);
+    const RequestId request{absl::StrCat("r", gone), 5};
+    ASSERT_TRUE(Fork(Seq("p"), children, {}, request).ok());
+    for (size_t i = 0; i < children.size(); ++i) {
+      if (gone >> i & 1) {
+        ASSERT_TRUE(Delete(Seq(children[i])).ok());
+      }
+    }
+    const auto again = Fork(Seq("p"), children, {}, request);
+    EXPECT_REASON(again, "REVISION_MISMATCH");
+    EXPECT_EQ(GetErrorDetail(again.status()).field, absl::StrCat("children[", gone & 1 ? 0 : gone & 2 ? 1 : 2, "]"));
+    for (const std::string& child : children) (void)Delete(Seq(child));
+  }
+}
+
 // ---- snapshots
 
 TEST_F(StoreTest, ASnapshotStaysWhenItsSequenceMovesOnAndGoes) {

@@ -276,6 +276,15 @@ NameState Store::NewState(LayoutRef layout) const {
   return state;
 }
 
+std::function<void()> Store::UseOf(const NameKey& key, size_t forks) {
+  return [this, key, forks]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    Name* name = FindLocked(key);
+    if (name == nullptr) return;
+    UseLocked(name);
+    if (key.kind == NameKind::kPrefix) name->forks += static_cast<uint32_t>(forks);
+  };
+}
+
 VersionRef Store::NewVersion(VersionId parent, int64_t position, Exactness exactness, ImageRef image) {
   return std::make_shared<const Version>(Version{ids_.Next(), parent, position, exactness, std::move(image)});
 }

@@ -345,6 +345,7 @@ class Store {
     std::function<absl::StatusOr<std::vector<Next>>()> decide;  // none: nothing to do
     NameInfo* info = nullptr;                                   // if set: what the first name says afterwards
     absl::Status status;                                        // how it went
+    std::function<void()> published = nullptr;                  // runs once under the lock, if something was done
   };
   struct WriteItem;  // store_write.cc: a name of one Write
 
@@ -415,6 +416,8 @@ class Store {
   NameState NewState(LayoutRef layout) const;
   bool IsExpired(const Name& name) const { return clock_->Now() >= name.Deadline(); }
   void UseLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { name->last_used = clock_->Now(); }
+  // For Change::published: this name, if it is still there, was used to make `forks` others.
+  std::function<void()> UseOf(const NameKey& key, size_t forks = 0);
   // Reads an image of this version, and tells its damage by the version.
   absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version);
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never

@@ -520,7 +520,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
 
     absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
     RETURN_IF_ERROR(found.status());
-    Name* source = found->name;
+    const Name* source = found->name;
     NameState child = NewState(source->state.layout);
     if (source->key.kind == NameKind::kSequence) {
       child.durability = source->state.durability;
@@ -539,10 +539,9 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
     answer.version = InfoOf(*found->version());
     answer.state_bytes = source->state.layout->state_bytes();
     answer.durability = child.durability;
-    UseLocked(source);
-    if (source->key.kind == NameKind::kPrefix) source->forks += static_cast<uint32_t>(keys.size());
     return states;
   };
+  change.published = UseOf(request.source.key, request.children.size());
   return change;
 }
 
@@ -574,28 +573,28 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SnapshotRequest
   const NameKey key{op.tenant, NameKind::kSnapshot, request.snapshot};
   RETURN_IF_ERROR(ValidateKey(key, "snapshot"));
   RETURN_IF_ERROR(ValidateRequestId(request.request));
-  return Change{
-      {key},
-      [this, key, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
-        if (const Name* name = FindLocked(key); name != nullptr) {
-          const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
-          RETURN_IF_ERROR(replayed.status());
-          if (*replayed) return std::vector<Next>();
-          return NameExists(*name, "snapshot", "snapshots never change; delete it first");
-        }
-        absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
-        RETURN_IF_ERROR(found.status());
-        NameState state = NewState(found->name->state.layout);
-        state.durability = found->name->state.durability;
-        RETURN_IF_ERROR(ApplyOptions(request.options, &state));
-        state.max_history = 1;
-        state.ring.push_back(found->version());
-        Advance(request.request, &state);
-        UseLocked(found->name);
-        return std::vector<Next>{std::move(state)};
-      },
-      answer,
-      absl::OkStatus()};
+  return Change{{key},
+                [this, key, &request, answer]()
+                    ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
+                      if (const Name* name = FindLocked(key); name != nullptr) {
+                        const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
+                        RETURN_IF_ERROR(replayed.status());
+                        if (*replayed) return std::vector<Next>();
+                        return NameExists(*name, "snapshot", "snapshots never change; delete it first");
+                      }
+                      absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
+                      RETURN_IF_ERROR(found.status());
+                      NameState state = NewState(found->name->state.layout);
+                      state.durability = found->name->state.durability;
+                      RETURN_IF_ERROR(ApplyOptions(request.options, &state));
+                      state.max_history = 1;
+                      state.ring.push_back(found->version());
+                      Advance(request.request, &state);
+                      return std::vector<Next>{std::move(state)};
+                    },
+                answer,
+                absl::OkStatus(),
+                UseOf(request.source.key)};
 }
 
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RestoreRequest& request, NameInfo* answer) {
@@ -623,11 +622,11 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RestoreRequest&
         RETURN_IF_ERROR(ApplyOptions(request.options, &state));
         state.ring.push_back(found->version());
         Advance(request.request, &state);
-        UseLocked(found->name);
         return std::vector<Next>{std::move(state)};
       },
       answer,
-      absl::OkStatus()};
+      absl::OkStatus(),
+      UseOf(source.key)};
 }
 
 absl::StatusOr<Store::Change> Store::Prepare(const Op&, const DeleteRequest& request, bool* answer) {

@@ -185,6 +185,10 @@ void Store::PublishItemsLocked(absl::Span<WriteItem> items) {
     if (item.index == 0 && item.change->info != nullptr)
       *item.change->info = InfoLocked(*item.name, *item.name->state.head());
   }
+  // Now that nobody needs the items' names any more: looking may forget one that is expired.
+  for (const WriteItem& item : items) {
+    if (item.index == 0 && item.change->published != nullptr) item.change->published();
+  }
 }
 
 absl::Status Store::Write(const Op& op, absl::Span<Change> changes, bool all_or_none) {

@@ -1,4 +1,5 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "absl/strings/str_cat.h"
 #include "core/store_fixture.h"
 
 namespace statepool {
@@ -135,9 +136,9 @@ TEST_F(StoreTest, WhateverWouldMakeANameThatIsThereTellsItsRevision) {
                                                 info->revision));
   EXPECT_EQ(told(fork.status()),
             absl::StrCat("a sequence 'a' exists; no child was made; NAME_EXISTS children[1] ", info->revision));
-  EXPECT_EQ(told(snapshot.status()),
-            absl::StrCat("a snapshot 'a' exists; snapshots never change; delete it first; NAME_EXISTS snapshot ",
-                         snapshots));
+  EXPECT_EQ(
+      told(snapshot.status()),
+      absl::StrCat("a snapshot 'a' exists; snapshots never change; delete it first; NAME_EXISTS snapshot ", snapshots));
 }
 
 // ---- fork
@@ -335,6 +336,40 @@ TEST_F(CollidingStoreTest, ACollisionIsAMissAndTheNewerPrefixWins) {
   ASSERT_TRUE(Publish("b", Tokens(5, 1000)).ok());
   EXPECT_TRUE(Match(Tokens(9))->matches.empty());
   EXPECT_EQ(*Get(Match(Tokens(9, 1000))->matches.front().key), 'y');
+}
+
+TEST_F(StoreTest, AForkThatIsRefusedDoesNotCountForItsPrefix) {
+  NameKey refused, forked;
+  for (NameKey* prefix : {&refused, &forked}) {
+    ASSERT_TRUE(Set("a", 5, 'x').ok());
+    const auto published = Publish("a", Tokens(5, prefix == &refused ? 1 : 1000), With(kSync));
+    ASSERT_TRUE(published.ok()) << published.status();
+    *prefix = published->info.key;
+    ASSERT_TRUE(Delete(Seq("a")).ok());
+  }
+  log_->commit_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
+  for (int i = 0; i < 3; ++i) EXPECT_REASON(Fork(refused, {"c"}, With(kSync)), "COLD_FULL");
+  log_->commit_error = absl::OkStatus();
+  ASSERT_TRUE(Fork(forked, {"c"}, With(kVolatile)).ok());
+  ASSERT_TRUE(Delete(Seq("c")).ok());
+  ASSERT_TRUE(store_->EvictPrefix());  // the one whose forks saved nothing
+  EXPECT_REASON(Get(refused), "EVICTED");
+  EXPECT_EQ(*Get(forked), 'x');
+}
+
+TEST_F(StoreTest, AWriteFromASourceIsAUseOfItOnlyWhenItIsDone) {
+  ASSERT_TRUE(Set("a", 1, 'x', Ttl(absl::Seconds(10))).ok());
+  clock_.Advance(absl::Seconds(8));
+  ASSERT_TRUE(store_->Snapshot(op_, {{Seq("a"), {}, ""}, "s", With(kVolatile), {}}).ok());
+  clock_.Advance(absl::Seconds(8));
+  ASSERT_TRUE(Fork(Seq("a"), {"c"}, With(kVolatile)).ok());
+  clock_.Advance(absl::Seconds(8));
+  log_->commit_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
+  EXPECT_REASON(store_->Snapshot(op_, {{Seq("a"), {}, ""}, "t", With(kSync), {}}), "COLD_FULL");
+  EXPECT_REASON(Fork(Seq("a"), {"d"}, With(kSync)), "COLD_FULL");
+  log_->commit_error = absl::OkStatus();
+  clock_.Advance(absl::Seconds(3));
+  EXPECT_REASON(Get(Seq("a")), "EXPIRED");
 }
 
 // ---- expiry

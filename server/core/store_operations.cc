@@ -24,8 +24,8 @@ absl::Status ValidateRequestId(const RequestId& request) {
 }
 
 bool KnowsRequest(const NameState& state, absl::string_view id) {
-  return std::any_of(state.requests.begin(), state.requests.end(),
-                     [&](const AnsweredRequest& answered) { return answered.id == id; });
+  return !id.empty() && std::any_of(state.requests.begin(), state.requests.end(),
+                                    [&](const AnsweredRequest& answered) { return answered.id == id; });
 }
 
 // The body hash of a request that writes bytes: of those that came, not of the checksum that was claimed for them.
@@ -337,28 +337,34 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
     RETURN_IF_ERROR(found.status());
     layout = *found;
   }
-  // Hashing what came costs a pass over it, so a request_id that nobody knows waits for the hash that the copy makes.
-  std::optional<Checksum> data_checksum;
-  bool known = false;
-  if (!request.request.id.empty()) {
-    MutexLock lock(&mu_);
-    const Name* name = FindLocked(key);
-    known = name != nullptr && KnowsRequest(name->state, request.request.id);
-  }
-  if (known || request.select.has_value()) data_checksum = ChecksumOfPieces(item.bytes.pieces);
   RequestId request_id = request.request;
-  if (data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
-
+  std::optional<Checksum> data_checksum;
+  const auto hash_data = [&] {
+    data_checksum = ChecksumOfPieces(item.bytes.pieces);
+    request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
+  };
+  if (request.select.has_value()) hash_data();
   // A first look, so that a refused request costs no copy, and to know the layout and the head of a name that exists.
+  // Hashing what came costs a pass over it, so a request_id that nobody knows waits for the hash that the copy makes.
+  // But whoever finds it unknown and whoever refuses must see one state of the name: else a retry that meets its first
+  // attempt is refused for what that one did.
   VersionRef base;
-  {
-    MutexLock lock(&mu_);
-    absl::StatusOr<std::vector<Next>> look = DecideSetLocked(
-        key, request, data_checksum.has_value() ? request_id : RequestId{}, layout, nullptr, Exactness::kExact, answer);
-    RETURN_IF_ERROR(look.status());
-    if (look->empty()) return Change{};
-    layout = look->front()->layout;
-    if (request.select.has_value()) base = look->front()->head();
+  for (bool looked = false; !looked;) {
+    {
+      MutexLock lock(&mu_);
+      const Name* name = FindLocked(key);
+      looked = data_checksum.has_value() || name == nullptr || !KnowsRequest(name->state, request.request.id);
+      if (looked) {
+        absl::StatusOr<std::vector<Next>> look =
+            DecideSetLocked(key, request, data_checksum.has_value() ? request_id : RequestId{}, layout, nullptr,
+                            Exactness::kExact, answer);
+        RETURN_IF_ERROR(look.status());
+        if (look->empty()) return Change{};
+        layout = look->front()->layout;
+        if (request.select.has_value()) base = look->front()->head();
+      }
+    }
+    if (!looked) hash_data();
   }
 
   StateBytes bytes = item.bytes;
@@ -414,7 +420,7 @@ absl::StatusOr<LayoutRef> Store::LayoutOfSet(const Op& op, const SetRequest& req
   MutexLock lock(&mu_);
   const Name* name = FindLocked(key);
   // It may be the retry of a request that was answered: its bytes will tell.
-  if (name != nullptr && !request.request.id.empty() && KnowsRequest(name->state, request.request.id))
+  if (name != nullptr && KnowsRequest(name->state, request.request.id))
     return layout != nullptr ? layout : name->state.layout;
   NameInfo ignored;
   absl::StatusOr<std::vector<Next>> look =

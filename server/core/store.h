@@ -284,10 +284,10 @@ class Store {
   std::vector<absl::StatusOr<GetAnswer>> GetMany(const Op& op, absl::Span<const Source> sources);
   absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
   // Set in two halves, for bytes that come in their own time. Whatever can be refused before them is refused by
-  // BeginSet. FinishSet leaves `set` alone on errors of its bytes. REQUIRES: no `select`.
-  // LayoutOfSet says before which layout it would be; never blocks.
+  // LayoutOfSet, which says of which layout the state is (and never blocks), or by BeginSet, to which that is given.
+  // FinishSet leaves `set` alone on errors of its bytes. REQUIRES: no `select`.
   absl::StatusOr<LayoutRef> LayoutOfSet(const Op& op, const SetRequest& request);
-  absl::StatusOr<PendingSet> BeginSet(const Op& op, SetRequest request, std::string attachment,
+  absl::StatusOr<PendingSet> BeginSet(const Op& op, SetRequest request, LayoutRef layout, std::string attachment,
                                       std::optional<Checksum> expected_checksum);
   absl::StatusOr<NameInfo> FinishSet(const Op& op, PendingSet* set);
   absl::StatusOr<ForkAnswer> Fork(const Op& op, const ForkRequest& request);

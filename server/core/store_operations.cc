@@ -429,16 +429,14 @@ absl::StatusOr<LayoutRef> Store::LayoutOfSet(const Op& op, const SetRequest& req
   return look->front()->layout;
 }
 
-absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, std::string attachment,
+absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, LayoutRef layout, std::string attachment,
                                            std::optional<Checksum> expected_checksum) {
   RETURN_IF_ERROR(ValidateSet(request, attachment));
   if (request.select.has_value()) {
     return Invalid("INVALID_OPTION", "head.select", "a stream writes a whole state; send a part with Set");
   }
-  absl::StatusOr<LayoutRef> layout = LayoutOfSet(op, request);
-  RETURN_IF_ERROR(layout.status());
   PendingSet set;
-  set.layout = *std::move(layout);
+  set.layout = std::move(layout);
   absl::StatusOr<std::unique_ptr<ImageWriter>> writer = images_->BeginWrite(op, set.layout, attachment.size());
   RETURN_IF_ERROR(writer.status());
   set.request = std::move(request);

@@ -137,7 +137,8 @@ absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, Se
     bytes_ += bytes;
     upload->reserved_bytes_ = bytes;
   }
-  absl::StatusOr<PendingSet> set = store_->BeginSet(op, std::move(request), std::move(attachment), expected_checksum);
+  absl::StatusOr<PendingSet> set =
+      store_->BeginSet(op, std::move(request), *layout, std::move(attachment), expected_checksum);
   if (!set.ok()) return set.status();
   upload->set_ = *std::move(set);
   if (key.has_value()) {

@@ -296,7 +296,7 @@ TEST_F(StorePartsTest, APageTokenBelongsToItsListAndOutlivesItsName) {
 // ---- uploads
 
 TEST_F(StorePartsTest, ASetInTwoHalvesIsASet) {
-  auto set = store_->BeginSet(op_, {"a", "p", 3, {}, {}, {}, {"r", 1}}, "logits", ChecksumOf("aaaabbbbbb"));
+  auto set = BeginSet({"a", "p", 3, {}, {}, {}, {"r", 1}}, "logits", ChecksumOf("aaaabbbbbb"));
   ASSERT_TRUE(set.ok()) << set.status();
   EXPECT_REASON(store_->Describe(op_, Seq("a")), "NEVER_CREATED");
   EXPECT_REASON(store_->FinishSet(op_, &*set), "BYTES_LENGTH_MISMATCH");
@@ -312,14 +312,14 @@ TEST_F(StorePartsTest, ASetInTwoHalvesIsASet) {
   // The same request as one message is the same request.
   EXPECT_TRUE(SetPart({"a", "p", 3, {}, {}, {}, {"r", 1}}, "aaaabbbbbb", {}, "logits")->replayed);
   // And its retry as a stream, also when it could not be made any more.
-  auto again = store_->BeginSet(op_, {"a", "p", 3, {}, 0, {}, {"r", 1}}, "logits", {});
+  auto again = BeginSet({"a", "p", 3, {}, 0, {}, {"r", 1}}, "logits", {});
   ASSERT_TRUE(again.ok()) << again.status();
   ASSERT_TRUE(again->writer->Append({&bytes, 1}, ChecksumOf(bytes)).ok());
   EXPECT_TRUE(store_->FinishSet(op_, &*again)->replayed);
 }
 
 TEST_F(StorePartsTest, WhatCanBeRefusedBeforeTheBytesIs) {
-  const auto begin = [&](const SetRequest& request) { return store_->BeginSet(op_, request, "", {}); };
+  const auto begin = [&](const SetRequest& request) { return BeginSet(request, "", {}); };
   const auto info = Set("a", 1, 'x');
   EXPECT_REASON(begin({"a//b", "m", 1, {}, {}, {}, {}}), "INVALID_NAME");
   EXPECT_REASON(begin({"new", "", 1, {}, {}, {}, {}}), "MISSING_FIELD");
@@ -334,7 +334,7 @@ TEST_F(StorePartsTest, WhatCanBeRefusedBeforeTheBytesIs) {
 
 TEST_F(StorePartsTest, WhatChangesWhileTheBytesComeIsSeenAtTheEnd) {
   const auto info = Set("a", 1, 'x');
-  auto set = store_->BeginSet(op_, {"a", "", 2, {}, info->revision, {}, {}}, "", {});
+  auto set = BeginSet({"a", "", 2, {}, info->revision, {}, {}}, "", {});
   const std::string bytes(layout_->state_bytes(), 'y');
   const absl::string_view piece = bytes;
   ASSERT_TRUE(set->writer->Append({&piece, 1}, ChecksumOf(bytes)).ok());
@@ -398,8 +398,22 @@ TEST_F(StorePartsTest, ANameThatCouldNotBeRecordedUsesNoLayout) {
   EXPECT_TRUE(store_->DeleteLayout(op_, "p").ok());
 }
 
+TEST_F(StorePartsTest, AStateIsOfTheLayoutThatItsSenderWasTold) {
+  const SetRequest request{"s", "p", 1, {}, {}, {}, {}};
+  const auto told = store_->LayoutOfSet(op_, request);
+  ASSERT_TRUE(told.ok());
+  ASSERT_TRUE(store_->DeleteLayout(op_, "p").ok());
+  ASSERT_TRUE(store_->RegisterLayout(op_, other_layout_, "p").ok());
+  auto set = store_->BeginSet(op_, request, *told, "", {});
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ(set->layout, parts_);
+  const absl::string_view bytes = "aaaabbbbbb";
+  ASSERT_TRUE(set->writer->Append({&bytes, 1}, ChecksumOf(bytes)).ok());
+  EXPECT_REASON(store_->FinishSet(op_, &*set), "LAYOUT_UNKNOWN");
+}
+
 TEST_F(StorePartsTest, ALayoutThatGoesWhileItsBytesComeMakesNoName) {
-  auto set = store_->BeginSet(op_, {"s", "p", 1, {}, {}, {}, {}}, "", {});
+  auto set = BeginSet({"s", "p", 1, {}, {}, {}, {}}, "", {});
   const absl::string_view bytes = "aaaabbbbbb";
   ASSERT_TRUE(set->writer->Append({&bytes, 1}, ChecksumOf(bytes)).ok());
   ASSERT_TRUE(store_->DeleteLayout(op_, "p").ok());

@@ -438,7 +438,7 @@ TEST_F(StoreTest, AStateThatComesSlowlyDoesNotBringItsDeletedSequenceBack) {
   SetRequest request;
   request.sequence = "a";  // and no layout: only a sequence that exists
   request.position = 2;
-  absl::StatusOr<PendingSet> pending = store_->BeginSet(op_, request, "", std::nullopt);
+  absl::StatusOr<PendingSet> pending = BeginSet(request, "", std::nullopt);
   ASSERT_TRUE(pending.ok()) << pending.status();
   const std::string bytes(pending->layout->state_bytes(), 'y');
   const absl::string_view piece = bytes;

@@ -165,6 +165,7 @@ struct DeleteRequest {
   NameKey key;
   std::optional<uint64_t> if_revision;
   bool allow_missing = false;
+  Revision created = 0;  // if set: only the name that this revision made, not one made since under the same name
 };
 struct SetTtlRequest {
   NameKey key;

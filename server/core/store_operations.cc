@@ -639,6 +639,9 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op&, const DeleteRequest& req
                 [this, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
                   const Name* name = FindLocked(request.key);
                   const auto grave = graves_.find(request.key);
+                  *answer = false;
+                  if (name != nullptr && request.created != 0 && name->state.created != request.created)
+                    return std::vector<Next>();
                   // A record that nobody can read is a name too.
                   *answer = name != nullptr || (grave != graves_.end() && grave->second.kept);
                   if (name != nullptr) RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
@@ -657,14 +660,18 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
     return Invalid("MISSING_FIELD", "name_prefix", "say which names, or `all`");
   DeleteManyAnswer answer;
   absl::flat_hash_set<ImageId> seen_images;
+  // What is deleted is what was counted: names made before this, but for those whose record was under way when they
+  // would have been counted. Nobody has seen these yet, and they may come to nothing.
+  const Revision made_before = ids_.Next();
+  absl::flat_hash_set<Revision> unborn;
   // The next names that match, a hold of the lock at a time.
   std::string after;
   bool more = true;
   const auto matches = [&](const NameTable::View& view) {
     return view.tenant == op.tenant && view.kind == request.kind && absl::StartsWith(view.name, request.name_prefix);
   };
-  const auto next_keys = [&](bool count) ABSL_LOCKS_EXCLUDED(mu_) {
-    std::vector<NameKey> keys;
+  const auto next_names = [&](bool count) ABSL_LOCKS_EXCLUDED(mu_) {
+    std::vector<DeleteRequest> names;
     MutexLock lock(&mu_);
     auto it = after.empty() ? names_.From({op.tenant, request.kind, request.name_prefix})
                             : names_.After({op.tenant, request.kind, after});
@@ -674,21 +681,24 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
       const Name* name = it->name();
       std::optional<RestingName> resting;
       if (name == nullptr) resting = it->folded()->Unpack();
-      if (name != nullptr ? name->unborn || IsExpired(*name) : clock_->Now() >= resting->Deadline()) continue;
-      keys.push_back({op.tenant, request.kind, after});
-      if (!count) continue;
       const NameState& state = name != nullptr ? name->state : resting->state;
+      if (state.created > made_before) continue;
+      if (count && name != nullptr && name->unborn) unborn.insert(state.created);
+      if (name != nullptr ? name->unborn || IsExpired(*name) : clock_->Now() >= resting->Deadline()) continue;
+      if (unborn.contains(state.created)) continue;
+      names.push_back({{op.tenant, request.kind, after}, std::nullopt, true, state.created});
+      if (!count) continue;
       const ImageId image = name != nullptr ? state.head()->image->info().id : resting->versions.back().image;
       if (seen_images.insert(image).second) answer.state_bytes += state.layout->state_bytes();
     }
     more = it != names_.end() && matches(it->view());
-    return keys;
+    return names;
   };
   while (more) {
     RETURN_IF_ERROR(op.Check(*clock_));
-    for (NameKey& key : next_keys(/*count=*/true)) {
+    for (DeleteRequest& name : next_names(/*count=*/true)) {
       ++answer.matched;
-      if (answer.names.size() < DeleteManyAnswer::kNamesTold) answer.names.push_back(std::move(key.name));
+      if (answer.names.size() < DeleteManyAnswer::kNamesTold) answer.names.push_back(std::move(name.key.name));
     }
   }
   if (request.if_count.has_value() && *request.if_count != answer.matched) {
@@ -701,8 +711,7 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
   if (request.preview) return answer;
   after.clear();
   for (more = true; more;) {
-    std::vector<DeleteRequest> deletes;
-    for (NameKey& key : next_keys(/*count=*/false)) deletes.push_back({std::move(key), std::nullopt, true});
+    const std::vector<DeleteRequest> deletes = next_names(/*count=*/false);
     std::vector<Change> changes;
     std::deque<bool> deleted(deletes.size());
     for (size_t i = 0; i < deletes.size(); ++i) {

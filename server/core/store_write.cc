@@ -99,6 +99,7 @@ absl::Status Store::TakeNamesLocked(absl::Span<WriteItem> items) {
     if (item.name != nullptr || !item.next.has_value()) continue;
     item.name = names_.Insert(*item.key);
     item.name->unborn = true;
+    item.name->state.created = item.next->created;
     // From here on its layout is in use: it must not be deleted while the name's record is under way.
     item.name->state.layout = item.next->layout;
     ++layout_names_[item.next->layout.get()];

@@ -2,6 +2,9 @@
 //
 // What is beside whole writes of one name: parts of states, versions by id, many reads at once, uses and expiry, many
 // deletes, pages, uploads, layouts that go, salt.
+#include <future>
+#include <thread>
+
 #include "core/store_fixture.h"
 
 namespace statepool {
@@ -272,6 +275,54 @@ TEST_F(StorePartsTest, DeleteManyLeavesOutWhatIsExpiredAndSaysWhenTheDiskIsFull)
   op_.deadline = clock_.Now() - 1;
   EXPECT_REASON(store_->DeleteMany(op_, {NameKind::kSequence, "a/", false, false, {}}), "DEADLINE");
   op_.deadline = kNever;
+}
+
+TEST_F(StorePartsTest, DeleteManyLeavesWhatWasMadeAfterItCounted) {
+  ASSERT_TRUE(Set("p", 1, 'x', With(kSync)).ok());
+  std::vector<std::string> children;
+  for (int i = 1000; i < 2500; ++i) children.push_back("c/" + std::to_string(i));
+  ASSERT_TRUE(Fork(Seq("p"), children, With(kSync)).ok());
+  log_->before_commit = [&](absl::Span<const NameChange>) {  // of the first thousand
+    log_->before_commit = nullptr;
+    ASSERT_TRUE(Set("c/2000/new", 2, 'n', With(Durability::kVolatile)).ok());
+    ASSERT_TRUE(Delete(Seq("c/2001")).ok());
+    ASSERT_TRUE(Set("c/2001", 2, 'n', With(Durability::kVolatile)).ok());
+    ASSERT_TRUE(Set("c/2002", 2, 'n', With(Durability::kVolatile)).ok());  // was counted
+  };
+  const auto deleted = store_->DeleteMany(op_, {NameKind::kSequence, "c/", false, false, 1500});
+  store_->CheckInvariants();
+  ASSERT_TRUE(deleted.ok());
+  EXPECT_EQ(deleted->deleted, 1499u);
+  EXPECT_EQ(*Get(Seq("c/2000/new")), 'n');
+  EXPECT_EQ(*Get(Seq("c/2001")), 'n');
+  EXPECT_REASON(Get(Seq("c/2002")), "DELETED");
+  EXPECT_EQ(store_->counts().sequences, 3u);
+}
+
+TEST_F(StorePartsTest, DeleteManyLeavesWhatWasBeingMadeWhenItCounted) {
+  ASSERT_TRUE(Set("c/1", 1, 'x', With(kSync)).ok());
+  std::vector<std::string> children;
+  for (int i = 1000; i < 2500; ++i) children.push_back("c/" + std::to_string(i));
+  ASSERT_TRUE(Fork(Seq("c/1"), children, With(kSync)).ok());
+  std::promise<void> writing, deleting;
+  std::thread writer;
+  log_->before_commit = [&](absl::Span<const NameChange> changes) {
+    if (changes[0].key.name == "c/2000/new") {
+      writing.set_value();
+      deleting.get_future().wait();
+    } else if (writer.joinable()) {  // of the first thousand
+      deleting.set_value();
+      writer.join();
+    }
+  };
+  writer = std::thread([&] { ASSERT_TRUE(Set("c/2000/new", 2, 'n', With(kSync)).ok()); });
+  writing.get_future().wait();
+  const auto deleted = store_->DeleteMany(op_, {NameKind::kSequence, "c/", false, false, {}});
+  store_->CheckInvariants();
+  ASSERT_TRUE(deleted.ok());
+  EXPECT_EQ(deleted->matched, 1501u);
+  EXPECT_EQ(deleted->deleted, 1501u);
+  EXPECT_EQ(*Get(Seq("c/2000/new")), 'n');
 }
 
 // ---- pages

@@ -27,7 +27,7 @@ Store::Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock
       log_(log),
       clock_(clock),
       ids_(log->epoch()),
-      layouts_(options_.max_layouts, options_.max_layout_bytes, log),
+      layouts_(options_.max_layouts, options_.max_layout_bytes, log, clock),
       hasher_(log->hash_key(), options_.prefix_key_bits),
       names_([this](const FoldedName& folded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return UnfoldLocked(folded); }) {}
 
@@ -35,28 +35,31 @@ Store::~Store() { images_->Detach(); }
 
 absl::StatusOr<LayoutRegistry::Entry> Store::RegisterLayout(const Op& op, LayoutRef layout, absl::string_view alias) {
   RETURN_IF_ERROR(op.Check(*clock_));
-  return layouts_.Register(op.tenant, std::move(layout), alias);
+  return layouts_.Register(op, std::move(layout), alias);
 }
 
 absl::Status Store::DeleteLayout(const Op& op, absl::string_view layout) {
   RETURN_IF_ERROR(op.Check(*clock_));
-  return layouts_.Delete(op.tenant, layout, [&](const Layout& unused) -> absl::Status {
-    // From here on no new name can take it: Write asks whether it is registered, under the lock.
+  const auto unused = [&](const Layout& asked, absl::FunctionRef<void()> hide) -> absl::Status {
     MutexLock lock(&mu_);
     // Records of names that are gone still tell their layout.
-    for (;;) {
-      RETURN_IF_ERROR(BuryLocked());
-      const bool buried = std::all_of(graves_.begin(), graves_.end(), [](const auto& g) { return g.second.kept; });
+    for (bool buried = false;;) {
+      if (const auto uses = layout_names_.find(&asked); uses != layout_names_.end()) {
+        return Error(absl::StatusCode::kFailedPrecondition, "LAYOUT_IN_USE",
+                     absl::StrCat(uses->second, " names have this layout; delete them first"))
+            .Field("layout")
+            .Meta("names", uses->second);
+      }
       if (buried) break;
-      RETURN_IF_ERROR(WaitLocked(op));
+      RETURN_IF_ERROR(BuryLocked());
+      buried = std::all_of(graves_.begin(), graves_.end(), [](const auto& g) { return g.second.kept; });
+      if (!buried) RETURN_IF_ERROR(WaitLocked(op));
     }
-    const auto uses = layout_names_.find(&unused);
-    if (uses == layout_names_.end()) return absl::OkStatus();
-    return Error(absl::StatusCode::kFailedPrecondition, "LAYOUT_IN_USE",
-                 absl::StrCat(uses->second, " names have this layout; delete them first"))
-        .Field("layout")
-        .Meta("names", uses->second);
-  });
+    // From here on no new name can take it: Write asks whether it is registered, under the lock.
+    hide();
+    return absl::OkStatus();
+  };
+  return layouts_.Delete(op, layout, unused).status();
 }
 
 // ---- finding

@@ -449,6 +449,36 @@ TEST_F(StorePartsTest, ANameThatCouldNotBeRecordedUsesNoLayout) {
   EXPECT_TRUE(store_->DeleteLayout(op_, "p").ok());
 }
 
+TEST_F(StorePartsTest, ALayoutIsThereUntilItIsCertainThatNoNameHasIt) {
+  ASSERT_TRUE(SetPart({"s", "p", 1, {}, {}, {kSync, {}, absl::Seconds(1), {}, false}, {}}, "aaaabbbbbb").ok());
+  clock_.Advance(absl::Seconds(2));
+  Reap();
+  log_->before_commit = [this](absl::Span<const NameChange>) {  // the expired name's record goes
+    log_->before_commit = nullptr;
+    EXPECT_TRUE(SetPart({"t", "p", 1, {}, {}, {}, {}}, "aaaabbbbbb").ok());
+  };
+  EXPECT_REASON(store_->DeleteLayout(op_, "p"), "LAYOUT_IN_USE");
+  EXPECT_EQ(Bytes({Seq("t"), {}, ""}), "aaaabbbbbb");
+  ASSERT_TRUE(Delete(Seq("t")).ok());
+  EXPECT_TRUE(store_->DeleteLayout(op_, "p").ok());
+}
+
+TEST_F(StorePartsTest, WhoWaitsForALayoutThatGoesWaitsNoLongerThanItMay) {
+  ASSERT_TRUE(SetPart({"s", "p", 1, {}, {}, {kSync, {}, absl::Seconds(1), {}, false}, {}}, "aaaabbbbbb").ok());
+  clock_.Advance(absl::Seconds(2));
+  Reap();
+  log_->before_commit = [this](absl::Span<const NameChange>) {
+    clock_.SetTick(absl::Seconds(1));
+    Op op;
+    op.deadline = clock_.Now() + absl::ToInt64Nanoseconds(absl::Milliseconds(1500));  // the first look is in time
+    EXPECT_REASON(store_->RegisterLayout(op, other_layout_, "again"), "DEADLINE");
+    op.deadline = clock_.Now() + absl::ToInt64Nanoseconds(absl::Milliseconds(1500));
+    EXPECT_REASON(store_->DeleteLayout(op, "other"), "DEADLINE");
+    clock_.SetTick(absl::ZeroDuration());
+  };
+  EXPECT_TRUE(store_->DeleteLayout(op_, "p").ok());
+}
+
 TEST_F(StorePartsTest, AStateIsOfTheLayoutThatItsSenderWasTold) {
   const SetRequest request{"s", "p", 1, {}, {}, {}, {}};
   const auto told = store_->LayoutOfSet(op_, request);

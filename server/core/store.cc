@@ -59,7 +59,9 @@ absl::Status Store::DeleteLayout(const Op& op, absl::string_view layout) {
     hide();
     return absl::OkStatus();
   };
-  return layouts_.Delete(op, layout, unused).status();
+  const absl::StatusOr<LayoutRef> deleted = layouts_.Delete(op, layout, unused);
+  if (deleted.ok()) images_->LayoutDeleted(op.tenant, **deleted);
+  return deleted.status();
 }
 
 // ---- finding

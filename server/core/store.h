@@ -419,6 +419,10 @@ class Store {
   void UseLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { name->last_used = clock_->Now(); }
   // For Change::published: this name, if it is still there, was used to make `forks` others.
   std::function<void()> UseOf(const NameKey& key, size_t forks = 0);
+  // Tells the ImageStore if `layout` was deleted while room was taken for an image of it, whose name will be refused.
+  void NoticeDeleted(const Op& op, const Layout& layout) {
+    if (!layouts_.IsRegistered(op.tenant, layout)) images_->LayoutDeleted(op.tenant, layout);
+  }
   // Reads an image of this version, and tells its damage by the version.
   absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version);
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never

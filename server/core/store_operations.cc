@@ -276,6 +276,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
   StateBytes initial;
   initial.initial = true;
   absl::StatusOr<ImageRef> image = images_->Write(op, *layout, initial);
+  NoticeDeleted(op, **layout);
   RETURN_IF_ERROR(image.status());
   return Change{{key},
                 [decide, image = *image]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(image); },
@@ -396,6 +397,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
     }
   }
   absl::StatusOr<ImageRef> image = images_->Write(op, layout, bytes);
+  NoticeDeleted(op, *layout);
   RETURN_IF_ERROR(image.status());
   if (!data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, (*image)->info().checksum);
   return Change{{key},
@@ -438,6 +440,7 @@ absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, Lay
   PendingSet set;
   set.layout = std::move(layout);
   absl::StatusOr<std::unique_ptr<ImageWriter>> writer = images_->BeginWrite(op, set.layout, attachment.size());
+  NoticeDeleted(op, *set.layout);
   RETURN_IF_ERROR(writer.status());
   set.request = std::move(request);
   set.attachment = std::move(attachment);

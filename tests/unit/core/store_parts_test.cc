@@ -459,8 +459,10 @@ TEST_F(StorePartsTest, ALayoutIsThereUntilItIsCertainThatNoNameHasIt) {
   };
   EXPECT_REASON(store_->DeleteLayout(op_, "p"), "LAYOUT_IN_USE");
   EXPECT_EQ(Bytes({Seq("t"), {}, ""}), "aaaabbbbbb");
+  EXPECT_TRUE(images_->deleted_layouts.empty());
   ASSERT_TRUE(Delete(Seq("t")).ok());
   EXPECT_TRUE(store_->DeleteLayout(op_, "p").ok());
+  EXPECT_EQ(images_->deleted_layouts, std::vector<std::string>{parts_->fingerprint()});
 }
 
 TEST_F(StorePartsTest, WhoWaitsForALayoutThatGoesWaitsNoLongerThanItMay) {
@@ -488,6 +490,7 @@ TEST_F(StorePartsTest, AStateIsOfTheLayoutThatItsSenderWasTold) {
   auto set = store_->BeginSet(op_, request, *told, "", {});
   ASSERT_TRUE(set.ok()) << set.status();
   EXPECT_EQ(set->layout, parts_);
+  EXPECT_EQ(images_->deleted_layouts, std::vector<std::string>(2, parts_->fingerprint())) << "of this image, too";
   const absl::string_view bytes = "aaaabbbbbb";
   ASSERT_TRUE(set->writer->Append({&bytes, 1}, ChecksumOf(bytes)).ok());
   EXPECT_REASON(store_->FinishSet(op_, &*set), "LAYOUT_UNKNOWN");

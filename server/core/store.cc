@@ -258,8 +258,7 @@ NameInfo Store::InfoOfAnswered(const Name& name, const AnsweredRequest& answered
   NameInfo info = InfoLocked(name, *name.state.head());
   info.revision = answered.revision;
   if (info.version.id != answered.version) {
-    info.version = VersionInfo{};
-    info.version.tier = Tier::kCold;
+    info.version = VersionInfo{.exactness = Exactness::kUnknown, .tier = Tier::kUnknown};
     for (const VersionRef& version : name.state.ring) {
       if (version->id == answered.version) info.version = InfoOf(*version);
     }

@@ -88,6 +88,8 @@ struct RequestId {
   uint64_t body_hash = 0;  // of the whole request but for the bytes of a state, its method included
 };
 
+// A replayed answer may be about a version that its ring has no more. Only id, position and checksum are still known
+// then: exactness and tier are kUnknown, parent and attachment_bytes 0.
 struct VersionInfo {
   VersionId id = 0, parent = 0;
   int64_t position = 0;
@@ -405,8 +407,9 @@ class Store {
   absl::StatusOr<Found> ResolveLocked(const Source& source, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status ApplyOptions(const NameOptions& options, NameState* state) const;
   static absl::Status CheckIfRevision(const Name* name, const std::optional<uint64_t>& if_revision);
-  // The answer to an earlier request with this id, or nothing. Errors: REQUEST_ID_REUSED.
+  // What an earlier request with this id was answered, or nothing. Errors: REQUEST_ID_REUSED.
   static absl::StatusOr<const AnsweredRequest*> FindAnswered(const NameState& state, const RequestId& request);
+  // That answer again: its revision and version (see VersionInfo); everything else as the name says it now.
   NameInfo InfoOfAnswered(const Name& name, const AnsweredRequest& answered) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // True: `name` has answered this request before, and `info` is that answer again. Errors: REQUEST_ID_REUSED.
   absl::StatusOr<bool> ReplayLocked(const Name& name, const RequestId& request, NameInfo* info) const

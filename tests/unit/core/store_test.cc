@@ -102,6 +102,28 @@ TEST_F(StoreTest, ARetryWithTheSameRequestIdGetsTheFirstAnswer) {
   EXPECT_REASON(Set("a", 1, 'z', {}, {}, request), "REQUEST_ID_REUSED") << "the same but for the bytes";
 }
 
+TEST_F(StoreTest, AReplaySaysNothingOfAVersionThatItsRingHasNoMoreButWhatIsRemembered) {
+  NameOptions two;
+  two.max_history = 2;
+  ASSERT_TRUE(Set("a", 1, 'w', two).ok());
+  const auto first = Set("a", 1, 'x', two, {}, {"r1", 11});
+  ASSERT_TRUE(Set("a", 2, 'y').ok());
+  const auto kept = Set("a", 1, 'x', two, {}, {"r1", 11});
+  ASSERT_TRUE(kept.ok() && kept->replayed);
+  EXPECT_EQ(kept->version.exactness, Exactness::kExact);
+  EXPECT_EQ(kept->version.parent, first->version.parent);
+  EXPECT_EQ(kept->version.tier, Tier::kHot);
+  ASSERT_TRUE(Set("a", 3, 'z').ok());
+  const auto gone = Set("a", 1, 'x', two, {}, {"r1", 11});
+  ASSERT_TRUE(gone.ok() && gone->replayed);
+  EXPECT_EQ(gone->version.id, first->version.id);
+  EXPECT_EQ(gone->version.position, 1);
+  EXPECT_EQ(gone->version.checksum, first->version.checksum);
+  EXPECT_EQ(gone->version.exactness, Exactness::kUnknown);
+  EXPECT_EQ(gone->version.tier, Tier::kUnknown);
+  EXPECT_EQ(gone->version.parent, 0u);
+}
+
 TEST_F(StoreTest, TheLastEightRequestIdsAreRemembered) {
   for (int i = 0; i < 9; ++i) ASSERT_TRUE(Set("a", i, 'x', {}, {}, {"r" + std::to_string(i), 1}).ok());
   EXPECT_TRUE(Set("a", 1, 'x', {}, {}, {"r1", 1})->replayed);

@@ -134,7 +134,8 @@ struct SetRequest {
   std::optional<uint64_t> if_revision;
   NameOptions options;
   RequestId request;
-  std::optional<Select> select = {};  // write only these; needs if_revision
+  // Write only these; needs if_revision. All else is the head's, its attachment too if none comes.
+  std::optional<Select> select = {};
 };
 struct GetAnswer {
   NameInfo info;

@@ -384,6 +384,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
       absl::StatusOr<Pin> read = ReadImage(op, base->image, base->id);
       RETURN_IF_ERROR(read.status());
       pin = *std::move(read);
+      if (bytes.attachment.empty()) bytes.attachment = pin->attachment();  // it, too, is left as it was
       bytes.base = pin.get();
       bytes.ranges = ranges;
       if (bytes.expected_checksum.has_value() && *bytes.expected_checksum != *data_checksum) {

@@ -63,6 +63,19 @@ TEST_F(StorePartsTest, ASetOfAPartLeavesTheRestAsItWasAndIsEdited) {
   EXPECT_EQ(SetPart(lossy, "AAAA")->version.exactness, Exactness::kLossy);
 }
 
+TEST_F(StorePartsTest, ASetOfAPartKeepsTheAttachmentUnlessItBringsOne) {
+  const auto attachment = [this] { return std::string(store_->Get(op_, {Seq("s"), {}, ""})->pin->attachment()); };
+  const auto whole = SetPart({"s", "p", 1, {}, {}, {}, {}}, "aaaabbbbbb", {}, "logits");
+  const auto kept = SetPart(Part(whole->revision, {{"b"}, {}}), "BBBBBB");
+  ASSERT_TRUE(kept.ok()) << kept.status();
+  EXPECT_EQ(attachment(), "logits");
+  EXPECT_EQ(kept->version.attachment_bytes, 6u);
+  const auto brought = SetPart(Part(kept->revision, {{"b"}, {}}), "cccccc", {}, "new");
+  EXPECT_EQ(attachment(), "new");
+  ASSERT_TRUE(SetPart(Part(brought->revision, {{"b", "a"}, {}}), "aaaadddddd").ok());  // a whole state has its own
+  EXPECT_EQ(attachment(), "");
+}
+
 TEST_F(StorePartsTest, APartThatIsEverythingIsAWholeState) {
   const auto whole = SetPart({"s", "p", 1, {}, {}, {}, {}}, "aaaabbbbbb");
   const auto all = SetPart(Part(whole->revision, {{"b", "a"}, {0}}), "AAAABBBBBB", ChecksumOf("AAAABBBBBB"));

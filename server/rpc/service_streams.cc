@@ -170,6 +170,8 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
   void OnReadDone(bool ok) override {
     StopWatching();
     if (stalled_.load()) return;  // the call was finished there
+    waited_ += absl::Nanoseconds(service_->clock_->Now() - waiting_since_);
+    received_bytes_ += message_.Length();
     if (!ok || upload_ == nullptr) {
       const absl::Status status = service_->executor_.Submit([this, ok] {
         const absl::Status done = ok ? Open() : Complete();
@@ -278,12 +280,17 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
   // While a read is under way nothing else touches the call: so the watchdog may finish it, and the read ends then.
   void WatchSending() {
     const absl::Duration timeout = service_->options_.stream_timeout;
-    sending_watch_ = service_->watchdog_.Watch(After(service_->clock_->Now(), timeout), [this, timeout] {
+    const absl::Duration left = TimeFor(received_bytes_) - waited_;
+    waiting_since_ = service_->clock_->Now();
+    sending_watch_ = service_->watchdog_.Watch(After(waiting_since_, std::min(timeout, left)), [this, timeout, left] {
       stalled_.store(true);
       upload_.reset();  // kept, or dropped, before the client hears of the end
+      const std::string why =
+          left < timeout ? absl::StrCat("the chunks come too slowly: a stream may take a second for each MiB, and ",
+                                        absl::FormatDuration(timeout), " beside that")
+                         : absl::StrCat("no chunk came for ", absl::FormatDuration(timeout));
       Finish(
-          Ended(Error(absl::StatusCode::kDeadlineExceeded, "STALLED",
-                      absl::StrCat("no chunk came for ", absl::FormatDuration(timeout), "; go on with another stream"))
+          Ended(Error(absl::StatusCode::kDeadlineExceeded, "STALLED", absl::StrCat(why, "; go on with another stream"))
                     .Meta("limit", absl::FormatDuration(timeout))));
     });
   }
@@ -295,6 +302,9 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
   std::unique_ptr<Uploads::Upload> upload_;
   Watchdog::Id sending_watch_ = 0;
   std::atomic<bool> stalled_{false};
+  MonoTime waiting_since_ = 0;
+  absl::Duration waited_ = absl::ZeroDuration();  // for the client, in all
+  uint64_t received_bytes_ = 0;
 };
 
 grpc::ServerReadReactor<grpc::ByteBuffer>* StatePoolService::SetStream(grpc::CallbackServerContext* context,

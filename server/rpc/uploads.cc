@@ -135,7 +135,8 @@ absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, Se
   }
 
   // From here on the upload gives its place back when it goes.
-  absl::StatusOr<PendingSet> set = store_->BeginSet(op, std::move(request), std::move(attachment), expected_checksum);
+  absl::StatusOr<PendingSet> set =
+      store_->BeginSet(op, std::move(request), *layout, std::move(attachment), expected_checksum);
   if (!set.ok()) return set.status();
   upload->set_ = *std::move(set);
   if (!takes_over) return upload;

@@ -167,6 +167,7 @@ class FakeImageStore final : public ImageStore {
     return true;
   }
   void KeepUnused(ImageId id) override { kept.insert(id); }
+  void LayoutDeleted(TenantId, const Layout& layout) override { deleted_layouts.push_back(layout.fingerprint()); }
   void RecoveryDone() override {
     recovered_ = true;
     adopted_.clear();
@@ -184,7 +185,8 @@ class FakeImageStore final : public ImageStore {
       false};                // what is persisted leaves memory, and what is read stays there no longer than its pin
   std::atomic<int> pins{0};  // alive
   std::set<ImageId> kept;
-  ImageId persist_fails_for = 0;  // 0: every image
+  std::vector<std::string> deleted_layouts;  // fingerprints, as they were told
+  ImageId persist_fails_for = 0;             // 0: every image
   std::atomic<ImageId> first_written{0};
   absl::Status persist_error;      // set to make Persist fail; not while other threads run
   absl::Status begin_write_error;  // of the next ones too

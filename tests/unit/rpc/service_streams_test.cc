@@ -313,10 +313,10 @@ TEST_F(StreamTest, AClientThatLeavesInTheMiddleMayGoOnUntilItsTimeIsOver) {
 TEST_F(StreamTest, AStreamThatStallsIsEndedAndKept) {
   auto sender = Send(Head("s", "id"), 0, state_.substr(0, kLeaf));
   Await("s", "id", kLeaf);
-  clock_.Advance(kStreamTimeout - absl::Seconds(1));
-  ASSERT_TRUE(sender->Send(state_.substr(kLeaf, kLeaf)));  // its time starts anew
+  clock_.Advance(kStreamTimeout / 3);
+  ASSERT_TRUE(sender->Send(state_.substr(kLeaf, kLeaf)));
   Await("s", "id", 2 * kLeaf);
-  clock_.Advance(kStreamTimeout - absl::Seconds(1));
+  clock_.Advance(kStreamTimeout / 3);
   ASSERT_TRUE(sender->Send(state_.substr(2 * kLeaf, kLeaf)));
   Await("s", "id", 3 * kLeaf);
   clock_.Advance(kStreamTimeout);
@@ -327,6 +327,22 @@ TEST_F(StreamTest, AStreamThatStallsIsEndedAndKept) {
   EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));
   Await("s", "id", 3 * kLeaf, /*broke_off=*/true);
   EXPECT_TRUE(Send(Head("s", "id"), 3 * kLeaf, state_.substr(3 * kLeaf))->End().ok());
+}
+
+// A chunk within every stream_timeout, and yet the stream would take for ever.
+TEST_F(StreamTest, AStreamThatIsFarTooSlowIsEndedAndKept) {
+  auto sender = Send(Head("s", "id"), 0, state_.substr(0, kLeaf));
+  Await("s", "id", kLeaf);
+  clock_.Advance(kStreamTimeout - absl::Seconds(1));
+  absl::SleepFor(absl::Milliseconds(1500));  // the watchdog looks every second: it leaves this one alone
+  ASSERT_TRUE(sender->Send(state_.substr(kLeaf, kLeaf)));
+  Await("s", "id", 2 * kLeaf);
+  clock_.Advance(absl::Seconds(2));
+  const grpc::Status stalled = sender->writer->Finish();
+  EXPECT_EQ(ReasonOfCall(stalled), "STALLED");
+  EXPECT_NE(stalled.error_message().find("too slowly"), std::string::npos) << stalled.error_message();
+  Await("s", "id", 2 * kLeaf, /*broke_off=*/true);
+  EXPECT_TRUE(Send(Head("s", "id"), 2 * kLeaf, state_.substr(2 * kLeaf))->End().ok());
 }
 
 TEST_F(StreamTest, AStreamThatNeverBeginsIsEndedToo) {

@@ -40,6 +40,7 @@ absl::StatusOr<LayoutRegistry::Entry> Store::RegisterLayout(const Op& op, Layout
 
 absl::Status Store::DeleteLayout(const Op& op, absl::string_view layout) {
   RETURN_IF_ERROR(op.Check(*clock_));
+  ReapExpired();  // they have no layout any more
   const auto unused = [&](const Layout& asked, absl::FunctionRef<void()> hide) -> absl::Status {
     MutexLock lock(&mu_);
     // Records of names that are gone still tell their layout.

@@ -186,6 +186,7 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
             .Meta("limit", options_.max_children));
   }
   for (const NameKey& key : keys) RETURN_IF_ERROR(ValidateKey(key, "names"));
+  if (keys.empty()) ReapExpired();  // they are no names any more
   FlushAnswer answer;
   MutexLock lock(&mu_);
   if (keys.empty()) {
@@ -237,6 +238,7 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
 }
 
 absl::Status Store::Drain(const Op& op) {
+  ReapExpired();  // what is gone must not come back
   uint64_t written = 0;
   MutexLock lock(&mu_);
   const absl::Status recorded = RecordQueueLocked(op, kNever, &written);

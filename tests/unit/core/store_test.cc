@@ -443,6 +443,27 @@ TEST_F(StoreTest, AnExpiredNameCanBeMadeAnewAndItsOldRecordNeverComesBack) {
   EXPECT_REASON(Get(Seq("a")), "UNKNOWN_SINCE_RESTART");
 }
 
+TEST_F(StoreTest, AnExpiredNameThatNobodyLookedAtDoesNotComeBackFromAnOrderlyStop) {
+  ASSERT_TRUE(Set("recorded", 1, 'x', {kSync, {}, absl::Seconds(1), {}, false}).ok());
+  ASSERT_TRUE(Set("dirty", 1, 'x', Ttl(absl::Seconds(1))).ok());
+  ASSERT_TRUE(Set("volatile", 1, 'x', {kVolatile, {}, absl::Seconds(1), {}, false}).ok());
+  clock_.Advance(absl::Seconds(2));
+  Stop();
+  for (const char* name : {"recorded", "dirty", "volatile"}) EXPECT_REASON(Get(Seq(name)), "EXPIRED");
+}
+
+TEST_F(StoreTest, AnExpiredNameThatNobodyLookedAtIsNotCountedAndNeedsNoLayout) {
+  ASSERT_TRUE(Set("a", 1, 'x', Ttl(absl::Seconds(1))).ok());
+  clock_.Advance(absl::Seconds(2));
+  const absl::StatusOr<FlushAnswer> flushed = store_->Flush(op_, {});
+  ASSERT_TRUE(flushed.ok());
+  EXPECT_EQ(flushed->names, 0u);
+  EXPECT_EQ(flushed->written, 0u);
+  ASSERT_TRUE(Set("b", 1, 'x', Ttl(absl::Seconds(1))).ok());
+  clock_.Advance(absl::Seconds(2));
+  EXPECT_TRUE(store_->DeleteLayout(op_, "m").ok());
+}
+
 TEST_F(StoreTest, ADeleteAlsoTakesTheRecordOfAnEarlierExpiredName) {
   ASSERT_TRUE(Set("a", 1, 'x', {kSync, {}, absl::Seconds(1), {}, false}).ok());
   ASSERT_TRUE(Set("b", 1, 'x', {kSync, {}, absl::Seconds(1), {}, false}).ok());

@@ -67,10 +67,8 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
                    const bool same = name != nullptr && name->state.prefix->locator.check == place->locator.check &&
                                      name->state.prefix->length == place->length;
                    // Published already. Only a stronger durability is still to do: the name's own version is recorded
-                   // then.
-                   const bool strengthen =
-                       same && request.options.durability.value_or(name->state.durability) > name->state.durability;
-                   if (same && !strengthen) {
+                   // then, and nothing else of it changes.
+                   if (same && request.options.durability.value_or(name->state.durability) <= name->state.durability) {
                      UseLocked(name);
                      answer.info = InfoLocked(*name, *name->state.head());
                      answer.already_published = true;
@@ -78,7 +76,7 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
                    }
                    NameState state =
                        same ? name->state : fresh;  // another prefix under this key: a collision, the newer one wins
-                   RETURN_IF_ERROR(ApplyOptions(request.options, &state));
+                   if (same) state.durability = *request.options.durability;
                    state.max_history = 1;
                    state.prefix = place;
                    if (!same) state.ring.push_back(found->version());

@@ -491,6 +491,19 @@ TEST_F(StoreTest, AStateThatComesSlowlyDoesNotBringItsDeletedSequenceBack) {
   EXPECT_REASON(Get(Seq("a")), "DELETED");
 }
 
+TEST_F(StoreTest, AStrongerDurabilityIsAllThatPublishingAgainChanges) {
+  ASSERT_TRUE(Set("a", 10, 'x').ok());
+  const auto published = Publish("a", Tokens(10), Ttl(absl::Minutes(1)));
+  ASSERT_TRUE(published.ok());
+  const auto again = Publish("a", Tokens(10), {kSync, {}, absl::Seconds(1), {}, false});
+  ASSERT_TRUE(again.ok());
+  EXPECT_TRUE(again->already_published);
+  EXPECT_EQ(again->info.durability, kSync);
+  EXPECT_EQ(again->info.durable_revision, again->info.revision);
+  EXPECT_EQ(again->info.ttl, absl::Minutes(1));
+  EXPECT_EQ(again->info.version.id, published->info.version.id);
+}
+
 TEST_F(StoreTest, APrefixCanBePublishedAgainFromItselfAtTheMomentItExpires) {
   ASSERT_TRUE(Set("a", 10, 'x').ok());
   for (int i = 1; i < 30; ++i) {

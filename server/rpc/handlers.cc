@@ -344,7 +344,7 @@ absl::StatusOr<std::vector<Handlers::PinnedPart>> Handlers::BatchGet(
   for (int i = 0; i < in.items_size(); ++i) {
     absl::StatusOr<Source> source = GetSource(in.items(i));
     refused.push_back(source.status());
-    if (!source.ok() && in.all_or_none()) return InItem(source.status(), i);
+    if (!source.ok() && in.all_or_none()) break;  // it fails with this one, or with one before
     if (!source.ok()) continue;
     sources.push_back(*std::move(source));
     item_of.push_back(i);
@@ -364,6 +364,8 @@ absl::StatusOr<std::vector<Handlers::PinnedPart>> Handlers::BatchGet(
       }
       if (in.all_or_none()) return InItem(answers[n].status(), item_of[n]);
     }
+    const int last = static_cast<int>(refused.size()) - 1;
+    if (in.all_or_none() && !refused.back().ok()) return InItem(refused.back(), last);
     if (const uint64_t limit = identity_.max_stream_state_bytes / 2; images.size() > 1 && slot_bytes > limit) {
       return Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
                    absl::StrCat("the states have ", slot_bytes,

@@ -278,6 +278,12 @@ TEST_F(BatchServiceTest, ManyStatesAreWrittenAndReadInOneMessageEach) {
   const grpc::Status none = Call(&v1::StatePool::Stub::BatchGet, read, &got);
   EXPECT_EQ(DetailsOf(none).info.reason(), "NEVER_CREATED");
   EXPECT_EQ(DetailsOf(none).Meta("field"), "items[1].name");
+
+  // Whatever kind of error it is, the first one counts.
+  read.add_items();
+  EXPECT_EQ(DetailsOf(Call(&v1::StatePool::Stub::BatchGet, read, &got)).Meta("field"), "items[1].name");
+  read.mutable_items(0)->clear_name();
+  EXPECT_EQ(DetailsOf(Call(&v1::StatePool::Stub::BatchGet, read, &got)).Meta("field"), "items[0].name");
 }
 
 TEST_F(BatchServiceTest, AnItemThatCannotBeConvertedKeepsItsPlaceAndItsBytes) {

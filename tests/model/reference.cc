@@ -531,7 +531,7 @@ Reference::Plan Reference::PlanSet(const v1::SetRequest& in, const std::string& 
   }
   version.parent = name != nullptr ? name->head()->id : 0;
   version.position = in.position();
-  version.attachment = in.attachment();
+  version.attachment = part && in.attachment().empty() ? name->head()->attachment : in.attachment();
   version.checksum = ChecksumOfBytes(version.data);
   version.exactness = in.exactness() != v1::EXACTNESS_UNSPECIFIED ? in.exactness() : part ? v1::EDITED : v1::EXACT;
   state.layout = fingerprints_.at(layout->layout.SerializeAsString());
@@ -1425,6 +1425,7 @@ std::string Reference::Recovered(const Key& key, const Outcome& outcome, const v
     if (outcome.reason == "EXPIRED" && was) {
       forgotten_at_[key] = LastRevision();
       std::erase_if(states, [&](const auto& s) { return !is_over(s); });
+      states.push_back(std::nullopt);
     } else if (was) {
       states = {std::nullopt};
     }

@@ -1,9 +1,9 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Concurrent histories: eight clients on a few names of the real daemon. In half of the histories the daemon is killed in
-// the middle and started again. Every name's history must be explained by some order (history.h); what SYNC acknowledged
-// must be there after the kill, and of a WRITE_BEHIND name an earlier state that was not deleted, no older than its
-// durable_revision. Revisions are never issued twice, and grow over the life of the data directory.
+// Concurrent histories: eight clients on a few names of the real daemon. In half of the histories the daemon is killed
+// in the middle and started again. Every name's history must be explained by some order (history.h); what SYNC
+// acknowledged must be there after the kill, and of a WRITE_BEHIND name an earlier state that was not deleted, no older
+// than its durable_revision. Revisions are never issued twice, and grow over the life of the data directory.
 //
 //   statepool_histories --daemon=BINARY --directory=DIR --histories=N --seed=N --stop-at-first=0|1
 //
@@ -195,7 +195,8 @@ class Client {
       unexpected_.push_back(absl::StrCat(event->ToString(), ": ", status.error_message()));
     }
     if (event->result != Event::Result::kUnknown) event->answered = now;
-    if (event->result != Event::Result::kUnknown) last_[name] = event->kind == Event::Kind::kDelete ? 0 : event->revision;
+    if (event->result != Event::Result::kUnknown)
+      last_[name] = event->kind == Event::Kind::kDelete ? 0 : event->revision;
     recorded.events.push_back(*event);
   }
 
@@ -204,8 +205,8 @@ class Client {
   const std::string layout_;
   std::mt19937_64 random_;
   std::unique_ptr<v1::StatePool::Stub> stub_;
-  std::vector<Recorded> recorded_;   // by name
-  std::map<int, uint64_t> last_;     // the revision last seen
+  std::vector<Recorded> recorded_;  // by name
+  std::map<int, uint64_t> last_;    // the revision last seen
   std::vector<std::string> unexpected_;
   bool gone_ = false;
 };
@@ -353,8 +354,8 @@ class Harness {
       if (after) return Violation(what + " is there again after its Delete");
     }
     if (left.revision < recorded.durable_revision && !deleted)
-      return Violation(absl::StrCat(what, " is at revision ", left.revision, ", and ", recorded.durable_revision,
-                                    " was durable"));
+      return Violation(
+          absl::StrCat(what, " is at revision ", left.revision, ", and ", recorded.durable_revision, " was durable"));
     went_back_ += left.revision < latest;
   }
 
@@ -408,6 +409,4 @@ class Harness {
 }  // namespace
 }  // namespace statepool::model
 
-int main(int argc, char** argv) {
-  return statepool::model::Harness(statepool::bench::Arguments(argc, argv)).Main();
-}
+int main(int argc, char** argv) { return statepool::model::Harness(statepool::bench::Arguments(argc, argv)).Main(); }

@@ -37,8 +37,8 @@ class Search {
     if (left_ == 0) return true;
     if (left_ < fewest_left_) fewest_left_ = left_, stuck_ = at;
     if (!visited_.insert({hash_ ^ at.value * 0x9e3779b97f4a7c15, at.revision, greatest}).second) return false;
-    // Whatever was called before the first answer that is still to be explained may be next: reads first, then writes by
-    // revision, then those without an answer.
+    // Whatever was called before the first answer that is still to be explained may be next: reads first, then writes
+    // by revision, then those without an answer.
     int64_t first_answer = INT64_MAX;
     while (first_ < events_.size() && done_[first_]) ++first_;
     const size_t from = first_;
@@ -110,7 +110,8 @@ class Search {
         *at = NameAt{};
         return true;
       case Event::Kind::kSet:
-        if (event.result == Result::kConflict) return Is(at, event.revision, greatest) && event.revision != *event.if_revision;
+        if (event.result == Result::kConflict)
+          return Is(at, event.revision, greatest) && event.revision != *event.if_revision;
         if (event.if_revision.has_value() && !Is(at, *event.if_revision, greatest)) return false;
         if (event.revision != kUntold && event.revision <= *greatest) return false;
         if (event.revision != kUntold) *greatest = event.revision;
@@ -134,8 +135,8 @@ class Search {
 std::string Event::ToString() const {
   static constexpr const char* kKinds[] = {"Set", "Get", "Describe", "Delete"};
   static constexpr const char* kResults[] = {"OK", "ABORTED", "NOT_FOUND", "no answer"};
-  std::string text = absl::StrCat(called, "..", answered == INT64_MAX ? "" : absl::StrCat(answered), " client ", client, " ",
-                                  kKinds[static_cast<int>(kind)]);
+  std::string text = absl::StrCat(called, "..", answered == INT64_MAX ? "" : absl::StrCat(answered), " client ", client,
+                                  " ", kKinds[static_cast<int>(kind)]);
   if (if_revision.has_value()) absl::StrAppend(&text, " if_revision=", *if_revision);
   absl::StrAppend(&text, " value=", value, " -> ", kResults[static_cast<int>(result)], " revision=", revision);
   return text;

@@ -33,8 +33,8 @@ struct NameAt {
   uint64_t revision = 0, value = 0;
 };
 
-// Nothing if some order explains the events of one name that began as `initial`, and that is `last` at the end if that is
-// known; else what could not be explained.
+// Nothing if some order explains the events of one name that began as `initial`, and that is `last` at the end if that
+// is known; else what could not be explained.
 std::optional<std::string> Unexplained(std::vector<Event> events, const NameAt& initial,
                                        const std::optional<NameAt>& last);
 

@@ -75,10 +75,10 @@ int main(int argc, char** argv) {
         ++done;
         if (wrong.empty()) continue;
         ++divergences;
-        std::fprintf(stderr, "%s: %s\n  %s\n  again: statepool_model --seed=%llu --operations=%llu --session_operations=%llu\n",
-                     where.c_str(), wrong.c_str(), session.last().c_str(),
-                     static_cast<unsigned long long>(options.seed), static_cast<unsigned long long>(step),
-                     static_cast<unsigned long long>(each));
+        std::fprintf(
+            stderr, "%s: %s\n  %s\n  again: statepool_model --seed=%llu --operations=%llu --session_operations=%llu\n",
+            where.c_str(), wrong.c_str(), session.last().c_str(), static_cast<unsigned long long>(options.seed),
+            static_cast<unsigned long long>(step), static_cast<unsigned long long>(each));
         break;
       }
       const auto& counts = session.counts();
@@ -94,15 +94,14 @@ int main(int argc, char** argv) {
     std::filesystem::remove_all(options.directory, ignored);
     if (number % 10 == 9) std::fprintf(stderr, "%llu operations\n", static_cast<unsigned long long>(done));
   }
-  const std::string line =
-      Line(divergences, done,
-           absl::StrCat(", \"operations\": ", done, ", \"writes\": ", all.writes, ", \"reads\": ", all.reads,
-                        ", \"forks\": ", all.forks, ", \"replays\": ", all.replays, ", \"refused\": ", all.refused,
-                        ", \"misses\": ", all.misses, ", \"matches\": ", all.matches, ", \"acked_sync\": ",
-                        all.acked_sync, ", \"expired\": ", all.expired, ", \"restarts\": ", restarts,
-                        ", \"crashes\": ", crashes, ", \"survived\": ", all.survived, ", \"lost\": ", all.lost,
-                        ", \"spills\": ", worlds.spills, ", \"evictions\": ", worlds.evictions,
-                        ", \"promotions\": ", worlds.promotions));
+  const std::string line = Line(
+      divergences, done,
+      absl::StrCat(", \"operations\": ", done, ", \"writes\": ", all.writes, ", \"reads\": ", all.reads,
+                   ", \"forks\": ", all.forks, ", \"replays\": ", all.replays, ", \"refused\": ", all.refused,
+                   ", \"misses\": ", all.misses, ", \"matches\": ", all.matches, ", \"acked_sync\": ", all.acked_sync,
+                   ", \"expired\": ", all.expired, ", \"restarts\": ", restarts, ", \"crashes\": ", crashes,
+                   ", \"survived\": ", all.survived, ", \"lost\": ", all.lost, ", \"spills\": ", worlds.spills,
+                   ", \"evictions\": ", worlds.evictions, ", \"promotions\": ", worlds.promotions));
   std::fputs(line.c_str(), stdout);
   return divergences == 0 ? 0 : 1;
 }

@@ -152,7 +152,8 @@ std::vector<Fault> Reference::MissOf(const Key& key, const std::string& field) c
 Reference::Resolved Reference::Resolve(const v1::NameRef& ref, std::optional<int64_t> position,
                                        const std::string& layout, uint64_t version_id, const std::string& field) {
   Resolved found;
-  if (position.has_value() && !IsPosition(*position)) found.faults.push_back({kInvalid, "INVALID_POSITION", "position"});
+  if (position.has_value() && !IsPosition(*position))
+    found.faults.push_back({kInvalid, "INVALID_POSITION", "position"});
   const LayoutM* wanted = LayoutOf(layout);
   if (!layout.empty() && wanted == nullptr) found.faults.push_back({kNotFound, "LAYOUT_UNKNOWN", "layout"});
   found.key = KeyOf(ref);
@@ -408,8 +409,7 @@ void Reference::ApplyExpiry(const v1::NameOptions& options, const std::string& f
     const absl::Duration left = state->expire_time - clock_->WallNow();
     if (left <= absl::ZeroDuration() || left > options_.max_ttl)
       faults->push_back({kInvalid, "INVALID_OPTION", field + "expire_time"});
-    else
-      state->expire_at = clock_->Now() + absl::ToInt64Nanoseconds(left);
+    else state->expire_at = clock_->Now() + absl::ToInt64Nanoseconds(left);
   }
 }
 
@@ -697,7 +697,8 @@ std::string Reference::CheckReplay(const Plan& plan, const Given& given) {
     const std::string& id = answered.id;
     for (const Key& key : plan.children) {
       const State& child = names_.at(key);
-      const auto own = std::find_if(child.requests.begin(), child.requests.end(), [&](const auto& a) { return a.id == id; });
+      const auto own =
+          std::find_if(child.requests.begin(), child.requests.end(), [&](const auto& a) { return a.id == id; });
       v1::ForkedChild* to = expected.add_children();
       to->set_sequence(key.second);
       to->set_revision(own->revision);
@@ -766,7 +767,8 @@ std::string Reference::Settle(Plan* plan, const Given& given) {
       continue;
     }
     if (plan->kind == Plan::Kind::kFork) {
-      if (given.fork == nullptr || given.fork->children_size() != static_cast<int>(plan->next.size())) return "children";
+      if (given.fork == nullptr || given.fork->children_size() != static_cast<int>(plan->next.size()))
+        return "children";
       next->revision = given.fork->children(static_cast<int>(i)).revision();
       ++counts_.forks;
     } else {
@@ -844,7 +846,8 @@ std::string Reference::BatchWrite(const v1::BatchWriteRequest& in, const Outcome
     switch (item.write_case()) {
       case v1::BatchWriteItem::kCreate: plans.push_back(PlanCreate(item.create())); break;
       case v1::BatchWriteItem::kSet:
-        plans.push_back(PlanSet(item.set(), in.data().substr(std::min<uint64_t>(at, in.data().size()), item.data_bytes())));
+        plans.push_back(
+            PlanSet(item.set(), in.data().substr(std::min<uint64_t>(at, in.data().size()), item.data_bytes())));
         break;
       case v1::BatchWriteItem::kFork: plans.push_back(PlanFork(item.fork())); break;
       case v1::BatchWriteItem::kRollback: plans.push_back(PlanRollback(item.rollback())); break;
@@ -888,7 +891,8 @@ std::string Reference::BatchWrite(const v1::BatchWriteRequest& in, const Outcome
     const v1::BatchWriteResult& result = out.results(i);
     const std::string item = absl::StrCat("items[", i, "]");
     std::string wrong;
-    if (none) for (const Key& key : plan.used) unsure_.push_back(key);
+    if (none)
+      for (const Key& key : plan.used) unsure_.push_back(key);
     if (none && plan.replay != nullptr) unsure_.push_back(plan.key);
     // Which of several faults is told, and whether an item's own fault or that another one failed, is the daemon's.
     if (none) plan.faults.push_back({kAborted, "BATCH_ABORTED"});
@@ -1075,8 +1079,7 @@ std::string Reference::List(const v1::ListRequest& in, const Outcome& outcome, c
     const auto page = pages_.find(in.page_token());
     if (page == pages_.end() || page->second.kind != kind || page->second.name_prefix != in.name_prefix())
       faults.push_back({kInvalid, "INVALID_OPTION", "page_token"});
-    else
-      after = page->second.last;
+    else after = page->second.last;
   }
   if (!faults.empty()) return CheckRefused(faults, outcome, "");
   if (!outcome.ok()) return absl::StrCat("expected OK, got ", outcome.ToString());
@@ -1184,7 +1187,8 @@ std::string Reference::PublishPrefix(const v1::PublishPrefixRequest& in, const O
   if (prefix_keys_.try_emplace(name, prefix).first->second != prefix) return "two prefixes have one name";
   const Key key(v1::PREFIX, name);
   State* known = Live(key);
-  if (out.already_published() != (known != nullptr)) return absl::StrCat("expected already_published=", known != nullptr);
+  if (out.already_published() != (known != nullptr))
+    return absl::StrCat("expected already_published=", known != nullptr);
   // A stronger durability is given what it promises; nothing else changes.
   const bool stronger = known != nullptr && in.options().durability() > known->durability;
   if (known != nullptr && !stronger) {
@@ -1442,7 +1446,8 @@ std::string Reference::Recovered(const Key& key, const Outcome& outcome, const v
       state.expire_at = clock_->Now() + absl::ToInt64Nanoseconds(state.expire_time - clock_->WallNow());
     // The ring keeps an unbroken run that ends at the head.
     const auto kept = static_cast<size_t>(out.history_size());
-    if (kept >= 1 && kept < state.ring.size()) state.ring.erase(state.ring.begin(), state.ring.end() - out.history_size());
+    if (kept >= 1 && kept < state.ring.size())
+      state.ring.erase(state.ring.begin(), state.ring.end() - out.history_size());
     std::string error;
     const v1::NameInfo actual = Comparable(out, &error);
     if (error.empty()) error = Differs(InfoOf(key, state, *state.head(), /*history=*/true), actual);

@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Reference: what the contract (proto/statepool/v1/statepool.proto) says, in maps and vectors. No byte is shared, nothing
-// is cached, everything that may be said of a name stands in its State.
+// Reference: what the contract (proto/statepool/v1/statepool.proto) says, in maps and vectors. No byte is shared,
+// nothing is cached, everything that may be said of a name stands in its State.
 //
 // A call gives the request and what the daemon answered; the Reference tells what is wrong with the answer (empty:
 // nothing) and takes over what it was free to choose: revisions and version ids, and what an end without an orderly
@@ -32,8 +32,8 @@ namespace statepool::model {
 
 // An answer's error, as a client sees it.
 struct Outcome {
-  Outcome(const absl::Status& status);           // NOLINT: meant to be implicit
-  Outcome(const google::rpc::Status& item);      // NOLINT
+  Outcome(const absl::Status& status);       // NOLINT: meant to be implicit
+  Outcome(const google::rpc::Status& item);  // NOLINT
   bool ok() const { return code == absl::StatusCode::kOk; }
   std::string ToString() const;
 

@@ -161,7 +161,8 @@ v1::NameRef Session::Ref() {
   if (which < 1) return ref;
   if (which < 60) ref.set_sequence(Sequence());
   else if (which < 80) ref.set_snapshot(SnapshotName());
-  else if (which < 81 || reference_.prefixes().empty()) ref.set_prefix(OneOf<std::string>({"xyz", std::string(32, 'b')}));
+  else if (which < 81 || reference_.prefixes().empty())
+    ref.set_prefix(OneOf<std::string>({"xyz", std::string(32, 'b')}));
   else {
     auto it = reference_.prefixes().begin();
     std::advance(it, static_cast<ptrdiff_t>(Pick(reference_.prefixes().size())));
@@ -176,10 +177,12 @@ void Session::Fill(v1::NameOptions* options) {
   const uint64_t expiry = Pick(100);
   if (expiry < 12) options->mutable_ttl()->set_seconds(static_cast<int64_t>(1 + Pick(20)));
   else if (expiry < 14) options->mutable_ttl()->set_nanos(static_cast<int32_t>(1 + Pick(999'999'999)));
-  else if (expiry < 20) ToProto(clock_.WallNow() + absl::Milliseconds(1 + Pick(20'000)), options->mutable_expire_time());
+  else if (expiry < 20)
+    ToProto(clock_.WallNow() + absl::Milliseconds(1 + Pick(20'000)), options->mutable_expire_time());
   else if (expiry < 26) options->set_never_expire(true);
   else if (expiry < 27) options->mutable_ttl()->set_seconds(OneOf<int64_t>({0, -1, 3601}));
-  else if (expiry < 28) ToProto(clock_.WallNow() + absl::Seconds(OneOf<int64_t>({0, -5, 3601})), options->mutable_expire_time());
+  else if (expiry < 28)
+    ToProto(clock_.WallNow() + absl::Seconds(OneOf<int64_t>({0, -5, 3601})), options->mutable_expire_time());
 }
 v1::Select Session::SelectOf(const LayoutM* layout) {
   v1::Select select;
@@ -341,9 +344,9 @@ v1::BatchWriteItem Session::MakeWrite() {
 // ---- operations
 
 // A macro because a method, its request and its answer have one name.
-#define STATEPOOL_CALL(method, in, Answer)                                       \
-  Answer out;                                                                    \
-  const Outcome outcome = world_.handlers().method(Op(), in, &out);              \
+#define STATEPOOL_CALL(method, in, Answer)                          \
+  Answer out;                                                       \
+  const Outcome outcome = world_.handlers().method(Op(), in, &out); \
   Note(#method, in, outcome, out)
 
 std::string Session::Write(const v1::BatchWriteItem& item) {
@@ -405,7 +408,8 @@ std::string Session::BatchWrite() {
       names = {ref.has_sequence() ? ref.sequence() : ref.has_snapshot() ? "snapshot:" + ref.snapshot() : ref.prefix()};
     }
     bool distinct = true;
-    for (const std::string& name : std::set<std::string>(names.begin(), names.end())) distinct &= written.insert(name).second;
+    for (const std::string& name : std::set<std::string>(names.begin(), names.end()))
+      distinct &= written.insert(name).second;
     if (!distinct && !twice) continue;
     if (item.has_set()) {
       in.mutable_data()->append(item.set().data());

@@ -139,8 +139,8 @@ absl::Status World::Get(const v1::GetRequest& request, v1::GetResponse* response
 }
 
 absl::Status World::BatchGet(const v1::BatchGetRequest& request, v1::BatchGetResponse* response) {
-  const absl::StatusOr<std::vector<Handlers::PinnedPart>> parts =
-      handlers_->BatchGet(Op(), request, [](uint64_t) { return absl::OkStatus(); }, response);
+  const absl::StatusOr<std::vector<Handlers::PinnedPart>> parts = handlers_->BatchGet(
+      Op(), request, [](uint64_t) { return absl::OkStatus(); }, response);
   if (!parts.ok()) return parts.status();
   for (const Handlers::PinnedPart& part : *parts) {
     for (absl::string_view piece : Cut(part.pin->bytes(), part.ranges))

@@ -33,8 +33,8 @@ class World {
   World(std::string directory, ManualClock* clock);
   ~World();
 
-  // The end of a daemon and the start of the next over the same directory. Orderly: it is drained first; else it is gone
-  // without a word, and what was not recorded may be lost.
+  // The end of a daemon and the start of the next over the same directory. Orderly: it is drained first; else it is
+  // gone without a word, and what was not recorded may be lost.
   void Restart(bool orderly);
   void CheckInvariants() const;
 

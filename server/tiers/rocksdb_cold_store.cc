@@ -11,6 +11,7 @@
 #include <array>
 #include <cassert>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -116,6 +117,7 @@ RocksDbColdStore::~RocksDbColdStore() {
 }
 
 absl::Status RocksDbColdStore::OpenDatabase() {
+  const bool is_new = env_->FileExists(options_.path).IsNotFound();
   if (rocksdb::Status status = env_->CreateDirIfMissing(options_.path); !status.ok()) {
     return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   }
@@ -150,12 +152,26 @@ absl::Status RocksDbColdStore::OpenDatabase() {
   if (!status.ok())
     return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   db_.reset(db);
+  // RocksDB syncs what it makes inside its directory, but nobody that the directory itself is there.
+  if (absl::Status synced = SyncDirectory(options_.path); !synced.ok()) return synced;
+  if (is_new) {
+    const std::string parent = std::filesystem::path(options_.path).lexically_normal().parent_path();
+    if (absl::Status synced = SyncDirectory(parent.empty() ? "." : parent); !synced.ok()) return synced;
+  }
   meta_ = families_[0];
   layouts_ = families_[1];
   names_ = families_[2];
   manifests_ = families_[3];
   images_ = families_[4];
   return absl::OkStatus();
+}
+
+absl::Status RocksDbColdStore::SyncDirectory(const std::string& path) {
+  std::unique_ptr<rocksdb::Directory> directory;
+  rocksdb::Status status = env_->NewDirectory(path, &directory);
+  if (status.ok()) status = directory->Fsync();
+  if (status.ok()) return absl::OkStatus();
+  return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("syncing the directory ", path, ": ", status.ToString()));
 }
 
 // Opening writes the log's contents into tables. RocksDB (7.8) aborts when the disk fills up in the middle of that.

@@ -83,6 +83,7 @@ class RocksDbColdStore final : public ColdStore {
 
   explicit RocksDbColdStore(RocksDbColdStoreOptions options);
   absl::Status OpenDatabase();
+  absl::Status SyncDirectory(const std::string& path);
   absl::Status CheckSpaceToStart();
   absl::Status ReadMeta();
   absl::Status CountImages();

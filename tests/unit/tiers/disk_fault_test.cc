@@ -50,6 +50,12 @@ class DiskFaultTest : public testing::Test {
   std::unique_ptr<RocksDbColdStore> cold_;
 };
 
+TEST_F(DiskFaultTest, TheDirectoriesThatAStartMakesAreDurableBeforeItServes) {
+  Open();
+  EXPECT_TRUE(files_->WasSynced("/statepool"));  // which holds the database's
+  EXPECT_TRUE(files_->WasSynced("/"));
+}
+
 TEST_F(DiskFaultTest, AFailedSyncOfTheLogEndsAllWritesForGood) {
   Open();
   ASSERT_TRUE(Put(1).ok());

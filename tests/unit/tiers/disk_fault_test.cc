@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tiers/faulty_file_system.h"
 #include "tiers/test_support.h"
@@ -54,6 +55,13 @@ TEST_F(DiskFaultTest, TheDirectoriesThatAStartMakesAreDurableBeforeItServes) {
   Open();
   EXPECT_TRUE(files_->WasSynced("/statepool"));  // which holds the database's
   EXPECT_TRUE(files_->WasSynced("/"));
+}
+
+TEST_F(DiskFaultTest, RocksDbHasNoLogFileOfItsOwnThatAFullDiskCouldRefuse) {
+  Open();
+  std::vector<std::string> files;
+  ASSERT_TRUE(env_->GetChildren("/statepool/db", &files).ok());
+  for (const std::string& file : files) EXPECT_FALSE(file.starts_with("LOG")) << file;
 }
 
 TEST_F(DiskFaultTest, AFailedSyncOfTheLogEndsAllWritesForGood) {

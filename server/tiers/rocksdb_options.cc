@@ -9,7 +9,9 @@
 #include <cstdarg>
 #include <cstdio>
 #include <memory>
+#include <string>
 
+#include "absl/strings/ascii.h"
 #include "spdlog/spdlog.h"
 
 namespace statepool {
@@ -30,11 +32,8 @@ class DaemonLog final : public rocksdb::Logger {
     if (level < GetInfoLogLevel() || level == rocksdb::InfoLogLevel::HEADER_LEVEL) return;
     char text[1024];
     std::vsnprintf(text, sizeof(text), format, arguments);
-    if (level == rocksdb::InfoLogLevel::WARN_LEVEL) {
-      spdlog::warn("rocksdb: {}", text);
-    } else {
-      spdlog::error("rocksdb: {}", text);
-    }
+    // Warnings at most: what it calls an error may be none (a new data directory is), and real ones come as a Status.
+    spdlog::warn("rocksdb: {}", std::string(absl::StripTrailingAsciiWhitespace(text)));
   }
   void Logv(const char* format, va_list arguments) override {
     Logv(rocksdb::InfoLogLevel::WARN_LEVEL, format, arguments);

@@ -252,8 +252,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
   RETURN_IF_ERROR(ValidateRequestId(request.request));
   absl::StatusOr<LayoutRef> layout = layouts_.Find(op.tenant, request.layout);
   RETURN_IF_ERROR(layout.status());
-  NameState fresh = NewState(*layout);
-  RETURN_IF_ERROR(ApplyOptions(request.options, &fresh));
+  const NameState fresh = NewState(*layout);
   // With no image yet it only looks.
   const auto decide = [this, key, &request, fresh, answer](const ImageRef& image)
                           ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
@@ -264,6 +263,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
       return NameExists(*name, "sequence", "choose another name, or delete it first");
     }
     NameState state = fresh;
+    RETURN_IF_ERROR(ApplyOptions(request.options, &state));  // a retry may come when its expire_time is over
     if (image != nullptr) {
       state.ring.push_back(NewVersion(0, 0, Exactness::kExact, image));
       Advance(request.request, &state);

@@ -149,12 +149,12 @@ def plants(directory):
     return sorted(patch.stem for patch in directory.glob("*.patch"))
 
 
-def build_plant(directory, name, sources=PLANT_SOURCES, options=PLANT_OPTIONS, target="statepoold"):
+def build_plant(directory, name, sources=PLANT_SOURCES, options=PLANT_OPTIONS, target="statepoold", folder=None):
     """Builds the daemon (or `target`) with one planted defect, from a copy of its sources; gives the folder of the
-    binary."""
+    binary. Plants that share a `folder` are built one after the other in it, each from what is left of the one before."""
     if name not in plants(directory):
         raise NotMeasurable(f"no plant {name}; there are: {', '.join(plants(directory))}")
-    base = REPOSITORY / "build" / "plants" / name
+    base = REPOSITORY / "build" / "plants" / (folder or name)
     source, build = base / "src", base / "build"
     shutil.rmtree(source, ignore_errors=True)
     for part in sources:
@@ -162,6 +162,11 @@ def build_plant(directory, name, sources=PLANT_SOURCES, options=PLANT_OPTIONS, t
         # Both keep times: only what changed is built again.
         copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy2
         copy(REPOSITORY / part, source / part)
+    if folder:  # what another plant has changed is as it was, but newer than what was built of it
+        for other in directory.glob("*.patch"):
+            for line in other.read_text().splitlines():
+                if line.startswith("+++ b/"):
+                    (source / line[len("+++ b/"):]).touch()
 
     # One cache for all plants, whatever their folder is called: only the patched file is compiled for each.
     environment = os.environ | {"CCACHE_BASEDIR": str(base), "CCACHE_NOHASHDIR": "1"}

@@ -578,7 +578,6 @@ Reference::Plan Reference::PlanFork(const v1::ForkRequest& in) {
   if (!answered.empty()) {
     // Some children of the first answer are gone.
     for (const int i : absent) plan.faults.push_back({kAborted, "REVISION_MISMATCH", field(i)});
-    for (const int i : answered) plan.faults.push_back({kExists, "NAME_EXISTS", field(i)});
   }
   const Resolved source =
       Resolve(in.source(), in.has_position() ? std::optional(in.position()) : std::nullopt, in.layout(), 0, "source");
@@ -709,21 +708,25 @@ std::string Reference::CheckReplay(const Plan& plan, const Given& given) {
     expected.set_replayed(true);
     return Differs(expected, *given.fork);
   }
+  // What is not of that answer is as it is now; what the ring has lost of its version is left out.
   const State& state = names_.at(plan.key);
-  v1::NameInfo expected, actual;
-  expected.set_layout(state.layout);
-  expected.set_position(answered.position);
+  VersionM version;
+  for (const VersionPtr& v : state.ring) {
+    if (v->id == answered.version_id) version = *v;
+  }
+  const bool lost = version.id == 0;
+  version.id = answered.version_id;
+  version.position = answered.position;
+  version.checksum = answered.checksum;
+  v1::NameInfo expected = InfoOf(plan.key, state, version, /*history=*/false);
+  if (lost) expected.clear_exactness();
   expected.set_revision(answered.revision);
-  expected.set_checksum(answered.checksum);
-  expected.set_version_id(answered.version_id);
   expected.set_replayed(true);
-  actual.set_layout(given.info->layout());
-  actual.set_position(given.info->position());
-  actual.set_revision(given.info->revision());
-  actual.set_checksum(given.info->checksum());
-  actual.set_version_id(given.info->version_id());
-  actual.set_replayed(given.info->replayed());
-  return Differs(expected, actual);
+  std::string error;
+  const v1::NameInfo actual = Comparable(*given.info, &error);
+  if (!error.empty() && !(lost && given.info->tier() == v1::TIER_UNSPECIFIED)) return error;
+  error = Differs(expected, actual);
+  return error.empty() ? DurableRevision(plan.key, given.info->durable_revision()) : error;
 }
 
 std::string Reference::CheckAnswer(const Plan& plan, const Given& given) {
@@ -891,8 +894,6 @@ std::string Reference::BatchWrite(const v1::BatchWriteRequest& in, const Outcome
     const v1::BatchWriteResult& result = out.results(i);
     const std::string item = absl::StrCat("items[", i, "]");
     std::string wrong;
-    if (none)
-      for (const Key& key : plan.used) unsure_.push_back(key);
     if (none && plan.replay != nullptr) unsure_.push_back(plan.key);
     // Which of several faults is told, and whether an item's own fault or that another one failed, is the daemon's.
     if (none) plan.faults.push_back({kAborted, "BATCH_ABORTED"});

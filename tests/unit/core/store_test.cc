@@ -418,6 +418,19 @@ TEST_F(StoreTest, ExpiredNamesAreReclaimedWithoutAnybodyLooking) {
   EXPECT_EQ(LiveImages(), 2);
 }
 
+TEST_F(StoreTest, ARetriedCreateHasItsAnswerAlsoWhenItsExpireTimeIsOver) {
+  CreateRequest request{"a", "m", {}, {"id", 1}};
+  request.options.expire_time = clock_.WallNow() + absl::Seconds(10);
+  const auto created = store_->Create(op_, request);
+  ASSERT_TRUE(created.ok());
+  ASSERT_TRUE(store_->SetTtl(op_, {Seq("a"), Ttl(absl::Minutes(1)), {}}).ok());
+  clock_.Advance(absl::Seconds(20));
+  const auto again = store_->Create(op_, request);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->replayed);
+  EXPECT_EQ(again->revision, created->revision);
+}
+
 TEST_F(StoreTest, AnAbsoluteTimeIsNotMovedByUseNorByTheWallClock) {
   NameOptions options;
   options.expire_time = clock_.WallNow() + absl::Seconds(10);

@@ -60,7 +60,7 @@ class Image {
 
 using ImageRef = std::shared_ptr<const Image>;
 
-enum class Tier : uint8_t { kHot = 1, kWarm = 2, kCold = 3 };
+enum class Tier : uint8_t { kUnknown = 0, kHot = 1, kWarm = 2, kCold = 3 };
 
 }  // namespace statepool
 

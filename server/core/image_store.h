@@ -54,6 +54,9 @@ class ImageWriter {
   // REQUIRES: not beyond the state's end. Errors: CHECKSUM_MISMATCH (then nothing was appended).
   virtual absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) = 0;
 
+  // Forgets what was appended: the state comes anew, into the same room.
+  virtual void Restart() = 0;
+
   // The image. After it the writer is empty. Errors: BYTES_LENGTH_MISMATCH (bytes are missing), CHECKSUM_MISMATCH (of
   // the whole); then the writer is as it was.
   virtual absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) = 0;
@@ -101,6 +104,9 @@ class ImageStore {
   // At recovery: an image that is needed and not adopted now (a folded name has it, or one whose layout's record is
   // damaged): its bytes stay.
   virtual void KeepUnused(ImageId id) = 0;
+  // A layout is not registered any more: what is kept for the next images of it goes as soon as none of it lives. Only
+  // a hint: images of it may still be written. Never blocks.
+  virtual void LayoutDeleted(TenantId tenant, const Layout& layout) = 0;
   // At the end of recovery: images in the cold store that nobody adopted or keeps are garbage and go, in the
   // background.
   virtual void RecoveryDone() = 0;

@@ -2,6 +2,7 @@
 #include "server/core/layout_registry.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -27,13 +28,23 @@ absl::Status ValidateAlias(absl::string_view alias) {
 
 }  // namespace
 
-absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(TenantId tenant, LayoutRef layout,
+absl::Status LayoutRegistry::WaitLocked(const Op& op) {
+  while (committing_) {
+    // Short waits, so that a cancellation and an injected clock are noticed; whoever is through signals.
+    committed_.WaitFor(&mu_, std::chrono::milliseconds(50));
+    if (absl::Status s = op.Check(*clock_); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LayoutRegistry::Entry> LayoutRegistry::Register(const Op& op, LayoutRef layout,
                                                                absl::string_view alias) {
+  const TenantId tenant = op.tenant;
   if (!alias.empty()) {
     if (absl::Status s = ValidateAlias(alias); !s.ok()) return s;
   }
   MutexLock lock(&mu_);
-  while (committing_) committed_.Wait(&mu_);
+  if (absl::Status s = WaitLocked(op); !s.ok()) return s;
   const std::pair<TenantId, std::string> key(tenant, layout->fingerprint());
   if (!alias.empty()) {
     const auto taken = aliases_.find({tenant, std::string(alias)});
@@ -93,34 +104,33 @@ bool LayoutRegistry::IsRegistered(TenantId tenant, const Layout& layout) const {
   return found != nullptr && found->layout.get() == &layout;
 }
 
-absl::Status LayoutRegistry::Delete(TenantId tenant, absl::string_view name,
-                                    absl::FunctionRef<absl::Status(const Layout&)> unused) {
+absl::StatusOr<LayoutRef> LayoutRegistry::Delete(const Op& op, absl::string_view name, Unused unused) {
   {
     MutexLock lock(&mu_);
-    while (committing_) committed_.Wait(&mu_);
+    if (absl::Status s = WaitLocked(op); !s.ok()) return s;
     committing_ = true;  // also keeps what is found here in its place
   }
-  absl::StatusOr<LayoutRef> layout = Find(tenant, name);
+  absl::StatusOr<LayoutRef> layout = Find(op.tenant, name);
   absl::Status status = layout.status();
   if (layout.ok()) {
-    {
+    status = unused(**layout, [&] {
       MutexLock lock(&mu_);
       deleting_ = layout->get();
-    }
-    status = unused(**layout);
-    if (status.ok()) status = log_->DeleteLayout(tenant, (*layout)->fingerprint());
+    });
+    if (status.ok()) status = log_->DeleteLayout(op.tenant, (*layout)->fingerprint());
   }
   MutexLock lock(&mu_);
   if (status.ok()) {
-    const auto found = layouts_.find({tenant, (*layout)->fingerprint()});
-    for (const std::string& alias : found->second.aliases) aliases_.erase({tenant, alias});
+    const auto found = layouts_.find({op.tenant, (*layout)->fingerprint()});
+    for (const std::string& alias : found->second.aliases) aliases_.erase({op.tenant, alias});
     bytes_ -= (*layout)->canonical().size();
     layouts_.erase(found);
   }
   deleting_ = nullptr;
   committing_ = false;
   committed_.SignalAll();
-  return status;
+  if (!status.ok()) return status;
+  return layout;
 }
 
 absl::StatusOr<LayoutRef> LayoutRegistry::Find(TenantId tenant, absl::string_view name, absl::string_view field) const {

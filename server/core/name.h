@@ -18,10 +18,10 @@
 
 namespace statepool {
 
-// Numbers as in the .proto.
+// Numbers as in the .proto. No version has kUnknown: it is told of one that is forgotten.
 enum class NameKind : uint8_t { kSequence = 1, kSnapshot = 2, kPrefix = 3 };
 enum class Durability : uint8_t { kVolatile = 1, kWriteBehind = 2, kSync = 3 };
-enum class Exactness : uint8_t { kExact = 1, kEdited = 2, kLossy = 3 };
+enum class Exactness : uint8_t { kUnknown = 0, kExact = 1, kEdited = 2, kLossy = 3 };
 
 inline constexpr size_t kMaxNameBytes = 512;
 inline constexpr int64_t kMaxPosition = int64_t{1} << 53;

@@ -27,7 +27,7 @@ Store::Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock
       log_(log),
       clock_(clock),
       ids_(log->epoch()),
-      layouts_(options_.max_layouts, options_.max_layout_bytes, log),
+      layouts_(options_.max_layouts, options_.max_layout_bytes, log, clock),
       hasher_(log->hash_key(), options_.prefix_key_bits),
       names_([this](const FoldedName& folded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return UnfoldLocked(folded); }) {}
 
@@ -35,28 +35,33 @@ Store::~Store() { images_->Detach(); }
 
 absl::StatusOr<LayoutRegistry::Entry> Store::RegisterLayout(const Op& op, LayoutRef layout, absl::string_view alias) {
   RETURN_IF_ERROR(op.Check(*clock_));
-  return layouts_.Register(op.tenant, std::move(layout), alias);
+  return layouts_.Register(op, std::move(layout), alias);
 }
 
 absl::Status Store::DeleteLayout(const Op& op, absl::string_view layout) {
   RETURN_IF_ERROR(op.Check(*clock_));
-  return layouts_.Delete(op.tenant, layout, [&](const Layout& unused) -> absl::Status {
-    // From here on no new name can take it: Write asks whether it is registered, under the lock.
+  const auto unused = [&](const Layout& asked, absl::FunctionRef<void()> hide) -> absl::Status {
     MutexLock lock(&mu_);
     // Records of names that are gone still tell their layout.
-    for (;;) {
-      RETURN_IF_ERROR(BuryLocked());
-      const bool buried = std::all_of(graves_.begin(), graves_.end(), [](const auto& g) { return g.second.kept; });
+    for (bool buried = false;;) {
+      if (const auto uses = layout_names_.find(&asked); uses != layout_names_.end()) {
+        return Error(absl::StatusCode::kFailedPrecondition, "LAYOUT_IN_USE",
+                     absl::StrCat(uses->second, " names have this layout; delete them first"))
+            .Field("layout")
+            .Meta("names", uses->second);
+      }
       if (buried) break;
-      RETURN_IF_ERROR(WaitLocked(op));
+      RETURN_IF_ERROR(BuryLocked());
+      buried = std::all_of(graves_.begin(), graves_.end(), [](const auto& g) { return g.second.kept; });
+      if (!buried) RETURN_IF_ERROR(WaitLocked(op));
     }
-    const auto uses = layout_names_.find(&unused);
-    if (uses == layout_names_.end()) return absl::OkStatus();
-    return Error(absl::StatusCode::kFailedPrecondition, "LAYOUT_IN_USE",
-                 absl::StrCat(uses->second, " names have this layout; delete them first"))
-        .Field("layout")
-        .Meta("names", uses->second);
-  });
+    // From here on no new name can take it: Write asks whether it is registered, under the lock.
+    hide();
+    return absl::OkStatus();
+  };
+  const absl::StatusOr<LayoutRef> deleted = layouts_.Delete(op, layout, unused);
+  if (deleted.ok()) images_->LayoutDeleted(op.tenant, **deleted);
+  return deleted.status();
 }
 
 // ---- finding
@@ -253,8 +258,7 @@ NameInfo Store::InfoOfAnswered(const Name& name, const AnsweredRequest& answered
   NameInfo info = InfoLocked(name, *name.state.head());
   info.revision = answered.revision;
   if (info.version.id != answered.version) {
-    info.version = VersionInfo{};
-    info.version.tier = Tier::kCold;
+    info.version = VersionInfo{.exactness = Exactness::kUnknown, .tier = Tier::kUnknown};
     for (const VersionRef& version : name.state.ring) {
       if (version->id == answered.version) info.version = InfoOf(*version);
     }
@@ -274,6 +278,15 @@ NameState Store::NewState(LayoutRef layout) const {
   state.max_history = options_.default_max_history;
   state.ttl = options_.default_ttl;
   return state;
+}
+
+std::function<void()> Store::UseOf(const NameKey& key, size_t forks) {
+  return [this, key, forks]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    Name* name = FindLocked(key);
+    if (name == nullptr) return;
+    UseLocked(name);
+    if (key.kind == NameKind::kPrefix) name->forks += static_cast<uint32_t>(forks);
+  };
 }
 
 VersionRef Store::NewVersion(VersionId parent, int64_t position, Exactness exactness, ImageRef image) {

@@ -89,6 +89,8 @@ struct RequestId {
   uint64_t body_hash = 0;  // of the whole request but for the bytes of a state, its method included
 };
 
+// A replayed answer may be about a version that its ring has no more. Only id, position and checksum are still known
+// then: exactness and tier are kUnknown, parent and attachment_bytes 0.
 struct VersionInfo {
   VersionId id = 0, parent = 0;
   int64_t position = 0;
@@ -133,7 +135,8 @@ struct SetRequest {
   std::optional<uint64_t> if_revision;
   NameOptions options;
   RequestId request;
-  std::optional<Select> select = {};  // write only these; needs if_revision
+  // Write only these; needs if_revision. All else is the head's, its attachment too if none comes.
+  std::optional<Select> select = {};
 };
 struct GetAnswer {
   NameInfo info;
@@ -167,6 +170,7 @@ struct DeleteRequest {
   NameKey key;
   std::optional<uint64_t> if_revision;
   bool allow_missing = false;
+  Revision created = 0;  // if set: only the name that this revision made, not one made since under the same name
 };
 struct SetTtlRequest {
   NameKey key;
@@ -289,10 +293,10 @@ class Store {
                                                                  MayRead may_read);
   absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
   // Set in two halves, for bytes that come in their own time. Whatever can be refused before them is refused by
-  // BeginSet. FinishSet leaves `set` alone on errors of its bytes. REQUIRES: no `select`.
-  // LayoutOfSet says before which layout it would be; never blocks.
+  // LayoutOfSet, which says of which layout the state is (and never blocks), or by BeginSet, to which that is given.
+  // FinishSet leaves `set` alone on errors of its bytes. REQUIRES: no `select`.
   absl::StatusOr<LayoutRef> LayoutOfSet(const Op& op, const SetRequest& request);
-  absl::StatusOr<PendingSet> BeginSet(const Op& op, SetRequest request, std::string attachment,
+  absl::StatusOr<PendingSet> BeginSet(const Op& op, SetRequest request, LayoutRef layout, std::string attachment,
                                       std::optional<Checksum> expected_checksum);
   absl::StatusOr<NameInfo> FinishSet(const Op& op, PendingSet* set);
   absl::StatusOr<ForkAnswer> Fork(const Op& op, const ForkRequest& request);
@@ -350,6 +354,7 @@ class Store {
     std::function<absl::StatusOr<std::vector<Next>>()> decide;  // none: nothing to do
     NameInfo* info = nullptr;                                   // if set: what the first name says afterwards
     absl::Status status;                                        // how it went
+    std::function<void()> published = nullptr;                  // runs once under the lock, if something was done
   };
   struct WriteItem;  // store_write.cc: a name of one Write
 
@@ -408,8 +413,9 @@ class Store {
   absl::StatusOr<Found> ResolveLocked(const Source& source, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status ApplyOptions(const NameOptions& options, NameState* state) const;
   static absl::Status CheckIfRevision(const Name* name, const std::optional<uint64_t>& if_revision);
-  // The answer to an earlier request with this id, or nothing. Errors: REQUEST_ID_REUSED.
+  // What an earlier request with this id was answered, or nothing. Errors: REQUEST_ID_REUSED.
   static absl::StatusOr<const AnsweredRequest*> FindAnswered(const NameState& state, const RequestId& request);
+  // That answer again: its revision and version (see VersionInfo); everything else as the name says it now.
   NameInfo InfoOfAnswered(const Name& name, const AnsweredRequest& answered) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // True: `name` has answered this request before, and `info` is that answer again. Errors: REQUEST_ID_REUSED.
   absl::StatusOr<bool> ReplayLocked(const Name& name, const RequestId& request, NameInfo* info) const
@@ -420,6 +426,12 @@ class Store {
   NameState NewState(LayoutRef layout) const;
   bool IsExpired(const Name& name) const { return clock_->Now() >= name.Deadline(); }
   void UseLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { name->last_used = clock_->Now(); }
+  // For Change::published: this name, if it is still there, was used to make `forks` others.
+  std::function<void()> UseOf(const NameKey& key, size_t forks = 0);
+  // Tells the ImageStore if `layout` was deleted while room was taken for an image of it, whose name will be refused.
+  void NoticeDeleted(const Op& op, const Layout& layout) {
+    if (!layouts_.IsRegistered(op.tenant, layout)) images_->LayoutDeleted(op.tenant, layout);
+  }
   // Reads an image of this version, and tells its damage by the version.
   absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version);
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never

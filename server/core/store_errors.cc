@@ -16,6 +16,14 @@ absl::Status RequestIdReused() {
                  "this request_id belongs to an earlier, different request; choose a new one");
 }
 
+absl::Status NameExists(const Name& name, absl::string_view field, absl::string_view advice) {
+  return Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
+               absl::StrCat("a ", name.key.kind == NameKind::kSnapshot ? "snapshot" : "sequence", " '", name.key.name,
+                            "' exists; ", advice))
+      .Field(field)
+      .Meta("revision", name.state.revision);
+}
+
 absl::Status LayoutMismatch(absl::StatusCode code, const Layout& expected, const Layout& actual) {
   return Error(code, "LAYOUT_MISMATCH", "the name holds a state of another layout; states of two layouts never mix")
       .Field("layout")

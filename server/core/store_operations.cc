@@ -24,8 +24,8 @@ absl::Status ValidateRequestId(const RequestId& request) {
 }
 
 bool KnowsRequest(const NameState& state, absl::string_view id) {
-  return std::any_of(state.requests.begin(), state.requests.end(),
-                     [&](const AnsweredRequest& answered) { return answered.id == id; });
+  return !id.empty() && std::any_of(state.requests.begin(), state.requests.end(),
+                                    [&](const AnsweredRequest& answered) { return answered.id == id; });
 }
 
 // The body hash of a request that writes bytes: of those that came, not of the checksum that was claimed for them.
@@ -261,11 +261,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
       const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
       RETURN_IF_ERROR(replayed.status());
       if (*replayed) return std::vector<Next>();
-      return absl::Status(
-          Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                absl::StrCat("a sequence '", key.name, "' exists; choose another name, or delete it first"))
-              .Field("sequence")
-              .Meta("revision", name->state.revision));
+      return NameExists(*name, "sequence", "choose another name, or delete it first");
     }
     NameState state = fresh;
     if (image != nullptr) {
@@ -283,6 +279,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
   StateBytes initial;
   initial.initial = true;
   absl::StatusOr<ImageRef> image = images_->Write(op, *layout, initial);
+  NoticeDeleted(op, **layout);
   RETURN_IF_ERROR(image.status());
   return Change{{key},
                 [decide, image = *image]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return decide(image); },
@@ -344,28 +341,34 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
     RETURN_IF_ERROR(found.status());
     layout = *found;
   }
-  // Hashing what came costs a pass over it, so a request_id that nobody knows waits for the hash that the copy makes.
-  std::optional<Checksum> data_checksum;
-  bool known = false;
-  if (!request.request.id.empty()) {
-    MutexLock lock(&mu_);
-    const Name* name = FindLocked(key);
-    known = name != nullptr && KnowsRequest(name->state, request.request.id);
-  }
-  if (known || request.select.has_value()) data_checksum = ChecksumOfPieces(item.bytes.pieces);
   RequestId request_id = request.request;
-  if (data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
-
+  std::optional<Checksum> data_checksum;
+  const auto hash_data = [&] {
+    data_checksum = ChecksumOfPieces(item.bytes.pieces);
+    request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
+  };
+  if (request.select.has_value()) hash_data();
   // A first look, so that a refused request costs no copy, and to know the layout and the head of a name that exists.
+  // Hashing what came costs a pass over it, so a request_id that nobody knows waits for the hash that the copy makes.
+  // But whoever finds it unknown and whoever refuses must see one state of the name: else a retry that meets its first
+  // attempt is refused for what that one did.
   VersionRef base;
-  {
-    MutexLock lock(&mu_);
-    absl::StatusOr<std::vector<Next>> look = DecideSetLocked(
-        key, request, data_checksum.has_value() ? request_id : RequestId{}, layout, nullptr, Exactness::kExact, answer);
-    RETURN_IF_ERROR(look.status());
-    if (look->empty()) return Change{};
-    layout = look->front()->layout;
-    if (request.select.has_value()) base = look->front()->head();
+  for (bool looked = false; !looked;) {
+    {
+      MutexLock lock(&mu_);
+      const Name* name = FindLocked(key);
+      looked = data_checksum.has_value() || name == nullptr || !KnowsRequest(name->state, request.request.id);
+      if (looked) {
+        absl::StatusOr<std::vector<Next>> look =
+            DecideSetLocked(key, request, data_checksum.has_value() ? request_id : RequestId{}, layout, nullptr,
+                            Exactness::kExact, answer);
+        RETURN_IF_ERROR(look.status());
+        if (look->empty()) return Change{};
+        layout = look->front()->layout;
+        if (request.select.has_value()) base = look->front()->head();
+      }
+    }
+    if (!looked) hash_data();
   }
 
   StateBytes bytes = item.bytes;
@@ -384,6 +387,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
       absl::StatusOr<Pin> read = ReadImage(op, base->image, base->id);
       RETURN_IF_ERROR(read.status());
       pin = *std::move(read);
+      if (bytes.attachment.empty()) bytes.attachment = pin->attachment();  // it, too, is left as it was
       bytes.base = pin.get();
       bytes.ranges = ranges;
       if (bytes.expected_checksum.has_value() && *bytes.expected_checksum != *data_checksum) {
@@ -397,6 +401,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
     }
   }
   absl::StatusOr<ImageRef> image = images_->Write(op, layout, bytes);
+  NoticeDeleted(op, *layout);
   RETURN_IF_ERROR(image.status());
   if (!data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, (*image)->info().checksum);
   return Change{{key},
@@ -421,7 +426,7 @@ absl::StatusOr<LayoutRef> Store::LayoutOfSet(const Op& op, const SetRequest& req
   MutexLock lock(&mu_);
   const Name* name = FindLocked(key);
   // It may be the retry of a request that was answered: its bytes will tell.
-  if (name != nullptr && !request.request.id.empty() && KnowsRequest(name->state, request.request.id))
+  if (name != nullptr && KnowsRequest(name->state, request.request.id))
     return layout != nullptr ? layout : name->state.layout;
   NameInfo ignored;
   absl::StatusOr<std::vector<Next>> look =
@@ -430,17 +435,16 @@ absl::StatusOr<LayoutRef> Store::LayoutOfSet(const Op& op, const SetRequest& req
   return look->front()->layout;
 }
 
-absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, std::string attachment,
+absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, LayoutRef layout, std::string attachment,
                                            std::optional<Checksum> expected_checksum) {
   RETURN_IF_ERROR(ValidateSet(request, attachment));
   if (request.select.has_value()) {
-    return Invalid("INVALID_OPTION", "head.select", "a stream writes a whole state; send a part with Set");
+    return Invalid("INVALID_OPTION", "select", "a stream writes a whole state; send a part with Set");
   }
-  absl::StatusOr<LayoutRef> layout = LayoutOfSet(op, request);
-  RETURN_IF_ERROR(layout.status());
   PendingSet set;
-  set.layout = *std::move(layout);
+  set.layout = std::move(layout);
   absl::StatusOr<std::unique_ptr<ImageWriter>> writer = images_->BeginWrite(op, set.layout, attachment.size());
+  NoticeDeleted(op, *set.layout);
   RETURN_IF_ERROR(writer.status());
   set.request = std::move(request);
   set.attachment = std::move(attachment);
@@ -495,42 +499,39 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
     ForkAnswer& answer = *out;
     answer = ForkAnswer{};
     // A retry: all children are there and remember this request.
+    std::vector<std::pair<const Name*, const AnsweredRequest*>> children;
+    for (const NameKey& key : keys) {
+      const Name* child = FindLocked(key);
+      absl::StatusOr<const AnsweredRequest*> answered = nullptr;
+      if (child != nullptr) answered = FindAnswered(child->state, request.request);
+      RETURN_IF_ERROR(answered.status());
+      children.emplace_back(child, *answered);
+      answer.replayed = answer.replayed || *answered != nullptr;
+    }
     for (size_t i = 0; i < keys.size(); ++i) {
-      Name* child = FindLocked(keys[i]);
-      const AnsweredRequest* answered = nullptr;
-      if (child != nullptr) {
-        absl::StatusOr<const AnsweredRequest*> found = FindAnswered(child->state, request.request);
-        RETURN_IF_ERROR(found.status());
-        answered = *found;
-      }
-      if (child != nullptr && (answered == nullptr || answer.revisions.size() < i)) {
-        return absl::Status(Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                                  absl::StrCat("a sequence '", keys[i].name, "' exists; no child was made"))
-                                .Field(absl::StrCat("children[", i, "]"))
-                                .Meta("revision", child->state.revision));
-      }
-      if (answered != nullptr) {
-        answer.revisions.push_back(answered->revision);
-        answer.replayed = true;
-        if (i == 0) {
-          const NameInfo info = InfoOfAnswered(*child, *answered);
-          answer.version = info.version;
-          answer.state_bytes = info.layout->state_bytes();
-          answer.durability = info.durability;
-        }
-      } else if (answer.replayed) {
+      const auto& [child, answered] = children[i];
+      if (child != nullptr && answered == nullptr)
+        return NameExists(*child, absl::StrCat("children[", i, "]"), "no child was made");
+      if (child == nullptr && answer.replayed) {
         return absl::Status(Error(absl::StatusCode::kAborted, "REVISION_MISMATCH",
                                   absl::StrCat("this Fork was answered before, and '", keys[i].name,
                                                "' is gone since; use a new request_id"))
                                 .Field(absl::StrCat("children[", i, "]"))
                                 .Meta("revision", uint64_t{0}));
       }
+      if (child == nullptr) continue;
+      answer.revisions.push_back(answered->revision);
+      if (i > 0) continue;
+      const NameInfo info = InfoOfAnswered(*child, *answered);
+      answer.version = info.version;
+      answer.state_bytes = info.layout->state_bytes();
+      answer.durability = info.durability;
     }
     if (answer.replayed) return std::vector<Next>();
 
     absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
     RETURN_IF_ERROR(found.status());
-    Name* source = found->name;
+    const Name* source = found->name;
     NameState child = NewState(source->state.layout);
     if (source->key.kind == NameKind::kSequence) {
       child.durability = source->state.durability;
@@ -549,10 +550,9 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
     answer.version = InfoOf(*found->version());
     answer.state_bytes = source->state.layout->state_bytes();
     answer.durability = child.durability;
-    UseLocked(source);
-    if (source->key.kind == NameKind::kPrefix) source->forks += static_cast<uint32_t>(keys.size());
     return states;
   };
+  change.published = UseOf(request.source.key, request.children.size());
   return change;
 }
 
@@ -584,32 +584,28 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SnapshotRequest
   const NameKey key{op.tenant, NameKind::kSnapshot, request.snapshot};
   RETURN_IF_ERROR(ValidateKey(key, "snapshot"));
   RETURN_IF_ERROR(ValidateRequestId(request.request));
-  return Change{
-      {key},
-      [this, key, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
-        if (const Name* name = FindLocked(key); name != nullptr) {
-          const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
-          RETURN_IF_ERROR(replayed.status());
-          if (*replayed) return std::vector<Next>();
-          return absl::Status(
-              Error(absl::StatusCode::kAlreadyExists, "NAME_EXISTS",
-                    absl::StrCat("a snapshot '", key.name, "' exists and snapshots never change; delete it first"))
-                  .Field("snapshot")
-                  .Meta("revision", name->state.revision));
-        }
-        absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
-        RETURN_IF_ERROR(found.status());
-        NameState state = NewState(found->name->state.layout);
-        state.durability = found->name->state.durability;
-        RETURN_IF_ERROR(ApplyOptions(request.options, &state));
-        state.max_history = 1;
-        state.ring.push_back(found->version());
-        Advance(request.request, &state);
-        UseLocked(found->name);
-        return std::vector<Next>{std::move(state)};
-      },
-      answer,
-      absl::OkStatus()};
+  return Change{{key},
+                [this, key, &request, answer]()
+                    ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
+                      if (const Name* name = FindLocked(key); name != nullptr) {
+                        const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
+                        RETURN_IF_ERROR(replayed.status());
+                        if (*replayed) return std::vector<Next>();
+                        return NameExists(*name, "snapshot", "snapshots never change; delete it first");
+                      }
+                      absl::StatusOr<Found> found = ResolveLocked(request.source, "source");
+                      RETURN_IF_ERROR(found.status());
+                      NameState state = NewState(found->name->state.layout);
+                      state.durability = found->name->state.durability;
+                      RETURN_IF_ERROR(ApplyOptions(request.options, &state));
+                      state.max_history = 1;
+                      state.ring.push_back(found->version());
+                      Advance(request.request, &state);
+                      return std::vector<Next>{std::move(state)};
+                    },
+                answer,
+                absl::OkStatus(),
+                UseOf(request.source.key)};
 }
 
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RestoreRequest& request, NameInfo* answer) {
@@ -637,11 +633,11 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RestoreRequest&
         RETURN_IF_ERROR(ApplyOptions(request.options, &state));
         state.ring.push_back(found->version());
         Advance(request.request, &state);
-        UseLocked(found->name);
         return std::vector<Next>{std::move(state)};
       },
       answer,
-      absl::OkStatus()};
+      absl::OkStatus(),
+      UseOf(source.key)};
 }
 
 absl::StatusOr<Store::Change> Store::Prepare(const Op&, const DeleteRequest& request, bool* answer) {
@@ -650,6 +646,9 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op&, const DeleteRequest& req
                 [this, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
                   const Name* name = FindLocked(request.key);
                   const auto grave = graves_.find(request.key);
+                  *answer = false;
+                  if (name != nullptr && request.created != 0 && name->state.created != request.created)
+                    return std::vector<Next>();
                   // A record that nobody can read is a name too.
                   *answer = name != nullptr || (grave != graves_.end() && grave->second.kept);
                   if (name != nullptr) RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
@@ -668,14 +667,18 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
     return Invalid("MISSING_FIELD", "name_prefix", "say which names, or `all`");
   DeleteManyAnswer answer;
   absl::flat_hash_set<ImageId> seen_images;
+  // What is deleted is what was counted: names made before this, but for those whose record was under way when they
+  // would have been counted. Nobody has seen these yet, and they may come to nothing.
+  const Revision made_before = ids_.Next();
+  absl::flat_hash_set<Revision> unborn;
   // The next names that match, a hold of the lock at a time.
   std::string after;
   bool more = true;
   const auto matches = [&](const NameTable::View& view) {
     return view.tenant == op.tenant && view.kind == request.kind && absl::StartsWith(view.name, request.name_prefix);
   };
-  const auto next_keys = [&](bool count) ABSL_LOCKS_EXCLUDED(mu_) {
-    std::vector<NameKey> keys;
+  const auto next_names = [&](bool count) ABSL_LOCKS_EXCLUDED(mu_) {
+    std::vector<DeleteRequest> names;
     MutexLock lock(&mu_);
     auto it = after.empty() ? names_.From({op.tenant, request.kind, request.name_prefix})
                             : names_.After({op.tenant, request.kind, after});
@@ -685,21 +688,24 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
       const Name* name = it->name();
       std::optional<RestingName> resting;
       if (name == nullptr) resting = it->folded()->Unpack();
-      if (name != nullptr ? name->unborn || IsExpired(*name) : clock_->Now() >= resting->Deadline()) continue;
-      keys.push_back({op.tenant, request.kind, after});
-      if (!count) continue;
       const NameState& state = name != nullptr ? name->state : resting->state;
+      if (state.created > made_before) continue;
+      if (count && name != nullptr && name->unborn) unborn.insert(state.created);
+      if (name != nullptr ? name->unborn || IsExpired(*name) : clock_->Now() >= resting->Deadline()) continue;
+      if (unborn.contains(state.created)) continue;
+      names.push_back({{op.tenant, request.kind, after}, std::nullopt, true, state.created});
+      if (!count) continue;
       const ImageId image = name != nullptr ? state.head()->image->info().id : resting->versions.back().image;
       if (seen_images.insert(image).second) answer.state_bytes += state.layout->state_bytes();
     }
     more = it != names_.end() && matches(it->view());
-    return keys;
+    return names;
   };
   while (more) {
     RETURN_IF_ERROR(op.Check(*clock_));
-    for (NameKey& key : next_keys(/*count=*/true)) {
+    for (DeleteRequest& name : next_names(/*count=*/true)) {
       ++answer.matched;
-      if (answer.names.size() < DeleteManyAnswer::kNamesTold) answer.names.push_back(std::move(key.name));
+      if (answer.names.size() < DeleteManyAnswer::kNamesTold) answer.names.push_back(std::move(name.key.name));
     }
   }
   if (request.if_count.has_value() && *request.if_count != answer.matched) {
@@ -712,8 +718,7 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
   if (request.preview) return answer;
   after.clear();
   for (more = true; more;) {
-    std::vector<DeleteRequest> deletes;
-    for (NameKey& key : next_keys(/*count=*/false)) deletes.push_back({std::move(key), std::nullopt, true});
+    const std::vector<DeleteRequest> deletes = next_names(/*count=*/false);
     std::vector<Change> changes;
     std::deque<bool> deleted(deletes.size());
     for (size_t i = 0; i < deletes.size(); ++i) {

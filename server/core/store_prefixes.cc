@@ -84,11 +84,11 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
                    if (!same) state.ring.push_back(found->version());
                    answer.already_published = same;
                    Advance({}, &state);
-                   UseLocked(found->name);
                    return std::vector<Next>{std::move(state)};
                  },
                  &answer.info,
-                 absl::OkStatus()}));
+                 absl::OkStatus(),
+                 UseOf(request.source.key)}));
   return answer;
 }
 

@@ -99,6 +99,7 @@ absl::Status Store::TakeNamesLocked(absl::Span<WriteItem> items) {
     if (item.name != nullptr || !item.next.has_value()) continue;
     item.name = names_.Insert(*item.key);
     item.name->unborn = true;
+    item.name->state.created = item.next->created;
     // From here on its layout is in use: it must not be deleted while the name's record is under way.
     item.name->state.layout = item.next->layout;
     ++layout_names_[item.next->layout.get()];
@@ -184,6 +185,10 @@ void Store::PublishItemsLocked(absl::Span<WriteItem> items) {
     if (item.name->dirty.group == group && group != 0) item.name->dirty_since = since;
     if (item.index == 0 && item.change->info != nullptr)
       *item.change->info = InfoLocked(*item.name, *item.name->state.head());
+  }
+  // Now that nobody needs the items' names any more: looking may forget one that is expired.
+  for (const WriteItem& item : items) {
+    if (item.index == 0 && item.change->published != nullptr) item.change->published();
   }
 }
 

@@ -53,8 +53,11 @@ class StatePoolService::CallBase {
   grpc::Status Ended(const absl::Status& status);
   void Leave();
 
-  // `bytes` more are on their way. Ends the call when nothing extends this within stream_timeout and a second for each
-  // MiB of `bytes`; and, however often it is extended, within stream_timeout and a second for each MiB of them all.
+  // What a client may take for so many bytes in all: stream_timeout, and a second for each MiB.
+  absl::Duration TimeFor(uint64_t bytes) const;
+
+  // `bytes` more are on their way. Ends the call when nothing extends this within TimeFor(bytes) and, however often it
+  // is extended, within TimeFor(all of them).
   void WatchProgress(uint64_t bytes);
 
   StatePoolService* const service_;

@@ -84,14 +84,15 @@ void StatePoolService::CallBase::Leave() {
   if (counted_) service_->EndCall();
 }
 
+absl::Duration StatePoolService::CallBase::TimeFor(uint64_t bytes) const {
+  return service_->options_.stream_timeout + absl::Seconds(1) * (static_cast<double>(bytes) / (1 << 20));
+}
+
 void StatePoolService::CallBase::WatchProgress(uint64_t bytes) {
   const MonoTime now = service_->clock_->Now();
   if (watch_ == 0) watched_since_ = now;
   watched_bytes_ += bytes;
-  const auto time_for = [this](uint64_t n) {
-    return service_->options_.stream_timeout + absl::Seconds(1) * (static_cast<double>(n) / (1 << 20));
-  };
-  const MonoTime deadline = std::min(After(now, time_for(bytes)), After(watched_since_, time_for(watched_bytes_)));
+  const MonoTime deadline = std::min(After(now, TimeFor(bytes)), After(watched_since_, TimeFor(watched_bytes_)));
   if (watch_ != 0) return service_->watchdog_.Extend(watch_, deadline);
   watch_ = service_->watchdog_.Watch(deadline, [this] {
     spdlog::info("a client takes or sends nothing any more: its {} is ended",

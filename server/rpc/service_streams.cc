@@ -169,10 +169,9 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
 
   void OnReadDone(bool ok) override {
     StopWatching();
-    if (stalled_.load()) {  // the call was finished there
-      upload_.reset();
-      return;
-    }
+    if (stalled_.load()) return;  // the call was finished there
+    waited_ += absl::Nanoseconds(service_->clock_->Now() - waiting_since_);
+    received_bytes_ += message_.Length();
     if (!ok || upload_ == nullptr) {
       const absl::Status status = service_->executor_.Submit([this, ok] {
         const absl::Status done = ok ? Open() : Complete();
@@ -194,6 +193,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
  private:
   void ReadNext() {
     message_.Clear();
+    Admit(0).IgnoreError();  // gives the bytes of the message back; none are never refused
     WatchSending();
     StartRead(&message_);
   }
@@ -220,6 +220,12 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     return upload_->Append(chunk.offset(), split.data, checksum);
   }
 
+  // The same error as seen from the stream: what is not about a chunk is about the head.
+  static absl::Status InHead(const absl::Status& status) {
+    const std::string field = GetErrorDetail(status).field;
+    return field.empty() || field == "offset" || field == "data" ? status : BelowField(status, "head");
+  }
+
   absl::Status Open() {
     if (absl::Status status = op().Check(*service_->clock_); !status.ok()) return status;
     v1::SetChunk chunk;
@@ -233,7 +239,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     if (!set.ok()) return BelowField(set.status(), "head");
     absl::StatusOr<std::unique_ptr<Uploads::Upload>> upload = service_->uploads_.Begin(
         op(), std::move(set->request), std::move(set->attachment), set->checksum, chunk.offset());
-    if (!upload.ok()) return upload.status();
+    if (!upload.ok()) return InHead(upload.status());
     upload_ = *std::move(upload);
     if (split.data_bytes == 0) return absl::OkStatus();
     return Append(chunk, split);
@@ -245,6 +251,8 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     if (absl::Status status = ParseMessage(&chunk, &split); !status.ok()) return status;
     if (chunk.has_head())
       return InvalidArgument("INVALID_OPTION", "head", "only the first message of a stream has a head");
+    if (split.data_bytes == 0)
+      return InvalidArgument("INVALID_OPTION", "data", "only the first message of a stream may have no data");
     return Append(chunk, split);
   }
 
@@ -254,7 +262,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     if (upload_ == nullptr)
       return InvalidArgument("MISSING_FIELD", "head", "the first message of a stream says what is written");
     const absl::StatusOr<NameInfo> info = upload_->Finish(op());
-    if (!info.ok()) return info.status();
+    if (!info.ok()) return InHead(info.status());
     v1::NameInfo answer;
     FillNameInfo(*info, &answer);
     bool own_buffer;
@@ -272,11 +280,17 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
   // While a read is under way nothing else touches the call: so the watchdog may finish it, and the read ends then.
   void WatchSending() {
     const absl::Duration timeout = service_->options_.stream_timeout;
-    sending_watch_ = service_->watchdog_.Watch(After(service_->clock_->Now(), timeout), [this, timeout] {
+    const absl::Duration left = TimeFor(received_bytes_) - waited_;
+    waiting_since_ = service_->clock_->Now();
+    sending_watch_ = service_->watchdog_.Watch(After(waiting_since_, std::min(timeout, left)), [this, timeout, left] {
       stalled_.store(true);
+      upload_.reset();  // kept, or dropped, before the client hears of the end
+      const std::string why =
+          left < timeout ? absl::StrCat("the chunks come too slowly: a stream may take a second for each MiB, and ",
+                                        absl::FormatDuration(timeout), " beside that")
+                         : absl::StrCat("no chunk came for ", absl::FormatDuration(timeout));
       Finish(
-          Ended(Error(absl::StatusCode::kDeadlineExceeded, "STALLED",
-                      absl::StrCat("no chunk came for ", absl::FormatDuration(timeout), "; go on with another stream"))
+          Ended(Error(absl::StatusCode::kDeadlineExceeded, "STALLED", absl::StrCat(why, "; go on with another stream"))
                     .Meta("limit", absl::FormatDuration(timeout))));
     });
   }
@@ -288,6 +302,9 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
   std::unique_ptr<Uploads::Upload> upload_;
   Watchdog::Id sending_watch_ = 0;
   std::atomic<bool> stalled_{false};
+  MonoTime waiting_since_ = 0;
+  absl::Duration waited_ = absl::ZeroDuration();  // for the client, in all
+  uint64_t received_bytes_ = 0;
 };
 
 grpc::ServerReadReactor<grpc::ByteBuffer>* StatePoolService::SetStream(grpc::CallbackServerContext* context,

@@ -24,6 +24,19 @@ absl::Status WrongOffset(uint64_t expected, uint64_t offset) {
       .Meta("expected", expected);
 }
 
+absl::Status Busy(absl::string_view field) {
+  return Error(absl::StatusCode::kAborted, "UPLOAD_BUSY",
+               "another stream goes on with this upload; wait until it has ended or the daemon has given it up")
+      .Field(field)
+      .RetryAfter(absl::Seconds(1));
+}
+
+absl::Status Reused() {
+  return Error(absl::StatusCode::kInvalidArgument, "REQUEST_ID_REUSED",
+               "this request_id belongs to an upload with another head; choose a new one")
+      .Field("request_id");
+}
+
 absl::Status TooMany(uint64_t limit, absl::string_view of_what) {
   return Error(
              absl::StatusCode::kResourceExhausted, "TOO_MANY_UPLOADS",
@@ -57,6 +70,13 @@ Uploads::Entry* Uploads::EntryOf(const Upload& upload) {
   return it == entries_.end() || it->second.first != upload.serial_ ? nullptr : &it->second.second;
 }
 
+void Uploads::Enter(const Upload& upload, uint64_t body_hash) {
+  Entry entry;
+  entry.body_hash = body_hash;
+  entry.total_bytes = entry.reserved_bytes = upload.reserved_bytes_;
+  entries_.insert_or_assign(*upload.key_, std::pair(upload.serial_, std::move(entry)));
+}
+
 void Uploads::Release(uint64_t bytes) {
   --count_;
   bytes_ -= bytes;
@@ -69,84 +89,71 @@ absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, Se
   std::optional<Key> key;
   if (!request.request.id.empty()) key = Key(op.tenant, request.sequence, request.request.id);
   const uint64_t body_hash = request.request.body_hash;
-  uint64_t serial = 0;
-  std::optional<PendingSet> dropped;  // destroyed without the lock
-  Watchdog::Id watch = 0;
+  absl::StatusOr<LayoutRef> layout = nullptr;  // to begin anew with
+  if (offset == 0) layout = store_->LayoutOfSet(op, request);
   std::unique_ptr<Upload> upload;
+  Watchdog::Id watch = 0;
+  bool takes_over = false;
   {
     MutexLock lock(&mu_);
-    const auto kept = key.has_value() ? entries_.find(*key) : entries_.end();
-    if (kept != entries_.end()) {
-      Entry& entry = kept->second.second;
-      if (entry.active && offset != 0) {
-        return Error(absl::StatusCode::kAborted, "UPLOAD_BUSY",
-                     "another stream goes on with this upload; wait until it has ended or the daemon has given it up")
-            .Field("request_id")
-            .RetryAfter(absl::Seconds(1));
-      }
-      if (entry.body_hash != body_hash) {
-        return Error(absl::StatusCode::kInvalidArgument, "REQUEST_ID_REUSED",
-                     "this request_id belongs to an upload with another head; choose a new one")
-            .Field("request_id");
-      }
-      watch = entry.watch;
-      if (entry.active) {
-        if (count_ >= limits_.max_uploads) return TooMany(limits_.max_uploads, "");
-        entries_.erase(kept);  // taken over: the other stream, if there still is one, goes on without being kept
-      } else if (offset != 0) {
-        if (offset != entry.received_bytes) return WrongOffset(entry.received_bytes, offset);
-        upload.reset(new Upload(this, key, entry.reserved_bytes));
-        upload->set_ = *std::move(entry.set);
-        upload->serial_ = kept->second.first;
-        entry.set.reset();
-        entry.active = true;
-        entry.watch = 0;
-      } else {
-        dropped = std::move(entry.set);
-        Release(entry.reserved_bytes);
-        entries_.erase(kept);
-      }
-    } else if (offset != 0) {
-      return Unknown();
+    const auto found = key.has_value() ? entries_.find(*key) : entries_.end();
+    Entry* const entry = found != entries_.end() ? &found->second.second : nullptr;
+    if (entry == nullptr && offset != 0) return Unknown();
+    if (entry != nullptr) {
+      if (entry->active && offset != 0) return Busy("request_id");
+      if (entry->body_hash != body_hash) return Reused();
+      if (offset != 0 && offset != entry->received_bytes) return WrongOffset(entry->received_bytes, offset);
     }
-    if (upload == nullptr) {
+    if (!layout.ok()) return layout.status();
+    // What is kept is of no use if the head means another layout by now.
+    if (entry != nullptr && !entry->active &&
+        (offset != 0 || entry->set->layout->fingerprint() == (*layout)->fingerprint())) {
+      upload.reset(new Upload(this, key, entry->reserved_bytes));
+      upload->set_ = *std::move(entry->set);
+      upload->serial_ = found->second.first;
+      entry->set.reset();
+      entry->active = true;
+      entry->received_bytes = offset;
+      watch = std::exchange(entry->watch, 0);
+    } else {
+      const uint64_t bytes = (*layout)->state_bytes();
       if (count_ >= limits_.max_uploads) return TooMany(limits_.max_uploads, "");
+      if (bytes_ > 0 && bytes > limits_.max_bytes - std::min(bytes_, limits_.max_bytes))
+        return TooMany(limits_.max_bytes, " bytes");
       ++count_;
-      serial = next_serial_++;
-      if (key.has_value()) {
-        Entry entry;
-        entry.body_hash = body_hash;
-        entries_.emplace(*key, std::pair(serial, std::move(entry)));
-      }
-      upload.reset(new Upload(this, key, 0));
-      upload->serial_ = serial;
+      bytes_ += bytes;
+      upload.reset(new Upload(this, key, bytes));
+      upload->serial_ = next_serial_++;
+      takes_over = entry != nullptr;
+      if (key.has_value() && !takes_over) Enter(*upload, body_hash);
     }
   }
-  dropped.reset();
   if (watch != 0) watchdog_->Forget(watch);
-  if (upload->set_.writer != nullptr) return upload;
+  if (upload->set_.writer != nullptr) {
+    if (offset == 0) upload->set_.writer->Restart();
+    return upload;
+  }
 
   // From here on the upload gives its place back when it goes.
-  absl::StatusOr<LayoutRef> layout = store_->LayoutOfSet(op, request);
-  if (!layout.ok()) return layout.status();
-  {
-    MutexLock lock(&mu_);
-    const uint64_t bytes = (*layout)->state_bytes();
-    if (bytes_ > 0 && bytes > limits_.max_bytes - std::min(bytes_, limits_.max_bytes))
-      return TooMany(limits_.max_bytes, " bytes");
-    bytes_ += bytes;
-    upload->reserved_bytes_ = bytes;
-  }
-  absl::StatusOr<PendingSet> set = store_->BeginSet(op, std::move(request), std::move(attachment), expected_checksum);
+  absl::StatusOr<PendingSet> set =
+      store_->BeginSet(op, std::move(request), *layout, std::move(attachment), expected_checksum);
   if (!set.ok()) return set.status();
   upload->set_ = *std::move(set);
-  if (key.has_value()) {
+  if (!takes_over) return upload;
+  // Only now, so that whatever refused this one left the other as it was.
+  std::optional<PendingSet> dropped;  // destroyed without the lock
+  {
     MutexLock lock(&mu_);
-    if (Entry* entry = EntryOf(*upload)) {
-      entry->total_bytes = upload->total_bytes();
-      entry->reserved_bytes = upload->reserved_bytes_;
+    if (const auto found = entries_.find(*key); found != entries_.end()) {
+      Entry& entry = found->second.second;
+      if (entry.body_hash != body_hash) return Reused();
+      if (!entry.active) Release(entry.reserved_bytes);
+      dropped = std::move(entry.set);
+      watch = entry.watch;
     }
+    Enter(*upload, body_hash);
   }
+  if (watch != 0) watchdog_->Forget(watch);
   return upload;
 }
 
@@ -217,6 +224,10 @@ absl::Status Uploads::Upload::Append(uint64_t offset, absl::Span<const absl::str
         .Field("data")
         .Meta("expected", total_bytes())
         .Meta("actual", offset + bytes);
+  }
+  if (key_.has_value()) {
+    MutexLock lock(&owner_->mu_);
+    if (owner_->EntryOf(*this) == nullptr) return Busy("head.request_id");
   }
   if (absl::Status status = set_.writer->Append(data, checksum); !status.ok()) return status;
   if (key_.has_value()) {

@@ -50,8 +50,8 @@ class Uploads {
 
     uint64_t received_bytes() const { return set_.writer->received_bytes(); }
     uint64_t total_bytes() const { return set_.layout->state_bytes(); }
-    // The next chunk. Errors: OFFSET_MISMATCH, INVALID_OPTION (its size), BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH;
-    // nothing was appended then.
+    // The next chunk. Errors: OFFSET_MISMATCH, INVALID_OPTION (its size), BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH,
+    // UPLOAD_BUSY (another stream started over); nothing was appended then.
     absl::Status Append(uint64_t offset, absl::Span<const absl::string_view> data, Checksum checksum);
     // The last step. Errors: those of Set. After it the upload is not kept, unless bytes were missing.
     absl::StatusOr<NameInfo> Finish(const Op& op);
@@ -69,10 +69,12 @@ class Uploads {
     PendingSet set_;
   };
 
-  // Begins an upload at offset 0, also in the place of one that another stream goes on with (its connection may be dead
-  // without a word), or goes on with one that is kept. Blocks as Store::BeginSet does.
+  // Begins an upload at offset 0, or goes on with one that is kept. Blocks as Store::BeginSet does.
+  // At offset 0 one that is kept starts over in its own room. Where another stream goes on (its connection may be dead
+  // without a word) the new one needs room of its own, and takes over when it has it: the other's next chunk is
+  // refused, and it is not kept.
   // Errors: those of Store::BeginSet; UPLOAD_UNKNOWN, UPLOAD_BUSY, OFFSET_MISMATCH, REQUEST_ID_REUSED,
-  // TOO_MANY_UPLOADS.
+  // TOO_MANY_UPLOADS. What was kept, or went on, is as it was then.
   absl::StatusOr<std::unique_ptr<Upload>> Begin(const Op& op, SetRequest request, std::string attachment,
                                                 std::optional<Checksum> expected_checksum, uint64_t offset);
 
@@ -98,6 +100,8 @@ class Uploads {
   };
   void End(Upload* upload, bool keep);
   void Expire(const Key& key, uint64_t serial);
+  // As active, in the place of what has its key. REQUIRES: it has a key.
+  void Enter(const Upload& upload, uint64_t body_hash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Null: taken over. REQUIRES: it has a key.
   Entry* EntryOf(const Upload& upload) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Release(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

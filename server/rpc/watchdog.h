@@ -29,8 +29,8 @@ class Watchdog {
   Watchdog(const Watchdog&) = delete;
   Watchdog& operator=(const Watchdog&) = delete;
 
-  // `late` runs once, on the watchdog's thread without its lock, after `deadline`. It must be short, and may call
-  // Forget.
+  // `late` runs once, on the watchdog's thread without its lock, after `deadline`. It must be short, and may call Watch
+  // and Forget.
   Id Watch(MonoTime deadline, std::function<void()> late);
   // Not known any more: no effect.
   void Extend(Id id, MonoTime deadline);

@@ -125,8 +125,30 @@ void Residency::SetMakeRoom(std::function<bool()> make_room) {
 
 Residency::Pool* Residency::PoolFor(TenantId tenant, const LayoutRef& layout) {
   std::unique_ptr<Pool>& pool = pools_[{tenant, layout->fingerprint()}];
-  if (pool == nullptr) pool = std::make_unique<Pool>(tenant, layout, device_->chunk_bytes());
+  if (pool == nullptr) pool = std::make_unique<Pool>(tenant, *layout, device_->chunk_bytes());
   return pool.get();
+}
+
+void Residency::Enter(Pool* pool) {
+  if (pool->users++ > 0 || !pool->layout_deleted) return;
+  pool->layout_deleted = false;  // if the layout was not registered again it will be said once more
+  --deleted_pools_;
+}
+
+void Residency::Leave(Pool* pool) {
+  if (--pool->users > 0 || !pool->layout_deleted) return;
+  ++deleted_pools_;
+  wake_.SignalAll();
+}
+
+void Residency::LayoutDeleted(TenantId tenant, const Layout& layout) {
+  MutexLock lock(&mu_);
+  const auto it = pools_.find({tenant, layout.fingerprint()});
+  if (it == pools_.end() || it->second->layout_deleted) return;
+  it->second->layout_deleted = true;
+  if (it->second->users > 0) return;
+  ++deleted_pools_;
+  wake_.SignalAll();
 }
 
 void Residency::Progress() {
@@ -157,6 +179,7 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
     }
   }
   const bool shareable = bytes.initial && bytes.attachment.empty() && !bytes.expected_checksum;
+  Claim claim(this);
   Pool* pool;
   {
     std::shared_ptr<const Resident> initial;  // outlives the lock
@@ -164,10 +187,10 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
     pool = PoolFor(op.tenant, layout);
     if (shareable) initial = pool->initial.lock();
     if (initial != nullptr) return initial;
+    claim.pool = pool;
+    Enter(pool);
   }
-
-  Claim claim(this);
-  if (absl::Status status = Acquire(op, pool, bytes.attachment.size(), &claim); !status.ok()) return status;
+  if (absl::Status status = Acquire(op, bytes.attachment.size(), &claim); !status.ok()) return status;
   ImageInfo info{.id = ids_.Next(), .tenant = op.tenant, .layout = layout};
   if (bytes.initial) {
     layout->FillInitial(0, claim.slot.data, layout->state_bytes());
@@ -202,6 +225,7 @@ std::shared_ptr<Residency::Resident> Residency::NewImage(Claim* claim, ImageInfo
   auto image = std::make_shared<Resident>(this, claim->pool, std::move(info));
   MutexLock lock(&mu_);
   ++images_;
+  Enter(image->pool);
   Install(image.get(), claim, std::move(own_attachment));
   List(image.get());
   if (from_client) stats_.client_to_hot_bytes += image->bytes() + image->info().attachment_bytes;
@@ -212,13 +236,13 @@ std::shared_ptr<Residency::Resident> Residency::NewImage(Claim* claim, ImageInfo
 absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginWrite(const Op& op, LayoutRef layout,
                                                                    uint64_t attachment_bytes) {
   if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
-  Pool* pool;
+  auto writer = std::make_unique<Writer>(this, std::move(layout));
   {
     MutexLock lock(&mu_);
-    pool = PoolFor(op.tenant, layout);
+    writer->claim_.pool = PoolFor(op.tenant, writer->layout_);
+    Enter(writer->claim_.pool);
   }
-  auto writer = std::make_unique<Writer>(this, std::move(layout));
-  if (absl::Status status = Acquire(op, pool, attachment_bytes, &writer->claim_); !status.ok()) return status;
+  if (absl::Status status = Acquire(op, attachment_bytes, &writer->claim_); !status.ok()) return status;
   MutexLock lock(&mu_);
   writer->claim_.patient = true;
   --moving_;
@@ -255,6 +279,7 @@ void Residency::Install(Resident* image, Claim* claim, std::string attachment) {
   --claims_;
   if (!claim->patient) --moving_;
   claim->attachment_bytes = 0;  // counted as the image's from here on
+  Leave(std::exchange(claim->pool, nullptr));
   image->slot = std::exchange(claim->slot, Slot{});
   image->attachment = std::move(attachment);
   image->used_at = ++uses_;
@@ -271,6 +296,7 @@ void Residency::Abandon(Claim* claim) {
     --claims_;
     if (!claim->patient) --moving_;
   }
+  Leave(claim->pool);
   Progress();
 }
 
@@ -314,10 +340,12 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref) {
   }
   image->promoting = true;
   ++stats_.misses;
+  claim.pool = image->pool;
+  Enter(image->pool);
   absl::Status status;
   {
     MutexUnlock unlock(&mu_);
-    status = Acquire(op, image->pool, image->info().attachment_bytes, &claim);
+    status = Acquire(op, image->info().attachment_bytes, &claim);
     if (status.ok()) status = cold_->ReadImage(image->info(), claim.slot.data, &attachment);
   }
   image->promoting = false;
@@ -416,6 +444,7 @@ void Residency::Forget(Resident* image) {
   Unlist(image);
   if (image->hot) DropSlot(image);
   --images_;
+  Leave(image->pool);
   if (detached_ || image->disowned || (!image->cold && !image->maybe_on_disk)) return;
   reclaim_.push_back(image->info().id);
   ++dropped_;
@@ -426,6 +455,7 @@ ImageRef Residency::Adopt(const ImageInfo& info) {
   MutexLock lock(&mu_);
   if (const auto it = adopted_.find(info.id); it != adopted_.end()) return it->second;
   auto image = std::make_shared<Resident>(this, PoolFor(info.tenant, info.layout), info);
+  Enter(image->pool);
   image->cold = true;
   image->was_head = true;  // those that are none now are behind one
   ++images_;
@@ -479,7 +509,8 @@ bool Residency::WaitForReclaim(const Op& op) {
   trim_now_ = trim_wanted_;
   wake_.SignalAll();
   const uint64_t until = dropped_;
-  while (!stopping_ && !reclaim_failed_ && (deleted_ < until || sweeping_ || trim_now_ || trimming_)) {
+  while (!stopping_ && !reclaim_failed_ &&
+         (deleted_ < until || sweeping_ || trim_now_ || trimming_ || deleted_pools_ > 0)) {
     if (!op.Check(*clock_).ok()) return false;
     WaitForChange(op);
   }
@@ -494,6 +525,13 @@ void Residency::ReclaimLoop() {
       trim_wanted_ = false;  // it may be wanted again while extents are unmapped
       trimming_ = true;
       GiveBack(std::exchange(trim_now_, false) ? TakeEmptyExtents(/*keep_each=*/1) : TakeLongEmptyExtents());
+      trimming_ = false;
+      changed_.SignalAll();
+      continue;
+    }
+    if (deleted_pools_ > 0) {
+      trimming_ = true;
+      GiveBack(TakeDeletedPools());
       trimming_ = false;
       changed_.SignalAll();
       continue;
@@ -591,12 +629,14 @@ ResidencyStats Residency::stats() const {
 
 void Residency::CheckInvariants() const {
   MutexLock lock(&mu_);
-  uint64_t used_slots = 0, extent_bytes = 0, pool_victims = 0, extent_victims = 0;
+  uint64_t used_slots = 0, extent_bytes = 0, pool_victims = 0, extent_victims = 0, users = 0, deleted_pools = 0;
   for (const auto& [key, pool] : pools_) {
     pool->slots.CheckInvariants(device_->host_accessible());
     used_slots += pool->slots.used_slots();
     extent_bytes += pool->slots.extent_bytes();
     pool_victims += pool->victims.size();
+    users += pool->users;
+    deleted_pools += pool->layout_deleted && pool->users == 0;
     for (const auto& [extent, victims] : pool->extents) {
       const auto listed = std::count_if(victims.by_slot.begin(), victims.by_slot.end(),
                                         [](Resident* image) { return image != nullptr; });
@@ -607,6 +647,8 @@ void Residency::CheckInvariants() const {
     }
   }
   Require(used_slots == stats_.hot_images + claims_, "a slot is neither an image's nor claimed");
+  Require(users >= images_ + claims_, "an image or a claim is not counted as its pool's user");
+  Require(deleted_pools == deleted_pools_, "pools of deleted layouts are miscounted");
   Require(extent_bytes <= device_->used_bytes(), "the pools have more than the device gave");
   Require(device_->used_bytes() <= device_->budget_bytes(), "the device is over its budget");
   Require(attachment_bytes_ <= options_.attachment_budget_bytes, "attachments are over their budget");

@@ -102,11 +102,13 @@ class Residency final : public ImageStore {
   ImageRef Adopt(const ImageInfo& info) override;
   bool Disown(absl::Span<const Image* const> images) override;
   void KeepUnused(ImageId id) override;
+  void LayoutDeleted(TenantId tenant, const Layout& layout) override;
   void RecoveryDone() override;
   void Detach() override;
 
-  // Gives empty extents back now, and waits until what was dropped before the call is deleted from the cold store, and
-  // the sweep after recovery has ended. False: a delete failed (it will be tried again), or `op` ended first.
+  // Gives empty extents back now, and what was kept for deleted layouts, and waits until what was dropped before the
+  // call is deleted from the cold store, and the sweep after recovery has ended. False: a delete failed (it will be
+  // tried again), or `op` ended first.
   bool WaitForReclaim(const Op& op = Op());
 
   ResidencyStats stats() const;
@@ -144,6 +146,8 @@ class Residency final : public ImageStore {
   void Forget(Resident* image);  // from the destructor
   void HeadsChanged(Resident* image);
   Pool* PoolFor(TenantId tenant, const LayoutRef& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Enter(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // a user more, and one less
+  void Leave(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Abandon(Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   // The image of a claim whose slot is filled.
   std::shared_ptr<Resident> NewImage(Claim* claim, ImageInfo info, absl::string_view attachment, bool from_client)
@@ -162,11 +166,13 @@ class Residency final : public ImageStore {
   absl::Status SweepBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // residency_eviction.cc: room on the device
-  absl::Status Acquire(const Op& op, Pool* pool, uint64_t attachment_bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  // REQUIRES: the claim has a pool.
+  absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Grow(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBack(Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeEmptyExtents(size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeLongEmptyExtents() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Extents TakeDeletedPools() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WantTrim() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -215,6 +221,7 @@ class Residency final : public ImageStore {
   bool trim_now_ ABSL_GUARDED_BY(mu_) = false;     // and somebody waits for it
   MonoTime trim_at_ ABSL_GUARDED_BY(mu_) = 0;      // when it is due
   bool trimming_ ABSL_GUARDED_BY(mu_) = false;
+  uint64_t deleted_pools_ ABSL_GUARDED_BY(mu_) = 0;  // of deleted layouts, without users: to be erased
   std::deque<ImageId> reclaim_
       ABSL_GUARDED_BY(mu_);                    // to be deleted from the cold store; at most every image there ever was
   uint64_t dropped_ ABSL_GUARDED_BY(mu_) = 0;  // images ever put into reclaim_, and those deleted since

@@ -103,6 +103,19 @@ Residency::Extents Residency::TakeLongEmptyExtents() {
   return all;
 }
 
+// Erases the pools that nobody will want again.
+Residency::Extents Residency::TakeDeletedPools() {
+  Extents all;
+  absl::erase_if(pools_, [&](const auto& entry) {
+    Pool& pool = *entry.second;
+    if (pool.users > 0 || !pool.layout_deleted) return false;
+    for (std::unique_ptr<Extent>& extent : pool.slots.TakeEmpty(/*keep=*/0)) all.push_back(std::move(extent));
+    return true;
+  });
+  deleted_pools_ = 0;
+  return all;
+}
+
 void Residency::WantTrim() {
   if (trim_wanted_) return;
   trim_wanted_ = true;
@@ -146,7 +159,8 @@ absl::Status Residency::Grow(Pool* pool) {
 // ----
 // making room
 
-absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_bytes, Claim* claim) {
+absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim) {
+  Pool* const pool = claim->pool;
   Keep keep;
   MutexLock lock(&mu_);
   const uint64_t least_bytes = pool->slots.min_chunks() * device_->chunk_bytes();
@@ -170,7 +184,6 @@ absl::Status Residency::Acquire(const Op& op, Pool* pool, uint64_t attachment_by
       step = DropAttachment(op, !spill_error.ok(), &keep, &error);
     } else {
       if (std::optional<Slot> slot = pool->slots.Allocate()) {
-        claim->pool = pool;
         claim->slot = *slot;
         pool->fewest_empty = std::min(pool->fewest_empty, pool->slots.empty_extents());
         ++claims_;

@@ -28,11 +28,12 @@ struct Residency::Pool {
     uint32_t count = 0;
   };
 
-  Pool(TenantId tenant, LayoutRef its_layout, uint64_t chunk_bytes)
-      : layout(std::move(its_layout)), slots(tenant, layout->state_bytes(), chunk_bytes) {}
+  Pool(TenantId tenant, const Layout& layout, uint64_t chunk_bytes)
+      : slots(tenant, layout.state_bytes(), chunk_bytes) {}
 
-  const LayoutRef layout;
   SlotPool slots;
+  uint64_t users = 0;           // images of it, hot or not, and claims
+  bool layout_deleted = false;  // it goes with its last user
   absl::btree_set<VictimKey> victims;
   absl::flat_hash_map<SlotExtent*, ExtentVictims> extents;  // those with at least one victim
   std::weak_ptr<const Resident> initial;                    // one image serves every Create
@@ -72,19 +73,19 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   Residency* const residency_;
 };
 
-// Room for one image that is none yet: a slot, and a share of the attachments' budget. The latter is counted first:
-// whoever has a slot waits for nothing any more. Guarded by Residency::mu_, but for reading `slot` by the thread that
-// has the claim. REQUIRES: destroyed without the lock.
+// Room for one image that is none yet: a slot of `pool`, and a share of the attachments' budget. The latter is counted
+// first: whoever has a slot waits for nothing any more. Guarded by Residency::mu_, but for reading `pool` and `slot` by
+// the thread that has the claim. REQUIRES: destroyed without the lock.
 struct Residency::Claim {
   explicit Claim(Residency* its_residency) : residency(its_residency) {}
   ~Claim() {
-    if (slot || attachment_bytes > 0) residency->Abandon(this);
+    if (pool != nullptr) residency->Abandon(this);
   }
   Claim(const Claim&) = delete;
   Claim& operator=(const Claim&) = delete;
 
   Residency* const residency;
-  Pool* pool = nullptr;
+  Pool* pool = nullptr;  // null: no room is claimed, or it is an image's now
   Slot slot;
   bool has_attachment_room = false;
   uint64_t attachment_bytes = 0;
@@ -99,6 +100,10 @@ class Residency::Writer final : public ImageWriter {
 
   uint64_t received_bytes() const override { return received_; }
   absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) override;
+  void Restart() override {
+    received_ = 0;
+    leaves_.clear();
+  }
   absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override;
 
  private:

@@ -226,6 +226,8 @@ absl::Status SetStream::Take(const grpc::ByteBuffer& message) {
     if (split.data_bytes == 0) return absl::OkStatus();
   } else if (chunk.has_head()) {
     return InvalidArgument("INVALID_OPTION", "head", "");
+  } else if (split.data_bytes == 0) {
+    return InvalidArgument("INVALID_OPTION", "data", "");
   }
   Checksum checksum;
   if (chunk.checksum().empty()) return InvalidArgument("MISSING_FIELD", "checksum", "");

@@ -95,7 +95,7 @@ class Uploading {
   };
   struct Stream {
     std::unique_ptr<SetStream> calls;  // null: not begun
-    bool taken_over = false;           // by a later stream: it goes on, but is not kept
+    bool taken_over = false;           // by a later stream: its next chunk is refused, and it is not kept
     Key key;
     Sent sent;
   };
@@ -228,10 +228,15 @@ class Uploading {
       Require(reason == "UPLOAD_BUSY", "a stream goes on where another does", reason);
     if (active != nullptr && offset == 0 && !takes_over)
       Require(reason == "REQUEST_ID_REUSED", "a stream with another head takes over", reason);
-    // Taken over, unless there was no place for one more.
-    if (takes_over && (status.ok() || reason != "TOO_MANY_UPLOADS")) active->taken_over = true;
-    if (takes_over && reason == "TOO_MANY_UPLOADS")
-      active->taken_over = !world_.uploads().Find(Op(), key.first, key.second).ok();
+    // A start that was refused leaves what is there; one whose first chunk was has ended it.
+    const bool refused = reason == "TOO_MANY_UPLOADS" || reason == "HOT_FULL";
+    const bool known = !key.second.empty() && world_.uploads().Find(Op(), key.first, key.second).ok();
+    if (takes_over) {
+      active->taken_over = status.ok() || !known;
+      Require(!refused || known, "a stream is taken over by one that was refused", reason);
+    }
+    if (kept != kept_.end() && same_head && !maybe_gone)
+      Require(!refused, "a kept upload needs more room to start over or go on", reason);
     if (reason == "UPLOAD_UNKNOWN")
       Require(offset != 0 && (kept == kept_.end() || maybe_gone), "a kept upload is unknown");
     if (offset != 0 && !goes_on && active == nullptr) {
@@ -247,7 +252,7 @@ class Uploading {
     if (status.ok()) Require(!has_data || right, "a wrong chunk is taken", absl::StrCat(chunk.data().size()));
 
     // What is kept now.
-    const bool replaced = active == nullptr && kept != kept_.end() && same_head && (offset == 0 || goes_on);
+    const bool replaced = active == nullptr && kept != kept_.end() && same_head && (goes_on || (offset == 0 && !known));
     if (replaced || (status.ok() && kept != kept_.end())) kept_.erase(kept);
     if (status.ok()) {
       if (has_data) stream->sent.taken += chunk.data();
@@ -262,7 +267,7 @@ class Uploading {
     v1::SetChunk chunk;
     const uint64_t received = stream->sent.taken.size();
     Require(stream->calls->upload()->received_bytes() == received, "received_bytes is not what was taken");
-    bool right = FillChunk(stream->sent, received, &chunk);
+    bool right = FillChunk(stream->sent, received, &chunk) && !stream->taken_over;
     if (input_->Rarely(32)) {
       Require(chunk.mutable_head()->ParseFromString(stream->sent.head), "a head of our own");
       right = false;

@@ -396,7 +396,7 @@ def test_request_ids(pb, client, errors, name):
     upload.send(state(3)[:64 * KIB])
     with pytest.raises(grpc.RpcError):
         upload.result()
-    with errors.expected("INVALID_ARGUMENT", "REQUEST_ID_REUSED", "request_id"):
+    with errors.expected("INVALID_ARGUMENT", "REQUEST_ID_REUSED", "head.request_id"):
         Upload(client, name, request_id="up", position=4).result()
 
 
@@ -547,12 +547,12 @@ def test_conditions_that_do_not_hold(pb, client, errors, name):
 def test_uploads(pb, client, errors, name):
     with errors.expected("NOT_FOUND", "UPLOAD_UNKNOWN", "request_id"):
         client.GetUpload(pb.GetUploadRequest(sequence=name, request_id="up"))
-    with errors.expected("NOT_FOUND", "UPLOAD_UNKNOWN", "request_id"):
+    with errors.expected("NOT_FOUND", "UPLOAD_UNKNOWN", "head.request_id"):
         head = pb.SetRequest(sequence=name, layout="m", position=1, request_id="up")
         client.stub.SetStream(iter([pb.SetChunk(head=head, offset=64 * KIB)]), timeout=30)
     upload = Upload(client, name, request_id="up")
     upload.wait_until_known(name, "up")
-    with errors.expected("ABORTED", "UPLOAD_BUSY", "request_id"):  # from offset 0 it would take over
+    with errors.expected("ABORTED", "UPLOAD_BUSY", "head.request_id"):  # from offset 0 it would take over
         client.stub.SetStream(iter([pb.SetChunk(head=head, offset=64 * KIB)]), timeout=30)
     upload.send(state(1))
     assert upload.result().position == 1

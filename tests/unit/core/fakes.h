@@ -106,6 +106,7 @@ class FakeImageStore final : public ImageStore {
   }
 
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op&, LayoutRef layout, uint64_t) override {
+    if (!begin_write_error.ok()) return begin_write_error;
     return std::make_unique<FakeWriter>(this, std::move(layout));
   }
 
@@ -166,6 +167,7 @@ class FakeImageStore final : public ImageStore {
     return true;
   }
   void KeepUnused(ImageId id) override { kept.insert(id); }
+  void LayoutDeleted(TenantId, const Layout& layout) override { deleted_layouts.push_back(layout.fingerprint()); }
   void RecoveryDone() override {
     recovered_ = true;
     adopted_.clear();
@@ -183,9 +185,11 @@ class FakeImageStore final : public ImageStore {
       false};                // what is persisted leaves memory, and what is read stays there no longer than its pin
   std::atomic<int> pins{0};  // alive
   std::set<ImageId> kept;
-  ImageId persist_fails_for = 0;  // 0: every image
+  std::vector<std::string> deleted_layouts;  // fingerprints, as they were told
+  ImageId persist_fails_for = 0;             // 0: every image
   std::atomic<ImageId> first_written{0};
-  absl::Status persist_error;  // set to make Persist fail; not while other threads run
+  absl::Status persist_error;      // set to make Persist fail; not while other threads run
+  absl::Status begin_write_error;  // of the next ones too
 
  private:
   class FakeWriter final : public ImageWriter {
@@ -199,6 +203,7 @@ class FakeImageStore final : public ImageStore {
       for (absl::string_view piece : pieces) bytes_.append(piece.data(), piece.size());
       return absl::OkStatus();
     }
+    void Restart() override { bytes_.clear(); }
     absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override {
       const absl::string_view piece = bytes_;
       StateBytes bytes;

@@ -75,6 +75,12 @@ class StoreTest : public ::testing::Test {
     store_->CheckInvariants();
     return info;
   }
+  absl::StatusOr<PendingSet> BeginSet(const SetRequest& set, std::string attachment,
+                                      std::optional<Checksum> expected_checksum) {
+    absl::StatusOr<LayoutRef> layout = store_->LayoutOfSet(op_, set);
+    if (!layout.ok()) return layout.status();
+    return store_->BeginSet(op_, set, *layout, std::move(attachment), expected_checksum);
+  }
   absl::StatusOr<char> Get(const NameKey& key, std::optional<int64_t> position = {}) {
     absl::StatusOr<GetAnswer> answer = store_->Get(op_, {key, position, ""});
     if (!answer.ok()) return answer.status();

@@ -2,6 +2,9 @@
 //
 // What is beside whole writes of one name: parts of states, versions by id, many reads at once, uses and expiry, many
 // deletes, pages, uploads, layouts that go, salt.
+#include <future>
+#include <thread>
+
 #include "core/store_fixture.h"
 
 namespace statepool {
@@ -58,6 +61,19 @@ TEST_F(StorePartsTest, ASetOfAPartLeavesTheRestAsItWasAndIsEdited) {
   SetRequest lossy = Part(part->revision, {{"a"}, {}});
   lossy.exactness = Exactness::kLossy;
   EXPECT_EQ(SetPart(lossy, "AAAA")->version.exactness, Exactness::kLossy);
+}
+
+TEST_F(StorePartsTest, ASetOfAPartKeepsTheAttachmentUnlessItBringsOne) {
+  const auto attachment = [this] { return std::string(store_->Get(op_, {Seq("s"), {}, ""})->pin->attachment()); };
+  const auto whole = SetPart({"s", "p", 1, {}, {}, {}, {}}, "aaaabbbbbb", {}, "logits");
+  const auto kept = SetPart(Part(whole->revision, {{"b"}, {}}), "BBBBBB");
+  ASSERT_TRUE(kept.ok()) << kept.status();
+  EXPECT_EQ(attachment(), "logits");
+  EXPECT_EQ(kept->version.attachment_bytes, 6u);
+  const auto brought = SetPart(Part(kept->revision, {{"b"}, {}}), "cccccc", {}, "new");
+  EXPECT_EQ(attachment(), "new");
+  ASSERT_TRUE(SetPart(Part(brought->revision, {{"b", "a"}, {}}), "aaaadddddd").ok());  // a whole state has its own
+  EXPECT_EQ(attachment(), "");
 }
 
 TEST_F(StorePartsTest, APartThatIsEverythingIsAWholeState) {
@@ -304,6 +320,54 @@ TEST_F(StorePartsTest, DeleteManyLeavesOutWhatIsExpiredAndSaysWhenTheDiskIsFull)
   op_.deadline = kNever;
 }
 
+TEST_F(StorePartsTest, DeleteManyLeavesWhatWasMadeAfterItCounted) {
+  ASSERT_TRUE(Set("p", 1, 'x', With(kSync)).ok());
+  std::vector<std::string> children;
+  for (int i = 1000; i < 2500; ++i) children.push_back("c/" + std::to_string(i));
+  ASSERT_TRUE(Fork(Seq("p"), children, With(kSync)).ok());
+  log_->before_commit = [&](absl::Span<const NameChange>) {  // of the first thousand
+    log_->before_commit = nullptr;
+    ASSERT_TRUE(Set("c/2000/new", 2, 'n', With(Durability::kVolatile)).ok());
+    ASSERT_TRUE(Delete(Seq("c/2001")).ok());
+    ASSERT_TRUE(Set("c/2001", 2, 'n', With(Durability::kVolatile)).ok());
+    ASSERT_TRUE(Set("c/2002", 2, 'n', With(Durability::kVolatile)).ok());  // was counted
+  };
+  const auto deleted = store_->DeleteMany(op_, {NameKind::kSequence, "c/", false, false, 1500});
+  store_->CheckInvariants();
+  ASSERT_TRUE(deleted.ok());
+  EXPECT_EQ(deleted->deleted, 1499u);
+  EXPECT_EQ(*Get(Seq("c/2000/new")), 'n');
+  EXPECT_EQ(*Get(Seq("c/2001")), 'n');
+  EXPECT_REASON(Get(Seq("c/2002")), "DELETED");
+  EXPECT_EQ(store_->counts().sequences, 3u);
+}
+
+TEST_F(StorePartsTest, DeleteManyLeavesWhatWasBeingMadeWhenItCounted) {
+  ASSERT_TRUE(Set("c/1", 1, 'x', With(kSync)).ok());
+  std::vector<std::string> children;
+  for (int i = 1000; i < 2500; ++i) children.push_back("c/" + std::to_string(i));
+  ASSERT_TRUE(Fork(Seq("c/1"), children, With(kSync)).ok());
+  std::promise<void> writing, deleting;
+  std::thread writer;
+  log_->before_commit = [&](absl::Span<const NameChange> changes) {
+    if (changes[0].key.name == "c/2000/new") {
+      writing.set_value();
+      deleting.get_future().wait();
+    } else if (writer.joinable()) {  // of the first thousand
+      deleting.set_value();
+      writer.join();
+    }
+  };
+  writer = std::thread([&] { ASSERT_TRUE(Set("c/2000/new", 2, 'n', With(kSync)).ok()); });
+  writing.get_future().wait();
+  const auto deleted = store_->DeleteMany(op_, {NameKind::kSequence, "c/", false, false, {}});
+  store_->CheckInvariants();
+  ASSERT_TRUE(deleted.ok());
+  EXPECT_EQ(deleted->matched, 1501u);
+  EXPECT_EQ(deleted->deleted, 1501u);
+  EXPECT_EQ(*Get(Seq("c/2000/new")), 'n');
+}
+
 // ---- pages
 
 TEST_F(StorePartsTest, APageTokenBelongsToItsListAndOutlivesItsName) {
@@ -326,7 +390,7 @@ TEST_F(StorePartsTest, APageTokenBelongsToItsListAndOutlivesItsName) {
 // ---- uploads
 
 TEST_F(StorePartsTest, ASetInTwoHalvesIsASet) {
-  auto set = store_->BeginSet(op_, {"a", "p", 3, {}, {}, {}, {"r", 1}}, "logits", ChecksumOf("aaaabbbbbb"));
+  auto set = BeginSet({"a", "p", 3, {}, {}, {}, {"r", 1}}, "logits", ChecksumOf("aaaabbbbbb"));
   ASSERT_TRUE(set.ok()) << set.status();
   EXPECT_REASON(store_->Describe(op_, Seq("a")), "NEVER_CREATED");
   EXPECT_REASON(store_->FinishSet(op_, &*set), "BYTES_LENGTH_MISMATCH");
@@ -342,14 +406,14 @@ TEST_F(StorePartsTest, ASetInTwoHalvesIsASet) {
   // The same request as one message is the same request.
   EXPECT_TRUE(SetPart({"a", "p", 3, {}, {}, {}, {"r", 1}}, "aaaabbbbbb", {}, "logits")->replayed);
   // And its retry as a stream, also when it could not be made any more.
-  auto again = store_->BeginSet(op_, {"a", "p", 3, {}, 0, {}, {"r", 1}}, "logits", {});
+  auto again = BeginSet({"a", "p", 3, {}, 0, {}, {"r", 1}}, "logits", {});
   ASSERT_TRUE(again.ok()) << again.status();
   ASSERT_TRUE(again->writer->Append({&bytes, 1}, ChecksumOf(bytes)).ok());
   EXPECT_TRUE(store_->FinishSet(op_, &*again)->replayed);
 }
 
 TEST_F(StorePartsTest, WhatCanBeRefusedBeforeTheBytesIs) {
-  const auto begin = [&](const SetRequest& request) { return store_->BeginSet(op_, request, "", {}); };
+  const auto begin = [&](const SetRequest& request) { return BeginSet(request, "", {}); };
   const auto info = Set("a", 1, 'x');
   EXPECT_REASON(begin({"a//b", "m", 1, {}, {}, {}, {}}), "INVALID_NAME");
   EXPECT_REASON(begin({"new", "", 1, {}, {}, {}, {}}), "MISSING_FIELD");
@@ -364,7 +428,7 @@ TEST_F(StorePartsTest, WhatCanBeRefusedBeforeTheBytesIs) {
 
 TEST_F(StorePartsTest, WhatChangesWhileTheBytesComeIsSeenAtTheEnd) {
   const auto info = Set("a", 1, 'x');
-  auto set = store_->BeginSet(op_, {"a", "", 2, {}, info->revision, {}, {}}, "", {});
+  auto set = BeginSet({"a", "", 2, {}, info->revision, {}, {}}, "", {});
   const std::string bytes(layout_->state_bytes(), 'y');
   const absl::string_view piece = bytes;
   ASSERT_TRUE(set->writer->Append({&piece, 1}, ChecksumOf(bytes)).ok());
@@ -428,8 +492,55 @@ TEST_F(StorePartsTest, ANameThatCouldNotBeRecordedUsesNoLayout) {
   EXPECT_TRUE(store_->DeleteLayout(op_, "p").ok());
 }
 
+TEST_F(StorePartsTest, ALayoutIsThereUntilItIsCertainThatNoNameHasIt) {
+  ASSERT_TRUE(SetPart({"s", "p", 1, {}, {}, {kSync, {}, absl::Seconds(1), {}, false}, {}}, "aaaabbbbbb").ok());
+  clock_.Advance(absl::Seconds(2));
+  Reap();
+  log_->before_commit = [this](absl::Span<const NameChange>) {  // the expired name's record goes
+    log_->before_commit = nullptr;
+    EXPECT_TRUE(SetPart({"t", "p", 1, {}, {}, {}, {}}, "aaaabbbbbb").ok());
+  };
+  EXPECT_REASON(store_->DeleteLayout(op_, "p"), "LAYOUT_IN_USE");
+  EXPECT_EQ(Bytes({Seq("t"), {}, ""}), "aaaabbbbbb");
+  EXPECT_TRUE(images_->deleted_layouts.empty());
+  ASSERT_TRUE(Delete(Seq("t")).ok());
+  EXPECT_TRUE(store_->DeleteLayout(op_, "p").ok());
+  EXPECT_EQ(images_->deleted_layouts, std::vector<std::string>{parts_->fingerprint()});
+}
+
+TEST_F(StorePartsTest, WhoWaitsForALayoutThatGoesWaitsNoLongerThanItMay) {
+  ASSERT_TRUE(SetPart({"s", "p", 1, {}, {}, {kSync, {}, absl::Seconds(1), {}, false}, {}}, "aaaabbbbbb").ok());
+  clock_.Advance(absl::Seconds(2));
+  Reap();
+  log_->before_commit = [this](absl::Span<const NameChange>) {
+    clock_.SetTick(absl::Seconds(1));
+    Op op;
+    op.deadline = clock_.Now() + absl::ToInt64Nanoseconds(absl::Milliseconds(1500));  // the first look is in time
+    EXPECT_REASON(store_->RegisterLayout(op, other_layout_, "again"), "DEADLINE");
+    op.deadline = clock_.Now() + absl::ToInt64Nanoseconds(absl::Milliseconds(1500));
+    EXPECT_REASON(store_->DeleteLayout(op, "other"), "DEADLINE");
+    clock_.SetTick(absl::ZeroDuration());
+  };
+  EXPECT_TRUE(store_->DeleteLayout(op_, "p").ok());
+}
+
+TEST_F(StorePartsTest, AStateIsOfTheLayoutThatItsSenderWasTold) {
+  const SetRequest request{"s", "p", 1, {}, {}, {}, {}};
+  const auto told = store_->LayoutOfSet(op_, request);
+  ASSERT_TRUE(told.ok());
+  ASSERT_TRUE(store_->DeleteLayout(op_, "p").ok());
+  ASSERT_TRUE(store_->RegisterLayout(op_, other_layout_, "p").ok());
+  auto set = store_->BeginSet(op_, request, *told, "", {});
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ(set->layout, parts_);
+  EXPECT_EQ(images_->deleted_layouts, std::vector<std::string>(2, parts_->fingerprint())) << "of this image, too";
+  const absl::string_view bytes = "aaaabbbbbb";
+  ASSERT_TRUE(set->writer->Append({&bytes, 1}, ChecksumOf(bytes)).ok());
+  EXPECT_REASON(store_->FinishSet(op_, &*set), "LAYOUT_UNKNOWN");
+}
+
 TEST_F(StorePartsTest, ALayoutThatGoesWhileItsBytesComeMakesNoName) {
-  auto set = store_->BeginSet(op_, {"s", "p", 1, {}, {}, {}, {}}, "", {});
+  auto set = BeginSet({"s", "p", 1, {}, {}, {}, {}}, "", {});
   const absl::string_view bytes = "aaaabbbbbb";
   ASSERT_TRUE(set->writer->Append({&bytes, 1}, ChecksumOf(bytes)).ok());
   ASSERT_TRUE(store_->DeleteLayout(op_, "p").ok());

@@ -1,4 +1,5 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "absl/strings/str_cat.h"
 #include "core/store_fixture.h"
 
 namespace statepool {
@@ -101,6 +102,28 @@ TEST_F(StoreTest, ARetryWithTheSameRequestIdGetsTheFirstAnswer) {
   EXPECT_REASON(Set("a", 1, 'z', {}, {}, request), "REQUEST_ID_REUSED") << "the same but for the bytes";
 }
 
+TEST_F(StoreTest, AReplaySaysNothingOfAVersionThatItsRingHasNoMoreButWhatIsRemembered) {
+  NameOptions two;
+  two.max_history = 2;
+  ASSERT_TRUE(Set("a", 1, 'w', two).ok());
+  const auto first = Set("a", 1, 'x', two, {}, {"r1", 11});
+  ASSERT_TRUE(Set("a", 2, 'y').ok());
+  const auto kept = Set("a", 1, 'x', two, {}, {"r1", 11});
+  ASSERT_TRUE(kept.ok() && kept->replayed);
+  EXPECT_EQ(kept->version.exactness, Exactness::kExact);
+  EXPECT_EQ(kept->version.parent, first->version.parent);
+  EXPECT_EQ(kept->version.tier, Tier::kHot);
+  ASSERT_TRUE(Set("a", 3, 'z').ok());
+  const auto gone = Set("a", 1, 'x', two, {}, {"r1", 11});
+  ASSERT_TRUE(gone.ok() && gone->replayed);
+  EXPECT_EQ(gone->version.id, first->version.id);
+  EXPECT_EQ(gone->version.position, 1);
+  EXPECT_EQ(gone->version.checksum, first->version.checksum);
+  EXPECT_EQ(gone->version.exactness, Exactness::kUnknown);
+  EXPECT_EQ(gone->version.tier, Tier::kUnknown);
+  EXPECT_EQ(gone->version.parent, 0u);
+}
+
 TEST_F(StoreTest, TheLastEightRequestIdsAreRemembered) {
   for (int i = 0; i < 9; ++i) ASSERT_TRUE(Set("a", i, 'x', {}, {}, {"r" + std::to_string(i), 1}).ok());
   EXPECT_TRUE(Set("a", 1, 'x', {}, {}, {"r1", 1})->replayed);
@@ -117,6 +140,27 @@ TEST_F(StoreTest, AnExpiredDeadlineOrACancellationChangesNothing) {
   EXPECT_REASON(Set("a", 2, 'y'), "CANCELLED");
   op_.cancelled = nullptr;
   EXPECT_EQ(*Get(Seq("a")), 'x');
+}
+
+TEST_F(StoreTest, WhateverWouldMakeANameThatIsThereTellsItsRevision) {
+  const auto info = Set("a", 1, 'x');
+  ASSERT_TRUE(store_->Snapshot(op_, {{Seq("a"), {}, ""}, "a", {}, {}}).ok());
+  const auto create = store_->Create(op_, {"a", "m", {}, {}});
+  const auto fork = Fork(Seq("a"), {"b", "a"});
+  const auto snapshot = store_->Snapshot(op_, {{Seq("a"), {}, ""}, "a", {}, {}});
+  const auto told = [](const absl::Status& status) {
+    const ErrorDetail detail = GetErrorDetail(status);
+    return absl::StrCat(status.message(), "; ", detail.reason, " ", detail.field, " ", detail.metadata.at(0).second);
+  };
+  const uint64_t snapshots = store_->Describe(op_, Snap("a"))->revision;
+  EXPECT_EQ(told(create.status()), absl::StrCat("a sequence 'a' exists; choose another name, or delete it first; "
+                                                "NAME_EXISTS sequence ",
+                                                info->revision));
+  EXPECT_EQ(told(fork.status()),
+            absl::StrCat("a sequence 'a' exists; no child was made; NAME_EXISTS children[1] ", info->revision));
+  EXPECT_EQ(
+      told(snapshot.status()),
+      absl::StrCat("a snapshot 'a' exists; snapshots never change; delete it first; NAME_EXISTS snapshot ", snapshots));
 }
 
 // ---- fork
@@ -177,6 +221,25 @@ TEST_F(StoreTest, AForkIsReplayedAsAWhole) {
   EXPECT_REASON(Fork(Seq("p"), {"a", "b"}, {}, {"s", 5}), "NAME_EXISTS");
   ASSERT_TRUE(Delete(Seq("b")).ok());
   EXPECT_REASON(Fork(Seq("p"), {"a", "b"}, {}, {"r", 5}), "REVISION_MISMATCH");
+}
+
+TEST_F(StoreTest, AForkOfWhichAnyChildrenAreGoneIsNotReplayed) {
+  ASSERT_TRUE(Set("p", 1, 'x').ok());
+  const std::vector<std::string> children = {"a", "b", "c"};
+  for (unsigned gone = 1; gone < 7; ++gone) {
+    SCOPED_TRACE(gone);
+    const RequestId request{absl::StrCat("r", gone), 5};
+    ASSERT_TRUE(Fork(Seq("p"), children, {}, request).ok());
+    for (size_t i = 0; i < children.size(); ++i) {
+      if (gone >> i & 1) {
+        ASSERT_TRUE(Delete(Seq(children[i])).ok());
+      }
+    }
+    const auto again = Fork(Seq("p"), children, {}, request);
+    EXPECT_REASON(again, "REVISION_MISMATCH");
+    EXPECT_EQ(GetErrorDetail(again.status()).field, absl::StrCat("children[", gone & 1 ? 0 : gone & 2 ? 1 : 2, "]"));
+    for (const std::string& child : children) (void)Delete(Seq(child));
+  }
 }
 
 // ---- snapshots
@@ -297,6 +360,40 @@ TEST_F(CollidingStoreTest, ACollisionIsAMissAndTheNewerPrefixWins) {
   EXPECT_EQ(*Get(Match(Tokens(9, 1000))->matches.front().key), 'y');
 }
 
+TEST_F(StoreTest, AForkThatIsRefusedDoesNotCountForItsPrefix) {
+  NameKey refused, forked;
+  for (NameKey* prefix : {&refused, &forked}) {
+    ASSERT_TRUE(Set("a", 5, 'x').ok());
+    const auto published = Publish("a", Tokens(5, prefix == &refused ? 1 : 1000), With(kSync));
+    ASSERT_TRUE(published.ok()) << published.status();
+    *prefix = published->info.key;
+    ASSERT_TRUE(Delete(Seq("a")).ok());
+  }
+  log_->commit_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
+  for (int i = 0; i < 3; ++i) EXPECT_REASON(Fork(refused, {"c"}, With(kSync)), "COLD_FULL");
+  log_->commit_error = absl::OkStatus();
+  ASSERT_TRUE(Fork(forked, {"c"}, With(kVolatile)).ok());
+  ASSERT_TRUE(Delete(Seq("c")).ok());
+  ASSERT_TRUE(store_->EvictPrefix());  // the one whose forks saved nothing
+  EXPECT_REASON(Get(refused), "EVICTED");
+  EXPECT_EQ(*Get(forked), 'x');
+}
+
+TEST_F(StoreTest, AWriteFromASourceIsAUseOfItOnlyWhenItIsDone) {
+  ASSERT_TRUE(Set("a", 1, 'x', Ttl(absl::Seconds(10))).ok());
+  clock_.Advance(absl::Seconds(8));
+  ASSERT_TRUE(store_->Snapshot(op_, {{Seq("a"), {}, ""}, "s", With(kVolatile), {}}).ok());
+  clock_.Advance(absl::Seconds(8));
+  ASSERT_TRUE(Fork(Seq("a"), {"c"}, With(kVolatile)).ok());
+  clock_.Advance(absl::Seconds(8));
+  log_->commit_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
+  EXPECT_REASON(store_->Snapshot(op_, {{Seq("a"), {}, ""}, "t", With(kSync), {}}), "COLD_FULL");
+  EXPECT_REASON(Fork(Seq("a"), {"d"}, With(kSync)), "COLD_FULL");
+  log_->commit_error = absl::OkStatus();
+  clock_.Advance(absl::Seconds(3));
+  EXPECT_REASON(Get(Seq("a")), "EXPIRED");
+}
+
 // ---- expiry
 
 TEST_F(StoreTest, IdleTimeStartsAnewWithEveryUseAndDescribeIsNone) {
@@ -363,7 +460,7 @@ TEST_F(StoreTest, AStateThatComesSlowlyDoesNotBringItsDeletedSequenceBack) {
   SetRequest request;
   request.sequence = "a";  // and no layout: only a sequence that exists
   request.position = 2;
-  absl::StatusOr<PendingSet> pending = store_->BeginSet(op_, request, "", std::nullopt);
+  absl::StatusOr<PendingSet> pending = BeginSet(request, "", std::nullopt);
   ASSERT_TRUE(pending.ok()) << pending.status();
   const std::string bytes(pending->layout->state_bytes(), 'y');
   const absl::string_view piece = bytes;

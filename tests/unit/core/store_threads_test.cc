@@ -132,5 +132,48 @@ TEST_F(StoreThreadsTest, OnlyOneOfManyWritersWinsACompareAndSet) {
   }
 }
 
+// A retry may come while its first attempt is at any point of its way.
+TEST_F(StoreThreadsTest, ARetryThatMeetsItsFirstAttemptGetsItsAnswer) {
+  const std::string bytes(layout_->state_bytes(), 'x');
+  const absl::string_view piece(bytes);
+  StateBytes state;
+  state.pieces = {&piece, 1};
+  // Somebody who holds the lock for long makes them meet everywhere.
+  std::vector<std::string> listed;
+  for (int i = 0; i < 1000; ++i) listed.push_back("listed/" + std::to_string(i));
+  ASSERT_TRUE(Set("listed", 1, 'x', With(Durability::kVolatile)).ok());
+  ASSERT_TRUE(Fork(Seq("listed"), listed).ok());
+  std::atomic<bool> stop{false};
+  std::thread listing([&] {
+    while (!stop) (void)store_->List(op_, {NameKind::kSequence, "listed/", 1000, ""});
+  });
+  std::atomic<int> others{0};
+  for (int round = 0; round < 300 && others == 0; ++round) {
+    const std::string name = "n" + std::to_string(round % 7);
+    const auto before = store_->Describe(op_, Seq(name));
+    const SetRequest request{
+        name, "m", 1, Exactness::kExact, before.ok() ? before->revision : 0, With(Durability::kVolatile), {"r", 1}};
+    SetRequest named = request;
+    named.request.id += std::to_string(round);
+    std::vector<Revision> revisions(3);
+    std::vector<std::thread> threads;
+    for (Revision& revision : revisions) {
+      threads.emplace_back([&] {
+        const auto info = store_->Set(Op{}, named, state);
+        if (info.ok()) {
+          revision = info->revision;
+        } else {
+          ++others;
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_EQ(others, 0) << "in round " << round;
+    EXPECT_EQ(revisions, std::vector<Revision>(3, revisions[0]));
+  }
+  stop = true;
+  listing.join();
+}
+
 }  // namespace
 }  // namespace statepool

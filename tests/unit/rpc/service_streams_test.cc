@@ -313,10 +313,10 @@ TEST_F(StreamTest, AClientThatLeavesInTheMiddleMayGoOnUntilItsTimeIsOver) {
 TEST_F(StreamTest, AStreamThatStallsIsEndedAndKept) {
   auto sender = Send(Head("s", "id"), 0, state_.substr(0, kLeaf));
   Await("s", "id", kLeaf);
-  clock_.Advance(kStreamTimeout - absl::Seconds(1));
-  ASSERT_TRUE(sender->Send(state_.substr(kLeaf, kLeaf)));  // its time starts anew
+  clock_.Advance(kStreamTimeout / 3);
+  ASSERT_TRUE(sender->Send(state_.substr(kLeaf, kLeaf)));
   Await("s", "id", 2 * kLeaf);
-  clock_.Advance(kStreamTimeout - absl::Seconds(1));
+  clock_.Advance(kStreamTimeout / 3);
   ASSERT_TRUE(sender->Send(state_.substr(2 * kLeaf, kLeaf)));
   Await("s", "id", 3 * kLeaf);
   clock_.Advance(kStreamTimeout);
@@ -327,6 +327,22 @@ TEST_F(StreamTest, AStreamThatStallsIsEndedAndKept) {
   EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));
   Await("s", "id", 3 * kLeaf, /*broke_off=*/true);
   EXPECT_TRUE(Send(Head("s", "id"), 3 * kLeaf, state_.substr(3 * kLeaf))->End().ok());
+}
+
+// A chunk within every stream_timeout, and yet the stream would take for ever.
+TEST_F(StreamTest, AStreamThatIsFarTooSlowIsEndedAndKept) {
+  auto sender = Send(Head("s", "id"), 0, state_.substr(0, kLeaf));
+  Await("s", "id", kLeaf);
+  clock_.Advance(kStreamTimeout - absl::Seconds(1));
+  absl::SleepFor(absl::Milliseconds(1500));  // the watchdog looks every second: it leaves this one alone
+  ASSERT_TRUE(sender->Send(state_.substr(kLeaf, kLeaf)));
+  Await("s", "id", 2 * kLeaf);
+  clock_.Advance(absl::Seconds(2));
+  const grpc::Status stalled = sender->writer->Finish();
+  EXPECT_EQ(ReasonOfCall(stalled), "STALLED");
+  EXPECT_NE(stalled.error_message().find("too slowly"), std::string::npos) << stalled.error_message();
+  Await("s", "id", 2 * kLeaf, /*broke_off=*/true);
+  EXPECT_TRUE(Send(Head("s", "id"), 2 * kLeaf, state_.substr(2 * kLeaf))->End().ok());
 }
 
 TEST_F(StreamTest, AStreamThatNeverBeginsIsEndedToo) {
@@ -375,6 +391,86 @@ TEST_F(StreamTest, WhatAFirstMessageMayNotBe) {
   EXPECT_EQ(DetailsOf(sender->End()).Meta("field"), "checksum");
   EXPECT_TRUE(service_->WaitIdle(absl::Seconds(10)));
   EXPECT_EQ(LiveImages(), 1);
+}
+
+TEST_F(StreamTest, ErrorsOfTheHeadNameItsFieldAndThoseOfAChunkTheirOwn) {
+  v1::SetRequest head = Head("s");
+  head.set_layout("absent");
+  EXPECT_EQ(DetailsOf(Send(head)->End()).Meta("field"), "head.layout");
+  EXPECT_EQ(DetailsOf(Send(Head("a//b"))->End()).Meta("field"), "head.sequence");
+  const grpc::Status unknown = Send(Head("s", "id"), kLeaf)->End();
+  EXPECT_EQ(ReasonOfCall(unknown), "UPLOAD_UNKNOWN");
+  EXPECT_EQ(DetailsOf(unknown).Meta("field"), "head.request_id");
+  head = Head("s");
+  head.set_checksum("0123456789abcdef");
+  const grpc::Status whole = Send(head, 0, state_)->End();
+  EXPECT_EQ(ReasonOfCall(whole), "CHECKSUM_MISMATCH");
+  EXPECT_EQ(DetailsOf(whole).Meta("field"), "head.checksum");
+
+  EXPECT_EQ(DetailsOf(Send(Head("s"), 0, state_.substr(0, kLeaf))->End()).Meta("field"), "data");  // bytes are missing
+  auto gap = Send(Head("s", "id"), 0, state_.substr(0, kLeaf));
+  gap->offset += kLeaf;
+  gap->Send(state_.substr(kLeaf, kLeaf));
+  EXPECT_EQ(DetailsOf(gap->End()).Meta("field"), "offset");
+  EXPECT_EQ(DetailsOf(Send(Head("s", "id"), 2 * kLeaf)->End()).Meta("field"), "offset");
+  auto damaged = Send(Head("s"));
+  v1::SetChunk chunk;
+  chunk.set_data(state_);
+  chunk.set_checksum("0123456789abcdef");
+  damaged->writer->Write(chunk);
+  EXPECT_EQ(DetailsOf(damaged->End()).Meta("field"), "checksum");
+}
+
+TEST_F(StreamTest, OnlyTheFirstMessageMayHaveNoData) {
+  for (const char* checksum : {"", "0123456789abcdef"}) {
+    auto sender = Send(Head("s"));
+    v1::SetChunk empty;
+    empty.set_checksum(checksum);
+    sender->writer->Write(empty);
+    const grpc::Status refused = sender->End();
+    EXPECT_EQ(ReasonOfCall(refused), "INVALID_OPTION");
+    EXPECT_EQ(DetailsOf(refused).Meta("field"), "data");
+  }
+}
+
+TEST_F(StreamTest, WhoeverHearsThatAStreamStalledMayGoOnAtOnce) {
+  for (int round = 0; round < 40; ++round) {
+    const std::string name = "s" + std::to_string(round);
+    auto sender = Send(Head(name, "id"), 0, state_.substr(0, kLeaf));
+    Await(name, "id", kLeaf);
+    std::thread advance([this] {
+      // Again if the read after this chunk, and its time, began only after the clock's step.
+      do clock_.Advance(kStreamTimeout);
+      while (!ended_ && !service_->WaitIdle(absl::Milliseconds(250)));
+    });
+    const grpc::Status stalled = sender->writer->Finish();
+    v1::Upload upload;
+    const grpc::Status found = GetUpload(name, "id", &upload);
+    ended_ = true;
+    advance.join();
+    ended_ = false;
+    ASSERT_EQ(ReasonOfCall(stalled), "STALLED");
+    EXPECT_TRUE(found.ok() && upload.has_expire_time()) << "in round " << round;
+  }
+}
+
+TEST_F(StreamTest, AStreamThatWaitsForItsNextChunkCountsNoBytesInFlight) {
+  Register("large", kLargeBytes);
+  const std::string chunk = Pattern(3 << 20, 1);
+  ASSERT_GT(2 * chunk.size(), kInFlightMax);
+  v1::SetRequest head = Head("waits", "id");
+  head.set_layout("large");
+  auto waits = Send(head, 0, chunk);
+  Await("waits", "id", chunk.size());
+  head = Head("other");
+  head.set_layout("large");
+  // GetUpload tells of a chunk a moment before its bytes are given back.
+  std::string reason;
+  const absl::Time end = absl::Now() + absl::Seconds(5);
+  do reason = ReasonOfCall(Send(head, 0, chunk)->End());
+  while (reason == "ADMISSION" && absl::Now() < end);
+  EXPECT_EQ(reason, "BYTES_LENGTH_MISMATCH");  // the end of a state is missing, and no more
+  waits->End();
 }
 
 TEST_F(StreamTest, UploadsHaveALimitThatOpenStreamsCountAgainst) {

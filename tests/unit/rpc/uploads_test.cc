@@ -1,10 +1,13 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/rpc/uploads.h"
 
+#include <algorithm>
 #include <optional>
 #include <thread>
+#include <tuple>
 
 #include "core/store_fixture.h"
+#include "server/core/error.h"
 
 namespace statepool {
 namespace {
@@ -46,6 +49,7 @@ class UploadsTest : public StoreTest {
   absl::StatusOr<Uploads::Info> Find(const std::string& name, const std::string& id) {
     return uploads_->Find(op_, name, id);
   }
+  static absl::Status HotFull() { return Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", ""); }
   // What the watchdog had to do by now is done.
   void Look() {
     std::atomic<bool> looked{false};
@@ -129,7 +133,10 @@ TEST_F(UploadsTest, AStreamThatStartsOverTakesOverFromOneThatSeemsToGoOn) {
   auto anew = Begin("a", "r");
   ASSERT_TRUE(anew.ok()) << anew.status();
   EXPECT_EQ(Find("a", "r")->received_bytes, 0u);
-  ASSERT_TRUE(Send(dead->get(), kLeafBytes, kLeafBytes).ok());
+  const absl::Status cut_off = Send(dead->get(), kLeafBytes, kLeafBytes);
+  EXPECT_REASON(cut_off, "UPLOAD_BUSY");
+  EXPECT_GT(GetErrorDetail(cut_off).retry_after, absl::ZeroDuration());
+  EXPECT_EQ((*dead)->received_bytes(), kLeafBytes);
   dead->reset();
   ASSERT_TRUE(Send(anew->get(), 0, kBytes).ok());
   EXPECT_EQ(Find("a", "r")->received_bytes, kBytes);
@@ -145,6 +152,59 @@ TEST_F(UploadsTest, AnUploadMayStartOverAtOffsetZero) {
   EXPECT_EQ((*again)->received_bytes(), 0u);
   ASSERT_TRUE(Send(again->get(), 0, kBytes).ok());
   EXPECT_TRUE((*again)->Finish(op_).ok());
+}
+
+TEST_F(UploadsTest, AKeptUploadStartsOverInItsOwnRoomWhenThereIsNoOther) {
+  Limit(1, kBytes);
+  BreakOff("a", "r", 2 * kLeafBytes);
+  images_->begin_write_error = HotFull();
+  const auto again = Begin("a", "r");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ((*again)->received_bytes(), 0u);
+  EXPECT_EQ(Find("a", "r")->received_bytes, 0u);
+  EXPECT_EQ(Find("a", "r")->expire_time, std::nullopt);
+  clock_.Advance(2 * kKeep);
+  Look();  // what was to end it while it was kept does not
+  std::reverse(state_.begin(), state_.end());
+  ASSERT_TRUE(Send(again->get(), 0, kLeafBytes).ok());
+  EXPECT_EQ(Find("a", "r")->received_bytes, kLeafBytes);
+  ASSERT_TRUE(Send(again->get(), kLeafBytes, kBytes - kLeafBytes).ok());
+  EXPECT_TRUE((*again)->Finish(op_).ok());
+  EXPECT_EQ(store_->Get(op_, {Seq("a"), {}, ""})->pin->bytes(), state_);
+}
+
+TEST_F(UploadsTest, AStartThatIsRefusedLeavesWhatIsKept) {
+  BreakOff("a", "r", 2 * kLeafBytes);
+  EXPECT_REASON(uploads_->Begin(op_, {"a", "big", 1, {}, 77, {}, {"r", 1}}, "", {}, 0), "REVISION_MISMATCH");
+  // Its alias means another layout by now, so the room that is kept is of no use.
+  const SetRequest other{"a", "m", 1, {}, {}, {}, {"r", 1}};
+  images_->begin_write_error = HotFull();
+  EXPECT_REASON(uploads_->Begin(op_, other, "", {}, 0), "HOT_FULL");
+  EXPECT_EQ(Find("a", "r")->received_bytes, 2 * kLeafBytes);
+  EXPECT_TRUE(Begin("a", "r", 2 * kLeafBytes).ok());
+  images_->begin_write_error = absl::OkStatus();
+  const auto again = uploads_->Begin(op_, other, "", {}, 0);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(Find("a", "r")->total_bytes, layout_->state_bytes());
+  EXPECT_REASON(Begin("a", "r", 2 * kLeafBytes), "UPLOAD_BUSY");
+}
+
+TEST_F(UploadsTest, AStartThatIsRefusedLeavesTheStreamThatGoesOn) {
+  for (const auto& [count, bytes, reason] : {std::tuple(1u, 10 * kBytes, "TOO_MANY_UPLOADS"),
+                                             {10u, kBytes, "TOO_MANY_UPLOADS"},
+                                             {10u, 10 * kBytes, "HOT_FULL"}}) {
+    images_->begin_write_error = absl::OkStatus();
+    Limit(count, bytes);
+    auto upload = Begin("a", "r");
+    ASSERT_TRUE(Send(upload->get(), 0, kLeafBytes).ok());
+    images_->begin_write_error = HotFull();
+    for (int i = 0; i < 3; ++i) EXPECT_REASON(Begin("a", "r"), reason);
+    EXPECT_EQ(Find("a", "r")->received_bytes, kLeafBytes);
+    ASSERT_TRUE(Send(upload->get(), kLeafBytes, kLeafBytes).ok());
+    upload->reset();
+    EXPECT_EQ(Find("a", "r")->received_bytes, 2 * kLeafBytes);
+    EXPECT_TRUE(Begin("a", "r").ok());  // it is kept by now
+  }
 }
 
 TEST_F(UploadsTest, MissingBytesKeepAnUploadAndARefusalOfTheWholeEndsIt) {

@@ -320,6 +320,46 @@ TEST_F(ResidencyTest, EmptyExtentsStayForAWhileAndThenGoBackButForOne) {
   residency_->CheckInvariants();
 }
 
+TEST_F(ResidencyTest, WhatIsKeptForADeletedLayoutGoesWithItsLastImage) {
+  const LayoutRef going = MakeLayout(kChunk, "going"), staying = MakeLayout(kChunk, "staying");
+  const auto pools = [this] {
+    EXPECT_TRUE(residency_->WaitForReclaim());
+    residency_->CheckInvariants();
+    return residency_->stats().pools.size();
+  };
+  const auto write = [&](const LayoutRef& layout) { return *TryWrite({}, layout, MakeBytes(kChunk, 1)); };
+  (void)write(going);
+  (void)write(staying);
+  EXPECT_EQ(pools(), 2u);  // an extent each is kept for the next
+  EXPECT_EQ(device_->used_bytes(), 2 * kChunk);
+  residency_->LayoutDeleted(kDefaultTenant, *going);
+  EXPECT_EQ(pools(), 1u);
+  EXPECT_EQ(device_->used_bytes(), kChunk);
+
+  ImageRef image = write(going);  // registered again
+  EXPECT_EQ(pools(), 2u);
+  residency_->LayoutDeleted(kDefaultTenant, *going);
+  EXPECT_EQ(pools(), 2u);
+  EXPECT_EQ(Read(image), MakeBytes(kChunk, 1));
+  auto writer = residency_->BeginWrite({}, going, 0);
+  image.reset();
+  EXPECT_EQ(pools(), 2u);
+  writer->reset();
+  EXPECT_EQ(pools(), 1u);
+  EXPECT_EQ(device_->used_bytes(), kChunk);
+
+  ASSERT_TRUE(residency_->Persist({}, image = write(going)).ok());  // and cold ones count
+  residency_->LayoutDeleted(kDefaultTenant, *going);
+  std::vector<ImageRef> others;
+  for (int i = 0; i < 4; ++i) others.push_back(write(staying));
+  EXPECT_FALSE(hot(image));
+  others.clear();
+  EXPECT_EQ(pools(), 2u);
+  EXPECT_EQ(Read(image), MakeBytes(kChunk, 1));
+  image.reset();
+  EXPECT_EQ(pools(), 1u);
+}
+
 // ---- spilling and promoting
 
 TEST_F(ResidencyTest, SpilledImagesComeBackWithTheirAttachments) {

@@ -61,6 +61,23 @@ class ResidencyWriteTest : public AnyColdStoreTest {
 
 // ---- chunk by chunk
 
+TEST_F(ResidencyWriteTest, AStateThatStartsOverIsWhatCameAfterwards) {
+  const std::string bytes = MakeBytes(2 * kChunk - 100, 1);
+  auto writer = Begin(bytes.size());
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  ASSERT_TRUE(Append(writer->get(), MakeBytes(bytes.size(), 2)).ok());
+  (*writer)->Restart();
+  EXPECT_EQ((*writer)->received_bytes(), 0u);
+  EXPECT_EQ(ReasonOf((*writer)->Finish(std::nullopt, "").status()), "BYTES_LENGTH_MISMATCH");
+  ASSERT_TRUE(Append(writer->get(), absl::string_view(bytes).substr(0, kChunk)).ok());
+  ASSERT_TRUE(Append(writer->get(), absl::string_view(bytes).substr(kChunk)).ok());
+  const auto image = (*writer)->Finish(ChecksumOf(bytes), "");
+  ASSERT_TRUE(image.ok()) << image.status();
+  writer->reset();
+  residency_->CheckInvariants();
+  EXPECT_EQ(Read(*image), bytes);
+}
+
 TEST_F(ResidencyWriteTest, WhatCameInChunksIsTheImageOfTheWhole) {
   const std::string bytes = MakeBytes(2 * kChunk - 100, 1);
   auto writer = Begin(bytes.size(), 8);

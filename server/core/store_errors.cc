@@ -24,6 +24,14 @@ absl::Status NameExists(const Name& name, absl::string_view field, absl::string_
       .Meta("revision", name.state.revision);
 }
 
+absl::Status ChecksumMismatch(Checksum expected, Checksum actual) {
+  return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH",
+               "the bytes are not those that the checksum was made from")
+      .Field("checksum")
+      .Meta("expected", ChecksumToHex(expected))
+      .Meta("actual", ChecksumToHex(actual));
+}
+
 absl::Status LayoutMismatch(absl::StatusCode code, const Layout& expected, const Layout& actual) {
   return Error(code, "LAYOUT_MISMATCH", "the name holds a state of another layout; states of two layouts never mix")
       .Field("layout")

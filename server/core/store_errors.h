@@ -20,6 +20,7 @@ absl::Status Invalid(absl::string_view reason, absl::string_view field, absl::st
 absl::Status RequestIdReused();
 // `name` is there, and the write would make it. `advice`: what to do about it.
 absl::Status NameExists(const Name& name, absl::string_view field, absl::string_view advice);
+absl::Status ChecksumMismatch(Checksum expected, Checksum actual);
 absl::Status LayoutMismatch(absl::StatusCode code, const Layout& expected, const Layout& actual);
 
 // Positions of a ring's versions, newest first, separated by commas: the metadata "positions".

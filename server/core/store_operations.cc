@@ -391,11 +391,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
       bytes.base = pin.get();
       bytes.ranges = ranges;
       if (bytes.expected_checksum.has_value() && *bytes.expected_checksum != *data_checksum) {
-        return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH",
-                     "the bytes are not those that the checksum was made from")
-            .Field("checksum")
-            .Meta("expected", ChecksumToHex(*bytes.expected_checksum))
-            .Meta("actual", ChecksumToHex(*data_checksum));
+        return ChecksumMismatch(*bytes.expected_checksum, *data_checksum);
       }
       bytes.expected_checksum.reset();
     }

@@ -11,6 +11,7 @@
 #include "kernels/checksum.h"
 #include "proto/wire.h"
 #include "server/core/error.h"
+#include "server/core/store_errors.h"
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
@@ -211,13 +212,12 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     return absl::OkStatus();
   }
 
-  absl::Status Append(const v1::SetChunk& chunk, const wire::SplitMessage& split) {
-    Checksum checksum;
+  static absl::Status ParseChecksum(const v1::SetChunk& chunk, Checksum* checksum) {
     if (chunk.checksum().empty())
       return InvalidArgument("MISSING_FIELD", "checksum", "each chunk has the checksum of its data");
-    if (!ChecksumFromHex(chunk.checksum(), &checksum))
+    if (!ChecksumFromHex(chunk.checksum(), checksum))
       return InvalidArgument("INVALID_OPTION", "checksum", "a checksum is 16 lower-case hex digits");
-    return upload_->Append(chunk.offset(), split.data, checksum);
+    return absl::OkStatus();
   }
 
   // The same error as seen from the stream: what is not about a chunk is about the head.
@@ -237,12 +237,18 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
       return InvalidArgument("INVALID_OPTION", "head.data", "the bytes go into the chunks' own data");
     absl::StatusOr<Handlers::SetArguments> set = Handlers::ToSet(chunk.head());
     if (!set.ok()) return BelowField(set.status(), "head");
+    // Looked at before anything is made or taken over: a start that is refused changes nothing.
+    Checksum checksum = 0;
+    if (split.data_bytes > 0) {
+      if (absl::Status status = ParseChecksum(chunk, &checksum); !status.ok()) return status;
+      const Checksum actual = ChecksumOfPieces(split.data);
+      if (chunk.offset() == 0 && actual != checksum) return ChecksumMismatch(checksum, actual);
+    }
     absl::StatusOr<std::unique_ptr<Uploads::Upload>> upload = service_->uploads_.Begin(
-        op(), std::move(set->request), std::move(set->attachment), set->checksum, chunk.offset());
+        op(), std::move(set->request), std::move(set->attachment), set->checksum, chunk.offset(), split.data_bytes);
     if (!upload.ok()) return InHead(upload.status());
     upload_ = *std::move(upload);
-    if (split.data_bytes == 0) return absl::OkStatus();
-    return Append(chunk, split);
+    return split.data_bytes == 0 ? absl::OkStatus() : upload_->Append(chunk.offset(), split.data, checksum);
   }
 
   absl::Status TakeChunk() {
@@ -253,7 +259,9 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
       return InvalidArgument("INVALID_OPTION", "head", "only the first message of a stream has a head");
     if (split.data_bytes == 0)
       return InvalidArgument("INVALID_OPTION", "data", "only the first message of a stream may have no data");
-    return Append(chunk, split);
+    Checksum checksum;
+    if (absl::Status status = ParseChecksum(chunk, &checksum); !status.ok()) return status;
+    return upload_->Append(chunk.offset(), split.data, checksum);
   }
 
   absl::Status Complete() {

@@ -37,6 +37,26 @@ absl::Status Reused() {
       .Field("request_id");
 }
 
+// May a chunk of so many bytes stand there in a state?
+absl::Status CheckLength(uint64_t offset, uint64_t bytes, uint64_t total_bytes) {
+  if (bytes == 0 || bytes > kMaxUploadChunkBytes) {
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
+                 absl::StrCat("a chunk has 1 to ", kMaxUploadChunkBytes, " bytes"))
+        .Field("data");
+  }
+  // Only the last chunk ends off a leaf's border: so one that does ends a state, of a wrong length.
+  const bool last = offset + bytes == total_bytes;
+  if (offset + bytes > total_bytes || (!last && bytes % kLeafBytes != 0)) {
+    return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
+                 absl::StrCat("a state of this layout has ", total_bytes, " bytes, and this chunk ends at ",
+                              offset + bytes, "; all chunks but the last have a multiple of ", kLeafBytes))
+        .Field("data")
+        .Meta("expected", total_bytes)
+        .Meta("actual", offset + bytes);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status TooMany(uint64_t limit, absl::string_view of_what) {
   return Error(
              absl::StatusCode::kResourceExhausted, "TOO_MANY_UPLOADS",
@@ -85,7 +105,7 @@ void Uploads::Release(uint64_t bytes) {
 absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, SetRequest request,
                                                                 std::string attachment,
                                                                 std::optional<Checksum> expected_checksum,
-                                                                uint64_t offset) {
+                                                                uint64_t offset, uint64_t first_bytes) {
   std::optional<Key> key;
   if (!request.request.id.empty()) key = Key(op.tenant, request.sequence, request.request.id);
   const uint64_t body_hash = request.request.body_hash;
@@ -105,6 +125,9 @@ absl::StatusOr<std::unique_ptr<Uploads::Upload>> Uploads::Begin(const Op& op, Se
       if (offset != 0 && offset != entry->received_bytes) return WrongOffset(entry->received_bytes, offset);
     }
     if (!layout.ok()) return layout.status();
+    if (offset == 0 && first_bytes > 0) {
+      if (absl::Status status = CheckLength(0, first_bytes, (*layout)->state_bytes()); !status.ok()) return status;
+    }
     // What is kept is of no use if the head means another layout by now.
     if (entry != nullptr && !entry->active &&
         (offset != 0 || entry->set->layout->fingerprint() == (*layout)->fingerprint())) {
@@ -210,21 +233,7 @@ absl::Status Uploads::Upload::Append(uint64_t offset, absl::Span<const absl::str
   if (offset != received_bytes()) return WrongOffset(received_bytes(), offset);
   uint64_t bytes = 0;
   for (absl::string_view piece : data) bytes += piece.size();
-  if (bytes == 0 || bytes > kMaxUploadChunkBytes) {
-    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
-                 absl::StrCat("a chunk has 1 to ", kMaxUploadChunkBytes, " bytes"))
-        .Field("data");
-  }
-  // Only the last chunk ends off a leaf's border: so one that does ends a state, of a wrong length.
-  const bool last = offset + bytes == total_bytes();
-  if (offset + bytes > total_bytes() || (!last && bytes % kLeafBytes != 0)) {
-    return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
-                 absl::StrCat("a state of this layout has ", total_bytes(), " bytes, and this chunk ends at ",
-                              offset + bytes, "; all chunks but the last have a multiple of ", kLeafBytes))
-        .Field("data")
-        .Meta("expected", total_bytes())
-        .Meta("actual", offset + bytes);
-  }
+  if (absl::Status status = CheckLength(offset, bytes, total_bytes()); !status.ok()) return status;
   if (key_.has_value()) {
     MutexLock lock(&owner_->mu_);
     if (owner_->EntryOf(*this) == nullptr) return Busy("head.request_id");

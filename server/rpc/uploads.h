@@ -74,9 +74,11 @@ class Uploads {
   // without a word) the new one needs room of its own, and takes over when it has it: the other's next chunk is
   // refused, and it is not kept.
   // Errors: those of Store::BeginSet; UPLOAD_UNKNOWN, UPLOAD_BUSY, OFFSET_MISMATCH, REQUEST_ID_REUSED,
-  // TOO_MANY_UPLOADS. What was kept, or went on, is as it was then.
+  // TOO_MANY_UPLOADS; at offset 0 also what Append would say of the length of the data that comes with it, if any. What
+  // was kept, or went on, is as it was then.
   absl::StatusOr<std::unique_ptr<Upload>> Begin(const Op& op, SetRequest request, std::string attachment,
-                                                std::optional<Checksum> expected_checksum, uint64_t offset);
+                                                std::optional<Checksum> expected_checksum, uint64_t offset,
+                                                uint64_t first_bytes = 0);
 
   struct Info {
     uint64_t received_bytes = 0, total_bytes = 0;

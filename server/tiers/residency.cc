@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"
+#include "server/core/store_errors.h"
 #include "server/tiers/resident.h"
 #include "spdlog/spdlog.h"
 
@@ -36,14 +37,6 @@ absl::Status WrongLength(absl::string_view what, uint64_t expected, uint64_t act
       .Field("data")
       .Meta("expected", expected)
       .Meta("actual", actual);
-}
-
-absl::Status WrongChecksum(Checksum expected, Checksum actual) {
-  return Error(absl::StatusCode::kInvalidArgument, "CHECKSUM_MISMATCH",
-               "the bytes are not those that the checksum was made from")
-      .Field("checksum")
-      .Meta("expected", ChecksumToHex(expected))
-      .Meta("actual", ChecksumToHex(actual));
 }
 
 // The base, with the pieces in the place of its ranges. REQUIRES: both have the same length.
@@ -205,7 +198,7 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
     info.checksum = HashRoot(copy.Finish());
   }
   if (bytes.expected_checksum && *bytes.expected_checksum != info.checksum)
-    return WrongChecksum(*bytes.expected_checksum, info.checksum);
+    return ChecksumMismatch(*bytes.expected_checksum, info.checksum);
 
   auto image = NewImage(&claim, std::move(info), bytes.attachment, !bytes.initial);
   if (!shareable) return image;
@@ -258,7 +251,7 @@ absl::Status Residency::Writer::Append(absl::Span<const absl::string_view> piece
   CopyHasher copy(claim_.slot.data + received_, bytes);
   for (absl::string_view piece : pieces) copy.Append(piece);
   const std::vector<LeafHash>& leaves = copy.Finish();
-  if (const Checksum actual = HashRoot(leaves); actual != expected) return WrongChecksum(expected, actual);
+  if (const Checksum actual = HashRoot(leaves); actual != expected) return ChecksumMismatch(expected, actual);
   leaves_.insert(leaves_.end(), leaves.begin(), leaves.end());
   received_ += bytes;
   return absl::OkStatus();
@@ -270,7 +263,7 @@ absl::StatusOr<ImageRef> Residency::Writer::Finish(std::optional<Checksum> expec
   Residency* const residency = claim_.residency;
   ImageInfo info{.id = residency->ids_.Next(), .tenant = claim_.pool->slots.tenant(), .layout = layout_};
   info.checksum = HashRoot(leaves_);
-  if (expected && *expected != info.checksum) return WrongChecksum(*expected, info.checksum);
+  if (expected && *expected != info.checksum) return ChecksumMismatch(*expected, info.checksum);
   received_ = 0;
   return residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/true);
 }

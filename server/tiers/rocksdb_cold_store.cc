@@ -160,10 +160,9 @@ absl::Status RocksDbColdStore::OpenDatabase() {
   db_.reset(db);
   // RocksDB syncs what it makes inside its directory, but nobody that the directory itself is there.
   if (absl::Status synced = SyncDirectory(options_.path); !synced.ok()) return synced;
-  if (is_new) {
-    const std::string parent = std::filesystem::path(options_.path).lexically_normal().parent_path();
-    if (absl::Status synced = SyncDirectory(parent.empty() ? "." : parent); !synced.ok()) return synced;
-  }
+  // At every start: the one that made it may have ended here. It may be a directory that we can't read.
+  const std::string parent = std::filesystem::path(options_.path).lexically_normal().parent_path();
+  if (absl::Status synced = SyncDirectory(parent.empty() ? "." : parent); !synced.ok() && is_new) return synced;
   meta_ = families_[0];
   layouts_ = families_[1];
   names_ = families_[2];

@@ -30,8 +30,11 @@ bool ManifestNumber(absl::string_view name, uint64_t* number) {
 }
 
 absl::Status WentBack(const std::string& path, absl::string_view what) {
-  return Error(absl::StatusCode::kDataLoss, "CORRUPT",
-               absl::StrCat("the database of ", path, " has lost what it had on disk: ", what));
+  return Error(
+      absl::StatusCode::kDataLoss, "CORRUPT",
+      absl::StrCat(
+          "the database of ", path, " has lost what it had on disk: ", what,
+          "; bring the whole directory back from a copy, or remove its file WITNESS to go on with what is left"));
 }
 
 }  // namespace
@@ -59,7 +62,10 @@ absl::Status WriteWitness(rocksdb::Env* env, const std::string& path, rocksdb::D
 absl::Status CheckWitness(rocksdb::Env* env, const std::string& path, uint64_t* epoch) {
   *epoch = 0;
   std::string text;
-  if (!rocksdb::ReadFileToString(env, path + kFile, &text).ok()) return absl::OkStatus();
+  if (rocksdb::Status status = rocksdb::ReadFileToString(env, path + kFile, &text); !status.ok()) {
+    if (!status.IsNotFound() && !status.IsPathNotFound()) spdlog::warn("{}{}: {}", path, kFile, status.ToString());
+    return absl::OkStatus();
+  }
   const std::vector<std::string> words = absl::StrSplit(absl::StripSuffix(text, "\n"), ' ');
   uint64_t manifest = 0, bytes = 0, least_epoch = 0;
   if (words.size() != 7 || text.size() < words[6].size() + 1 ||

@@ -8,6 +8,7 @@
 #include "kernels/checksum.h"
 #include "proto/wire.h"
 #include "server/core/error.h"
+#include "server/core/store_errors.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
 #include "tests/fuzz/input.h"
@@ -111,8 +112,8 @@ Answer BatchGet(World* world, const grpc::ByteBuffer& buffer) {
   Answer answer;
   answer.status = Parse(buffer, &request);
   if (!answer.status.ok()) return answer;
-  const absl::StatusOr<std::vector<Handlers::PinnedPart>> parts =
-      world->handlers().BatchGet(Op(), request, response.get());
+  const absl::StatusOr<std::vector<Handlers::PinnedPart>> parts = world->handlers().BatchGet(
+      Op(), request, [](uint64_t) { return absl::OkStatus(); }, response.get());
   answer.status = parts.status();
   if (!parts.ok()) return answer;
   for (const Handlers::PinnedPart& part : *parts) {
@@ -139,6 +140,12 @@ Answer GetUpload(World* world, const grpc::ByteBuffer& buffer) {
   if (info->expire_time.has_value()) *response->mutable_expire_time() = ToProto(*info->expire_time);
   answer.message = std::move(response);
   return answer;
+}
+
+absl::Status ParseChecksum(const v1::SetChunk& chunk, Checksum* checksum) {
+  if (chunk.checksum().empty()) return InvalidArgument("MISSING_FIELD", "checksum", "");
+  if (!ChecksumFromHex(chunk.checksum(), checksum)) return InvalidArgument("INVALID_OPTION", "checksum", "");
+  return absl::OkStatus();
 }
 
 Answer WholeSetStream(World* world, const grpc::ByteBuffer& buffer) {
@@ -219,19 +226,25 @@ absl::Status SetStream::Take(const grpc::ByteBuffer& message) {
     if (!chunk.head().data().empty()) return InvalidArgument("INVALID_OPTION", "head.data", "");
     absl::StatusOr<Handlers::SetArguments> set = Handlers::ToSet(chunk.head());
     if (!set.ok()) return BelowField(set.status(), "head");
+    Checksum checksum = 0;
+    if (split.data_bytes > 0) {
+      if (absl::Status status = ParseChecksum(chunk, &checksum); !status.ok()) return status;
+      const Checksum actual = ChecksumOfPieces(split.data);
+      if (chunk.offset() == 0 && actual != checksum) return ChecksumMismatch(checksum, actual);
+    }
     absl::StatusOr<std::unique_ptr<Uploads::Upload>> upload = world_->uploads().Begin(
-        Op(), std::move(set->request), std::move(set->attachment), set->checksum, chunk.offset());
+        Op(), std::move(set->request), std::move(set->attachment), set->checksum, chunk.offset(), split.data_bytes);
     if (!upload.ok()) return upload.status();
     upload_ = *std::move(upload);
-    if (split.data_bytes == 0) return absl::OkStatus();
-  } else if (chunk.has_head()) {
+    return split.data_bytes == 0 ? absl::OkStatus() : upload_->Append(chunk.offset(), split.data, checksum);
+  }
+  if (chunk.has_head()) {
     return InvalidArgument("INVALID_OPTION", "head", "");
   } else if (split.data_bytes == 0) {
     return InvalidArgument("INVALID_OPTION", "data", "");
   }
   Checksum checksum;
-  if (chunk.checksum().empty()) return InvalidArgument("MISSING_FIELD", "checksum", "");
-  if (!ChecksumFromHex(chunk.checksum(), &checksum)) return InvalidArgument("INVALID_OPTION", "checksum", "");
+  if (absl::Status status = ParseChecksum(chunk, &checksum); !status.ok()) return status;
   return upload_->Append(chunk.offset(), split.data, checksum);
 }
 

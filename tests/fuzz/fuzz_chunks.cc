@@ -228,13 +228,15 @@ class Uploading {
       Require(reason == "UPLOAD_BUSY", "a stream goes on where another does", reason);
     if (active != nullptr && offset == 0 && !takes_over)
       Require(reason == "REQUEST_ID_REUSED", "a stream with another head takes over", reason);
-    // A start that was refused leaves what is there; one whose first chunk was has ended it.
+    // A start that was refused, for whatever reason, leaves what is there.
     const bool refused = reason == "TOO_MANY_UPLOADS" || reason == "HOT_FULL";
     const bool known = !key.second.empty() && world_.uploads().Find(Op(), key.first, key.second).ok();
     if (takes_over) {
-      active->taken_over = status.ok() || !known;
-      Require(!refused || known, "a stream is taken over by one that was refused", reason);
+      active->taken_over = status.ok();
+      Require(status.ok() || known, "a stream is taken over by one that was refused", reason);
     }
+    if (kept != kept_.end() && offset == 0 && !maybe_gone)
+      Require(status.ok() || known, "what was kept is gone after a start that was refused", reason);
     if (kept != kept_.end() && same_head && !maybe_gone)
       Require(!refused, "a kept upload needs more room to start over or go on", reason);
     if (reason == "UPLOAD_UNKNOWN")
@@ -252,7 +254,7 @@ class Uploading {
     if (status.ok()) Require(!has_data || right, "a wrong chunk is taken", absl::StrCat(chunk.data().size()));
 
     // What is kept now.
-    const bool replaced = active == nullptr && kept != kept_.end() && same_head && (goes_on || (offset == 0 && !known));
+    const bool replaced = active == nullptr && kept != kept_.end() && same_head && goes_on;
     if (replaced || (status.ok() && kept != kept_.end())) kept_.erase(kept);
     if (status.ok()) {
       if (has_data) stream->sent.taken += chunk.data();

@@ -361,6 +361,36 @@ TEST_F(StreamTest, AStreamThatNeverBeginsIsEndedToo) {
   EXPECT_EQ(ReasonOfCall(stalled), "STALLED");
 }
 
+TEST_F(StreamTest, AStartWithBadDataLeavesWhatGoesOnAndWhatIsKept) {
+  auto bad_starts = [this] {
+    v1::SetChunk chunk;
+    *chunk.mutable_head() = Head("s", "id");
+    chunk.set_data(state_.substr(0, kLeaf));
+    std::vector<v1::SetChunk> starts(3, chunk);  // without a checksum, with a wrong one, of a wrong length
+    starts[1].set_checksum("0123456789abcdef");
+    starts[2].set_data(state_.substr(0, 100));
+    starts[2].set_checksum(ChecksumToHex(ChecksumOf(starts[2].data())));
+    std::vector<std::string> reasons;
+    for (const v1::SetChunk& start : starts) {
+      Sender sender;
+      sender.writer = stub_->SetStream(&sender.context, &sender.info);
+      sender.writer->Write(start);
+      reasons.push_back(ReasonOfCall(sender.End()));
+    }
+    EXPECT_EQ(reasons, (std::vector<std::string>{"MISSING_FIELD", "CHECKSUM_MISMATCH", "BYTES_LENGTH_MISMATCH"}));
+  };
+  auto sender = Send(Head("s", "id"), 0, state_.substr(0, kLeaf));
+  Await("s", "id", kLeaf);
+  bad_starts();
+  ASSERT_TRUE(sender->Send(state_.substr(kLeaf, kLeaf)));
+  Await("s", "id", 2 * kLeaf);
+  sender->context.TryCancel();
+  Await("s", "id", 2 * kLeaf, /*broke_off=*/true);
+  bad_starts();
+  Await("s", "id", 2 * kLeaf, /*broke_off=*/true);
+  EXPECT_TRUE(Send(Head("s", "id"), 2 * kLeaf, state_.substr(2 * kLeaf))->End().ok());
+}
+
 TEST_F(StreamTest, WhatAFirstMessageMayNotBe) {
   v1::SetRequest with_data = Head("s");
   with_data.set_data("x");

@@ -11,6 +11,7 @@
 #include <array>
 #include <cassert>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -20,6 +21,7 @@
 #include "server/core/error.h"
 #include "server/tiers/record_codec.h"
 #include "server/tiers/rocksdb_options.h"
+#include "server/tiers/witness.h"
 #include "spdlog/spdlog.h"
 
 namespace statepool {
@@ -71,13 +73,15 @@ bool IsLockHeld(const rocksdb::Status& status) {
 
 }  // namespace
 
-// Hears of background errors, which no caller sees.
+// Hears of background errors, which no caller sees, and of every change of the manifest.
 class RocksDbColdStore::Listener final : public rocksdb::EventListener {
  public:
   explicit Listener(RocksDbColdStore* store) : store_(store) {}
   void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* error) override {
     if (error->severity() >= rocksdb::Status::Severity::kHardError) store_->FromWrite(*error).IgnoreError();
   }
+  void OnFlushCompleted(rocksdb::DB* db, const rocksdb::FlushJobInfo&) override { store_->Witness(db); }
+  void OnCompactionCompleted(rocksdb::DB* db, const rocksdb::CompactionJobInfo&) override { store_->Witness(db); }
 
  private:
   RocksDbColdStore* const store_;
@@ -91,6 +95,8 @@ absl::StatusOr<std::unique_ptr<RocksDbColdStore>> RocksDbColdStore::Open(RocksDb
   if (absl::Status status = store->OpenDatabase(); !status.ok()) return status;
   if (absl::Status status = store->ReadMeta(); !status.ok()) return status;
   if (absl::Status status = store->CountImages(); !status.ok()) return status;
+  store->opened_ = true;
+  store->Witness(store->db_.get());
   store->collector_ = std::thread(&RocksDbColdStore::CollectLoop, store.get());
   return store;
 }
@@ -116,6 +122,7 @@ RocksDbColdStore::~RocksDbColdStore() {
 }
 
 absl::Status RocksDbColdStore::OpenDatabase() {
+  const bool is_new = env_->FileExists(options_.path).IsNotFound();
   if (rocksdb::Status status = env_->CreateDirIfMissing(options_.path); !status.ok()) {
     return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   }
@@ -126,6 +133,7 @@ absl::Status RocksDbColdStore::OpenDatabase() {
     return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   }
 
+  if (absl::Status status = CheckWitness(env_, options_.path, &least_epoch_); !status.ok()) return status;
   if (absl::Status status = CheckSpaceToStart(); !status.ok()) return status;
   const RocksDbMemory memory{options_.image_memtable_bytes, rocksdb::NewLRUCache(options_.block_cache_bytes)};
   rocksdb::DBOptions db_options = MakeDbOptions(env_, memory);
@@ -150,12 +158,26 @@ absl::Status RocksDbColdStore::OpenDatabase() {
   if (!status.ok())
     return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("data directory ", options_.path, ": ", status.ToString()));
   db_.reset(db);
+  // RocksDB syncs what it makes inside its directory, but nobody that the directory itself is there.
+  if (absl::Status synced = SyncDirectory(options_.path); !synced.ok()) return synced;
+  if (is_new) {
+    const std::string parent = std::filesystem::path(options_.path).lexically_normal().parent_path();
+    if (absl::Status synced = SyncDirectory(parent.empty() ? "." : parent); !synced.ok()) return synced;
+  }
   meta_ = families_[0];
   layouts_ = families_[1];
   names_ = families_[2];
   manifests_ = families_[3];
   images_ = families_[4];
   return absl::OkStatus();
+}
+
+absl::Status RocksDbColdStore::SyncDirectory(const std::string& path) {
+  std::unique_ptr<rocksdb::Directory> directory;
+  rocksdb::Status status = env_->NewDirectory(path, &directory);
+  if (status.ok()) status = directory->Fsync();
+  if (status.ok()) return absl::OkStatus();
+  return Unusable("DATA_DIR_UNUSABLE", absl::StrCat("syncing the directory ", path, ": ", status.ToString()));
 }
 
 // Opening writes the log's contents into tables. RocksDB (7.8) aborts when the disk fills up in the middle of that.
@@ -204,6 +226,10 @@ absl::Status RocksDbColdStore::ReadMeta() {
   if (last_run_.existed && (!*epoch || !*hash_key || (*hash_key)->size() != kHashKeyBytes)) {
     return Corrupt("the data directory lacks its epoch or its hash key");
   }
+  if (least_epoch_ > (last_run_.existed ? **epoch : 0)) {
+    return Corrupt(absl::StrCat("the database of ", options_.path, " is older than it was: epoch ",
+                                last_run_.existed ? **epoch : 0, ", and there was ", least_epoch_));
+  }
   last_run_.clean = clean_stop->has_value();
   if (last_run_.clean) last_run_.tombstones = **clean_stop;
 
@@ -236,6 +262,13 @@ absl::Status RocksDbColdStore::CountImages() {
   }
   used_bytes_ = used;
   return FromRead(it->status());
+}
+
+void RocksDbColdStore::Witness(rocksdb::DB* db) {
+  if (!opened_) return;
+  MutexLock lock(&witness_mu_);
+  if (absl::Status status = WriteWitness(env_, options_.path, db, epoch_); !status.ok())
+    spdlog::warn("the database's witness was not written: {}", std::string(status.message()));
 }
 
 // ----
@@ -500,6 +533,7 @@ absl::Status RocksDbColdStore::CommitCleanStop(absl::string_view tombstones) {
   // What was recorded must not hang on the log any longer: after an orderly stop, damage to it costs the mark at most.
   if (failed()) return DiskFailed("the disk failed earlier");
   if (absl::Status status = FromWrite(db_->Flush(rocksdb::FlushOptions(), families_)); !status.ok()) return status;
+  Witness(db_.get());  // the listener may be late
   rocksdb::WriteBatch batch;
   batch.Put(meta_, kCleanStopKey, EncodeMeta(kCleanStopKey, tombstones));
   return Write(&batch, /*sync=*/true);

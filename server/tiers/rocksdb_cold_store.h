@@ -83,9 +83,12 @@ class RocksDbColdStore final : public ColdStore {
 
   explicit RocksDbColdStore(RocksDbColdStoreOptions options);
   absl::Status OpenDatabase();
+  absl::Status SyncDirectory(const std::string& path);
   absl::Status CheckSpaceToStart();
   absl::Status ReadMeta();
   absl::Status CountImages();
+  // Best effort: without it only a damage may go unnoticed.
+  void Witness(rocksdb::DB* db);
   absl::Status Write(rocksdb::WriteBatch* batch, bool sync);
   absl::Status FromWrite(const rocksdb::Status& status);
   absl::Status FromRead(const rocksdb::Status& status);
@@ -106,6 +109,9 @@ class RocksDbColdStore final : public ColdStore {
   LastRun last_run_;
   uint64_t epoch_ = 0;
   std::string hash_key_;
+  uint64_t least_epoch_ = 0;  // that the database may have, as the witness says
+  std::atomic<bool> opened_{false};
+  Mutex witness_mu_;  // held while the witness is written
   std::atomic<uint64_t> used_bytes_{0};
   std::atomic<bool> failed_{false};
 

@@ -6,7 +6,13 @@
 #include <rocksdb/utilities/table_properties_collectors.h>
 #include <rocksdb/write_buffer_manager.h>
 
+#include <cstdarg>
+#include <cstdio>
 #include <memory>
+#include <string>
+
+#include "absl/strings/ascii.h"
+#include "spdlog/spdlog.h"
 
 namespace statepool {
 namespace {
@@ -16,6 +22,24 @@ constexpr uint64_t kBlobFileBytes =
     64 << 20;  // what is reclaimed at a time; also the most that one rewrite needs beside it
 constexpr uint64_t kMinBlobBytes = 4 << 10;   // smaller values would cost more as a file reference than inside the tree
 constexpr uint64_t kMaxWalBytes = 256 << 20;  // what a start after a crash reads
+
+// RocksDB's own messages go where the daemon's go.
+class DaemonLog final : public rocksdb::Logger {
+ public:
+  DaemonLog() : Logger(rocksdb::InfoLogLevel::WARN_LEVEL) {}
+  using rocksdb::Logger::Logv;
+  void Logv(rocksdb::InfoLogLevel level, const char* format, va_list arguments) override {
+    if (level < GetInfoLogLevel() || level == rocksdb::InfoLogLevel::HEADER_LEVEL) return;
+    char text[1024];
+    std::vsnprintf(text, sizeof(text), format, arguments);
+    // Warnings at most: what it calls an error may be none (a new data directory is), and real ones come as a Status.
+    spdlog::warn("rocksdb: {}", std::string(absl::StripTrailingAsciiWhitespace(text)));
+  }
+  void Logv(const char* format, va_list arguments) override {
+    Logv(rocksdb::InfoLogLevel::WARN_LEVEL, format, arguments);
+  }
+  void LogHeader(const char*, va_list) override {}
+};
 
 rocksdb::ColumnFamilyOptions Common(const RocksDbMemory& memory) {
   rocksdb::ColumnFamilyOptions options;
@@ -52,9 +76,8 @@ rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, const RocksDbMemory& memory)
   options.max_open_files = 512;
   options.stats_dump_period_sec = 0;
   options.stats_persist_period_sec = 0;
-  options.info_log_level = rocksdb::InfoLogLevel::WARN_LEVEL;
-  options.max_log_file_size = 8 << 20;
-  options.keep_log_file_num = 3;
+  // Never a file beside the data: its writer (7.8) aborts when it is used again after a full disk refused it once.
+  options.info_log = std::make_shared<DaemonLog>();
   return options;
 }
 

@@ -56,6 +56,8 @@ bool DaemonProcess::WaitReady(int seconds) {
   const size_t begin = line.find("127.0.0.1:", line.find("\"listen\""));
   if (line.find("\"event\":\"ready\"") == std::string::npos || begin == std::string::npos) return false;
   address_ = line.substr(begin, line.find('"', begin) - begin);
+  const size_t metrics = line.find("127.0.0.1:", line.find("\"metrics\""));
+  if (metrics != std::string::npos) metrics_ = line.substr(metrics, line.find('"', metrics) - metrics);
   return true;
 }
 

@@ -24,6 +24,7 @@ class DaemonProcess {
   // Waits for the line that says it serves. False: it ended, or said nothing for `seconds`.
   bool WaitReady(int seconds);
   const std::string& address() const { return address_; }
+  const std::string& metrics() const { return metrics_; }
 
   void Kill() const;  // SIGKILL; does not wait
   // Waits for its end; gives waitpid's status.
@@ -34,7 +35,7 @@ class DaemonProcess {
  private:
   pid_t pid_ = -1;
   int stdout_ = -1;
-  std::string address_;
+  std::string address_, metrics_;
 };
 
 }  // namespace statepool::crash

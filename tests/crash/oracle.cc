@@ -44,13 +44,32 @@ void NameOracle::Acknowledged(State next) {
   live_ = std::move(next);
   last_revision_ = std::max(last_revision_, live_.revision);
   if (live_.durability == v1::SYNC) possible_.clear();
-  if (live_.durability != v1::VOLATILE) possible_.push_back(live_);
+  if (live_.durability == v1::VOLATILE) {
+    NothingWaits();
+  } else {
+    possible_.push_back(live_);
+  }
 }
 
 void NameOracle::Unanswered(State next) {
   group = 0;
   next.revision = 0;
-  if (next.durability != v1::VOLATILE) possible_.push_back(std::move(next));
+  next.acked_at = INT64_MAX;
+  if (next.durability == v1::VOLATILE) {
+    NothingWaits();
+  } else {
+    possible_.push_back(std::move(next));
+  }
+}
+
+void NameOracle::NothingWaits() {
+  for (State& state : possible_) state.acked_at = INT64_MAX;
+}
+
+void NameOracle::RecordedUpTo(int64_t time) {
+  const auto newest =
+      std::find_if(possible_.rbegin(), possible_.rend(), [&](const State& s) { return s.acked_at < time; });
+  if (newest != possible_.rend()) possible_.erase(possible_.begin(), newest.base() - 1);
 }
 
 void NameOracle::Durable(uint64_t revision) {
@@ -80,7 +99,8 @@ std::optional<Violation> NameOracle::Restarted(const State& seen) {
     }
   }
   live_ = seen;
-  possible_ = {seen};
+  live_.acked_at = INT64_MAX;
+  possible_ = {live_};
   last_revision_ = std::max(last_revision_, seen.revision);
   return violation;
 }

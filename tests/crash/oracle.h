@@ -31,6 +31,7 @@ struct State {
   uint64_t revision = 0;      // 0: its answer never came
   std::vector<Content> ring;  // oldest first
   v1::Durability durability = v1::SYNC;
+  int64_t acked_at = INT64_MAX;  // when its answer came, steady clock in ns; INT64_MAX: nothing follows from its age
 
   Content head() const { return ring.empty() ? 0 : ring.back(); }
   std::string ToString() const;
@@ -63,12 +64,16 @@ class NameOracle {
   void Unanswered(State next);
   // An answer said that this revision is durable.
   void Durable(uint64_t revision);
+  // The daemon said that no change of before `time` (steady clock, ns) waits to be recorded.
+  void RecordedUpTo(int64_t time);
 
   // Takes what the restarted daemon shows for the truth from now on, and says whether it was allowed to.
   std::optional<Violation> Restarted(const State& seen);
   std::string Expected() const;
 
  private:
+  // Whatever waited to be recorded waits no more: the name is VOLATILE now, or may be.
+  void NothingWaits();
   bool MayShow(const State& possible, const State& seen) const;
 
   const v1::NameKind kind_;

@@ -17,6 +17,7 @@ namespace {
 constexpr int kBaseNames = 6;
 constexpr int kChildrenMin = 5, kChildrenMax = 50;
 constexpr int64_t kChildrenAtMost = 60;  // of one worker, before it forks again
+constexpr size_t kBatchMin = 2, kBatchMax = 8;
 constexpr int64_t kSnapshotsAtMost = 6;
 constexpr size_t kHistory = 4;
 
@@ -110,6 +111,7 @@ void Worker::Acknowledge(NameOracle* name, State next, uint64_t revision) {
   run_->SawRevision(revision);
   next.exists = true;
   next.revision = revision;
+  next.acked_at = NowNanos();
   name->Acknowledged(std::move(next));
 }
 
@@ -198,6 +200,55 @@ bool Worker::Fork() {
     }
     child->group = group;
     names_.push_back(std::move(child));
+  }
+  return answer == Answer::kAcked;
+}
+
+// New sequences in one BatchWrite, all or none.
+bool Worker::Batch() {
+  if (Count(IsSequence) - kBaseNames > kChildrenAtMost) return true;
+  const v1::Durability durability = Chance(75) ? v1::SYNC : v1::WRITE_BEHIND;
+  const uint64_t group = ++groups_;
+  const size_t items = kBatchMin + Below(kBatchMax - kBatchMin + 1);
+  std::vector<State> next(items);
+  v1::BatchWriteRequest request;
+  request.set_all_or_none(true);
+  for (size_t i = 0; i < items; ++i) {
+    next[i] = {.exists = true, .ring = {NewContent()}, .durability = durability};
+    const size_t layout = i % 2;
+    v1::BatchWriteItem* item = request.add_items();
+    item->mutable_set()->set_sequence(absl::StrCat("w", id_, "/batch/", group, "/", i));
+    item->mutable_set()->set_layout(run_->layouts[layout]);
+    item->mutable_set()->set_position(next[i].head());
+    item->mutable_set()->mutable_options()->set_durability(durability);
+    item->mutable_set()->mutable_options()->set_max_history(kHistory);
+    item->set_data_bytes(kLayoutBytes[layout]);
+    request.mutable_data()->append(StateBytes(run_->seed, next[i].head(), kLayoutBytes[layout]));
+  }
+  v1::BatchWriteResponse response;
+  const NameOracle named(v1::SEQUENCE, request.items(0).set().sequence(), 0);
+  const Answer answer = Write(&v1::StatePool::Stub::BatchWrite, request, &response, PromiseOf(next[0]), named);
+  if (answer == Answer::kRefused) return true;
+  if (answer == Answer::kAcked && !response.done()) {
+    ++run_->refused;
+    const bool full = std::any_of(response.results().begin(), response.results().end(), [](const auto& result) {
+      return result.error().code() == static_cast<int>(grpc::StatusCode::RESOURCE_EXHAUSTED);
+    });
+    if (!full) run_->Report(Violation::kUnexpected, named.name(), "done", response.ShortDebugString());
+    return full;
+  }
+  run_->batches += answer == Answer::kAcked;
+  for (size_t i = 0; i < items; ++i) {
+    const int index = static_cast<int>(i);
+    auto name = std::make_unique<NameOracle>(v1::SEQUENCE, request.items(index).set().sequence(), i % 2);
+    if (answer == Answer::kAcked) {
+      Acknowledge(name.get(), next[i], response.results(index).info().revision());
+      hot_.insert(next[i].head());
+    } else {
+      name->Unanswered(next[i]);
+    }
+    name->group = group;
+    names_.push_back(std::move(name));
   }
   return answer == Answer::kAcked;
 }
@@ -350,7 +401,8 @@ void Worker::Load(const std::string& address) {
   durable_in_flight_ = false;
   for (bool go_on = true; go_on;) {
     const uint64_t percent = Below(100);
-    go_on = percent < 38   ? Set()
+    go_on = percent < 35   ? Set()
+            : percent < 39 ? Batch()
             : percent < 48 ? Fork()
             : percent < 54 ? Snapshot()
             : percent < 76 ? Delete()
@@ -363,7 +415,11 @@ void Worker::Load(const std::string& address) {
 void Worker::Verify(const std::string& address) {
   Connect(address);
   hot_.clear();
-  std::map<uint64_t, std::pair<int, int>> forks;  // group: children that are there, children
+  struct Group {
+    std::string member;
+    int there = 0, all = 0;
+  };
+  std::map<uint64_t, Group> groups;  // of one Fork or BatchWrite each
   for (const auto& name : names_) {
     const std::string expected = name->Expected();
     const std::optional<Observed> seen = Observe(*name);
@@ -376,21 +432,26 @@ void Worker::Verify(const std::string& address) {
                    absl::StrCat("durable_revision ", seen->durable_revision));
     }
     if (name->group != 0) {
-      auto& [there, all] = forks[name->group];
-      there += seen->state.exists;
-      ++all;
+      Group& group = groups[name->group];
+      group.member = name->name();
+      group.there += seen->state.exists;
+      ++group.all;
     }
     name->group = 0;
   }
-  for (const auto& [group, children] : forks) {
-    if (children.first == 0 || children.first == children.second) continue;
-    run_->Report(Violation::kHalfFork, absl::StrCat("w", id_, "/fork/", group),
-                 absl::StrCat("0 or ", children.second, " children"), absl::StrCat(children.first));
+  for (const auto& [id, group] : groups) {
+    if (group.there == 0 || group.there == group.all) continue;
+    run_->Report(Violation::kHalfFork, group.member, absl::StrCat("0 or ", group.all, " that were made with it"),
+                 absl::StrCat(group.there));
   }
   // Of names that are gone only the base names are used again; that no other comes back, the list of all names tells.
   names_.erase(
       std::remove_if(names_.begin() + kBaseNames, names_.end(), [](const auto& name) { return !name->live().exists; }),
       names_.end());
+}
+
+void Worker::RecordedUpTo(int64_t time) {
+  for (const auto& name : names_) name->RecordedUpTo(time);
 }
 
 void Worker::Collect(std::set<std::string>* names) const {

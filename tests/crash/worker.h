@@ -42,7 +42,7 @@ struct Run {
   std::atomic<uint64_t> revision_floor{0};  // ever seen before the daemon's last start: new ones are greater
 
   std::array<std::atomic<int64_t>, kViolations> counts{};
-  std::atomic<int64_t> operations{0}, refused{0}, acked_sync{0}, forks{0}, spills{0}, promotions{0};
+  std::atomic<int64_t> operations{0}, refused{0}, acked_sync{0}, forks{0}, batches{0}, spills{0}, promotions{0};
 };
 
 // Not thread-safe: each of its calls runs in one thread, and no two at the same time.
@@ -57,6 +57,8 @@ class Worker {
 
   // Whether a durable write was under way at the kill that ended the last Load.
   bool durable_in_flight() const { return durable_in_flight_; }
+  // See NameOracle; for all names. REQUIRES: the daemon is dead.
+  void RecordedUpTo(int64_t time);
   // Names that exist, as of the last Verify.
   void Collect(std::set<std::string>* names) const;
 
@@ -87,6 +89,7 @@ class Worker {
   // Each is one operation; false ends the load.
   bool Set();
   bool Fork();
+  bool Batch();
   bool Snapshot();
   bool Delete();
   bool Rollback();

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "tiers/faulty_file_system.h"
 #include "tiers/test_support.h"
@@ -49,6 +50,19 @@ class DiskFaultTest : public testing::Test {
   std::atomic<int> failures_{0};
   std::unique_ptr<RocksDbColdStore> cold_;
 };
+
+TEST_F(DiskFaultTest, TheDirectoriesThatAStartMakesAreDurableBeforeItServes) {
+  Open();
+  EXPECT_TRUE(files_->WasSynced("/statepool"));  // which holds the database's
+  EXPECT_TRUE(files_->WasSynced("/"));
+}
+
+TEST_F(DiskFaultTest, RocksDbHasNoLogFileOfItsOwnThatAFullDiskCouldRefuse) {
+  Open();
+  std::vector<std::string> files;
+  ASSERT_TRUE(env_->GetChildren("/statepool/db", &files).ok());
+  for (const std::string& file : files) EXPECT_FALSE(file.starts_with("LOG")) << file;
+}
 
 TEST_F(DiskFaultTest, AFailedSyncOfTheLogEndsAllWritesForGood) {
   Open();

@@ -251,6 +251,52 @@ TEST_F(RocksDbColdStoreTest, ACleanStopIsSeenOnce) {
   EXPECT_EQ(cold_->last_run().tombstones, "");
 }
 
+class WentBackTest : public RocksDbColdStoreTest {
+ protected:
+  // Closes a store that has more on disk than an earlier one; gives the path of its manifest.
+  std::string CloseWithMore() {
+    EXPECT_TRUE(cold_->Commit({MakeChange("a", 1)}, true).ok() && cold_->CommitCleanStop("").ok());
+    Restart();
+    EXPECT_TRUE(cold_->Commit({MakeChange("a", 2)}, true).ok() && cold_->CommitCleanStop("").ok());
+    cold_.reset();
+    std::string current;
+    EXPECT_TRUE(rocksdb::ReadFileToString(env_.get(), "/statepool/db/CURRENT", &current).ok());
+    return "/statepool/db/" + current.substr(0, current.size() - 1);
+  }
+  void ExpectRefused() {
+    const auto opened = RocksDbColdStore::Open(Options());
+    EXPECT_EQ(opened.status().code(), absl::StatusCode::kDataLoss) << opened.status();
+  }
+};
+
+TEST_F(WentBackTest, AManifestThatLostItsEndIsNotTakenForAnOlderState) {
+  const std::string manifest = CloseWithMore();
+  std::string whole;
+  ASSERT_TRUE(rocksdb::ReadFileToString(env_.get(), manifest, &whole).ok());
+  for (const size_t size : {size_t{0}, whole.size() / 2, whole.size() - 1}) {
+    ASSERT_TRUE(rocksdb::WriteStringToFile(env_.get(), whole.substr(0, size), manifest).ok());
+    ExpectRefused();
+  }
+  ASSERT_TRUE(rocksdb::WriteStringToFile(env_.get(), whole, manifest).ok());
+  Restart();
+  EXPECT_THAT(Names(), ElementsAre("a@2"));
+}
+
+TEST_F(WentBackTest, ALostDatabaseIsNotTakenForANewOne) {
+  CloseWithMore();
+  ASSERT_TRUE(env_->DeleteFile("/statepool/db/CURRENT").ok());
+  ExpectRefused();
+}
+
+TEST_F(WentBackTest, ADamagedWitnessProvesNothing) {
+  CloseWithMore();
+  ASSERT_TRUE(
+      rocksdb::WriteStringToFile(env_.get(), "manifest 99 bytes 1 epoch 9 0123456789abcdef\n", "/statepool/WITNESS")
+          .ok());
+  Restart();
+  EXPECT_THAT(Names(), ElementsAre("a@2"));
+}
+
 TEST_F(RocksDbColdStoreTest, ANewerFormatIsRefusedAndLeftAsItIs) {
   rocksdb::DB* db = cold_->db_for_testing();
   ASSERT_TRUE(db->Put({}, "format", EncodeMetaNumber("format", 2)).ok());

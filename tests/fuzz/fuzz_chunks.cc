@@ -224,10 +224,13 @@ class Uploading {
     DocumentedErrors::Get().Check("SetStream", status);
     const std::string reason = ReasonOf(status);
     if (reason == "UPLOAD_BUSY") Require(active != nullptr, "UPLOAD_BUSY without another stream");
+    const bool bad_data = has_data && !right;  // may be what is said first
     if (active != nullptr && offset != 0)
-      Require(reason == "UPLOAD_BUSY", "a stream goes on where another does", reason);
-    if (active != nullptr && offset == 0 && !takes_over)
-      Require(reason == "REQUEST_ID_REUSED", "a stream with another head takes over", reason);
+      Require(reason == "UPLOAD_BUSY" || (bad_data && !status.ok()), "a stream goes on where another does", reason);
+    if (active != nullptr && offset == 0 && !takes_over) {
+      Require(reason == "REQUEST_ID_REUSED" || (bad_data && !status.ok()), "a stream with another head takes over",
+              reason);
+    }
     // A start that was refused, for whatever reason, leaves what is there.
     const bool refused = reason == "TOO_MANY_UPLOADS" || reason == "HOT_FULL";
     const bool known = !key.second.empty() && world_.uploads().Find(Op(), key.first, key.second).ok();
@@ -254,6 +257,7 @@ class Uploading {
     if (status.ok()) Require(!has_data || right, "a wrong chunk is taken", absl::StrCat(chunk.data().size()));
 
     // What is kept now.
+    const auto kept_since = kept != kept_.end() ? kept->second.broke_off : seconds_;
     const bool replaced = active == nullptr && kept != kept_.end() && same_head && goes_on;
     if (replaced || (status.ok() && kept != kept_.end())) kept_.erase(kept);
     if (status.ok()) {
@@ -262,7 +266,10 @@ class Uploading {
     }
     stream->calls.reset();
     const bool begun = goes_on && reason != "UPLOAD_UNKNOWN";  // what was taken before stays
-    if (begun) Keep(key, sent);
+    if (begun) {
+      Keep(key, sent);
+      kept_[key].broke_off = kept_since;  // refused for what was seen before it went on, its time did not begin anew
+    }
   }
 
   void Chunk(Stream* stream) {

@@ -110,6 +110,7 @@ absl::StatusOr<GetAnswer> Store::Get(const Op& op, const Source& source) {
   absl::StatusOr<Pin> pin = ReadImage(op, image, answer.info.version.id);
   RETURN_IF_ERROR(pin.status());
   answer.pin = *std::move(pin);
+  answer.image = image->info().id;
   answer.info.version.tier = images_->tier(*image);
   return answer;
 }
@@ -124,6 +125,7 @@ std::optional<absl::StatusOr<GetAnswer>> Store::TryGet(const Op& op, const Sourc
   if (answer.pin == nullptr) return std::nullopt;
   UseLocked(found->name);
   answer.info = InfoLocked(*found->name, *found->version());
+  answer.image = found->version()->image->info().id;
   return answer;
 }
 

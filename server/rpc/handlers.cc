@@ -24,8 +24,8 @@ namespace statepool {
 namespace {
 
 constexpr uint32_t kDefaultPageSize = 100;
-// Roughly what an item of a batch has in the answer beside its bytes and its attachment.
-constexpr uint64_t kBesideStateBytes = 512;
+// What an item of a batch may have in the answer beside its bytes and its attachment: its name, or an error with it.
+constexpr uint64_t kBesideStateBytes = 2048;
 
 // Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
 // order, don't occur. A Set's data is not in it (RequestId).

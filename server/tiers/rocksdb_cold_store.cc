@@ -227,7 +227,8 @@ absl::Status RocksDbColdStore::ReadMeta() {
   }
   if (least_epoch_ > (last_run_.existed ? **epoch : 0)) {
     return Corrupt(absl::StrCat("the database of ", options_.path, " is older than it was: epoch ",
-                                last_run_.existed ? **epoch : 0, ", and there was ", least_epoch_));
+                                last_run_.existed ? **epoch : 0, ", and there was ", least_epoch_,
+                                "; bring the whole directory back from a copy"));
   }
   last_run_.clean = clean_stop->has_value();
   if (last_run_.clean) last_run_.tombstones = **clean_stop;

@@ -3,7 +3,6 @@
 
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
-#include <xxhash.h>
 
 #include <memory>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "kernels/xxh3.h"
 #include "server/core/error.h"
 #include "spdlog/spdlog.h"
 
@@ -22,7 +22,7 @@ constexpr char kFile[] = "/WITNESS";
 constexpr char kManifestPrefix[] = "MANIFEST-";
 
 std::string Sum(absl::string_view text) {
-  return absl::StrCat(absl::Hex(XXH3_64bits(text.data(), text.size()), absl::kZeroPad16));
+  return absl::StrCat(absl::Hex(Xxh3(text.data(), text.size()), absl::kZeroPad16));
 }
 
 bool ManifestNumber(absl::string_view name, uint64_t* number) {

@@ -43,8 +43,8 @@ class NameLog {
  public:
   virtual ~NameLog() = default;
 
-  // All of the changes or none. With `sync`, OK means: they, every earlier commit, and every image persisted before,
-  // survive power loss. Concurrent synced commits share one fsync. REQUIRES: the images of each record were persisted.
+  // All of the changes or none. With `sync`, OK means: they, the images that the records name, and every earlier commit
+  // survive power loss. Concurrent synced commits share the waiting. REQUIRES: the images of each record were persisted.
   virtual absl::Status Commit(absl::Span<const NameChange> changes, bool sync) = 0;
 
   // Layouts are always synced. A layout's record replaces the one with the same fingerprint.

@@ -6,7 +6,7 @@
 // sizes that the pool asks for and hands them in (AddExtent), and takes empty ones out and destroys them (TakeEmpty),
 // both outside its lock. An extent is one tenant's, so a chunk is too.
 //
-// A slot is state_bytes() rounded up to kSlotAlignment. The padding is zero from the extent's birth and nobody writes
+// A slot is state_bytes() rounded up to SlotAlignment. The padding is zero from the extent's birth and nobody writes
 // it. A slot that was freed keeps its old bytes until it is allocated again; its next owner writes all state_bytes()
 // before anyone may read them.
 //
@@ -26,7 +26,8 @@
 
 namespace statepool {
 
-inline constexpr uint64_t kSlotAlignment = 256;   // what vector loads of every kind like
+// Of small slots what vector loads of every kind like; of others what direct I/O needs, at most a sixteenth of padding.
+inline constexpr uint64_t SlotAlignment(uint64_t state_bytes) { return state_bytes < (64 << 10) ? 256 : 4096; }
 inline constexpr uint64_t kMaxSharedChunks = 16;  // of an extent with more than one slot
 
 // How many chunks an extent for slots of this size has: the fewest, up to kMaxSharedChunks, that leave at most an

@@ -2,9 +2,10 @@
 //
 // ColdStore: images and names on disk.
 //
-// One log orders everything: what is written first survives whenever something written later does. So an image is put
-// first and the name that needs it is committed after, and a synced commit makes the images put before it durable too;
-// likewise an image is deleted only after the commit of the last record that needed it.
+// A record that is there has its images: an image is put first, the names that need it are committed after, and the
+// commit makes sure of the images' bytes before it writes the records. Likewise an image is deleted only after the
+// commit of the last record that needed it. Records come back in the order in which they were committed: what is
+// written first survives whenever something written later does.
 //
 // Thread-safe. Every call blocks on the disk: never under a lock that others wait for. Errors of all writes:
 //   RESOURCE_EXHAUSTED / COLD_FULL   the budget or the disk is full; nothing was changed, reads go on, and writes do
@@ -30,7 +31,7 @@ namespace statepool {
 
 class ColdStore : public NameLog {
  public:
-  // Writes an image, chunk by chunk, and its manifest last: it exists whole or not at all. Not synced. A failed put
+  // Writes an image, its bytes first and its manifest last: it exists whole or not at all. Not synced. A failed put
   // leaves nothing that counts, and may be repeated. REQUIRES: `state` has info.bytes; `leaves` are its leaves; the
   // image is not stored yet.
   virtual absl::Status PutImage(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
@@ -41,10 +42,10 @@ class ColdStore : public NameLog {
   // UNAVAILABLE / DISK_FAILED.
   virtual absl::Status ReadImage(const ImageInfo& info, char* state, std::string* attachment) = 0;
 
-  // Forgets images, also half-written ones; unknown ids are skipped. Their space comes back in the background.
+  // Forgets images; unknown ids are skipped. Their space comes back in the background.
   virtual absl::Status DeleteImages(absl::Span<const ImageId> ids) = 0;
 
-  // Ids of stored images, half-written ones too, ascending: the first `limit` above `after`.
+  // Ids of stored images, ascending: the first `limit` above `after`.
   virtual absl::StatusOr<std::vector<ImageId>> ListImages(ImageId after, size_t limit) = 0;
 
   // States and attachments stored, and being stored. What the file system holds is more: see FORMAT.md, "Space".

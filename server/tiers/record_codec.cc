@@ -73,11 +73,6 @@ class Reader {
     if (number < 1 || number > static_cast<uint8_t>(last)) Fail();
     return static_cast<Enum>(number);
   }
-  bool GetBool() {
-    const auto number = Get<uint8_t>();
-    if (number > 1) Fail();
-    return number == 1;
-  }
   std::string GetString() {
     const auto size = Get<uint32_t>();
     if (size > rest_.size()) {
@@ -169,13 +164,6 @@ std::string EncodeImageKey(ImageId id) {
 std::optional<ImageId> DecodeImageKey(absl::string_view key) {
   if (key.size() != 8) return std::nullopt;
   return ReadBigEndian(key, 8);
-}
-
-std::string EncodeChunkKey(ImageId id, uint32_t chunk) {
-  std::string out;
-  AppendBigEndian(&out, id, 8);
-  AppendBigEndian(&out, chunk, 4);
-  return out;
 }
 
 std::string EncodeNameRecord(absl::string_view key, const NameRecord& record) {
@@ -277,22 +265,24 @@ std::optional<LayoutRecord> DecodeLayoutRecord(absl::string_view key, absl::stri
 
 std::string EncodeManifest(absl::string_view key, const ImageManifest& manifest) {
   Writer out;
-  out.Put(static_cast<uint8_t>(manifest.complete));
   out.Put(manifest.state_bytes);
   out.Put(manifest.checksum);
   out.Put(manifest.attachment_bytes);
   out.Put(manifest.attachment_checksum);
+  out.Put(manifest.place.file);
+  out.Put(manifest.place.offset);
   return std::move(out).Finish(key);
 }
 
 std::optional<ImageManifest> DecodeManifest(absl::string_view key, absl::string_view value) {
   Reader in(key, value);
   ImageManifest manifest;
-  manifest.complete = in.GetBool();
   manifest.state_bytes = in.Get<uint64_t>();
   manifest.checksum = in.Get<uint64_t>();
   manifest.attachment_bytes = in.Get<uint32_t>();
   manifest.attachment_checksum = in.Get<uint64_t>();
+  manifest.place.file = in.Get<uint64_t>();
+  manifest.place.offset = in.Get<uint64_t>();
   if (!in.Done()) return std::nullopt;
   return manifest;
 }

@@ -18,6 +18,7 @@
 #include "server/core/ids.h"
 #include "server/core/name.h"
 #include "server/core/name_log.h"
+#include "server/tiers/image_files.h"
 
 namespace statepool {
 
@@ -30,8 +31,6 @@ std::string EncodeLayoutKey(TenantId tenant, absl::string_view fingerprint);
 
 std::string EncodeImageKey(ImageId id);
 std::optional<ImageId> DecodeImageKey(absl::string_view key);
-inline constexpr uint32_t kAttachmentChunk = UINT32_MAX;  // the attachment, beside the chunks
-std::string EncodeChunkKey(ImageId id, uint32_t chunk);
 
 // --- values; `key` is the encoded key that the value stands under
 
@@ -44,11 +43,11 @@ std::optional<LayoutRecord> DecodeLayoutRecord(absl::string_view key, absl::stri
 
 // What is stored of an image beside its bytes.
 struct ImageManifest {
-  bool complete = false;  // false: its chunks may be missing; it announces which keys may exist
   uint64_t state_bytes = 0;
   Checksum checksum = 0;
   uint32_t attachment_bytes = 0;
   Checksum attachment_checksum = 0;
+  ImagePlace place;  // nowhere: in the database
 
   friend bool operator==(const ImageManifest&, const ImageManifest&) = default;
 };

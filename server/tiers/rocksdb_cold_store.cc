@@ -6,6 +6,7 @@
 #include <rocksdb/env.h>
 #include <rocksdb/listener.h>
 #include <sys/random.h>
+#include <sys/statvfs.h>
 
 #include <algorithm>
 #include <array>
@@ -27,9 +28,15 @@
 namespace statepool {
 namespace {
 
-constexpr uint64_t kFormat = 1;
-constexpr uint64_t kChunkBytes = 1 << 20;
-static_assert(kChunkBytes % kLeafBytes == 0, "chunks verify by themselves");
+constexpr uint64_t kFormat = 2;
+// Images from this size on have an extent of their own (ImageFiles). Smaller ones lie in the database: an extent's last
+// block would cost too much, and its sync as well.
+constexpr uint64_t kExtentBytesMin = 64 << 10;
+// What images leave free on the disk, and what records do: so that records, and above all deletions, can be written
+// when no image can. Of a small disk a share.
+constexpr uint64_t kReserveBytesMax = 256 << 20;
+constexpr uint64_t kReserveShare = 16;
+constexpr uint64_t kRecordReserveShare = 4;  // of that
 
 // Column families, in the order in which they are opened. "default" is the meta table.
 constexpr std::array<const char*, 5> kFamilies = {"default", "layouts", "names", "manifests", "images"};
@@ -43,8 +50,6 @@ constexpr size_t kHashKeyBytes = 32;
 rocksdb::Slice ToSlice(absl::string_view s) { return {s.data(), s.size()}; }
 absl::string_view FromSlice(const rocksdb::Slice& s) { return {s.data(), s.size()}; }
 
-uint64_t ChunkCount(uint64_t state_bytes) { return (state_bytes + kChunkBytes - 1) / kChunkBytes; }
-
 absl::Status Corrupt(absl::string_view message) { return Error(absl::StatusCode::kDataLoss, "CORRUPT", message); }
 absl::Status CorruptImage(ImageId id, absl::string_view message) {
   return Error(absl::StatusCode::kDataLoss, "CORRUPT", message).Meta("image", id);
@@ -56,12 +61,21 @@ absl::Status Unusable(absl::string_view reason, absl::string_view message) {
   return Error(absl::StatusCode::kFailedPrecondition, reason, message);
 }
 
-ImageManifest ManifestOf(const ImageInfo& info) {
-  return {.complete = true,
-          .state_bytes = info.layout->state_bytes(),
+ImageManifest ManifestOf(const ImageInfo& info, ImagePlace place) {
+  return {.state_bytes = info.layout->state_bytes(),
           .checksum = info.checksum,
           .attachment_bytes = info.attachment_bytes,
-          .attachment_checksum = info.attachment_checksum};
+          .attachment_checksum = info.attachment_checksum,
+          .place = place};
+}
+
+// Bytes of an image's extent, if it has one: the state, its leaves' hashes, the attachment.
+uint64_t ExtentBytes(const ImageManifest& manifest) {
+  return manifest.state_bytes + LeafCount(manifest.state_bytes) * sizeof(LeafHash) + manifest.attachment_bytes;
+}
+
+absl::string_view AsBytes(absl::Span<const LeafHash> leaves) {
+  return {reinterpret_cast<const char*>(leaves.data()), leaves.size() * sizeof(LeafHash)};
 }
 
 bool IsLockHeld(const rocksdb::Status& status) {
@@ -94,7 +108,7 @@ absl::StatusOr<std::unique_ptr<RocksDbColdStore>> RocksDbColdStore::Open(RocksDb
   std::unique_ptr<RocksDbColdStore> store(new RocksDbColdStore(std::move(options)));
   if (absl::Status status = store->OpenDatabase(); !status.ok()) return status;
   if (absl::Status status = store->ReadMeta(); !status.ok()) return status;
-  if (absl::Status status = store->CountImages(); !status.ok()) return status;
+  if (absl::Status status = store->OpenFiles(); !status.ok()) return status;
   store->opened_ = true;
   store->Witness(store->db_.get());
   store->collector_ = std::thread(&RocksDbColdStore::CollectLoop, store.get());
@@ -140,7 +154,8 @@ absl::Status RocksDbColdStore::OpenDatabase() {
   db_options.listeners = {std::make_shared<Listener>(this)};
   const std::string path = options_.path + "/db";
   std::vector<std::string> existing;
-  if (rocksdb::Status status = rocksdb::DB::ListColumnFamilies(db_options, path, &existing); status.ok()) {
+  env_->CreateDirIfMissing(path).PermitUncheckedError();  // else RocksDB warns that there is none
+  if (env_->FileExists(path + "/CURRENT").ok() && rocksdb::DB::ListColumnFamilies(db_options, path, &existing).ok()) {
     for (const std::string& name : existing) {
       if (std::find(kFamilies.begin(), kFamilies.end(), name) != kFamilies.end()) continue;
       return Unusable("FORMAT_UNKNOWN", absl::StrCat("data directory ", options_.path, " has a table '", name,
@@ -253,12 +268,23 @@ absl::Status RocksDbColdStore::ReadMeta() {
   return FromWrite(db_->Flush(rocksdb::FlushOptions(), meta_));
 }
 
-absl::Status RocksDbColdStore::CountImages() {
+// Files of images, and what is in them.
+absl::Status RocksDbColdStore::OpenFiles() {
+  absl::StatusOr<std::unique_ptr<ImageFiles>> files =
+      ImageFiles::Open(options_.path + "/images", epoch_ << kCounterBits | 1);
+  if (!files.ok()) return Unusable("DATA_DIR_UNUSABLE", files.status().message());
+  files_ = *std::move(files);
+  if (absl::Status synced = SyncDirectory(options_.path); !synced.ok()) return synced;
+  if (struct statvfs disk; statvfs(options_.path.c_str(), &disk) == 0)
+    reserve_bytes_ = std::min(kReserveBytesMax, disk.f_blocks * disk.f_frsize / kReserveShare);
+
   const auto it = Scan(manifests_);
   uint64_t used = 0;
   for (it->SeekToFirst(); it->Valid(); it->Next()) {
     const auto manifest = DecodeManifest(FromSlice(it->key()), FromSlice(it->value()));
-    if (manifest && manifest->complete) used += manifest->state_bytes + manifest->attachment_bytes;
+    if (!manifest) continue;  // where its bytes are nobody knows any more
+    used += manifest->state_bytes + manifest->attachment_bytes;
+    if (manifest->place.file != 0) files_->Adopt(manifest->place, ExtentBytes(*manifest));
   }
   used_bytes_ = used;
   return FromRead(it->status());
@@ -293,6 +319,14 @@ absl::Status RocksDbColdStore::FromWrite(const rocksdb::Status& status) {
   return failed;
 }
 
+absl::Status RocksDbColdStore::FromFiles(const absl::Status& status) {
+  if (status.ok()) return status;
+  if (absl::IsResourceExhausted(status)) return FromWrite(rocksdb::Status::NoSpace());
+  const absl::Status failed = DiskFailed(status.message());
+  Fail(failed);
+  return failed;
+}
+
 absl::Status RocksDbColdStore::FromRead(const rocksdb::Status& status) {
   if (status.ok()) return absl::OkStatus();
   if (status.IsCorruption()) return Corrupt(status.ToString());
@@ -304,6 +338,18 @@ absl::Status RocksDbColdStore::Write(rocksdb::WriteBatch* batch, bool sync) {
   rocksdb::WriteOptions options;
   options.sync = sync;
   return FromWrite(db_->Write(options, batch));
+}
+
+absl::Status RocksDbColdStore::CheckFreeSpace(uint64_t bytes, uint64_t reserve) const {
+  struct statvfs disk;
+  if (statvfs(options_.path.c_str(), &disk) != 0) return absl::OkStatus();  // the write will tell
+  const uint64_t free_bytes = disk.f_bavail * disk.f_frsize;
+  if (free_bytes >= bytes + reserve) return absl::OkStatus();
+  return Error(absl::StatusCode::kResourceExhausted, "COLD_FULL",
+               absl::StrCat("the disk is full: ", free_bytes, " bytes are free, and the last ", reserve,
+                            " are kept for what must still be written; free some space"))
+      .Meta("limit", options_.budget_bytes)
+      .RetryAfter(absl::Seconds(1));
 }
 
 std::unique_ptr<rocksdb::Iterator> RocksDbColdStore::Scan(rocksdb::ColumnFamilyHandle* family) {
@@ -330,119 +376,115 @@ absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view
     }
   } while (!used_bytes_.compare_exchange_weak(used, used + bytes));
 
-  const std::string manifest_key = EncodeImageKey(info.id);
-  const ImageManifest manifest = ManifestOf(info);
-  const uint64_t chunks = ChunkCount(state.size());
-  rocksdb::WriteBatch batch(std::min<uint64_t>(state.size(), kChunkBytes) + 4096);
-  if (chunks > 1) {
-    ImageManifest announced = manifest;
-    announced.complete = false;
-    batch.Put(manifests_, manifest_key, EncodeManifest(manifest_key, announced));
-  }
-  absl::Status status;
-  for (uint64_t chunk = 0; chunk < chunks && status.ok(); ++chunk) {
-    const absl::string_view data = state.substr(chunk * kChunkBytes, kChunkBytes);
-    const auto hashes = leaves.subspan(chunk * (kChunkBytes / kLeafBytes), LeafCount(data.size()));
-    const std::string key = EncodeChunkKey(info.id, static_cast<uint32_t>(chunk));
-    const rocksdb::Slice key_parts[] = {key};
-    const rocksdb::Slice value_parts[] = {
-        ToSlice(data), {reinterpret_cast<const char*>(hashes.data()), hashes.size() * sizeof(LeafHash)}};
-    batch.Put(images_, rocksdb::SliceParts(key_parts, 1), rocksdb::SliceParts(value_parts, 2));
-    if (chunk + 1 == chunks) {
-      if (!attachment.empty()) batch.Put(images_, EncodeChunkKey(info.id, kAttachmentChunk), ToSlice(attachment));
-      batch.Put(manifests_, manifest_key, EncodeManifest(manifest_key, manifest));
-    }
-    status = Write(&batch, /*sync=*/false);
-    batch.Clear();
-  }
-  if (status.ok()) return status;
+  absl::Status status = CheckFreeSpace(bytes, reserve_bytes_);
+  if (status.ok()) status = PutBytes(info, state, leaves, attachment);
+  if (!status.ok()) used_bytes_ -= bytes;
+  return status;
+}
 
-  // Undo what got through; if that fails too, the announcement lets a later delete or the next start find it.
-  used_bytes_ -= bytes;
-  if (chunks > 1 && AppendDelete(info.id, &batch).ok()) Write(&batch, /*sync=*/false).IgnoreError();
+absl::Status RocksDbColdStore::PutBytes(const ImageInfo& info, absl::string_view state,
+                                        absl::Span<const LeafHash> leaves, absl::string_view attachment) {
+  if (failed()) return DiskFailed("the disk failed earlier");
+  const std::string key = EncodeImageKey(info.id);
+  rocksdb::WriteBatch batch;
+  if (state.size() + attachment.size() < kExtentBytesMin) {
+    const rocksdb::Slice key_parts[] = {key};
+    const rocksdb::Slice value_parts[] = {ToSlice(state), ToSlice(attachment)};
+    batch.Put(images_, rocksdb::SliceParts(key_parts, 1), rocksdb::SliceParts(value_parts, 2));
+    batch.Put(manifests_, key, EncodeManifest(key, ManifestOf(info, ImagePlace{})));
+    return Write(&batch, /*sync=*/false);
+  }
+  const absl::StatusOr<ImagePlace> place = files_->Append(state, absl::StrCat(AsBytes(leaves), attachment));
+  if (!place.ok()) return FromFiles(place.status());
+  const ImageManifest manifest = ManifestOf(info, *place);
+  {
+    MutexLock lock(&mu_);
+    unsynced_.insert(info.id);
+  }
+  batch.Put(manifests_, key, EncodeManifest(key, manifest));
+  absl::Status status = Write(&batch, /*sync=*/false);
+  if (status.ok()) return status;
+  files_->Free(*place, ExtentBytes(manifest));
+  MutexLock lock(&mu_);
+  unsynced_.erase(info.id);
   return status;
 }
 
 absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std::string* attachment) {
   rocksdb::ReadOptions options;
-  // RocksDB parses index blocks before our checksums see anything: a damaged one must not get that far. The price is
-  // its CRC of the blobs.
+  // RocksDB parses index blocks before our checksums see anything: a damaged one must not get that far.
   options.verify_checksums = true;
   options.fill_cache = false;
-
-  const std::string manifest_key = EncodeImageKey(info.id);
+  const std::string key = EncodeImageKey(info.id);
   rocksdb::PinnableSlice value;
-  rocksdb::Status status = db_->Get(options, manifests_, manifest_key, &value);
+  rocksdb::Status status = db_->Get(options, manifests_, key, &value);
   if (status.IsNotFound()) return CorruptImage(info.id, "the image is missing");
   if (!status.ok()) return CorruptImage(info.id, status.ToString());
-  const auto manifest = DecodeManifest(manifest_key, FromSlice(value));
-  if (!manifest || *manifest != ManifestOf(info))
+  const auto manifest = DecodeManifest(key, FromSlice(value));
+  if (!manifest || *manifest != ManifestOf(info, manifest->place))
     return CorruptImage(info.id, "the image's manifest is damaged or another's");
 
-  std::vector<LeafHash> leaves;
-  leaves.reserve(LeafCount(manifest->state_bytes));
-  for (uint64_t chunk = 0; chunk < ChunkCount(manifest->state_bytes); ++chunk) {
-    value.Reset();
-    status = db_->Get(options, images_, EncodeChunkKey(info.id, static_cast<uint32_t>(chunk)), &value);
-    if (status.IsNotFound()) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " is missing"));
-    if (!status.ok()) return CorruptImage(info.id, absl::StrCat("chunk ", chunk, ": ", status.ToString()));
-    const uint64_t offset = chunk * kChunkBytes;
-    const uint64_t size = std::min(kChunkBytes, manifest->state_bytes - offset);
-    const size_t leaf_count = LeafCount(size);
-    if (value.size() != size + leaf_count * sizeof(LeafHash))
-      return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " has the wrong length"));
-    CopyHasher copy(state + offset, size);
-    copy.Append(absl::string_view(value.data(), size));
-    const std::vector<LeafHash>& found = copy.Finish();
-    if (std::memcmp(found.data(), value.data() + size, leaf_count * sizeof(LeafHash)) != 0) {
-      return CorruptImage(info.id, absl::StrCat("chunk ", chunk, " fails its checksum"));
+  const uint64_t state_bytes = manifest->state_bytes;
+  if (manifest->place.file != 0) {
+    const size_t leaf_bytes = LeafCount(state_bytes) * sizeof(LeafHash);
+    std::string tail(leaf_bytes + manifest->attachment_bytes, 0);
+    if (absl::Status read = files_->Read(manifest->place, state, state_bytes, &tail); !read.ok())
+      return CorruptImage(info.id, read.message());
+    const std::vector<LeafHash> leaves = HashLeaves({state, state_bytes});
+    if (HashRoot(leaves) != info.checksum) {
+      // The hashes beside the state tell where it is damaged; they prove nothing.
+      size_t leaf = 0;
+      while (leaf + 1 < leaves.size() && AsBytes({&leaves[leaf], 1}) == tail.substr(leaf * sizeof(LeafHash), 8)) ++leaf;
+      return CorruptImage(info.id, absl::StrCat("the image fails its checksum from about byte ", leaf * kLeafBytes));
     }
-    leaves.insert(leaves.end(), found.begin(), found.end());
+    attachment->assign(tail, leaf_bytes, std::string::npos);
+  } else {
+    value.Reset();
+    status = db_->Get(options, images_, key, &value);
+    if (status.IsNotFound()) return CorruptImage(info.id, "the image's bytes are missing");
+    if (!status.ok()) return CorruptImage(info.id, status.ToString());
+    const absl::string_view bytes = FromSlice(value);
+    if (bytes.size() != state_bytes + manifest->attachment_bytes)
+      return CorruptImage(info.id, "the image has the wrong length");
+    if (ChecksumOf(bytes.substr(0, state_bytes)) != info.checksum)
+      return CorruptImage(info.id, "the image fails its checksum");
+    std::memcpy(state, bytes.data(), state_bytes);
+    *attachment = std::string(bytes.substr(state_bytes));
   }
-  if (HashRoot(leaves) != info.checksum) return CorruptImage(info.id, "the image fails its checksum");
-
-  attachment->clear();
-  if (info.attachment_bytes == 0) return absl::OkStatus();
-  status = db_->Get(options, images_, EncodeChunkKey(info.id, kAttachmentChunk), attachment);
-  if (status.IsNotFound()) return CorruptImage(info.id, "the attachment is missing");
-  if (!status.ok()) return CorruptImage(info.id, status.ToString());
-  if (attachment->size() != info.attachment_bytes || ChecksumOf(*attachment) != info.attachment_checksum) {
+  if (ChecksumOf(*attachment) != info.attachment_checksum)
     return CorruptImage(info.id, "the attachment fails its checksum");
-  }
   return absl::OkStatus();
-}
-
-absl::StatusOr<uint64_t> RocksDbColdStore::AppendDelete(ImageId id, rocksdb::WriteBatch* batch) {
-  const std::string key = EncodeImageKey(id);
-  std::string value;
-  const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), manifests_, key, &value);
-  if (status.IsNotFound()) return 0;
-  if (!status.ok()) return FromRead(status);
-  batch->Delete(manifests_, key);
-  const auto manifest = DecodeManifest(key, value);
-  if (!manifest) {  // its size is unknown: whatever is there goes
-    batch->DeleteRange(images_, EncodeChunkKey(id, 0), EncodeImageKey(id + 1));
-    return 0;
-  }
-  for (uint64_t chunk = 0; chunk < ChunkCount(manifest->state_bytes); ++chunk) {
-    batch->Delete(images_, EncodeChunkKey(id, static_cast<uint32_t>(chunk)));
-  }
-  if (manifest->attachment_bytes > 0) batch->Delete(images_, EncodeChunkKey(id, kAttachmentChunk));
-  return manifest->complete ? manifest->state_bytes + manifest->attachment_bytes : 0;
 }
 
 absl::Status RocksDbColdStore::DeleteImages(absl::Span<const ImageId> ids) {
   rocksdb::WriteBatch batch;
-  uint64_t bytes = 0;
+  std::vector<ImageManifest> deleted;
+  uint64_t bytes = 0, bytes_in_database = 0;
   for (ImageId id : ids) {
-    absl::StatusOr<uint64_t> deleted = AppendDelete(id, &batch);
-    if (!deleted.ok()) return deleted.status();
-    bytes += *deleted;
+    const std::string key = EncodeImageKey(id);
+    std::string value;
+    const rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), manifests_, key, &value);
+    if (status.IsNotFound()) continue;
+    if (!status.ok()) return FromRead(status);
+    batch.Delete(manifests_, key);
+    const auto manifest = DecodeManifest(key, value);
+    // With a damaged manifest its bytes may be anywhere; those in a file are found by the sweep of the next start.
+    if (!manifest || manifest->place.file == 0) batch.Delete(images_, key);
+    if (!manifest) continue;
+    bytes += manifest->state_bytes + manifest->attachment_bytes;
+    if (manifest->place.file != 0) {
+      deleted.push_back(*manifest);
+    } else {
+      bytes_in_database += manifest->state_bytes + manifest->attachment_bytes;
+    }
   }
-  if (absl::Status status = Write(&batch, /*sync=*/false); !status.ok()) return status;
+  // Synced, and with it what made them garbage: an extent that is given back may not be needed after a power cut.
+  if (absl::Status status = Write(&batch, /*sync=*/!deleted.empty()); !status.ok()) return status;
+  for (const ImageManifest& manifest : deleted) files_->Free(manifest.place, ExtentBytes(manifest));
   used_bytes_ -= bytes;
   MutexLock lock(&mu_);
-  deleted_bytes_ += bytes;
+  for (ImageId id : ids) unsynced_.erase(id);
+  deleted_bytes_ += bytes_in_database;
   wake_.SignalAll();
   return absl::OkStatus();
 }
@@ -461,6 +503,8 @@ absl::StatusOr<std::vector<ImageId>> RocksDbColdStore::ListImages(ImageId after,
 // space
 
 void RocksDbColdStore::CollectLoop() {
+  if (absl::Status status = files_->Sweep(cancel_collection_); !status.ok())
+    spdlog::warn("giving back the space of images that nobody needs: {}", std::string(status.message()));
   MutexLock lock(&mu_);
   while (!stopping_) {
     if (deleted_bytes_ < std::max(options_.collect_min_bytes, used_bytes() / 4)) {
@@ -500,7 +544,32 @@ absl::Status RocksDbColdStore::CollectGarbage() {
 // ----
 // names
 
+absl::Status RocksDbColdStore::SyncImagesOf(absl::Span<const NameChange> changes) {
+  std::vector<ImageId> unsynced;
+  {
+    MutexLock lock(&mu_);
+    bool needed = false;
+    for (const NameChange& change : changes) {
+      if (!change.record.has_value() || needed) continue;
+      needed = std::any_of(change.record->versions.begin(), change.record->versions.end(),
+                           [&](const RecordedVersion& version)
+                               ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return unsynced_.contains(version.image); });
+    }
+    if (!needed) return absl::OkStatus();
+    unsynced.assign(unsynced_.begin(), unsynced_.end());
+  }
+  if (absl::Status status = FromFiles(files_->Sync()); !status.ok()) return status;
+  MutexLock lock(&mu_);
+  for (ImageId id : unsynced) unsynced_.erase(id);
+  return absl::OkStatus();
+}
+
 absl::Status RocksDbColdStore::Commit(absl::Span<const NameChange> changes, bool sync) {
+  if (std::any_of(changes.begin(), changes.end(), [](const NameChange& change) { return change.record.has_value(); })) {
+    if (absl::Status status = CheckFreeSpace(0, reserve_bytes_ / kRecordReserveShare); !status.ok()) return status;
+  }
+  // Before the record, whether that is synced or not: it may survive by chance.
+  if (absl::Status status = SyncImagesOf(changes); !status.ok()) return status;
   rocksdb::WriteBatch batch;
   for (const NameChange& change : changes) {
     const std::string key = EncodeNameKey(change.key);

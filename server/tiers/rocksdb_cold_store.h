@@ -2,8 +2,9 @@
 //
 // RocksDbColdStore: the ColdStore of every deployment. What lies on disk stands in FORMAT.md.
 //
-// Memory is bounded: memtables, one block cache, one chunk per call under way. Durability is the write-ahead log's:
-// Commit(sync) is a synced write, and RocksDB lets concurrent ones share an fsync.
+// Records, manifests and small images are in RocksDB; larger images in files of our own (ImageFiles). Memory is
+// bounded: memtables, one block cache, 8 MiB per call under way. A synced Commit waits for a sync of the files, if its
+// records need images that are only written so far, and for one of the write-ahead log; concurrent ones share both.
 #ifndef STATEPOOL_SERVER_TIERS_ROCKSDB_COLD_STORE_H_
 #define STATEPOOL_SERVER_TIERS_ROCKSDB_COLD_STORE_H_
 
@@ -14,8 +15,10 @@
 #include <thread>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "server/core/mutex.h"
 #include "server/tiers/cold_store.h"
+#include "server/tiers/image_files.h"
 
 namespace rocksdb {
 class ColumnFamilyHandle;
@@ -69,14 +72,15 @@ class RocksDbColdStore final : public ColdStore {
   absl::Status LoadLayouts(absl::FunctionRef<absl::Status(LayoutRecord)> visit) override;
   absl::Status LoadNames(absl::FunctionRef<absl::Status(NameChange)> visit) override;
 
-  // Gives the space of deleted images back to the file system: drops blob files that are all garbage, and rewrites the
-  // others once at least half of all their bytes is garbage (so a byte is rewritten once for each byte that was
-  // deleted). Runs by itself after enough deletes; blocks.
+  // Gives the space of deleted images that were in the database back to the file system: drops blob files that are all
+  // garbage, and rewrites the others once at least half of all their bytes is garbage (so a byte is rewritten once for
+  // each byte that was deleted). Runs by itself after enough deletes; blocks.
   absl::Status CollectGarbage();
 
   // For tests and the fault harness: the database under this store.
   rocksdb::DB* db_for_testing() { return db_.get(); }
   rocksdb::ColumnFamilyHandle* images_for_testing() { return images_; }
+  rocksdb::ColumnFamilyHandle* manifests_for_testing() { return manifests_; }
 
  private:
   class Listener;
@@ -86,15 +90,20 @@ class RocksDbColdStore final : public ColdStore {
   absl::Status SyncDirectory(const std::string& path);
   absl::Status CheckSpaceToStart();
   absl::Status ReadMeta();
-  absl::Status CountImages();
+  absl::Status OpenFiles();
   // Best effort: without it only a damage may go unnoticed.
   void Witness(rocksdb::DB* db);
   absl::Status Write(rocksdb::WriteBatch* batch, bool sync);
   absl::Status FromWrite(const rocksdb::Status& status);
   absl::Status FromRead(const rocksdb::Status& status);
+  absl::Status FromFiles(const absl::Status& status);
   void Fail(const absl::Status& status);
-  // Everything that may exist of an image; its bytes if it was complete.
-  absl::StatusOr<uint64_t> AppendDelete(ImageId id, rocksdb::WriteBatch* batch);
+  // COLD_FULL unless `bytes` fit on the disk and leave `reserve` free.
+  absl::Status CheckFreeSpace(uint64_t bytes, uint64_t reserve) const;
+  absl::Status PutBytes(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
+                        absl::string_view attachment);
+  // The images that these records need are durable then.
+  absl::Status SyncImagesOf(absl::Span<const NameChange> changes);
   std::unique_ptr<rocksdb::Iterator> Scan(rocksdb::ColumnFamilyHandle* family);
   void CollectLoop();
 
@@ -106,6 +115,8 @@ class RocksDbColdStore final : public ColdStore {
   rocksdb::ColumnFamilyHandle *meta_ = nullptr, *layouts_ = nullptr, *names_ = nullptr, *manifests_ = nullptr,
                               *images_ = nullptr;
 
+  std::unique_ptr<ImageFiles> files_;
+  uint64_t reserve_bytes_ = 0;  // of the disk, that images leave free
   LastRun last_run_;
   uint64_t epoch_ = 0;
   std::string hash_key_;
@@ -117,7 +128,8 @@ class RocksDbColdStore final : public ColdStore {
 
   Mutex mu_;
   CondVar wake_;
-  uint64_t deleted_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // since the last collection
+  absl::flat_hash_set<ImageId> unsynced_ ABSL_GUARDED_BY(mu_);  // in files, not known to be durable
+  uint64_t deleted_bytes_ ABSL_GUARDED_BY(mu_) = 0;             // in the database, since the last collection
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::atomic<bool> cancel_collection_{false};
   std::thread collector_;

@@ -19,9 +19,9 @@ namespace {
 
 constexpr uint64_t kRecordMemtableBytes = 4 << 20;
 constexpr uint64_t kBlobFileBytes =
-    64 << 20;  // what is reclaimed at a time; also the most that one rewrite needs beside it
-constexpr uint64_t kMinBlobBytes = 4 << 10;   // smaller values would cost more as a file reference than inside the tree
-constexpr uint64_t kMaxWalBytes = 256 << 20;  // what a start after a crash reads
+    16 << 20;  // what is reclaimed at a time; also the most that one rewrite needs beside it
+constexpr uint64_t kMinBlobBytes = 4 << 10;  // smaller values would cost more as a file reference than inside the tree
+constexpr uint64_t kMaxWalBytes = 64 << 20;  // what a start after a crash reads
 
 // RocksDB's own messages go where the daemon's go.
 class DaemonLog final : public rocksdb::Logger {
@@ -96,7 +96,7 @@ rocksdb::ColumnFamilyOptions MakeImageOptions(const RocksDbMemory& memory) {
   options.min_blob_size = kMinBlobBytes;
   options.blob_file_size = kBlobFileBytes;
   // Automatic compactions move references, not blobs: with garbage collection in them each would rewrite all blobs that
-  // it meets, and the tree is so small (40 bytes a chunk) that it meets nearly all. RocksDbColdStore collects by
+  // it meets, and the tree is so small (40 bytes an image) that it meets nearly all. RocksDbColdStore collects by
   // itself, when half is garbage.
   options.enable_blob_garbage_collection = false;
   options.target_file_size_base = 1 << 20;

@@ -20,7 +20,7 @@ struct RocksDbMemory {
 rocksdb::DBOptions MakeDbOptions(rocksdb::Env* env, const RocksDbMemory& memory);
 // For meta, layouts, names and manifests: many small records.
 rocksdb::ColumnFamilyOptions MakeRecordOptions(const RocksDbMemory& memory);
-// For images: chunks of up to 1 MiB in blob files.
+// For images that have no file of their own: blobs.
 rocksdb::ColumnFamilyOptions MakeImageOptions(const RocksDbMemory& memory);
 
 }  // namespace statepool

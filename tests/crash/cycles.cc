@@ -86,7 +86,7 @@ bool Cycles::Start() {
                                             "--listen=127.0.0.1:0",
                                             "--metrics=127.0.0.1:0",
                                             "--data-dir=" + directory_ + "/data",
-                                            "--hot-bytes=8MiB",
+                                            "--hot-bytes=4MiB",
                                             "--warm-bytes=0",
                                             "--cold-bytes=8GiB",
                                             "--devices=host",

@@ -202,7 +202,7 @@ void Disk::Replay() {
     std::memcpy(&record, journal_ + at, sizeof(record));
     const char* const bytes = journal_ + at + sizeof(record);
     if (at + sizeof(record) + record.bytes > journal_bytes_) break;  // killed in the middle: it did not count yet
-    const bool has_path = record.type != RecordType::kWrite;
+    const bool has_path = record.type != RecordType::kWrite && record.type != RecordType::kPunch;
     const std::string path(has_path ? bytes : "", has_path ? record.bytes : 0);
     const auto handle = handles_.find(record.handle);
     if (record.handle != 0 && record.type != RecordType::kOpen && handle == handles_.end())
@@ -223,6 +223,12 @@ void Disk::Replay() {
       }
       case RecordType::kWrite: node->writes.push_back({false, record.a, record.bytes, bytes, at}); break;
       case RecordType::kTruncate: node->writes.push_back({true, record.a, 0, nullptr, at}); break;
+      case RecordType::kPunch: {
+        uint64_t punched;
+        std::memcpy(&punched, bytes, sizeof(punched));
+        node->writes.push_back({false, record.a, punched, nullptr, at});
+        break;
+      }
       case RecordType::kSync: {
         while (node->synced < node->writes.size() && node->writes[node->synced].at < record.a) ++node->synced;
         auto change = node->changes.begin();
@@ -267,12 +273,17 @@ std::string Disk::Content(const Node& node, size_t writes, uint64_t last_bytes, 
       continue;
     }
     const uint64_t bytes = i + 1 == writes ? std::min(last_bytes, write.bytes) : write.bytes;
+    if (write.from == nullptr) {
+      const uint64_t begin = std::min<uint64_t>(write.offset, content.size());
+      std::fill_n(content.begin() + static_cast<ptrdiff_t>(begin), std::min(bytes, content.size() - begin), '\0');
+      continue;
+    }
     if (content.size() < write.offset + bytes) content.resize(write.offset + bytes);
     content.replace(write.offset, bytes, write.from, bytes);
   }
   if (zeros) {
     size_t size = content.size();
-    for (size_t i = writes; i < node.writes.size() && !node.writes[i].truncates; ++i)
+    for (size_t i = writes; i < node.writes.size() && !node.writes[i].truncates; ++i)  // logs have no holes
       size = std::max<size_t>(size, node.writes[i].offset + node.writes[i].bytes);
     content.resize(size);
   }

@@ -61,7 +61,7 @@ class Disk {
   struct Write {
     bool truncates;
     uint64_t offset, bytes;  // truncates: `offset` is the new size
-    const char* from;        // in the journal
+    const char* from;        // in the journal; null: a hole, zeros as far as the file goes
     uint64_t at;             // of the record
   };
   struct EntryChange {

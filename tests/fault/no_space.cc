@@ -119,6 +119,7 @@ class FullDisk {
   void Fill() {
     const uint64_t left = Below(kLeftBytesMax);
     if (!tmpfs_) {
+      disk_.control()->hides_free = Below(2) == 0;  // as a quota does, or the daemon may see it coming
       disk_.control()->free_bytes = static_cast<int64_t>(left);
       return;
     }

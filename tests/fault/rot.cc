@@ -27,8 +27,8 @@ constexpr int kNames = 16;
 // Of files whose damage does not hide that of others.
 constexpr uint64_t kTableDamagesMax = 8, kBlobDamagesMax = 24;
 constexpr int kCutPercent = 30;
-constexpr std::array<const char*, 9> kKinds = {"CURRENT", "MANIFEST", "OPTIONS", "IDENTITY", "LOCK",
-                                               "WITNESS", ".log",     ".sst",    ".blob"};
+constexpr std::array<const char*, 10> kKinds = {"CURRENT", "MANIFEST", "OPTIONS", "IDENTITY", "LOCK",
+                                                "WITNESS", ".log",     ".sst",    ".blob",    ".img"};
 
 // 0 after an orderly stop, 1 after a kill.
 constexpr std::array<const char*, 2> kStates = {"stopped", "killed"};
@@ -108,7 +108,7 @@ class Rotting {
       for (size_t i = 0; i < kNames; ++i) {
         if (round == 0 || Below(2) == 0) good = good && ledger->Set(i, v1::SYNC) == Answer::kAcked;
       }
-      good = good && ledger->Fork(Below(kNames), 3) == Answer::kAcked;
+      good = good && ledger->Fork(Below(kNames - rounds), 3) == Answer::kAcked;  // of one that is never deleted
       if (round > 0) good = good && ledger->Delete(kNames - static_cast<size_t>(round)) == Answer::kAcked;
       if (!good) bench::NotMeasurable("the first writes failed");
       if (state == 0 || round + 1 < rounds) {
@@ -175,7 +175,7 @@ class Rotting {
       files = Files(kind);
       if (kind == "LOCK") files = {data_ + "/LOCK"};
     }
-    const uint64_t most = kind == ".sst" ? kTableDamagesMax : kind == ".blob" ? kBlobDamagesMax : 1;
+    const uint64_t most = kind == ".sst" ? kTableDamagesMax : kind == ".blob" || kind == ".img" ? kBlobDamagesMax : 1;
     const uint64_t damages = 1 + Below(most);
     std::string damage;
     for (uint64_t i = 0; i < damages; ++i)

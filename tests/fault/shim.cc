@@ -138,7 +138,7 @@ int Open(int dirfd, const char* path, int flags, mode_t mode) {
   const int fd = static_cast<int>(syscall(SYS_openat, dirfd, path, flags, mode));
   if (fd < 0) return fd;
   if (fd >= kFdsMax) return Unfollowed("too many descriptors"), fd;
-  if ((flags & (O_SYNC | O_DSYNC | O_DIRECT)) != 0 || (flags & O_TMPFILE) == O_TMPFILE) Unfollowed(path);
+  if ((flags & (O_SYNC | O_DSYNC)) != 0 || (flags & O_TMPFILE) == O_TMPFILE) Unfollowed(path);
   fstat(fd, &after);
   const bool truncated = existed && S_ISREG(before.st_mode) && before.st_size > 0 && after.st_size == 0;
   if (truncated && control->free_bytes < kUnlimited) control->free_bytes += before.st_size;
@@ -221,10 +221,28 @@ int Truncate(int fd, int64_t size) {
   return result;
 }
 
+int64_t DiskBytesOf(int fd) {
+  struct stat info;
+  return fstat(fd, &info) == 0 ? info.st_blocks * 512 : 0;
+}
+
+// REQUIRES: the lock.
+int Punch(int fd, int64_t offset, int64_t bytes) {
+  const int64_t before = DiskBytesOf(fd);
+  const int result =
+      static_cast<int>(syscall(SYS_fallocate, fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes));
+  if (result != 0) return result;
+  if (control->free_bytes < kUnlimited) control->free_bytes += before - DiskBytesOf(fd);
+  const iovec slice = {&bytes, sizeof(bytes)};
+  Journal(RecordType::kPunch, handles[fd], static_cast<uint64_t>(offset), &slice, 1, sizeof(bytes));
+  return result;
+}
+
 int Allocate(int fd, int mode, int64_t offset, int64_t bytes) {
   if (HandleOf(fd) == 0) return static_cast<int>(syscall(SYS_fallocate, fd, mode, offset, bytes));
   const Locked locked;
   if (Fails()) return -1;
+  if (mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)) return Punch(fd, offset, bytes);
   if (mode != FALLOC_FL_KEEP_SIZE) Unfollowed("fallocate that changes a file");
   if (control->free_bytes <= 0) return errno = ENOSPC, -1;
   return static_cast<int>(syscall(SYS_fallocate, fd, mode, offset, bytes));
@@ -253,7 +271,9 @@ int Unlink(int dirfd, const char* path, int flags) {
   const bool counts = stat(path, &before) == 0 && S_ISREG(before.st_mode) && before.st_nlink == 1;
   const int result = static_cast<int>(syscall(SYS_unlinkat, dirfd, path, flags));
   if (result != 0) return result;
-  if (counts && control->free_bytes < kUnlimited) control->free_bytes += before.st_size;
+  // Of a file with holes less than its size.
+  if (counts && control->free_bytes < kUnlimited)
+    control->free_bytes += std::min<int64_t>(before.st_size, before.st_blocks * 512);
   JournalPath(RecordType::kUnlink, 0, 0, path);
   return result;
 }
@@ -269,7 +289,7 @@ int Mkdir(int dirfd, const char* path, mode_t mode) {
 
 int StatVfs(const char* path, struct statvfs* info, int result) {
   if (result != 0 || !IsInside(AT_FDCWD, path)) return result;
-  if (const int64_t free = control->free_bytes; free < kUnlimited) {
+  if (const int64_t free = control->free_bytes; free < kUnlimited && control->hides_free == 0) {
     const uint64_t block = info->f_frsize != 0 ? info->f_frsize : info->f_bsize;
     info->f_bavail = info->f_bfree = static_cast<uint64_t>(std::max<int64_t>(0, free)) / block;
   }

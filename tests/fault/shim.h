@@ -33,6 +33,7 @@ struct Control {
   std::atomic<uint32_t> reached;  // call `at` has come
   std::atomic<uint32_t> count_reads;
   std::atomic<int64_t> free_bytes;        // what files may still grow by; kUnlimited: no limit
+  std::atomic<uint32_t> hides_free;       // statvfs does not tell free_bytes: a quota
   std::atomic<uint32_t> sync_micros_max;  // a sync takes a random time up to this
   std::atomic<uint64_t> journal_bytes;
   // I/O that the shim can't follow (a writable mapping, O_SYNC ...). The harness must see none.
@@ -45,6 +46,7 @@ enum class RecordType : uint32_t {
   kOpen = 0x5350f001,  // a: bit 0 created, bit 1 truncated
   kWrite,              // a: offset; the bytes follow
   kTruncate,           // a: the new size
+  kPunch,              // a: offset; how many bytes became zeros follows as a uint64_t
   kSync,               // a: bytes of the journal when it began: what stands before is durable
   kRename,             // path, 0, new path
   kUnlink,             // also of a directory

@@ -104,7 +104,7 @@ Inputs ForRecords() {
   const std::string key = EncodeNameKey(record.key);
   const std::string layout_key = EncodeLayoutKey(kDefaultTenant, "f");
   ImageManifest manifest;
-  manifest.complete = true;
+  manifest.place = {1, 4096};
   return {
       std::string(1, '\0') + key,
       std::string(1, '\0') + EncodeImageKey(7),

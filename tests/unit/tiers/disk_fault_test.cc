@@ -25,7 +25,7 @@ class DiskFaultTest : public testing::Test {
   void Open() {
     cold_.reset();
     RocksDbColdStoreOptions options;
-    options.path = "/statepool";
+    options.path = directory_ / "data";
     options.image_memtable_bytes = 1_MiB;
     options.env = env_.get();
     options.on_failed = [this](const absl::Status&) { ++failures_; };
@@ -41,8 +41,8 @@ class DiskFaultTest : public testing::Test {
     return cold_->ReadImage(MakeInfo(id, layout_, state_), back_.data(), &attachment);
   }
 
-  const std::unique_ptr<rocksdb::Env> memory_{rocksdb::NewMemEnv(rocksdb::Env::Default())};
-  const std::shared_ptr<FaultyFileSystem> files_ = std::make_shared<FaultyFileSystem>(memory_->GetFileSystem());
+  const TempDirectory directory_;
+  const std::shared_ptr<FaultyFileSystem> files_ = std::make_shared<FaultyFileSystem>(rocksdb::FileSystem::Default());
   const std::unique_ptr<rocksdb::Env> env_ = rocksdb::NewCompositeEnv(files_);
   const std::string state_ = MakeBytes(100'000, 1);
   std::string back_ = std::string(100'000, 0);
@@ -53,14 +53,14 @@ class DiskFaultTest : public testing::Test {
 
 TEST_F(DiskFaultTest, TheDirectoriesThatAStartMakesAreDurableBeforeItServes) {
   Open();
-  EXPECT_TRUE(files_->WasSynced("/statepool"));  // which holds the database's
-  EXPECT_TRUE(files_->WasSynced("/"));
+  EXPECT_TRUE(files_->WasSynced(directory_ / "data"));  // which holds the database's
+  EXPECT_TRUE(files_->WasSynced(directory_.path()));
 }
 
 TEST_F(DiskFaultTest, RocksDbHasNoLogFileOfItsOwnThatAFullDiskCouldRefuse) {
   Open();
   std::vector<std::string> files;
-  ASSERT_TRUE(env_->GetChildren("/statepool/db", &files).ok());
+  ASSERT_TRUE(env_->GetChildren(directory_ / "data/db", &files).ok());
   for (const std::string& file : files) EXPECT_FALSE(file.starts_with("LOG")) << file;
 }
 

@@ -157,7 +157,7 @@ TEST_F(RecordCodecTest, LayoutsManifestsAndMetaComeBackEqual) {
     EXPECT_EQ(layout_back->tenant, layout.tenant);
     EXPECT_EQ(layout_back->canonical, layout.canonical);
     EXPECT_EQ(layout_back->aliases, layout.aliases);
-    const ImageManifest manifest{random_() % 2 == 0, Number(), Number(), static_cast<uint32_t>(Number()), Number()};
+    const ImageManifest manifest{Number(), Number(), static_cast<uint32_t>(Number()), Number(), {Number(), Number()}};
     EXPECT_EQ(DecodeManifest(key, EncodeManifest(key, manifest)), manifest);
     const std::string bytes = String(100);
     EXPECT_EQ(DecodeMeta(key, EncodeMeta(key, bytes)), bytes);

@@ -7,9 +7,12 @@
 #include <gtest/gtest.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <random>
 #include <string>
@@ -17,6 +20,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "server/core/error.h"
 #include "server/core/layout.h"
 #include "server/tiers/record_codec.h"
@@ -68,8 +72,54 @@ inline constexpr bool kThreadSanitizer = __has_feature(thread_sanitizer);
 inline constexpr bool kThreadSanitizer = false;
 #endif
 
-// RocksDB over a file system in memory, which outlives it: Restart is an end without a clean stop. Not for
-// ThreadSanitizer.
+// A directory of its own, in memory where the system has that; gone afterwards.
+class TempDirectory {
+ public:
+  TempDirectory() {
+    static std::atomic<int> made{0};
+    const std::filesystem::path memory = "/dev/shm";
+    const auto base = access(memory.c_str(), W_OK) == 0 ? memory : std::filesystem::temp_directory_path();
+    path_ = base / absl::StrCat("statepool-test-", getpid(), "-", made++);
+    std::filesystem::create_directory(path_);
+  }
+  ~TempDirectory() { std::filesystem::remove_all(path_); }
+  TempDirectory(const TempDirectory&) = delete;
+  TempDirectory& operator=(const TempDirectory&) = delete;
+
+  std::string path() const { return path_; }
+  std::string operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+// Flips one bit of a file.
+inline void DamageFile(const std::string& path, uint64_t at) {
+  FILE* const file = fopen(path.c_str(), "r+b");
+  ASSERT_NE(file, nullptr) << path;
+  ASSERT_EQ(fseek(file, static_cast<long>(at), SEEK_SET), 0);
+  const int byte = fgetc(file);
+  ASSERT_NE(byte, EOF);
+  ASSERT_EQ(fseek(file, static_cast<long>(at), SEEK_SET), 0);
+  ASSERT_EQ(fputc(byte ^ 1, file), byte ^ 1);
+  ASSERT_EQ(fclose(file), 0);
+}
+
+// Flips one bit of a stored image's state or attachment, behind the store's back.
+inline void DamageImage(RocksDbColdStore* cold, const std::string& directory, ImageId id, uint64_t at) {
+  const std::string key = EncodeImageKey(id);
+  std::string value;
+  rocksdb::DB* const db = cold->db_for_testing();
+  ASSERT_TRUE(db->Get({}, cold->manifests_for_testing(), key, &value).ok());
+  const ImagePlace place = DecodeManifest(key, value)->place;
+  if (place.file != 0)
+    return DamageFile(absl::StrFormat("%s/images/%016x.img", directory, place.file), place.offset + at);
+  ASSERT_TRUE(db->Get({}, cold->images_for_testing(), key, &value).ok());
+  value[at] = static_cast<char>(value[at] ^ 1);
+  ASSERT_TRUE(db->Put({}, cold->images_for_testing(), key, value).ok());
+}
+
+// RocksDB over a directory that outlives it: Restart is an end without a clean stop. Not for ThreadSanitizer.
 class RocksDbTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -85,29 +135,21 @@ class RocksDbTest : public testing::Test {
   }
   RocksDbColdStoreOptions Options() const {
     RocksDbColdStoreOptions options;
-    options.path = "/statepool";
+    options.path = directory_ / "data";
     options.budget_bytes = cold_budget_;
     options.image_memtable_bytes = 1_MiB;
     options.collect_min_bytes = 1_MiB;
-    options.env = env_.get();
     return options;
   }
 
   absl::Status Put(const ImageInfo& info, absl::string_view state, absl::string_view attachment = {}) {
     return cold_->PutImage(info, state, HashLeaves(state), attachment);
   }
-  // Flips one bit of a stored chunk, behind the store's back.
-  void Damage(ImageId id, uint32_t chunk, size_t at) {
-    const std::string key = EncodeChunkKey(id, chunk);
-    std::string value;
-    ASSERT_TRUE(cold_->db_for_testing()->Get({}, cold_->images_for_testing(), key, &value).ok());
-    value[at] = static_cast<char>(value[at] ^ 1);
-    ASSERT_TRUE(cold_->db_for_testing()->Put({}, cold_->images_for_testing(), key, value).ok());
-  }
+  void Damage(ImageId id, uint64_t at) { DamageImage(cold_.get(), directory_ / "data", id, at); }
   std::vector<ImageId> Stored() { return *cold_->ListImages(0, 1'000'000); }
 
   uint64_t cold_budget_ = UINT64_MAX;
-  const std::unique_ptr<rocksdb::Env> env_{rocksdb::NewMemEnv(rocksdb::Env::Default())};
+  const TempDirectory directory_;
   std::unique_ptr<RocksDbColdStore> cold_;
 };
 
@@ -123,10 +165,9 @@ class AnyColdStoreTest : public testing::Test {
       return;
     }
     RocksDbColdStoreOptions options;
-    options.path = "/statepool";
+    options.path = directory_ / "data";
     options.budget_bytes = cold_budget_;
     options.image_memtable_bytes = 1_MiB;
-    options.env = env_.get();
     auto opened = RocksDbColdStore::Open(options);
     ASSERT_TRUE(opened.ok()) << opened.status();
     cold_ = *std::move(opened);
@@ -134,24 +175,20 @@ class AnyColdStoreTest : public testing::Test {
   absl::Status Put(const ImageInfo& info, absl::string_view state) {
     return cold_->PutImage(info, state, HashLeaves(state), {});
   }
-  // Flips one bit of the first chunk of a stored image.
+  // Flips one bit of a stored image.
   void Damage(ImageId id, size_t at) {
     if (kThreadSanitizer) {
       MutexLock lock(&disk_.mu);
       disk_.images.at(id).state[at] ^= 1;
       return;
     }
-    auto* cold = static_cast<RocksDbColdStore*>(cold_.get());
-    std::string value;
-    ASSERT_TRUE(cold->db_for_testing()->Get({}, cold->images_for_testing(), EncodeChunkKey(id, 0), &value).ok());
-    value[at] = static_cast<char>(value[at] ^ 1);
-    ASSERT_TRUE(cold->db_for_testing()->Put({}, cold->images_for_testing(), EncodeChunkKey(id, 0), value).ok());
+    DamageImage(static_cast<RocksDbColdStore*>(cold_.get()), directory_ / "data", id, at);
   }
   std::vector<ImageId> Stored() { return *cold_->ListImages(0, 1'000'000); }
 
   uint64_t cold_budget_ = UINT64_MAX;
   MemoryDisk disk_;
-  const std::unique_ptr<rocksdb::Env> env_{rocksdb::NewMemEnv(rocksdb::Env::Default())};
+  const TempDirectory directory_;
   std::unique_ptr<ColdStore> cold_;
 };
 

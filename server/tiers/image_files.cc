@@ -1,0 +1,311 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/tiers/image_files.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "spdlog/spdlog.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kBlock = ImageFiles::kBlockBytes;
+constexpr uint64_t kCallBytes = 8 << 20;  // of one read or write: enough to keep a disk's queue full
+constexpr char kSuffix[] = ".img";
+
+constexpr uint64_t RoundUp(uint64_t bytes) { return (bytes + kBlock - 1) / kBlock * kBlock; }
+constexpr uint64_t RoundDown(uint64_t bytes) { return bytes / kBlock * kBlock; }
+bool IsAligned(const char* data) { return reinterpret_cast<uintptr_t>(data) % kBlock == 0; }
+
+std::string ErrnoText(absl::string_view what) { return absl::StrCat(what, ": ", strerror(errno)); }
+
+absl::Status WriteError(absl::string_view what) {
+  if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG) return absl::ResourceExhaustedError(ErrnoText(what));
+  return absl::UnavailableError(ErrnoText(what));
+}
+
+// Memory that direct I/O takes.
+struct FreeDeleter {
+  void operator()(char* data) const { std::free(data); }
+};
+using Block = std::unique_ptr<char, FreeDeleter>;
+Block NewBlock(uint64_t bytes) { return Block(static_cast<char*>(std::aligned_alloc(kBlock, RoundUp(bytes)))); }
+
+// Direct where the file system can.
+int OpenFile(const std::string& path, int flags) {
+  const int fd = open(path.c_str(), flags | O_CLOEXEC | O_DIRECT, 0600);
+  if (fd >= 0 || errno != EINVAL) return fd;
+  return open(path.c_str(), flags | O_CLOEXEC, 0600);
+}
+
+// REQUIRES: all are multiples of a block.
+absl::Status WriteBlocks(int fd, const char* data, uint64_t bytes, uint64_t offset) {
+  while (bytes > 0) {
+    const ssize_t written = pwrite(fd, data, std::min(bytes, kCallBytes), static_cast<off_t>(offset));
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return WriteError("writing an image");
+    // What is written of a block is written again.
+    const uint64_t whole = RoundDown(static_cast<uint64_t>(written));
+    if (whole == 0) return absl::ResourceExhaustedError("writing an image: no more fits");
+    data += whole, offset += whole, bytes -= whole;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadBlocks(int fd, char* data, uint64_t bytes, uint64_t offset) {
+  while (bytes > 0) {
+    const ssize_t read = pread(fd, data, std::min(bytes, kCallBytes), static_cast<off_t>(offset));
+    if (read < 0 && errno == EINTR) continue;
+    if (read < 0) return absl::DataLossError(ErrnoText("reading an image"));
+    const uint64_t whole = RoundDown(static_cast<uint64_t>(read));
+    if (whole == 0) return absl::DataLossError("reading an image: its file ends too early");
+    data += whole, offset += whole, bytes -= whole;
+  }
+  return absl::OkStatus();
+}
+
+bool ParseFileName(absl::string_view name, uint64_t* number) {
+  return absl::EndsWith(name, kSuffix) && name.size() == 16 + strlen(kSuffix) &&
+         absl::SimpleHexAtoi(name.substr(0, 16), number) && *number != 0;
+}
+
+absl::Status SyncDirectory(const std::string& path) {
+  const int directory = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  absl::Status status;
+  if (directory < 0 || fsync(directory) != 0) status = absl::UnavailableError(ErrnoText("syncing " + path));
+  if (directory >= 0) close(directory);
+  return status;
+}
+
+// Of a state and a tail that lie one after the other: what is at `from`, `bytes` long, into `out`.
+void CopyOut(absl::string_view state, absl::string_view tail, uint64_t from, uint64_t bytes, char* out) {
+  const uint64_t of_state = std::min(bytes, state.size() - std::min<uint64_t>(from, state.size()));
+  if (of_state > 0) std::memcpy(out, state.data() + from, of_state);
+  if (bytes > of_state) std::memcpy(out + of_state, tail.data() + (from + of_state - state.size()), bytes - of_state);
+}
+
+// The way back.
+void CopyIn(const char* in, uint64_t from, uint64_t bytes, char* state, uint64_t state_bytes, char* tail) {
+  const uint64_t of_state = std::min(bytes, state_bytes - std::min(from, state_bytes));
+  if (of_state > 0) std::memcpy(state + from, in, of_state);
+  if (bytes > of_state) std::memcpy(tail + (from + of_state - state_bytes), in + of_state, bytes - of_state);
+}
+
+}  // namespace
+
+class ImageFiles::Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+  bool ok() const { return fd_ >= 0; }
+
+ private:
+  const int fd_;
+};
+
+absl::StatusOr<std::unique_ptr<ImageFiles>> ImageFiles::Open(const std::string& directory, uint64_t first_file) {
+  if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) return WriteError("making " + directory);
+  return std::unique_ptr<ImageFiles>(new ImageFiles(directory, first_file));
+}
+
+ImageFiles::ImageFiles(std::string directory, uint64_t first_file)
+    : directory_(std::move(directory)), first_file_(first_file), next_file_(first_file) {}
+
+ImageFiles::~ImageFiles() = default;
+
+std::string ImageFiles::PathOf(uint64_t file) const { return absl::StrFormat("%s/%016x%s", directory_, file, kSuffix); }
+
+// ---- writing
+
+absl::StatusOr<ImagePlace> ImageFiles::Reserve(uint64_t bytes, std::shared_ptr<const Descriptor>* file) {
+  MutexLock lock(&mu_);
+  if (head_ != 0 && head_bytes_ >= kFileBytes) {
+    const uint64_t full = std::exchange(head_, 0);
+    if (extents_.at(full) == 0) {
+      extents_.erase(full);
+      Remove(full);
+    }
+  }
+  if (head_ == 0) {
+    auto made = std::make_shared<const Descriptor>(OpenFile(PathOf(next_file_), O_WRONLY | O_CREAT | O_EXCL));
+    if (!made->ok()) return WriteError("making a file for images");
+    head_file_ = std::move(made);
+    head_ = next_file_++;
+    head_bytes_ = 0;
+    entries_unsynced_ = true;
+  }
+  *file = head_file_;
+  ++extents_[head_];
+  const ImagePlace place{head_, head_bytes_};
+  head_bytes_ += bytes;
+  return place;
+}
+
+absl::StatusOr<ImagePlace> ImageFiles::Append(absl::string_view state, absl::string_view tail) {
+  const uint64_t bytes = state.size() + tail.size();
+  std::shared_ptr<const Descriptor> file;
+  const absl::StatusOr<ImagePlace> place = Reserve(RoundUp(bytes), &file);
+  if (!place.ok()) return place;
+
+  // Whole blocks go from where they are; what is left of the state goes with the tail.
+  uint64_t done = IsAligned(state.data()) ? RoundDown(state.size()) : 0;
+  absl::Status status = WriteBlocks(file->get(), state.data(), done, place->offset);
+  const Block block = NewBlock(std::min(kCallBytes, bytes - done));
+  while (status.ok() && done < bytes) {
+    const uint64_t size = std::min(kCallBytes, bytes - done);
+    CopyOut(state, tail, done, size, block.get());
+    std::memset(block.get() + size, 0, RoundUp(size) - size);
+    status = WriteBlocks(file->get(), block.get(), RoundUp(size), place->offset + done);
+    done += size;
+  }
+  if (!status.ok()) {
+    Free(*place, bytes);
+    return status;
+  }
+  MutexLock lock(&mu_);
+  ++appended_;
+  unsynced_.insert(std::move(file));
+  return place;
+}
+
+absl::Status ImageFiles::Sync() {
+  MutexLock lock(&mu_);
+  const uint64_t wanted = appended_;
+  while (synced_ < wanted) {
+    // What a failed sync has written nobody knows, and the next one may say OK about it.
+    if (!failed_.ok()) return failed_;
+    if (syncing_) {
+      changed_.Wait(&mu_);
+      continue;
+    }
+    syncing_ = true;
+    const uint64_t until = appended_;
+    absl::flat_hash_set<std::shared_ptr<const Descriptor>> files;
+    files.swap(unsynced_);
+    const bool entries = std::exchange(entries_unsynced_, false);
+    absl::Status status;
+    {
+      MutexUnlock unlock(&mu_);
+      for (const auto& file : files) {
+        if (fdatasync(file->get()) != 0) status = absl::UnavailableError(ErrnoText("syncing images"));
+      }
+      if (entries && status.ok()) status = SyncDirectory(directory_);
+      files.clear();
+    }
+    syncing_ = false;
+    changed_.SignalAll();
+    failed_.Update(status);
+    if (status.ok()) synced_ = until;
+  }
+  return absl::OkStatus();
+}
+
+// ---- reading
+
+absl::Status ImageFiles::Read(ImagePlace place, char* state, uint64_t state_bytes, std::string* tail) const {
+  const Descriptor file(OpenFile(PathOf(place.file), O_RDONLY));
+  if (!file.ok()) return absl::DataLossError(ErrnoText("opening an image's file"));
+  const uint64_t bytes = state_bytes + tail->size();
+  uint64_t done = IsAligned(state) ? RoundDown(state_bytes) : 0;
+  absl::Status status = ReadBlocks(file.get(), state, done, place.offset);
+  const Block block = NewBlock(std::min(kCallBytes, bytes - done));
+  while (status.ok() && done < bytes) {
+    const uint64_t size = std::min(kCallBytes, bytes - done);
+    status = ReadBlocks(file.get(), block.get(), RoundUp(size), place.offset + done);
+    if (status.ok()) CopyIn(block.get(), done, size, state, state_bytes, tail->data());
+    done += size;
+  }
+  return status;
+}
+
+// ---- space
+
+void ImageFiles::Free(ImagePlace place, uint64_t bytes) {
+  bool is_empty;
+  {
+    MutexLock lock(&mu_);
+    const auto extents = extents_.find(place.file);
+    if (extents == extents_.end()) return;
+    is_empty = --extents->second == 0 && place.file != head_;
+    if (is_empty) extents_.erase(extents);
+  }
+  if (is_empty) {
+    Remove(place.file);
+  } else {
+    Punch(place.file, place.offset, RoundUp(bytes));
+  }
+}
+
+// False: it can't be done. Then the space comes back with the last extent of the file.
+bool ImageFiles::Punch(uint64_t file, uint64_t offset, uint64_t bytes) const {
+  const Descriptor fd(open(PathOf(file).c_str(), O_WRONLY | O_CLOEXEC));
+  if (!fd.ok()) return errno == ENOENT;
+  if (fallocate(fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                static_cast<off_t>(bytes)) == 0)
+    return true;
+  spdlog::warn("{}", ErrnoText(absl::StrCat("giving back ", bytes, " bytes of ", PathOf(file))));
+  return false;
+}
+
+void ImageFiles::Remove(uint64_t file) const {
+  if (unlink(PathOf(file).c_str()) != 0 && errno != ENOENT) spdlog::warn("{}", ErrnoText("removing " + PathOf(file)));
+}
+
+void ImageFiles::Adopt(ImagePlace place, uint64_t bytes) {
+  MutexLock lock(&mu_);
+  ++extents_[place.file];
+  adopted_[place.file].push_back({place.offset, RoundUp(bytes)});
+}
+
+absl::Status ImageFiles::Sweep(const std::atomic<bool>& stop) {
+  absl::flat_hash_map<uint64_t, std::vector<Extent>> adopted;
+  {
+    MutexLock lock(&mu_);
+    adopted.swap(adopted_);
+  }
+  std::vector<uint64_t> numbers;
+  DIR* const directory = opendir(directory_.c_str());
+  if (directory == nullptr) return absl::UnavailableError(ErrnoText("listing " + directory_));
+  while (const dirent* entry = readdir(directory)) {
+    uint64_t number;
+    if (ParseFileName(entry->d_name, &number) && number < first_file_) numbers.push_back(number);
+  }
+  closedir(directory);
+  for (const uint64_t number : numbers) {
+    if (stop) return absl::OkStatus();
+    std::vector<Extent>& extents = adopted[number];
+    if (extents.empty()) {
+      Remove(number);
+      continue;
+    }
+    struct stat info;
+    if (stat(PathOf(number).c_str(), &info) != 0) continue;
+    std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) { return a.offset < b.offset; });
+    uint64_t end = 0;  // of what was looked at
+    extents.push_back({RoundUp(static_cast<uint64_t>(info.st_size)), 0});
+    for (const Extent& extent : extents) {
+      if (extent.offset > end && !Punch(number, end, extent.offset - end)) break;
+      end = std::max(end, extent.offset + extent.bytes);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace statepool

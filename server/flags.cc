@@ -55,6 +55,17 @@ ABSL_FLAG(absl::Duration, max_ttl, absl::Hours(24 * 365),
           "longest ttl, and farthest expire_time, that a name may ask for");
 ABSL_FLAG(absl::Duration, flush_interval, absl::Seconds(1),
           "a WRITE_BEHIND change is recorded on disk about this long after its answer");
+ABSL_FLAG(ByteSize, max_dirty_bytes, ByteSize{0},
+          "states of WRITE_BEHIND names that may wait to be recorded; 0: three quarters of the hot budget. Never more "
+          "than the disk takes in --drain-grace. Further writes get RESOURCE_EXHAUSTED and a hint when to retry");
+ABSL_FLAG(ByteSize, flush_bytes_per_second, ByteSize{0},
+          "what is recorded in the background, while less than half of --max-dirty-bytes waits; 0: as fast as the disk "
+          "is");
+ABSL_FLAG(absl::Duration, max_lag, absl::Seconds(30),
+          "how long a WRITE_BEHIND change may wait to be recorded before --lag-policy is asked");
+ABSL_FLAG(std::string, lag_policy, "degrade",
+          "when a change waits longer than --max-lag: degrade (go on, the lag shows) or throttle (WRITE_BEHIND writes "
+          "get RESOURCE_EXHAUSTED and a hint when to retry)");
 ABSL_FLAG(absl::Duration, drain_grace, absl::Seconds(30),
           "how long running calls may go on after SIGTERM before they are cancelled");
 ABSL_FLAG(uint32_t, executor_threads, 32, "threads for calls that may wait for memory or disk");
@@ -245,6 +256,19 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   if (flags.flush_interval <= absl::ZeroDuration() || flags.flush_interval > absl::Hours(24)) {
     return Bad("flush-interval", "must be more than 0 and at most 24h");
   }
+  flags.max_dirty_bytes = absl::GetFlag(FLAGS_max_dirty_bytes).bytes;
+  if (flags.max_dirty_bytes == 0) flags.max_dirty_bytes = flags.hot_bytes / 4 * 3;
+  if (const uint64_t rate = absl::GetFlag(FLAGS_flush_bytes_per_second).bytes; rate != 0)
+    flags.flush_bytes_per_second = rate;
+  flags.max_lag = absl::GetFlag(FLAGS_max_lag);
+  if (flags.max_lag < flags.flush_interval || flags.max_lag > absl::Hours(24)) {
+    return Bad("max-lag", "must be at least --flush-interval and at most 24h");
+  }
+  const std::string lag_policy = absl::GetFlag(FLAGS_lag_policy);
+  if (lag_policy != "degrade" && lag_policy != "throttle") {
+    return Bad("lag-policy", absl::StrCat("'", lag_policy, "' is neither degrade nor throttle"));
+  }
+  flags.lag_policy = lag_policy == "throttle" ? LagPolicy::kThrottle : LagPolicy::kDegrade;
   flags.drain_grace = absl::GetFlag(FLAGS_drain_grace);
   if (flags.drain_grace < absl::ZeroDuration() || flags.drain_grace > absl::Hours(24)) {
     return Bad("drain-grace", "must be 0..24h");

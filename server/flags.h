@@ -19,6 +19,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "server/core/name.h"
+#include "server/core/write_behind.h"
 
 namespace statepool {
 
@@ -43,7 +44,10 @@ struct DaemonFlags {
   absl::Duration upload_timeout, stream_timeout;
   uint64_t max_names = 0;
   Durability default_durability = Durability::kWriteBehind;
-  absl::Duration default_ttl, max_ttl, flush_interval, drain_grace;
+  absl::Duration default_ttl, max_ttl, flush_interval, max_lag, drain_grace;
+  uint64_t max_dirty_bytes = 0;
+  uint64_t flush_bytes_per_second = UINT64_MAX;
+  LagPolicy lag_policy = LagPolicy::kDegrade;
   size_t executor_threads = 0, executor_queue = 0;
   std::string log_level;
 };

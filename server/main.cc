@@ -138,7 +138,12 @@ StoreOptions StoreOptionsOf(const DaemonFlags& flags, const std::string& incarna
   options.default_durability = flags.default_durability;
   options.default_ttl = flags.default_ttl;
   options.max_ttl = flags.max_ttl;
-  options.flush_interval = flags.flush_interval;
+  options.write_behind = {.flush_interval = flags.flush_interval,
+                          .max_dirty_bytes = flags.max_dirty_bytes,
+                          .stop_time = flags.drain_grace,
+                          .bytes_per_second = flags.flush_bytes_per_second,
+                          .max_lag = flags.max_lag,
+                          .lag_policy = flags.lag_policy};
   options.incarnation = incarnation;
   return options;
 }
@@ -167,7 +172,9 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   absl::StatusOr<std::unique_ptr<RocksDbColdStore>> cold = RocksDbColdStore::Open(cold_options);
   if (!cold.ok()) return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), cold.status());
 
-  Residency residency(ResidencyOptions(), device->get(), cold->get(), &clock);
+  ResidencyOptions residency_options;
+  residency_options.dirty_bytes_max = flags.hot_bytes / 4 * 3;
+  Residency residency(residency_options, device->get(), cold->get(), &clock);
   Store store(StoreOptionsOf(flags, incarnation), &residency, cold->get(), &clock);
   residency.SetMakeRoom([&store] { return store.EvictPrefix(); });
   if (absl::Status s = store.Recover(); !s.ok())

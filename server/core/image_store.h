@@ -84,8 +84,8 @@ class ImageStore {
   // The same when it needs no waiting, else null. Counts as a use.
   virtual Pin TryRead(const ImageRef& image) = 0;
 
-  // Writes an image's bytes to the cold store, if they are not there yet: after this returned OK, a commit of the NameLog
-  // may name them, and makes them durable. Blocks. Errors: COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
+  // Writes an image's bytes to the cold store, if they are not there yet: after this returned OK, a commit of the
+  // NameLog may name them, and makes them durable. Blocks. Errors: COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   virtual absl::Status Persist(const Op& op, const ImageRef& image) = 0;
 
   // True once Persist succeeded (or the image was adopted). Never false again.

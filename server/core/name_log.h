@@ -44,7 +44,8 @@ class NameLog {
   virtual ~NameLog() = default;
 
   // All of the changes or none. With `sync`, OK means: they, the images that the records name, and every earlier commit
-  // survive power loss. Concurrent synced commits share the waiting. REQUIRES: the images of each record were persisted.
+  // survive power loss. Concurrent synced commits share the waiting. REQUIRES: the images of each record were
+  // persisted.
   virtual absl::Status Commit(absl::Span<const NameChange> changes, bool sync) = 0;
 
   // Layouts are always synced. A layout's record replaces the one with the same fingerprint.

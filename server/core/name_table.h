@@ -80,6 +80,8 @@ struct Name {
   MonoTime expiry_entry = kNever;  // its entry in the expiry index; at or before the real deadline
   DirtyTicket dirty;               // of its first unrecorded change; the record will have the newest
   MonoTime dirty_since = 0;
+  MonoTime changed = 0;    // its newest unrecorded change
+  ImageId waits_for = 0;   // the image that WriteBehind counts for it
   DirtyTicket dirty_next;  // while `recording`: of the first change that this record does not have
   MonoTime dirty_next_since = 0;
   uint32_t forks = 0;  // of a prefix: how often it was forked

@@ -29,7 +29,8 @@ Store::Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock
       ids_(log->epoch()),
       layouts_(options_.max_layouts, options_.max_layout_bytes, log, clock),
       hasher_(log->hash_key(), options_.prefix_key_bits),
-      names_([this](const FoldedName& folded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return UnfoldLocked(folded); }) {}
+      names_([this](const FoldedName& folded) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return UnfoldLocked(folded); }),
+      write_behind_(options_.write_behind) {}
 
 Store::~Store() { images_->Detach(); }
 
@@ -191,6 +192,7 @@ NameInfo Store::InfoLocked(const Name& name, const Version& version) const {
   NameInfo info = InfoOf(name.key, name.state, name.Deadline());
   info.version = InfoOf(version);
   info.durable_revision = name.durable_revision;
+  if (name.dirty != DirtyTicket{}) info.flush_lag = absl::Nanoseconds(clock_->Now() - name.dirty_since);
   return info;
 }
 
@@ -336,7 +338,12 @@ void Store::PublishLocked(Name* name, NameState state, uint64_t dirty_group, Mon
     return;
   }
   const DirtyTicket ticket{dirty_group, ids_.Next()};
-  if (name->dirty == DirtyTicket{}) SetDirtyLocked(name, ticket, now);
+  name->changed = now;
+  if (name->dirty == DirtyTicket{}) {
+    SetDirtyLocked(name, ticket, now);
+  } else {
+    SetDirtyLocked(name, name->dirty, name->dirty_since);  // for another image
+  }
   if (name->recording && name->dirty_next == DirtyTicket{}) {
     name->dirty_next = ticket;
     name->dirty_next_since = now;
@@ -355,11 +362,30 @@ void Store::ScheduleExpiryLocked(Name* name) {
   if (deadline != kNever) expiry_.insert({deadline, name});
 }
 
+absl::Duration Store::FlushLagLocked() const {
+  if (dirty_.empty()) return absl::ZeroDuration();
+  return absl::Nanoseconds(clock_->Now() - dirty_.begin()->second->dirty_since);
+}
+
+absl::Status Store::AdmitLocked(const NameState& state, const Image* image, uint64_t* adding) const {
+  if (state.durability != Durability::kWriteBehind) return absl::OkStatus();
+  if (image != nullptr && images_->persisted(*image)) return absl::OkStatus();
+  const ImageId id = image == nullptr ? 0 : image->info().id;
+  return write_behind_.Admit(id, state.layout->state_bytes(), FlushLagLocked(), adding);
+}
+
 void Store::SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) {
   if (name->dirty != DirtyTicket{}) dirty_.erase(name->dirty);
   name->dirty = ticket;
   name->dirty_since = since;
   if (ticket != DirtyTicket{}) dirty_.emplace(ticket, name);
+  const Image* image = ticket == DirtyTicket{} ? nullptr : name->state.head()->image.get();
+  if (image != nullptr && images_->persisted(*image)) image = nullptr;
+  const ImageId waits_for = image == nullptr ? 0 : image->info().id;
+  if (waits_for == name->waits_for) return;
+  if (image != nullptr) write_behind_.Add(*image);
+  if (name->waits_for != 0) write_behind_.Remove(name->waits_for);
+  name->waits_for = waits_for;
 }
 
 std::vector<Name*> Store::GroupLocked(const Name& name) {
@@ -427,31 +453,26 @@ Store::Counts Store::counts() const {
   return {names_.count(NameKind::kSequence), names_.count(NameKind::kSnapshot), names_.count(NameKind::kPrefix)};
 }
 
+uint64_t Store::max_dirty_bytes() const {
+  MutexLock lock(&mu_);
+  return write_behind_.max_dirty_bytes();
+}
+
 StoreStats Store::stats() const {
-  constexpr int kNamesPerHold = 1000;  // then others have the lock
   MutexLock lock(&mu_);
   StoreStats stats;
   stats.sequences = names_.count(NameKind::kSequence);
   stats.snapshots = names_.count(NameKind::kSnapshot);
   stats.prefixes = names_.count(NameKind::kPrefix);
   stats.dirty_names = dirty_.size();
-  stats.flush_lag =
-      dirty_.empty() ? absl::ZeroDuration() : absl::Nanoseconds(clock_->Now() - dirty_.begin()->second->dirty_since);
+  stats.dirty_bytes = write_behind_.dirty_bytes();
+  stats.max_dirty_bytes = write_behind_.max_dirty_bytes();
+  stats.flush_lag = FlushLagLocked();
   stats.flush_status = flush_status_;
   stats.prefix_hits = prefix_hits_;
   stats.prefix_misses = prefix_misses_;
   stats.misses = misses_;
   stats.evictions = evictions_;
-  absl::flat_hash_set<ImageId> images;
-  int looked = 0;
-  for (auto it = dirty_.begin(); it != dirty_.end();) {
-    const DirtyTicket ticket = it->first;
-    const Image& image = *it->second->state.head()->image;
-    if (!images_->persisted(image) && images.insert(image.info().id).second)
-      stats.dirty_bytes += image.bytes() + image.info().attachment_bytes;
-    if (++looked % kNamesPerHold == 0) MutexUnlock unlock(&mu_);
-    it = dirty_.upper_bound(ticket);
-  }
   return stats;
 }
 

@@ -47,6 +47,7 @@
 #include "server/core/op.h"
 #include "server/core/prefix_index.h"
 #include "server/core/select.h"
+#include "server/core/write_behind.h"
 
 namespace statepool {
 
@@ -66,7 +67,7 @@ struct StoreOptions {
   Durability default_durability = Durability::kWriteBehind;
   absl::Duration default_ttl = absl::InfiniteDuration();
   absl::Duration max_ttl = absl::Hours(24 * 365);
-  absl::Duration flush_interval = absl::Seconds(1);
+  WriteBehindOptions write_behind;
   // Images persisted before their names are committed together. A fork's children go together whatever this says.
   uint64_t flush_batch_bytes = 64 << 20;
   int prefix_key_bits = 128;  // fewer: for tests that force collisions
@@ -105,6 +106,7 @@ struct NameInfo {
   LayoutRef layout;
   VersionInfo version;
   Revision revision = 0, durable_revision = 0;
+  absl::Duration flush_lag;  // how long the oldest unrecorded change waits
   Durability durability = Durability::kWriteBehind;
   uint32_t max_history = 1;
   std::vector<VersionInfo> history;  // newest first; Describe only
@@ -261,7 +263,8 @@ struct BatchResult {
 struct StoreStats {
   uint64_t sequences = 0, snapshots = 0, prefixes = 0;
   uint64_t dirty_names = 0;
-  uint64_t dirty_bytes = 0;   // of distinct images that names wait to have written to the cold store
+  uint64_t dirty_bytes = 0;  // of distinct images that names wait to have written to the cold store
+  uint64_t max_dirty_bytes = 0;
   absl::Duration flush_lag;   // age of the oldest unrecorded change of a WRITE_BEHIND name
   absl::Status flush_status;  // of the last write-behind
   uint64_t prefix_hits = 0, prefix_misses = 0;
@@ -336,8 +339,9 @@ class Store {
   struct Counts {
     uint64_t sequences = 0, snapshots = 0, prefixes = 0;
   };
-  Counts counts() const;     // cheap
-  StoreStats stats() const;  // walks what is dirty, a piece at a time
+  Counts counts() const;
+  uint64_t max_dirty_bytes() const;  // now
+  StoreStats stats() const;
   const StoreOptions& options() const { return options_; }
   uint64_t epoch() const { return ids_.epoch(); }
 
@@ -446,6 +450,11 @@ class Store {
   void DropLayoutUseLocked(const Layout& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ScheduleExpiryLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Duration FlushLagLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // FLUSH_BEHIND if a name must not come into this state now, because too much waits to be recorded. `image`: the
+  // head's, null if it is not made yet. `adding`: as WriteBehind::Admit.
+  absl::Status AdmitLocked(const NameState& state, const Image* image, uint64_t* adding) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes a name out of all tables. REQUIRES: not busy.
   void ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Names that are in the queue of unrecorded changes with `name`, itself included; empty if it is not there.
@@ -469,9 +478,20 @@ class Store {
   // together with them. REQUIRES: of each group all.
   absl::Status RecordLocked(const Op& op, const std::vector<Name*>& names, uint64_t* written)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Goes once through the queue of what is dirty since `due` or longer, batch by batch, and records it. Errors don't
-  // stop it; gives the first.
-  absl::Status RecordQueueLocked(const Op& op, MonoTime due, uint64_t* written) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Which of the unrecorded changes are recorded now: those that wait since `due`, and of them, with `idle_since`, only
+  // names that did not change after it, or wait since `overdue`. It ends when `bytes` were written.
+  struct FlushRound {
+    MonoTime due = kNever;
+    MonoTime idle_since = kNever;
+    MonoTime overdue = 0;
+    uint64_t bytes = UINT64_MAX;
+  };
+  // Goes once through the queue, batch by batch. Errors don't stop it; gives the first.
+  absl::Status RecordQueueLocked(const Op& op, FlushRound* round, uint64_t* written) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The next batch after `group` of what the round wants, in whole groups up to `last`, and the last of them, looked at
+  // or taken. Empty, and more to look at: `group` is not `last` yet.
+  std::vector<Name*> NextBatchLocked(const FlushRound& round, Revision last, Revision* group, uint64_t* bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status BuryLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // every grave that may be
 
   // Records on disk of names that are gone: to be deleted, or replaced by a new name's. Until then their bytes are
@@ -499,6 +519,7 @@ class Store {
   std::set<std::pair<MonoTime, Name*>> expiry_ ABSL_GUARDED_BY(mu_);
   absl::btree_set<std::pair<MonoTime, const FoldedName*>> folded_expiry_ ABSL_GUARDED_BY(mu_);  // by real deadlines
   std::map<DirtyTicket, Name*> dirty_ ABSL_GUARDED_BY(mu_);
+  WriteBehind write_behind_ ABSL_GUARDED_BY(mu_);
   std::map<const Layout*, uint64_t> layout_names_
       ABSL_GUARDED_BY(mu_);  // how many names have a layout, unborn ones too
   uint64_t prefix_hits_ ABSL_GUARDED_BY(mu_) = 0;

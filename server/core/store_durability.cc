@@ -79,12 +79,20 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
   if (items.empty()) return absl::OkStatus();
 
   absl::Status committed = absl::OkStatus();
+  uint64_t bytes = 0;  // of images that were not on disk
+  const MonoTime began = clock_->Now();
   {
     MutexUnlock unlock(&mu_);
     absl::flat_hash_map<Revision, absl::Status> failed;  // groups: none of their names is recorded then
     for (const Item& item : items) {
       if (failed.contains(item.group)) continue;
-      if (absl::Status s = images_->Persist(op, item.state.head()->image); !s.ok()) failed[item.group] = std::move(s);
+      const Image& image = *item.state.head()->image;
+      const bool was_persisted = images_->persisted(image);
+      if (absl::Status s = images_->Persist(op, item.state.head()->image); !s.ok()) {
+        failed[item.group] = std::move(s);
+      } else if (!was_persisted) {
+        bytes += image.bytes();
+      }
     }
     std::vector<NameChange> changes;
     for (Item& item : items) {
@@ -98,6 +106,7 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
     if (!changes.empty()) committed = log_->Commit(changes, /*sync=*/true);
   }
 
+  write_behind_.Wrote(bytes, absl::Nanoseconds(clock_->Now() - began));
   absl::Status first_error = committed;
   for (Item& item : items) {
     Name* name = item.name;
@@ -118,26 +127,50 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
   return first_error;
 }
 
-absl::Status Store::RecordQueueLocked(const Op& op, MonoTime due, uint64_t* written) {
+std::vector<Name*> Store::NextBatchLocked(const FlushRound& round, Revision last, Revision* group, uint64_t* bytes) {
+  constexpr size_t kNamesPerHold = 1000;  // looked at, then others have the lock
+  std::vector<Name*> batch;
+  size_t looked = 0;
+  for (auto it = dirty_.lower_bound({*group + 1, 0}); it != dirty_.end() && it->first.group <= last;) {
+    if (*bytes >= options_.flush_batch_bytes || (batch.empty() && looked >= kNamesPerHold)) return batch;
+    if (it->second->dirty_since > round.due) break;
+    const size_t begin = batch.size();
+    const bool overdue = it->second->dirty_since <= round.overdue;
+    bool idle = true;
+    uint64_t group_bytes = 0;
+    for (*group = it->first.group; it != dirty_.end() && it->first.group == *group; ++it, ++looked) {
+      Name* name = it->second;
+      batch.push_back(name);
+      idle = idle && name->changed <= round.idle_since;
+      if (!images_->persisted(*name->state.head()->image)) group_bytes += name->state.layout->state_bytes();
+      group_bytes += 1024;  // its record
+    }
+    if (idle || overdue) {
+      *bytes += group_bytes;
+    } else {
+      batch.resize(begin);
+    }
+  }
+  *group = last;
+  return batch;
+}
+
+absl::Status Store::RecordQueueLocked(const Op& op, FlushRound* round, uint64_t* written) {
   absl::Status first_error;
   // Whole groups, each once: others may join one while the lock is given back, and what was written together goes
   // together, so that a crash leaves all of it or none. Later groups are not for this round.
-  Revision group = 0;
-  const Revision last_group = dirty_.empty() ? 0 : dirty_.rbegin()->first.group;
-  for (;;) {
-    std::vector<Name*> batch;
+  const Revision last = dirty_.empty() ? 0 : dirty_.rbegin()->first.group;
+  for (Revision group = 0; group != last && round->bytes > 0;) {
     uint64_t bytes = 0;
-    for (auto it = dirty_.lower_bound({group + 1, 0}); it != dirty_.end() && it->first.group <= last_group; ++it) {
-      Name* name = it->second;
-      if ((name->dirty_since > due || bytes >= options_.flush_batch_bytes) && it->first.group != group) break;
-      batch.push_back(name);
-      group = it->first.group;
-      if (!images_->persisted(*name->state.head()->image)) bytes += name->state.layout->state_bytes();
-      bytes += 1024;  // its record
+    const std::vector<Name*> batch = NextBatchLocked(*round, last, &group, &bytes);
+    if (batch.empty()) {
+      MutexUnlock unlock(&mu_);
+      continue;
     }
-    if (batch.empty()) return first_error;
     if (absl::Status s = RecordLocked(op, batch, written); !s.ok() && first_error.ok()) first_error = s;
+    round->bytes -= std::min(round->bytes, bytes);
   }
+  return first_error;
 }
 
 absl::Status Store::BuryLocked() {
@@ -170,11 +203,22 @@ absl::Status Store::BuryLocked() {
 }
 
 void Store::FlushDue() {
+  const WriteBehindOptions& options = options_.write_behind;
   uint64_t written = 0;
   MutexLock lock(&mu_);
   const absl::Status buried = BuryLocked();
-  const absl::Status recorded =
-      RecordQueueLocked(Op(), clock_->Now() - absl::ToInt64Nanoseconds(options_.flush_interval), &written);
+  const MonoTime now = clock_->Now();
+  const MonoTime interval = absl::ToInt64Nanoseconds(options.flush_interval);
+  const bool urgent = write_behind_.urgent();
+  FlushRound round;
+  round.due = urgent ? now : now - interval;
+  if (!urgent) round.bytes = write_behind_.Allowance(now);
+  // Names that rest come first: what is written of the others is soon out of date. Unless they wait too long.
+  round.idle_since = now - interval;
+  round.overdue = now - absl::ToInt64Nanoseconds(options.max_lag / 2);
+  absl::Status recorded = RecordQueueLocked(Op(), &round, &written);
+  round.idle_since = kNever;
+  recorded.Update(RecordQueueLocked(Op(), &round, &written));
   flush_status_ = recorded.ok() ? buried : recorded;
 }
 
@@ -198,7 +242,8 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
     // A round leaves out what is busy; everything that was in the queue when the call came must be through.
     for (const DirtyTicket end = dirty_.rbegin()->first;;) {
       const uint64_t before = answer.written;
-      RETURN_IF_ERROR(RecordQueueLocked(op, kNever, &answer.written));
+      FlushRound all;
+      RETURN_IF_ERROR(RecordQueueLocked(op, &all, &answer.written));
       if (dirty_.empty() || dirty_.begin()->first > end) return answer;
       if (answer.written == before) RETURN_IF_ERROR(WaitLocked(op));
       RETURN_IF_ERROR(op.Check(*clock_));
@@ -241,7 +286,8 @@ absl::Status Store::Drain(const Op& op) {
   ReapExpired();  // what is gone must not come back
   uint64_t written = 0;
   MutexLock lock(&mu_);
-  const absl::Status recorded = RecordQueueLocked(op, kNever, &written);
+  FlushRound all;
+  const absl::Status recorded = RecordQueueLocked(op, &all, &written);
   const absl::Status buried = BuryLocked();
   for (const NameTable::Entry& entry : names_) {
     const Name* name = entry.name();
@@ -351,7 +397,7 @@ void Store::CheckInvariants() const {
   absl::flat_hash_map<const Layout*, uint64_t> layouts;
   size_t dirty = 0, expiring = 0, prefixes = tombstones_.prefixes();
   uint64_t counts[4] = {};
-  absl::flat_hash_set<ImageId> folded_images;
+  absl::flat_hash_set<ImageId> folded_images, waiting;
   size_t unfolded = 0, folded_expiring = 0;
   std::optional<NameTable::View> previous;
   for (const NameTable::Entry& entry : names_) {
@@ -381,6 +427,8 @@ void Store::CheckInvariants() const {
     STATEPOOL_CHECK(state.created != 0 && state.created <= state.revision);
     STATEPOOL_CHECK(name->durable_revision <= state.revision);
     STATEPOOL_CHECK((name->durable_revision == 0) == name->recorded.empty());
+    if (name->waits_for != 0) waiting.insert(name->waits_for);
+    STATEPOOL_CHECK(name->waits_for == 0 || name->dirty != DirtyTicket{});
     STATEPOOL_CHECK(!name->reserved || name->recording);
     STATEPOOL_CHECK(state.requests.size() <= kMaxRequestIds);
     STATEPOOL_CHECK((name->key.kind == NameKind::kPrefix) == (state.prefix != nullptr));
@@ -427,6 +475,7 @@ void Store::CheckInvariants() const {
   STATEPOOL_CHECK(layouts.size() == layout_names_.size());
   for (const auto& [layout, count] : layouts) STATEPOOL_CHECK(layout_names_.at(layout) == count);
   STATEPOOL_CHECK(dirty == dirty_.size());
+  STATEPOOL_CHECK(waiting.empty() == (write_behind_.dirty_bytes() == 0));
   STATEPOOL_CHECK(expiring == expiry_.size());
   STATEPOOL_CHECK(prefixes == prefixes_.size());
   for (const auto& [key, grave] : graves_) {

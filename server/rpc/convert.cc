@@ -273,6 +273,7 @@ void FillNameInfo(const NameInfo& info, v1::NameInfo* out) {
   out->set_position(info.version.position);
   out->set_revision(info.revision);
   out->set_durable_revision(info.durable_revision);
+  if (info.flush_lag > absl::ZeroDuration()) *out->mutable_flush_lag() = ToProto(info.flush_lag);
   out->set_checksum(ChecksumToHex(info.version.checksum));
   out->set_exactness(static_cast<v1::Exactness>(info.version.exactness));
   out->set_tier(static_cast<v1::Tier>(info.version.tier));

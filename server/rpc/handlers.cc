@@ -85,7 +85,10 @@ absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesReque
 
   const StoreOptions& options = store_->options();
   out->set_default_durability(ToProto(options.default_durability));
-  *out->mutable_flush_interval() = ToProto(options.flush_interval);
+  *out->mutable_flush_interval() = ToProto(options.write_behind.flush_interval);
+  out->set_max_dirty_bytes(store_->max_dirty_bytes());
+  *out->mutable_max_lag() = ToProto(options.write_behind.max_lag);
+  out->set_throttles(options.write_behind.lag_policy == LagPolicy::kThrottle);
   if (options.default_ttl != absl::InfiniteDuration()) *out->mutable_default_ttl() = ToProto(options.default_ttl);
   if (options.max_ttl != absl::InfiniteDuration()) *out->mutable_max_ttl() = ToProto(options.max_ttl);
   out->set_default_max_history(options.default_max_history);

@@ -85,13 +85,15 @@ class Residency::ResidentPin final : public PinnedImage {
 
 Residency::Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock)
     : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget),
-               .keep_empty = options.keep_empty},
+               .keep_empty = options.keep_empty,
+               .dirty_bytes_max = options.dirty_bytes_max},
       device_(device),
       cold_(cold),
       clock_(clock),
       ids_(cold->epoch()) {
   Require(device->host_accessible(), "the device's memory cannot be read by the CPU");
   reclaimer_ = std::thread(&Residency::ReclaimLoop, this);
+  spiller_ = std::thread(&Residency::SpillLoop, this);
 }
 
 Residency::~Residency() {
@@ -99,8 +101,10 @@ Residency::~Residency() {
     MutexLock lock(&mu_);
     stopping_ = true;
     wake_.SignalAll();
+    wake_spiller_.SignalAll();
   }
   reclaimer_.join();
+  spiller_.join();
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted;
   {
     MutexLock lock(&mu_);
@@ -277,6 +281,10 @@ void Residency::Install(Resident* image, Claim* claim, std::string attachment) {
   image->attachment = std::move(attachment);
   image->used_at = ++uses_;
   image->hot = true;
+  if (!image->cold) {
+    dirty_bytes_ += image->bytes();
+    if (dirty_bytes_ > options_.dirty_bytes_max) wake_spiller_.SignalAll();
+  }
   ++stats_.hot_images;
   stats_.hot_bytes += image->bytes();
 }
@@ -381,6 +389,7 @@ absl::Status Residency::PersistLocked(const Op& op, Resident* image) {
   image->persisting = false;
   if (status.ok()) {
     image->cold = true;
+    dirty_bytes_ -= image->bytes();
     stats_.hot_to_cold_bytes += image->bytes() + image->attachment.size();
   } else if (absl::IsDataLoss(status)) {
     image->damaged = true;
@@ -508,6 +517,37 @@ bool Residency::WaitForReclaim(const Op& op) {
     WaitForChange(op);
   }
   return !reclaim_failed_;
+}
+
+void Residency::SpillLoop() {
+  const auto next = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> std::shared_ptr<Resident> {
+    for (const VictimClass dirty : {VictimClass::kBehindDirty, VictimClass::kHeadDirty}) {
+      for (auto it = victims_.lower_bound({dirty, 0, nullptr}); it != victims_.end() && it->victim_class == dirty;
+           ++it) {
+        // No reference left means that its destructor waits for our lock.
+        if (std::shared_ptr<Resident> image = it->image->weak_from_this().lock()) return image;
+      }
+    }
+    return nullptr;
+  };
+  std::shared_ptr<Resident> image;  // outlives the lock
+  MutexLock lock(&mu_);
+  while (!stopping_) {
+    if (image != nullptr) {  // its destructor takes the lock
+      MutexUnlock unlock(&mu_);
+      image.reset();
+    }
+    if (dirty_bytes_ > options_.dirty_bytes_max) image = next();
+    if (image == nullptr) {
+      wake_spiller_.Wait(&mu_);
+      continue;
+    }
+    if (PersistLocked(Op(), image.get()).ok()) {
+      ++stats_.spills;
+    } else if (!stopping_) {
+      wake_spiller_.WaitFor(&mu_, kReclaimRetry);  // whoever needs the slot will be told why
+    }
+  }
 }
 
 void Residency::ReclaimLoop() {
@@ -658,6 +698,7 @@ void Residency::CheckInvariants() const {
     if (!image.attachment.empty()) ++attached;
     attached_bytes += image.attachment.size();
   }
+  Require(dirty_bytes_ <= stats_.hot_bytes, "dirty bytes are miscounted");
   Require(attached == attached_victims_.size() && attached_bytes <= attachment_bytes_, "attachments are miscounted");
 }
 

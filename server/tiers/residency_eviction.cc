@@ -70,6 +70,7 @@ void Residency::DropSlot(Resident* image) {
   Unlist(image);
   image->pool->slots.Free(std::exchange(image->slot, Slot{}));
   image->hot = false;
+  if (!image->cold) dirty_bytes_ -= image->bytes();
   --stats_.hot_images;
   stats_.hot_bytes -= image->bytes();
   attachment_bytes_ -= image->attachment.size();

@@ -587,6 +587,14 @@ def created(client, sequence):
         return client.create(sequence)
 
 
+def code_of(call):
+    try:
+        call()
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
 def fits(client, size):
     with contextlib.suppress(grpc.RpcError):
         return client.set("a", data=state(1, size))
@@ -607,6 +615,8 @@ def test_limits_of_bytes_and_names(pb, start, errors):
     client.create("large", layout="large")
     unread = client.GetStream(pb.GetStreamRequest(get=pb.GetRequest(name=client.ref("large")), chunk_bytes=2 * MIB))  # two chunks in flight
     next(unread)
+    # The second chunk is read a moment later.
+    eventually(lambda: code_of(lambda: client.set("a", data=bytes(2 * MIB))) == grpc.StatusCode.RESOURCE_EXHAUSTED)
     with errors.expected("RESOURCE_EXHAUSTED", "ADMISSION"):
         client.set("a", data=bytes(2 * MIB))
     unread.cancel()
@@ -619,6 +629,18 @@ def test_limits_of_bytes_and_names(pb, start, errors):
         client.create(other)
     with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_NAMES"):
         client.create("c")
+
+
+@pytest.mark.provokes(("RESOURCE_EXHAUSTED", "FLUSH_BEHIND"))
+def test_more_waits_for_the_disk_than_may(pb, start, errors):
+    _, client = start("--max-dirty-bytes=1", "--flush-interval=1h", "--max-lag=2h", "--lag-policy=throttle")
+    told = client.GetCapabilities(pb.GetCapabilitiesRequest())
+    assert told.max_dirty_bytes == 1 and told.throttles and told.max_lag.ToSeconds() == 7200
+    with errors.expected("RESOURCE_EXHAUSTED", "FLUSH_BEHIND"):
+        for i in range(100):  # one may always wait; what waits is recorded about every 100 ms
+            client.set(f"n{i}", data=state(i))
+    eventually(lambda: fits(client, STATE_BYTES))
+    client.set("sync", options={"durability": pb.SYNC})
 
 
 @pytest.mark.provokes(("RESOURCE_EXHAUSTED", "TOO_MANY_LAYOUTS"))

@@ -1377,7 +1377,7 @@ void Reference::FlushedDue() {
   for (auto& [key, disk] : disk_) {
     const State* state = Find(key);
     if (state == nullptr && disk.reaped) disk.states = {std::nullopt};
-    if (state != nullptr && clock_->Now() - state->last_change >= absl::ToInt64Nanoseconds(options_.flush_interval))
+    if (state != nullptr && clock_->Now() - state->last_change >= absl::ToInt64Nanoseconds(options_.write_behind.flush_interval))
       Recorded(key);
   }
 }

@@ -55,7 +55,7 @@ StoreOptions OptionsOfWorld() {
   options.max_results = 4;
   options.max_batch = 6;
   options.max_ttl = absl::Hours(1);
-  options.flush_interval = absl::Seconds(1);
+  options.write_behind.flush_interval = absl::Seconds(1);
   options.flush_batch_bytes = 100 << 10;
   return options;
 }

@@ -24,7 +24,7 @@ class StoreBatchTest : public StoreTest {
   }
   bool Exists(const std::string& name) { return store_->Describe(op_, Seq(name)).ok(); }
   void Due() {
-    clock_.Advance(options_.flush_interval);
+    clock_.Advance(options_.write_behind.flush_interval);
     FlushDue();
   }
 };
@@ -397,7 +397,7 @@ class BatchCrashTest : public StoreBatchTest, public ::testing::WithParamInterfa
       }
       case 3: (void)store_->SetTtl(op_, {Seq(RandomName()), Ttl(absl::Hours(1)), {}}); break;
       case 4:
-      case 5: clock_.Advance(options_.flush_interval); [[fallthrough]];
+      case 5: clock_.Advance(options_.write_behind.flush_interval); [[fallthrough]];
       case 6:
         recording_ = true;
         store_->FlushDue();
@@ -564,7 +564,7 @@ TEST_F(StoreBatchTest, BatchesOfOverlappingNamesFromManyThreadsAllEnd) {
   }
   std::thread housekeeping([&] {
     while (!stop) {
-      clock_.Advance(options_.flush_interval);
+      clock_.Advance(options_.write_behind.flush_interval);
       store_->FlushDue();
       store_->CheckInvariants();
     }

@@ -563,7 +563,7 @@ TEST_F(StoreTest, SyncSurvivesPowerLossWriteBehindAfterItsTurnAndVolatileNever) 
   EXPECT_EQ(store_->Describe(op_, Seq("behind"))->durable_revision, 0u);
   FlushDue();
   EXPECT_EQ(store_->Describe(op_, Seq("behind"))->durable_revision, 0u);
-  clock_.Advance(options_.flush_interval);
+  clock_.Advance(options_.write_behind.flush_interval);
   FlushDue();
   EXPECT_GT(store_->Describe(op_, Seq("behind"))->durable_revision, 0u);
   LosePower();
@@ -625,7 +625,7 @@ TEST_F(StoreTest, BytesThatARecordNeedsOutliveUnrecordedChanges) {
 
 TEST_F(StoreTest, SupersededVersionsAreSkippedByWriteBehind) {
   for (int i = 1; i <= 10; ++i) ASSERT_TRUE(Set("a", i, static_cast<char>('0' + i)).ok());
-  clock_.Advance(options_.flush_interval);
+  clock_.Advance(options_.write_behind.flush_interval);
   FlushDue();
   EXPECT_EQ(images_->persists, 1);
   EXPECT_EQ(store_->stats().dirty_names, 0u);
@@ -635,13 +635,13 @@ TEST_F(StoreTest, ChildrenOfOneForkAreRecordedInOneCommit) {
   options_.flush_batch_bytes = 4096;  // a few names
   Stop();
   ASSERT_TRUE(Set("p", 1, 'x').ok());
-  clock_.Advance(options_.flush_interval);
+  clock_.Advance(options_.write_behind.flush_interval);
   FlushDue();
   std::vector<std::string> children;
   for (int i = 0; i < 100; ++i) children.push_back("c" + std::to_string(i));
   ASSERT_TRUE(Fork(Seq("p"), children).ok());
   const int before = log_->commits;
-  clock_.Advance(options_.flush_interval);
+  clock_.Advance(options_.write_behind.flush_interval);
   FlushDue();
   EXPECT_EQ(log_->commits, before + 1);
   EXPECT_EQ(images_->persists, 1);
@@ -697,7 +697,7 @@ TEST_F(StoreTest, AFailedDiskRefusesSyncWritesAndKeepsWhatWasThere) {
   EXPECT_REASON(Get(Seq("new")), "NEVER_CREATED");
   EXPECT_EQ(LiveImages(), 1);
   ASSERT_TRUE(Set("behind", 1, 'b', With(Durability::kWriteBehind)).ok());
-  clock_.Advance(options_.flush_interval);
+  clock_.Advance(options_.write_behind.flush_interval);
   FlushDue();
   EXPECT_EQ(ReasonOf(store_->stats().flush_status), "COLD_FULL");
   EXPECT_EQ(store_->stats().dirty_names, 1u);

@@ -69,7 +69,7 @@ void StoreThreadsTest::Contend() {
   }
   std::thread housekeeping([&] {
     while (!stop) {
-      clock_.Advance(options_.flush_interval);
+      clock_.Advance(options_.write_behind.flush_interval);
       store_->FlushDue();
       store_->ReapExpired();
       store_->FoldIdle();

@@ -32,13 +32,15 @@ class ResidencyTest : public AnyColdStoreTest {
   ~ResidencyTest() override { residency_.reset(); }
 
   // A residency with room for `slots` states of kChunk bytes, and `attachments` bytes of attachments.
-  void Start(uint64_t slots, uint64_t attachments = 0, FailingDevice::Fault fault = nullptr) {
+  void Start(uint64_t slots, uint64_t attachments = 0, FailingDevice::Fault fault = nullptr,
+             uint64_t dirty_bytes_max = UINT64_MAX) {
     residency_.reset();
     host_ = *HostDevice::Create({.budget_bytes = slots * kChunk, .chunk_bytes = kChunk});
     if (!fault) fault = [](TenantId, uint64_t) { return absl::OkStatus(); };
     device_ = std::make_unique<FailingDevice>(host_.get(), std::move(fault));
-    residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = attachments}, device_.get(),
-                                             cold_.get(), &clock_);
+    residency_ = std::make_unique<Residency>(
+        ResidencyOptions{.attachment_budget_bytes = attachments, .dirty_bytes_max = dirty_bytes_max}, device_.get(),
+        cold_.get(), &clock_);
   }
 
   absl::StatusOr<ImageRef> TryWrite(const Op& op, const LayoutRef& layout, absl::string_view bytes,
@@ -84,6 +86,24 @@ class ResidencyTest : public AnyColdStoreTest {
   std::unique_ptr<FailingDevice> device_;
   std::unique_ptr<Residency> residency_;
 };
+
+// ---- spilling ahead
+
+TEST_F(ResidencyTest, MoreDirtyBytesThanAllowedAreSpilledBeforeTheirSlotsAreNeeded) {
+  Start(8, 0, nullptr, /*dirty_bytes_max=*/3 * kChunk);
+  std::vector<ImageRef> images;
+  for (uint64_t i = 1; i <= 6; ++i) images.push_back(WriteHead(i));
+  const auto persisted = [&] {
+    return std::count_if(images.begin(), images.end(), [&](const ImageRef& i) { return residency_->persisted(*i); });
+  };
+  while (persisted() < 3) std::this_thread::yield();
+  EXPECT_EQ(residency_->stats().hot_images, 6u);  // written, and where they were
+  EXPECT_TRUE(residency_->persisted(*images[0]) && residency_->persisted(*images[1]) &&
+              residency_->persisted(*images[2]));  // the least recently used
+  EXPECT_EQ(residency_->stats().spills, 3u);
+  for (uint64_t i = 1; i <= 6; ++i) EXPECT_EQ(Read(images[i - 1]), MakeBytes(kChunk, i));
+  for (const ImageRef& image : images) image->DropHead();
+}
 
 // ---- writing
 

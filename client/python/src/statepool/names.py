@@ -71,6 +71,7 @@ class Info:
     expire_time: datetime.datetime | None
     create_time: datetime.datetime | None
     replayed: bool  # the answer to an earlier request with this request_id
+    flush_lag: float | None  # seconds that its oldest unrecorded change waits; None: none does, or it is volatile
 
     @staticmethod
     def from_proto(info: pb.NameInfo) -> Info:
@@ -85,7 +86,8 @@ class Info:
             ttl=info.ttl.ToTimedelta().total_seconds() if info.HasField("ttl") else None,
             expire_time=info.expire_time.ToDatetime(datetime.timezone.utc) if info.HasField("expire_time") else None,
             create_time=info.create_time.ToDatetime(datetime.timezone.utc) if info.HasField("create_time") else None,
-            replayed=info.replayed)
+            replayed=info.replayed,
+            flush_lag=info.flush_lag.ToTimedelta().total_seconds() if info.HasField("flush_lag") else None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,8 +239,9 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
       return !entry.name()->unborn && entry.name()->state.durability != Durability::kVolatile;
     });
     if (dirty_.empty()) return answer;
-    // A round leaves out what is busy; everything that was in the queue when the call came must be through.
-    for (const DirtyTicket end = dirty_.rbegin()->first;;) {
+    // A round leaves out what is busy; everything that was written when the call came must be through, also what waits
+    // outside the queue while an older state of its name is being recorded (dirty_next).
+    for (const DirtyTicket end{ids_.Next(), 0};;) {
       const uint64_t before = answer.written;
       FlushRound all;
       RETURN_IF_ERROR(RecordQueueLocked(op, &all, &answer.written));
@@ -260,7 +261,7 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
     if (name == nullptr) return MissLocked(key, "names");
     if (name->state.durability == Durability::kVolatile) continue;
     ++answer.names;
-    wanted.push_back({key, name->state.revision, name->dirty.own});
+    wanted.push_back({key, name->state.revision, std::max(name->dirty.own, name->dirty_next.own)});
   }
   for (;;) {
     std::vector<Name*> pending;
@@ -268,7 +269,7 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
     for (const auto& [key, revision, ticket] : wanted) {
       Name* name = names_.FindUnfolded(key);
       if (name == nullptr || name->dirty == DirtyTicket{}) continue;
-      if (name->durable_revision >= revision && name->dirty.own != ticket) continue;
+      if (name->durable_revision >= revision && name->dirty.own > ticket) continue;
       // With it all that was written together with it.
       for (Name* member : GroupLocked(*name)) {
         if (seen.insert(member).second) pending.push_back(member);

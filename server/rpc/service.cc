@@ -227,10 +227,11 @@ void StatePoolService::EndCall() { running_.fetch_sub(1); }
 void StatePoolService::BeginDrain() { draining_.store(true); }
 
 bool StatePoolService::WaitIdle(absl::Duration timeout) {
-  const absl::Time end = absl::Now() + timeout;
+  // Neither the wall clock, which may step meanwhile, nor an injected one, which may stand still.
+  const auto end = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(timeout);
   // Once in a daemon's life: not worth a condition variable in the path of every call.
   while (running_.load() != 0 || admission_.bytes_in_flight() != 0) {
-    if (absl::Now() >= end) return false;
+    if (std::chrono::steady_clock::now() >= end) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   }
   return true;

@@ -617,7 +617,8 @@ std::string Session::Housekeeping() {
     clock_.Advance(by);
     reference_.TimePassed();
   } else if (which < 48) {
-    const absl::Duration by = absl::Seconds(static_cast<int64_t>(Pick(40)) - 20);
+    const absl::Duration by = Chance(0.8) ? absl::Seconds(static_cast<int64_t>(Pick(40)) - 20)
+                                          : absl::Hours(OneOf<int64_t>({1, -1, 24 * 365, -24 * 365}));
     Note(absl::StrCat("wall clock jumps ", absl::FormatDuration(by)));
     clock_.JumpWall(by);
   } else if (which < 60) {

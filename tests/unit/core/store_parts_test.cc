@@ -215,6 +215,14 @@ TEST_F(StorePartsTest, TouchStartsIdleTimeAnewAndTellsWhenItEnds) {
   EXPECT_REASON(store_->Touch(op_, Seq("a//b")), "INVALID_NAME");
 }
 
+TEST_F(StorePartsTest, ADeadlineThatComesNearerIsLookedAtInTime) {
+  ASSERT_TRUE(Set("a", 1, 'x', Ttl(absl::Hours(1))).ok());
+  ASSERT_TRUE(store_->SetTtl(op_, {Seq("a"), Ttl(absl::Seconds(1)), {}}).ok());
+  clock_.Advance(absl::Seconds(1));
+  Reap();
+  EXPECT_EQ(store_->stats().sequences, 0u);
+}
+
 TEST_F(StorePartsTest, SetTtlChangesOnlyWhenANameExpires) {
   const auto info = Set("a", 1, 'x', Ttl(absl::Seconds(10)));
   const auto set = store_->SetTtl(op_, {Seq("a"), Ttl(absl::Hours(1)), info->revision});

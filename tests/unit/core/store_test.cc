@@ -197,6 +197,16 @@ TEST_F(StoreTest, ForkInheritsClassTtlAndHistory) {
   EXPECT_EQ(*Get(Seq("p")), '3');
 }
 
+TEST_F(StoreTest, AForkOfAnEarlierPositionEndsThere) {
+  for (int64_t position : {1, 2, 3}) ASSERT_TRUE(Set("p", position, static_cast<char>('w' + position)).ok());
+  const auto fork = store_->Fork(op_, {{Seq("p"), 2, ""}, {"c"}, {}, {}});
+  ASSERT_TRUE(fork.ok()) << fork.status();
+  EXPECT_EQ(fork->version.position, 2);
+  EXPECT_EQ(*Get(Seq("c")), 'y');
+  EXPECT_EQ(*Get(Seq("c"), 1), 'x');
+  EXPECT_REASON(Get(Seq("c"), 3), "POSITION_MISMATCH");
+}
+
 TEST_F(StoreTest, AForkMakesAllChildrenOrNone) {
   ASSERT_TRUE(Set("p", 1, 'x').ok());
   ASSERT_TRUE(Set("taken", 1, 'y').ok());
@@ -392,6 +402,35 @@ TEST_F(StoreTest, AWriteFromASourceIsAUseOfItOnlyWhenItIsDone) {
   log_->commit_error = absl::OkStatus();
   clock_.Advance(absl::Seconds(3));
   EXPECT_REASON(Get(Seq("a")), "EXPIRED");
+}
+
+// ---- layouts
+
+TEST_F(StoreTest, LayoutsAreBoundedInNumberAndInBytesAndADeletedOneGivesItsRoomBack) {
+  const auto make = [](std::string model_id) {
+    return *Layout::Create(
+        {std::move(model_id), {{"ssm", TensorKind::kRecurrent, {0}, DType::kFloat32, {{"state", 8}}, {}, {}}}});
+  };
+  const LayoutRef third = make("third"), fourth = make("forth");
+  for (const bool in_bytes : {false, true}) {
+    options_ = StoreOptions();
+    if (in_bytes) {
+      options_.max_layout_bytes = third->canonical().size();
+      for (const LayoutRef& there : {layout_, other_layout_}) options_.max_layout_bytes += there->canonical().size();
+    } else {
+      options_.max_layouts = 3;
+    }
+    Stop();
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_TRUE(store_->RegisterLayout(op_, third, "third").ok());
+      EXPECT_TRUE(store_->RegisterLayout(op_, third, "again").ok()) << "it is there already";
+      EXPECT_REASON(store_->RegisterLayout(op_, fourth, "fourth"), "TOO_MANY_LAYOUTS");
+      ASSERT_TRUE(store_->DeleteLayout(op_, "third").ok());
+      ASSERT_TRUE(store_->RegisterLayout(op_, fourth, "fourth").ok());
+      EXPECT_REASON(store_->RegisterLayout(op_, third, "third"), "TOO_MANY_LAYOUTS");
+      ASSERT_TRUE(store_->DeleteLayout(op_, "fourth").ok());
+    }
+  }
 }
 
 // ---- expiry

@@ -175,5 +175,58 @@ TEST_F(StoreThreadsTest, ARetryThatMeetsItsFirstAttemptGetsItsAnswer) {
   listing.join();
 }
 
+// What was written while an older state of its name is on its way to the disk waits outside the queue.
+TEST_F(StoreThreadsTest, AFlushOfEverythingTakesWhatWasWrittenWhileItsNameWasBeingRecorded) {
+  ASSERT_TRUE(Set("a", 1, 'x').ok());
+  clock_.Advance(options_.flush_interval);
+  ASSERT_TRUE(Set("later", 1, 'l').ok());
+  Revision written = 0, durable = 0;
+  std::atomic<int> commits{0};
+  std::thread flusher;
+  log_->before_commit = [&](absl::Span<const NameChange>) {
+    switch (++commits) {
+      case 1:  // of "a", as it was first
+        written = Set("a", 2, 'y')->revision;
+        flusher = std::thread([&] {
+          EXPECT_TRUE(store_->Flush(op_, {}).ok());
+          durable = store_->Describe(op_, Seq("a"))->durable_revision;
+        });
+        while (commits < 2) std::this_thread::yield();
+        break;
+      case 2:  // of "later", by the Flush
+        while (store_->Describe(op_, Seq("a"))->durable_revision == 0) std::this_thread::yield();
+        break;
+    }
+  };
+  store_->FlushDue();
+  flusher.join();
+  EXPECT_EQ(durable, written);
+}
+
+TEST_F(StoreThreadsTest, AFlushOfANameTakesATtlThatWasSetWhileItWasBeingRecorded) {
+  ASSERT_TRUE(Set("a", 1, 'x', With(Durability::kSync)).ok());
+  ASSERT_TRUE(Set("a", 2, 'y', With(Durability::kWriteBehind)).ok());
+  const std::vector<NameKey> a = {Seq("a")};
+  ASSERT_TRUE(store_->Flush(op_, a).ok());
+  ASSERT_TRUE(store_->SetTtl(op_, {a[0], Ttl(absl::Hours(1)), {}}).ok());
+  clock_.Advance(options_.flush_interval);
+  clock_.SetTick(absl::Nanoseconds(1));
+  std::atomic<bool> first{true};
+  std::thread flusher;
+  log_->before_commit = [&](absl::Span<const NameChange>) {
+    if (!first.exchange(false)) return;
+    ASSERT_TRUE(store_->SetTtl(op_, {a[0], Ttl(absl::Hours(2)), {}}).ok());
+    const MonoTime before = clock_.Now();
+    flusher = std::thread([&] { EXPECT_TRUE(store_->Flush(op_, a).ok()); });
+    for (MonoTime looks = 1; clock_.Now() - before == looks; ++looks) std::this_thread::yield();
+    // It has looked; when the lock is free it knows what it waits for.
+    EXPECT_TRUE(store_->Describe(op_, a[0]).ok());
+  };
+  store_->FlushDue();
+  flusher.join();
+  Crash();
+  EXPECT_EQ(store_->Describe(op_, a[0])->ttl, absl::Hours(2));
+}
+
 }  // namespace
 }  // namespace statepool

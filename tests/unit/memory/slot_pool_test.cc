@@ -139,6 +139,9 @@ TEST_F(SlotPoolTest, GivesEmptyExtentsBackAllButAsManyAsAreKept) {
   for (Slot slot : slots) Free(slot);
   EXPECT_EQ(pool_->TakeEmpty(1).size(), 3u);
   EXPECT_EQ(device_->used_bytes(), kChunk);
+  const Slot again = Take();
+  EXPECT_EQ(again.extent, slots[0].extent) << "the oldest stays";
+  Free(again);
   EXPECT_EQ(pool_->TakeEmpty(1).size(), 0u);
   EXPECT_EQ(pool_->TakeEmpty(0).size(), 1u);
   EXPECT_EQ(device_->used_bytes(), 0u);

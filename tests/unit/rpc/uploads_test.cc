@@ -247,6 +247,19 @@ TEST_F(UploadsTest, WhatIsKeptGoesWhenItsTimeIsOver) {
   EXPECT_REASON(Begin("a", "r", kLeafBytes), "UPLOAD_UNKNOWN");
 }
 
+TEST_F(UploadsTest, AStepOfTheWallClockNeitherEndsNorProlongsWhatIsKept) {
+  for (const absl::Duration step : {absl::Hours(1), absl::Hours(-1), absl::Hours(24 * 365), absl::Hours(-24 * 365)}) {
+    BreakOff("a", "r", kLeafBytes);
+    clock_.JumpWall(step);
+    clock_.Advance(kKeep - absl::Nanoseconds(1));
+    Look();
+    EXPECT_TRUE(Find("a", "r").ok());
+    clock_.Advance(absl::Nanoseconds(1));
+    Look();
+    EXPECT_REASON(Find("a", "r"), "UPLOAD_UNKNOWN");
+  }
+}
+
 TEST_F(UploadsTest, WithoutARequestIdOrBytesNothingIsKept) {
   BreakOff("a", "", kLeafBytes);
   EXPECT_REASON(Find("a", ""), "UPLOAD_UNKNOWN");

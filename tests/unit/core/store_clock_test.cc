@@ -96,17 +96,17 @@ TEST_P(StoreClockTest, AnAbsoluteTimeIsJudgedByTheClockAsItIsWhenItIsAskedFor) {
 
 TEST_P(StoreClockTest, WriteBehindAndItsLagDoNotSeeAStep) {
   ASSERT_TRUE(Set("before", 1, 'b').ok());
-  clock_.Advance(options_.flush_interval / 2);
+  clock_.Advance(options_.write_behind.flush_interval / 2);
   clock_.JumpWall(Step());
-  EXPECT_EQ(store_->stats().flush_lag, options_.flush_interval / 2);
+  EXPECT_EQ(store_->stats().flush_lag, options_.write_behind.flush_interval / 2);
   ASSERT_TRUE(Set("after", 1, 'a').ok());
   FlushDue();
   EXPECT_EQ(store_->stats().dirty_names, 2u) << "not due yet";
-  clock_.Advance(options_.flush_interval / 2);
+  clock_.Advance(options_.write_behind.flush_interval / 2);
   FlushDue();
   EXPECT_EQ(store_->stats().dirty_names, 1u);
-  EXPECT_EQ(store_->stats().flush_lag, options_.flush_interval / 2);
-  clock_.Advance(options_.flush_interval / 2);
+  EXPECT_EQ(store_->stats().flush_lag, options_.write_behind.flush_interval / 2);
+  clock_.Advance(options_.write_behind.flush_interval / 2);
   FlushDue();
   EXPECT_EQ(store_->stats().dirty_names, 0u);
   EXPECT_EQ(store_->stats().flush_lag, absl::ZeroDuration());

@@ -178,7 +178,7 @@ TEST_F(StoreThreadsTest, ARetryThatMeetsItsFirstAttemptGetsItsAnswer) {
 // What was written while an older state of its name is on its way to the disk waits outside the queue.
 TEST_F(StoreThreadsTest, AFlushOfEverythingTakesWhatWasWrittenWhileItsNameWasBeingRecorded) {
   ASSERT_TRUE(Set("a", 1, 'x').ok());
-  clock_.Advance(options_.flush_interval);
+  clock_.Advance(options_.write_behind.flush_interval);
   ASSERT_TRUE(Set("later", 1, 'l').ok());
   Revision written = 0, durable = 0;
   std::atomic<int> commits{0};
@@ -209,7 +209,7 @@ TEST_F(StoreThreadsTest, AFlushOfANameTakesATtlThatWasSetWhileItWasBeingRecorded
   const std::vector<NameKey> a = {Seq("a")};
   ASSERT_TRUE(store_->Flush(op_, a).ok());
   ASSERT_TRUE(store_->SetTtl(op_, {a[0], Ttl(absl::Hours(1)), {}}).ok());
-  clock_.Advance(options_.flush_interval);
+  clock_.Advance(options_.write_behind.flush_interval);
   clock_.SetTick(absl::Nanoseconds(1));
   std::atomic<bool> first{true};
   std::thread flusher;

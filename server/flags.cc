@@ -61,8 +61,9 @@ ABSL_FLAG(ByteSize, max_dirty_bytes, ByteSize{0},
 ABSL_FLAG(ByteSize, flush_bytes_per_second, ByteSize{0},
           "what is recorded in the background, while less than half of --max-dirty-bytes waits; 0: as fast as the disk "
           "is");
-ABSL_FLAG(absl::Duration, max_lag, absl::Seconds(30),
-          "how long a WRITE_BEHIND change may wait to be recorded before --lag-policy is asked");
+ABSL_FLAG(absl::Duration, max_lag, absl::ZeroDuration(),
+          "how long a WRITE_BEHIND change may wait to be recorded before --lag-policy is asked; 0: 30s, or three times "
+          "--flush-interval if that is longer");
 ABSL_FLAG(std::string, lag_policy, "degrade",
           "when a change waits longer than --max-lag: degrade (go on, the lag shows) or throttle (WRITE_BEHIND writes "
           "get RESOURCE_EXHAUSTED and a hint when to retry)");
@@ -78,6 +79,7 @@ namespace {
 constexpr absl::string_view kEnvironmentPrefix = "STATEPOOL_";
 constexpr absl::string_view kFlagfile = "flagfile";
 constexpr int kFlagfileDepthMax = 8;
+constexpr absl::Duration kMaxLag = absl::Seconds(30);
 // gRPC's limits are ints, and so are those of protobuf. Room for 2 MiB beside the state.
 constexpr uint64_t kMessageBytesMax = (uint64_t{2} << 30) - (4 << 20);
 
@@ -261,9 +263,8 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   if (const uint64_t rate = absl::GetFlag(FLAGS_flush_bytes_per_second).bytes; rate != 0)
     flags.flush_bytes_per_second = rate;
   flags.max_lag = absl::GetFlag(FLAGS_max_lag);
-  if (flags.max_lag < flags.flush_interval || flags.max_lag > absl::Hours(24)) {
-    return Bad("max-lag", "must be at least --flush-interval and at most 24h");
-  }
+  if (flags.max_lag == absl::ZeroDuration()) flags.max_lag = std::max(kMaxLag, 3 * flags.flush_interval);
+  if (flags.max_lag < flags.flush_interval) return Bad("max-lag", "must be at least --flush-interval, or 0");
   const std::string lag_policy = absl::GetFlag(FLAGS_lag_policy);
   if (lag_policy != "degrade" && lag_policy != "throttle") {
     return Bad("lag-policy", absl::StrCat("'", lag_policy, "' is neither degrade nor throttle"));

@@ -88,7 +88,7 @@ void PrintReady(const std::vector<std::string>& listen, const std::string& metri
             << R"(","devices":["host"]})" << std::endl;
 }
 
-// Calls the store's chores about every 100 ms, until it goes.
+// Calls the store's chores about every 100 ms, and writes behind at once when that is urgent, until it goes.
 class Housekeeping {
  public:
   explicit Housekeeping(Store* store) : thread_([this, store] { Run(store); }) {}
@@ -103,16 +103,18 @@ class Housekeeping {
 
  private:
   void Run(Store* store) {
-    for (uint64_t round = 0;; ++round) {
+    constexpr uint64_t kLooksPerRound = 10;
+    for (uint64_t look = 0;; ++look) {
       {
         MutexLock lock(&mu_);
-        if (!stopping_) wake_.WaitFor(&mu_, std::chrono::milliseconds(100));
+        if (!stopping_) wake_.WaitFor(&mu_, std::chrono::milliseconds(100) / kLooksPerRound);
         if (stopping_) return;
       }
-      store->ReapExpired();
-      store->FlushDue();
-      store->FoldIdle();
-      if (round % 50 == 0) ReportFlushing(store->stats().flush_status);
+      const bool is_round = look % kLooksPerRound == 0;
+      if (is_round) store->ReapExpired();
+      if (is_round || store->FlushIsUrgent()) store->FlushDue();
+      if (is_round) store->FoldIdle();
+      if (look % (50 * kLooksPerRound) == 0) ReportFlushing(store->stats().flush_status);
     }
   }
   void ReportFlushing(const absl::Status& now) {

@@ -453,6 +453,11 @@ Store::Counts Store::counts() const {
   return {names_.count(NameKind::kSequence), names_.count(NameKind::kSnapshot), names_.count(NameKind::kPrefix)};
 }
 
+bool Store::FlushIsUrgent() const {
+  MutexLock lock(&mu_);
+  return write_behind_.urgent();
+}
+
 uint64_t Store::max_dirty_bytes() const {
   MutexLock lock(&mu_);
   return write_behind_.max_dirty_bytes();

@@ -325,6 +325,7 @@ class Store {
   // is due, folds what is at rest.
   void ReapExpired();
   void FlushDue();
+  bool FlushIsUrgent() const;  // so much waits that FlushDue should not
   // Packs names that are at rest (recorded, their states in the cold store alone, no other name shares them) into
   // little memory; whoever looks at one gets it unpacked. Goes through some thousand names a call.
   void FoldIdle();

@@ -15,7 +15,7 @@ constexpr double kSecondsKnown = 0.1;        // before, the rate is not known
 constexpr uint64_t kTellingBytes = 8 << 20;  // less tells of the disk's latency, not of its rate
 // Whatever the disk does, so much may wait.
 constexpr double kLeastBytes = 64 << 20;
-constexpr absl::Duration kHintMin = absl::Milliseconds(50), kHintMax = absl::Seconds(10);
+constexpr absl::Duration kHintMin = absl::Milliseconds(20), kHintMax = absl::Seconds(10);
 
 }  // namespace
 

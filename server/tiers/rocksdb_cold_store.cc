@@ -116,7 +116,9 @@ absl::StatusOr<std::unique_ptr<RocksDbColdStore>> RocksDbColdStore::Open(RocksDb
 }
 
 RocksDbColdStore::RocksDbColdStore(RocksDbColdStoreOptions options)
-    : options_(std::move(options)), env_(options_.env != nullptr ? options_.env : rocksdb::Env::Default()) {}
+    : options_(std::move(options)),
+      env_(options_.env != nullptr ? options_.env : rocksdb::Env::Default()),
+      synced_logs_(options_.path) {}
 
 RocksDbColdStore::~RocksDbColdStore() {
   {
@@ -148,9 +150,11 @@ absl::Status RocksDbColdStore::OpenDatabase() {
   }
 
   if (absl::Status status = CheckWitness(env_, options_.path, &least_epoch_); !status.ok()) return status;
+  if (absl::Status status = synced_logs_.Check(); !status.ok()) return status;
   if (absl::Status status = CheckSpaceToStart(); !status.ok()) return status;
+  db_env_ = synced_logs_.Follow(env_);
   const RocksDbMemory memory{options_.image_memtable_bytes, rocksdb::NewLRUCache(options_.block_cache_bytes)};
-  rocksdb::DBOptions db_options = MakeDbOptions(env_, memory);
+  rocksdb::DBOptions db_options = MakeDbOptions(db_env_.get(), memory);
   db_options.listeners = {std::make_shared<Listener>(this)};
   const std::string path = options_.path + "/db";
   std::vector<std::string> existing;
@@ -605,7 +609,9 @@ absl::Status RocksDbColdStore::CommitCleanStop(absl::string_view tombstones) {
   Witness(db_.get());  // the listener may be late
   rocksdb::WriteBatch batch;
   batch.Put(meta_, kCleanStopKey, EncodeMeta(kCleanStopKey, tombstones));
-  return Write(&batch, /*sync=*/true);
+  const absl::Status status = Write(&batch, /*sync=*/true);
+  if (status.ok()) synced_logs_.Forget();
+  return status;
 }
 
 absl::Status RocksDbColdStore::LoadLayouts(absl::FunctionRef<absl::Status(LayoutRecord)> visit) {

@@ -19,6 +19,7 @@
 #include "server/core/mutex.h"
 #include "server/tiers/cold_store.h"
 #include "server/tiers/image_files.h"
+#include "server/tiers/synced_logs.h"
 
 namespace rocksdb {
 class ColumnFamilyHandle;
@@ -109,6 +110,8 @@ class RocksDbColdStore final : public ColdStore {
 
   const RocksDbColdStoreOptions options_;
   rocksdb::Env* const env_;
+  SyncedLogs synced_logs_;
+  std::unique_ptr<rocksdb::Env> db_env_;  // env_, with the logs followed
   rocksdb::FileLock* lock_ = nullptr;
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> families_;

@@ -257,7 +257,7 @@ v1::NameInfo Reference::InfoOf(const Key& key, const State& state, const Version
 
 namespace {
 
-// Where the bytes lie is not promised, and durable_revision is judged apart.
+// Where the bytes lie is not promised; durable_revision and flush_lag are judged apart.
 v1::NameInfo Comparable(v1::NameInfo info, std::string* error) {
   const auto take_tier = [&](v1::Tier tier) {
     if (tier != v1::HOT && tier != v1::COLD) *error = absl::StrCat("tier ", tier);
@@ -265,6 +265,7 @@ v1::NameInfo Comparable(v1::NameInfo info, std::string* error) {
   take_tier(info.tier());
   info.clear_tier();
   info.clear_durable_revision();
+  info.clear_flush_lag();
   for (v1::VersionInfo& version : *info.mutable_history()) {
     take_tier(version.tier());
     version.clear_tier();
@@ -279,7 +280,20 @@ std::string Reference::CheckInfo(const Key& key, const VersionM& version, bool h
   const v1::NameInfo comparable = Comparable(actual, &error);
   if (!error.empty()) return error;
   error = Differs(InfoOf(key, names_.at(key), version, history), comparable);
+  if (error.empty()) error = FlushLag(key, actual);
   return error.empty() ? DurableRevision(key, actual.durable_revision()) : error;
+}
+
+std::string Reference::FlushLag(const Key& key, const v1::NameInfo& actual) const {
+  const State& state = names_.at(key);
+  const int64_t lag = actual.flush_lag().seconds() * 1'000'000'000 + actual.flush_lag().nanos();
+  if (state.durability != v1::WRITE_BEHIND)
+    return lag == 0 ? "" : absl::StrCat("flush_lag ", lag, " of a name that is not WRITE_BEHIND");
+  // What is not recorded waits since its newest change at least, in this run.
+  const int64_t since = clock_->Now() - state.last_change;
+  if (lag == 0 && since > 0 && actual.durable_revision() != state.revision)
+    return "no flush_lag, and it is not recorded";
+  return lag == 0 || lag >= since ? "" : absl::StrCat("flush_lag ", lag, ", and its last change was ", since, " ago");
 }
 
 std::string Reference::DurableRevision(const Key& key, uint64_t revision) {
@@ -1377,7 +1391,8 @@ void Reference::FlushedDue() {
   for (auto& [key, disk] : disk_) {
     const State* state = Find(key);
     if (state == nullptr && disk.reaped) disk.states = {std::nullopt};
-    if (state != nullptr && clock_->Now() - state->last_change >= absl::ToInt64Nanoseconds(options_.write_behind.flush_interval))
+    if (state != nullptr &&
+        clock_->Now() - state->last_change >= absl::ToInt64Nanoseconds(options_.write_behind.flush_interval))
       Recorded(key);
   }
 }

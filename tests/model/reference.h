@@ -241,6 +241,7 @@ class Reference {
   void CallBegins();
   uint64_t LastRevision() const;
   std::string DurableRevision(const Key& key, uint64_t revision);
+  std::string FlushLag(const Key& key, const v1::NameInfo& actual) const;
   std::string CheckInfo(const Key& key, const VersionM& version, bool history, const v1::NameInfo& actual);
   v1::NameInfo InfoOf(const Key& key, const State& state, const VersionM& version, bool history) const;
   std::string CheckGot(const Resolved& found, const v1::GetRequest& in, const v1::GetResponse& out,

@@ -300,6 +300,79 @@ TEST_F(WentBackTest, ADamagedWitnessProvesNothing) {
   EXPECT_THAT(Names(), ElementsAre("a@2"));
 }
 
+class DamagedLogTest : public RocksDbColdStoreTest {
+ protected:
+  // Ends as a crash does; gives the log's path.
+  std::string CrashWithLog() {
+    EXPECT_TRUE(cold_->Commit({MakeChange("a", 1)}, true).ok() && cold_->Commit({MakeChange("b", 2)}, true).ok());
+    cold_.reset();
+    std::string log;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_ / "data/db")) {
+      if (entry.path().extension() == ".log" && entry.file_size() > 0) log = entry.path();
+    }
+    EXPECT_NE(log, "");
+    return log;
+  }
+  absl::Status Reopen() { return RocksDbColdStore::Open(Options()).status(); }
+};
+
+TEST_F(DamagedLogTest, WhatWasSyncedAndIsDamagedIsNotTakenForTheEndOfACrash) {
+  const std::string log = CrashWithLog();
+  const uint64_t size = std::filesystem::file_size(log);
+  for (const uint64_t at : {size / 4, size / 2, size - 1}) {
+    DamageFile(log, at);
+    EXPECT_EQ(ReasonOf(Reopen()), "CORRUPT") << at << " of " << size;
+    DamageFile(log, at);
+  }
+  Restart();
+  EXPECT_THAT(Names(), ElementsAre("a@1", "b@2"));
+}
+
+TEST_F(DamagedLogTest, ALogThatLostSyncedBytesIsRefusedUntilSomeoneSaysThatItMayBe) {
+  const std::string log = CrashWithLog();
+  std::filesystem::resize_file(log, std::filesystem::file_size(log) - 1);
+  EXPECT_EQ(ReasonOf(Reopen()), "CORRUPT");
+  EXPECT_EQ(ReasonOf(Reopen()), "CORRUPT");
+  std::filesystem::remove(directory_ / "data/SYNCED");
+  Restart();
+  EXPECT_THAT(Names(), ElementsAre("a@1"));
+}
+
+TEST_F(DamagedLogTest, BytesThatWereNeverSyncedMayBeMissing) {
+  ASSERT_TRUE(cold_->Commit({MakeChange("a", 1)}, true).ok());
+  ASSERT_TRUE(cold_->Commit({MakeChange("a", 2)}, false).ok());
+  const uint64_t synced = [&] {
+    cold_.reset();
+    uint64_t page[3];
+    FILE* const file = fopen((directory_ / "data/SYNCED").c_str(), "rb");
+    EXPECT_EQ(fread(page, 1, sizeof(page), file), sizeof(page));
+    fclose(file);
+    std::filesystem::resize_file(absl::StrFormat("%s/db/%06d.log", directory_ / "data", page[0]), page[1]);
+    return page[1];
+  }();
+  EXPECT_GT(synced, 0u);
+  Restart();
+  EXPECT_THAT(Names(), ElementsAre("a@1"));
+}
+
+TEST_F(DamagedLogTest, AfterAnOrderlyStopADamagedLogCostsTheMarkAtMost) {
+  ASSERT_TRUE(cold_->Commit({MakeChange("a", 1)}, true).ok());
+  ASSERT_TRUE(cold_->CommitCleanStop("").ok());
+  cold_.reset();
+  for (const auto& entry : std::filesystem::directory_iterator(directory_ / "data/db")) {
+    if (entry.path().extension() == ".log" && entry.file_size() > 0) DamageFile(entry.path(), entry.file_size() / 2);
+  }
+  Restart();
+  EXPECT_THAT(Names(), ElementsAre("a@1"));
+}
+
+TEST_F(DamagedLogTest, ADamagedSyncedProvesNothing) {
+  CrashWithLog();
+  DamageFile(directory_ / "data/SYNCED", 9);
+  Restart();
+  EXPECT_THAT(Names(), ElementsAre("a@1", "b@2"));
+}
+
 TEST_F(RocksDbColdStoreTest, ANewerFormatIsRefusedAndLeftAsItIs) {
   rocksdb::DB* db = cold_->db_for_testing();
   ASSERT_TRUE(db->Put({}, "format", EncodeMetaNumber("format", 3)).ok());

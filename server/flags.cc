@@ -264,7 +264,9 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
     flags.flush_bytes_per_second = rate;
   flags.max_lag = absl::GetFlag(FLAGS_max_lag);
   if (flags.max_lag == absl::ZeroDuration()) flags.max_lag = std::max(kMaxLag, 3 * flags.flush_interval);
-  if (flags.max_lag < flags.flush_interval) return Bad("max-lag", "must be at least --flush-interval, or 0");
+  if (flags.max_lag < flags.flush_interval || flags.max_lag > absl::Hours(24 * 7)) {
+    return Bad("max-lag", "must be at least --flush-interval and at most 168h, or 0");
+  }
   const std::string lag_policy = absl::GetFlag(FLAGS_lag_policy);
   if (lag_policy != "degrade" && lag_policy != "throttle") {
     return Bad("lag-policy", absl::StrCat("'", lag_policy, "' is neither degrade nor throttle"));

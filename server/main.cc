@@ -103,18 +103,21 @@ class Housekeeping {
 
  private:
   void Run(Store* store) {
-    constexpr uint64_t kLooksPerRound = 10;
-    for (uint64_t look = 0;; ++look) {
+    constexpr auto kRound = std::chrono::milliseconds(100), kLook = std::chrono::milliseconds(10);
+    auto next_round = std::chrono::steady_clock::now();
+    for (uint64_t round = 0;;) {
       {
         MutexLock lock(&mu_);
-        if (!stopping_) wake_.WaitFor(&mu_, std::chrono::milliseconds(100) / kLooksPerRound);
+        if (!stopping_) wake_.WaitFor(&mu_, kLook);
         if (stopping_) return;
       }
-      const bool is_round = look % kLooksPerRound == 0;
+      const bool is_round = std::chrono::steady_clock::now() >= next_round;
       if (is_round) store->ReapExpired();
       if (is_round || store->FlushIsUrgent()) store->FlushDue();
-      if (is_round) store->FoldIdle();
-      if (look % (50 * kLooksPerRound) == 0) ReportFlushing(store->stats().flush_status);
+      if (!is_round) continue;
+      store->FoldIdle();
+      if (round++ % 50 == 0) ReportFlushing(store->stats().flush_status);
+      next_round = std::chrono::steady_clock::now() + kRound;
     }
   }
   void ReportFlushing(const absl::Status& now) {

@@ -367,11 +367,15 @@ absl::Duration Store::FlushLagLocked() const {
   return absl::Nanoseconds(clock_->Now() - dirty_.begin()->second->dirty_since);
 }
 
-absl::Status Store::AdmitLocked(const NameState& state, const Image* image, uint64_t* adding) const {
+absl::Status Store::AdmitLocked(const NameState& state, const Image* image, WriteBehind::Adding* adding) const {
   if (state.durability != Durability::kWriteBehind) return absl::OkStatus();
   if (image != nullptr && images_->persisted(*image)) return absl::OkStatus();
   const ImageId id = image == nullptr ? 0 : image->info().id;
-  return write_behind_.Admit(id, state.layout->state_bytes(), FlushLagLocked(), adding);
+  const uint64_t attachment_bytes = image == nullptr ? 0 : image->info().attachment_bytes;
+  const absl::Status behind =
+      write_behind_.Admit(id, state.layout->state_bytes() + attachment_bytes, FlushLagLocked(), adding);
+  // Why it is behind helps more.
+  return behind.ok() || ReasonOf(flush_status_) != "COLD_FULL" ? behind : flush_status_;
 }
 
 void Store::SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) {
@@ -455,7 +459,7 @@ Store::Counts Store::counts() const {
 
 bool Store::FlushIsUrgent() const {
   MutexLock lock(&mu_);
-  return write_behind_.urgent();
+  return write_behind_.urgent() && clock_->Now() >= flush_again_;
 }
 
 uint64_t Store::max_dirty_bytes() const {

@@ -454,7 +454,7 @@ class Store {
   absl::Duration FlushLagLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // FLUSH_BEHIND if a name must not come into this state now, because too much waits to be recorded. `image`: the
   // head's, null if it is not made yet. `adding`: as WriteBehind::Admit.
-  absl::Status AdmitLocked(const NameState& state, const Image* image, uint64_t* adding) const
+  absl::Status AdmitLocked(const NameState& state, const Image* image, WriteBehind::Adding* adding) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes a name out of all tables. REQUIRES: not busy.
   void ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -528,6 +528,7 @@ class Store {
   std::map<std::string, uint64_t> misses_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, uint64_t> evictions_ ABSL_GUARDED_BY(mu_);
   absl::Status flush_status_ ABSL_GUARDED_BY(mu_);
+  MonoTime flush_again_ ABSL_GUARDED_BY(mu_) = 0;  // not before, for the last round failed
 };
 
 }  // namespace statepool

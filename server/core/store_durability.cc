@@ -132,7 +132,7 @@ std::vector<Name*> Store::NextBatchLocked(const FlushRound& round, Revision last
   std::vector<Name*> batch;
   size_t looked = 0;
   for (auto it = dirty_.lower_bound({*group + 1, 0}); it != dirty_.end() && it->first.group <= last;) {
-    if (*bytes >= options_.flush_batch_bytes || (batch.empty() && looked >= kNamesPerHold)) return batch;
+    if (*bytes >= std::min(options_.flush_batch_bytes, round.bytes) || looked >= kNamesPerHold) return batch;
     if (it->second->dirty_since > round.due) break;
     const size_t begin = batch.size();
     const bool overdue = it->second->dirty_since <= round.overdue;
@@ -203,23 +203,29 @@ absl::Status Store::BuryLocked() {
 }
 
 void Store::FlushDue() {
+  constexpr absl::Duration kAfterFailure = absl::Seconds(1);
   const WriteBehindOptions& options = options_.write_behind;
   uint64_t written = 0;
   MutexLock lock(&mu_);
-  const absl::Status buried = BuryLocked();
   const MonoTime now = clock_->Now();
+  // A try costs a look at every byte that waits: on a full disk not all the time.
+  if (now < flush_again_) return;
+  const absl::Status buried = BuryLocked();
   const MonoTime interval = absl::ToInt64Nanoseconds(options.flush_interval);
   const bool urgent = write_behind_.urgent();
   FlushRound round;
   round.due = urgent ? now : now - interval;
-  if (!urgent) round.bytes = write_behind_.Allowance(now);
+  const uint64_t allowed = urgent ? UINT64_MAX : write_behind_.Allowance(now);
+  round.bytes = allowed;
   // Names that rest come first: what is written of the others is soon out of date. Unless they wait too long.
   round.idle_since = now - interval;
   round.overdue = now - absl::ToInt64Nanoseconds(options.max_lag / 2);
   absl::Status recorded = RecordQueueLocked(Op(), &round, &written);
   round.idle_since = kNever;
-  recorded.Update(RecordQueueLocked(Op(), &round, &written));
+  if (!absl::IsResourceExhausted(recorded)) recorded.Update(RecordQueueLocked(Op(), &round, &written));
+  if (!urgent) write_behind_.Charge(allowed - round.bytes);
   flush_status_ = recorded.ok() ? buried : recorded;
+  flush_again_ = flush_status_.ok() ? 0 : After(clock_->Now(), kAfterFailure);
 }
 
 absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey> keys) {

@@ -366,7 +366,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
                             Exactness::kExact, answer);
         RETURN_IF_ERROR(look.status());
         if (look->empty()) return Change{};
-        uint64_t adding = 0;
+        WriteBehind::Adding adding;
         RETURN_IF_ERROR(AdmitLocked(*look->front(), nullptr, &adding));
         layout = look->front()->layout;
         if (request.select.has_value()) base = look->front()->head();
@@ -432,7 +432,7 @@ absl::StatusOr<LayoutRef> Store::LayoutOfSet(const Op& op, const SetRequest& req
   absl::StatusOr<std::vector<Next>> look =
       DecideSetLocked(key, request, RequestId{}, layout, nullptr, Exactness::kExact, &ignored);
   RETURN_IF_ERROR(look.status());
-  uint64_t adding = 0;
+  WriteBehind::Adding adding;
   RETURN_IF_ERROR(AdmitLocked(*look->front(), nullptr, &adding));
   return look->front()->layout;
 }

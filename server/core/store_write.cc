@@ -25,7 +25,7 @@ struct Store::WriteItem {
 bool Store::DecideLocked(absl::Span<Change> changes, std::vector<WriteItem>* items) {
   items->clear();
   bool all = true;
-  uint64_t adding = 0;
+  WriteBehind::Adding adding;
   for (Change& change : changes) {
     if (!change.status.ok()) all = false;
     if (!change.status.ok() || change.decide == nullptr) continue;
@@ -40,8 +40,7 @@ bool Store::DecideLocked(absl::Span<Change> changes, std::vector<WriteItem>* ite
     }
     for (size_t i = 0; change.status.ok() && i < decided->size(); ++i) {
       const Next& next = (*decided)[i];
-      if (!next.has_value() || (i > 0 && next->head()->image == decided->front()->head()->image)) continue;  // a child
-      change.status = AdmitLocked(*next, next->head()->image.get(), &adding);
+      if (next.has_value()) change.status = AdmitLocked(*next, next->head()->image.get(), &adding);
     }
     if (!change.status.ok()) {
       all = false;

@@ -41,14 +41,17 @@ uint64_t WriteBehind::max_dirty_bytes() const {
   return std::min(options_.max_dirty_bytes, static_cast<uint64_t>(std::max(bytes, kLeastBytes)));
 }
 
-absl::Status WriteBehind::Admit(ImageId image, uint64_t bytes, absl::Duration lag, uint64_t* adding) const {
-  if (waiting_.contains(image)) bytes = 0;
-  const uint64_t limit = max_dirty_bytes(), before = dirty_bytes_ + *adding;
-  // One may always wait, however large it is.
-  const bool fits = bytes == 0 || before == 0 || (bytes <= limit && before <= limit - bytes);
+absl::Status WriteBehind::Admit(ImageId image, uint64_t bytes, absl::Duration lag, Adding* adding) const {
+  if (waiting_.contains(image) || adding->images.contains(image) || dirty_bytes_ == 0) {
+    if (image != 0) adding->images.insert(image);
+    return absl::OkStatus();
+  }
+  const uint64_t limit = max_dirty_bytes(), before = dirty_bytes_ + adding->bytes;
+  const bool fits = bytes <= limit && before <= limit - bytes;
   const bool in_time = options_.lag_policy == LagPolicy::kDegrade || lag <= options_.max_lag;
   if (fits && in_time) {
-    *adding += bytes;
+    adding->bytes += bytes;
+    if (image != 0) adding->images.insert(image);
     return absl::OkStatus();
   }
   absl::Duration hint = absl::Seconds(1);
@@ -75,8 +78,12 @@ uint64_t WriteBehind::Allowance(MonoTime now) {
   return static_cast<uint64_t>(std::max(0.0, allowance_));
 }
 
+void WriteBehind::Charge(uint64_t bytes) {
+  if (options_.bytes_per_second == UINT64_MAX) return;
+  allowance_ = std::max(allowance_ - static_cast<double>(bytes), -static_cast<double>(options_.bytes_per_second));
+}
+
 void WriteBehind::Wrote(uint64_t bytes, absl::Duration took) {
-  allowance_ -= static_cast<double>(bytes);
   if (bytes < kTellingBytes) return;
   written_bytes_ += static_cast<double>(bytes);
   written_seconds_ += absl::ToDoubleSeconds(took);

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "server/core/clock.h"
@@ -44,14 +45,22 @@ class WriteBehind {
   uint64_t dirty_bytes() const { return dirty_bytes_; }
   uint64_t max_dirty_bytes() const;  // now
 
+  // Images that begin to wait with one write, and their bytes.
+  struct Adding {
+    absl::flat_hash_set<ImageId> images;
+    uint64_t bytes = 0;
+  };
   // FLUSH_BEHIND if a write after which this image waits has to be refused. `image`: 0 if it is not made yet. `lag`:
-  // age of the oldest change. `adding`: bytes that begin to wait with the same write; this image's are added to them.
-  absl::Status Admit(ImageId image, uint64_t bytes, absl::Duration lag, uint64_t* adding) const;
+  // age of the oldest change. An image that was admitted is added to `adding`. When nothing waits every write is
+  // admitted: it could never be otherwise.
+  absl::Status Admit(ImageId image, uint64_t bytes, absl::Duration lag, Adding* adding) const;
 
   // So much waits that nothing is put off.
   bool urgent() const { return dirty_bytes_ > max_dirty_bytes() / 2; }
-  // What may be written now, at most a second's worth; and what was. Also how long that took, to know the disk's rate.
+  // What may be written now, at most a second's worth, and what was of it.
   uint64_t Allowance(MonoTime now);
+  void Charge(uint64_t bytes);
+  // The disk took so long for so much: tells its rate.
   void Wrote(uint64_t bytes, absl::Duration took);
 
  private:
@@ -62,7 +71,7 @@ class WriteBehind {
   const WriteBehindOptions options_;
   absl::flat_hash_map<ImageId, Waiting> waiting_;
   uint64_t dirty_bytes_ = 0;
-  double allowance_ = 0;  // bytes; below 0: the last batch was larger than what there was
+  double allowance_ = 0;  // bytes; below 0: more was written than there was
   MonoTime allowed_at_ = 0;
   double written_bytes_ = 0, written_seconds_ = 0;  // of late
 };

@@ -33,7 +33,13 @@ std::string ErrnoText(absl::string_view what) { return absl::StrCat(what, ": ", 
 
 absl::Status WriteError(absl::string_view what) {
   if (errno == ENOSPC || errno == EDQUOT || errno == EFBIG) return absl::ResourceExhaustedError(ErrnoText(what));
+  if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) return absl::AbortedError(ErrnoText(what));
   return absl::UnavailableError(ErrnoText(what));
+}
+
+absl::Status ReadError(absl::string_view what) {
+  if (errno == EMFILE || errno == ENFILE || errno == ENOMEM) return absl::AbortedError(ErrnoText(what));
+  return absl::DataLossError(ErrnoText(what));
 }
 
 // Memory that direct I/O takes.
@@ -45,9 +51,10 @@ Block NewBlock(uint64_t bytes) { return Block(static_cast<char*>(std::aligned_al
 
 // Direct where the file system can.
 int OpenFile(const std::string& path, int flags) {
-  const int fd = open(path.c_str(), flags | O_CLOEXEC | O_DIRECT, 0600);
-  if (fd >= 0 || errno != EINVAL) return fd;
-  return open(path.c_str(), flags | O_CLOEXEC, 0600);
+  // Not at once: a file system without it makes the file all the same, and then refuses.
+  const int fd = open(path.c_str(), flags | O_CLOEXEC, 0600);
+  if (fd >= 0) fcntl(fd, F_SETFL, O_DIRECT);
+  return fd;
 }
 
 // REQUIRES: all are multiples of a block.
@@ -68,7 +75,7 @@ absl::Status ReadBlocks(int fd, char* data, uint64_t bytes, uint64_t offset) {
   while (bytes > 0) {
     const ssize_t read = pread(fd, data, std::min(bytes, kCallBytes), static_cast<off_t>(offset));
     if (read < 0 && errno == EINTR) continue;
-    if (read < 0) return absl::DataLossError(ErrnoText("reading an image"));
+    if (read < 0) return ReadError("reading an image");
     const uint64_t whole = RoundDown(static_cast<uint64_t>(read));
     if (whole == 0) return absl::DataLossError("reading an image: its file ends too early");
     data += whole, offset += whole, bytes -= whole;
@@ -122,7 +129,26 @@ class ImageFiles::Descriptor {
 
 absl::StatusOr<std::unique_ptr<ImageFiles>> ImageFiles::Open(const std::string& directory, uint64_t first_file) {
   if (mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) return WriteError("making " + directory);
-  return std::unique_ptr<ImageFiles>(new ImageFiles(directory, first_file));
+  std::unique_ptr<ImageFiles> files(new ImageFiles(directory, first_file));
+  const absl::StatusOr<std::vector<uint64_t>> there = files->List();
+  if (!there.ok()) return there.status();
+  // Larger ones come from a database that is newer than the one here.
+  for (const uint64_t number : *there) files->first_file_ = std::max(files->first_file_, number + 1);
+  MutexLock lock(&files->mu_);
+  files->next_file_ = files->first_file_;
+  return files;
+}
+
+absl::StatusOr<std::vector<uint64_t>> ImageFiles::List() const {
+  std::vector<uint64_t> numbers;
+  DIR* const directory = opendir(directory_.c_str());
+  if (directory == nullptr) return absl::UnavailableError(ErrnoText("listing " + directory_));
+  while (const dirent* entry = readdir(directory)) {
+    uint64_t number;
+    if (ParseFileName(entry->d_name, &number)) numbers.push_back(number);
+  }
+  closedir(directory);
+  return numbers;
 }
 
 ImageFiles::ImageFiles(std::string directory, uint64_t first_file)
@@ -138,6 +164,7 @@ absl::StatusOr<ImagePlace> ImageFiles::Reserve(uint64_t bytes, std::shared_ptr<c
   MutexLock lock(&mu_);
   if (head_ != 0 && head_bytes_ >= kFileBytes) {
     const uint64_t full = std::exchange(head_, 0);
+    head_file_.reset();
     if (extents_.at(full) == 0) {
       extents_.erase(full);
       Remove(full);
@@ -181,7 +208,7 @@ absl::StatusOr<ImagePlace> ImageFiles::Append(absl::string_view state, absl::str
   }
   MutexLock lock(&mu_);
   ++appended_;
-  unsynced_.insert(std::move(file));
+  unsynced_.emplace(place->file, std::move(file));
   return place;
 }
 
@@ -197,14 +224,19 @@ absl::Status ImageFiles::Sync() {
     }
     syncing_ = true;
     const uint64_t until = appended_;
-    absl::flat_hash_set<std::shared_ptr<const Descriptor>> files;
+    absl::flat_hash_map<uint64_t, std::shared_ptr<const Descriptor>> files;
     files.swap(unsynced_);
     const bool entries = std::exchange(entries_unsynced_, false);
     absl::Status status;
     {
       MutexUnlock unlock(&mu_);
-      for (const auto& file : files) {
-        if (fdatasync(file->get()) != 0) status = absl::UnavailableError(ErrnoText("syncing images"));
+      for (const auto& [number, file] : files) {
+        struct stat info;
+        if (fdatasync(file->get()) != 0 || fstat(file->get(), &info) != 0) {
+          status = absl::UnavailableError(ErrnoText("syncing images"));
+        } else if (info.st_nlink == 0 && HasExtents(number)) {
+          status = absl::UnavailableError(absl::StrCat("somebody removed ", PathOf(number)));
+        }
       }
       if (entries && status.ok()) status = SyncDirectory(directory_);
       files.clear();
@@ -221,7 +253,7 @@ absl::Status ImageFiles::Sync() {
 
 absl::Status ImageFiles::Read(ImagePlace place, char* state, uint64_t state_bytes, std::string* tail) const {
   const Descriptor file(OpenFile(PathOf(place.file), O_RDONLY));
-  if (!file.ok()) return absl::DataLossError(ErrnoText("opening an image's file"));
+  if (!file.ok()) return ReadError("opening an image's file");
   const uint64_t bytes = state_bytes + tail->size();
   uint64_t done = IsAligned(state) ? RoundDown(state_bytes) : 0;
   absl::Status status = ReadBlocks(file.get(), state, done, place.offset);
@@ -244,7 +276,10 @@ void ImageFiles::Free(ImagePlace place, uint64_t bytes) {
     const auto extents = extents_.find(place.file);
     if (extents == extents_.end()) return;
     is_empty = --extents->second == 0 && place.file != head_;
-    if (is_empty) extents_.erase(extents);
+    if (is_empty) {
+      extents_.erase(extents);
+      unsynced_.erase(place.file);  // which would keep its space
+    }
   }
   if (is_empty) {
     Remove(place.file);
@@ -268,6 +303,12 @@ void ImageFiles::Remove(uint64_t file) const {
   if (unlink(PathOf(file).c_str()) != 0 && errno != ENOENT) spdlog::warn("{}", ErrnoText("removing " + PathOf(file)));
 }
 
+bool ImageFiles::HasExtents(uint64_t file) const {
+  MutexLock lock(&mu_);
+  const auto extents = extents_.find(file);
+  return extents != extents_.end() && extents->second > 0;
+}
+
 void ImageFiles::Adopt(ImagePlace place, uint64_t bytes) {
   MutexLock lock(&mu_);
   ++extents_[place.file];
@@ -280,16 +321,15 @@ absl::Status ImageFiles::Sweep(const std::atomic<bool>& stop) {
     MutexLock lock(&mu_);
     adopted.swap(adopted_);
   }
-  std::vector<uint64_t> numbers;
-  DIR* const directory = opendir(directory_.c_str());
-  if (directory == nullptr) return absl::UnavailableError(ErrnoText("listing " + directory_));
-  while (const dirent* entry = readdir(directory)) {
-    uint64_t number;
-    if (ParseFileName(entry->d_name, &number) && number < first_file_) numbers.push_back(number);
+  absl::StatusOr<std::vector<uint64_t>> numbers = List();
+  if (!numbers.ok()) return numbers.status();
+  for (const auto& [number, extents] : adopted) {
+    if (std::find(numbers->begin(), numbers->end(), number) == numbers->end() && HasExtents(number))
+      spdlog::error("{} is missing: {} images are lost with it", PathOf(number), extents.size());
   }
-  closedir(directory);
-  for (const uint64_t number : numbers) {
+  for (const uint64_t number : *numbers) {
     if (stop) return absl::OkStatus();
+    if (number >= first_file_) continue;
     std::vector<Extent>& extents = adopted[number];
     if (extents.empty()) {
       Remove(number);

@@ -12,7 +12,8 @@
 // they lie at multiples of kBlockBytes), and leave the system's cache alone.
 //
 // Thread-safe; every call blocks on the disk. Errors: RESOURCE_EXHAUSTED, the disk is full and nothing was changed;
-// DATA_LOSS, of reads; UNAVAILABLE, the disk failed, and what was written since the last Sync may be lost.
+// ABORTED, the process lacks descriptors or memory now, and nothing was changed; DATA_LOSS, of reads; UNAVAILABLE, the
+// disk failed, and what was written since the last Sync may be lost.
 #ifndef STATEPOOL_SERVER_TIERS_IMAGE_FILES_H_
 #define STATEPOOL_SERVER_TIERS_IMAGE_FILES_H_
 
@@ -23,7 +24,6 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -44,8 +44,8 @@ class ImageFiles {
   static constexpr uint64_t kBlockBytes = 4096;
   static constexpr uint64_t kFileBytes = 256 << 20;  // a file that has as much gets no further extent
 
-  // Makes `directory` if it is not there, durable but for its entry in its parent. `first_file`: the number of the
-  // first new file, larger than any that this directory ever had.
+  // Makes `directory` if it is not there, durable but for its entry in its parent. `first_file`: new files get larger
+  // numbers, and larger ones than those that are there.
   static absl::StatusOr<std::unique_ptr<ImageFiles>> Open(const std::string& directory, uint64_t first_file);
   ~ImageFiles();
   ImageFiles(const ImageFiles&) = delete;
@@ -53,7 +53,8 @@ class ImageFiles {
 
   // --- after a start: every extent that is somebody's, then Sweep, once. Others may be appended and freed meanwhile.
   void Adopt(ImagePlace place, uint64_t bytes);
-  // Gives back what is nobody's in files of earlier runs. Ends early when `stop` becomes true.
+  // Gives back what is nobody's in files of earlier runs, and tells the log of files that are missing. Ends early when
+  // `stop` becomes true.
   absl::Status Sweep(const std::atomic<bool>& stop);
 
   // Writes an extent. Durable after the next Sync.
@@ -73,14 +74,16 @@ class ImageFiles {
   };
 
   ImageFiles(std::string directory, uint64_t first_file);
+  absl::StatusOr<std::vector<uint64_t>> List() const;  // the files that are there
   std::string PathOf(uint64_t file) const;
   // Room at the end of the newest file, or of a new one.
   absl::StatusOr<ImagePlace> Reserve(uint64_t bytes, std::shared_ptr<const Descriptor>* file) ABSL_LOCKS_EXCLUDED(mu_);
+  bool HasExtents(uint64_t file) const ABSL_LOCKS_EXCLUDED(mu_);
   bool Punch(uint64_t file, uint64_t offset, uint64_t bytes) const;
   void Remove(uint64_t file) const;
 
   const std::string directory_;
-  const uint64_t first_file_;
+  uint64_t first_file_;  // of this run
 
   mutable Mutex mu_;
   CondVar changed_;
@@ -90,7 +93,7 @@ class ImageFiles {
   std::shared_ptr<const Descriptor> head_file_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<uint64_t, uint64_t> extents_ ABSL_GUARDED_BY(mu_);  // of a file: somebody's, or being written
   absl::flat_hash_map<uint64_t, std::vector<Extent>> adopted_ ABSL_GUARDED_BY(mu_);  // until Sweep
-  absl::flat_hash_set<std::shared_ptr<const Descriptor>> unsynced_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<uint64_t, std::shared_ptr<const Descriptor>> unsynced_ ABSL_GUARDED_BY(mu_);
   bool entries_unsynced_ ABSL_GUARDED_BY(mu_) = false;  // of the directory
   bool syncing_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status failed_ ABSL_GUARDED_BY(mu_);    // of a sync, for good

@@ -101,10 +101,9 @@ Residency::~Residency() {
     MutexLock lock(&mu_);
     stopping_ = true;
     wake_.SignalAll();
-    wake_spiller_.SignalAll();
   }
   reclaimer_.join();
-  spiller_.join();
+  StopSpilling();
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted;
   {
     MutexLock lock(&mu_);
@@ -501,8 +500,19 @@ void Residency::RecoveryDone() {
 }
 
 void Residency::Detach() {
+  StopSpilling();  // it may ask the store for room
   MutexLock lock(&mu_);
   detached_ = true;
+  make_room_ = nullptr;
+}
+
+void Residency::StopSpilling() {
+  {
+    MutexLock lock(&mu_);
+    spilling_ahead_ = false;
+    wake_spiller_.SignalAll();
+  }
+  if (spiller_.joinable()) spiller_.join();
 }
 
 bool Residency::WaitForReclaim(const Op& op) {
@@ -532,7 +542,7 @@ void Residency::SpillLoop() {
   };
   std::shared_ptr<Resident> image;  // outlives the lock
   MutexLock lock(&mu_);
-  while (!stopping_) {
+  while (spilling_ahead_) {
     if (image != nullptr) {  // its destructor takes the lock
       MutexUnlock unlock(&mu_);
       image.reset();
@@ -544,7 +554,7 @@ void Residency::SpillLoop() {
     }
     if (PersistLocked(Op(), image.get()).ok()) {
       ++stats_.spills;
-    } else if (!stopping_) {
+    } else if (spilling_ahead_) {
       wake_spiller_.WaitFor(&mu_, kReclaimRetry);  // whoever needs the slot will be told why
     }
   }
@@ -578,10 +588,10 @@ void Residency::ReclaimLoop() {
       continue;
     }
     const absl::Status status = reclaim_.empty() ? SweepBatch() : DeleteBatch();
-    reclaim_failed_ = !status.ok();
+    const bool failed_before = std::exchange(reclaim_failed_, !status.ok());
     changed_.SignalAll();
     if (status.ok()) continue;
-    spdlog::warn("deleting images from the cold store: {}", status.ToString());
+    if (!failed_before) spdlog::warn("deleting images from the cold store: {}", std::string(status.message()));
     if (cold_->failed()) {  // nothing can be deleted any more; the next start sweeps
       deleted_ += reclaim_.size();
       reclaim_.clear();

@@ -168,6 +168,7 @@ class Residency final : public ImageStore {
 
   // residency.cc: the background threads
   void SpillLoop();
+  void StopSpilling() ABSL_LOCKS_EXCLUDED(mu_);
   void ReclaimLoop();
   absl::Status DeleteBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status SweepBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -226,6 +227,7 @@ class Residency final : public ImageStore {
 
   CondVar wake_;  // of the background thread
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  bool spilling_ahead_ ABSL_GUARDED_BY(mu_) = true;
   bool detached_ ABSL_GUARDED_BY(mu_) = false;     // images that go stay in the cold store
   bool trim_wanted_ ABSL_GUARDED_BY(mu_) = false;  // a pool has more empty extents than it should keep
   bool trim_now_ ABSL_GUARDED_BY(mu_) = false;     // and somebody waits for it

@@ -18,6 +18,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/core/error.h"
 #include "server/tiers/record_codec.h"
@@ -32,11 +33,15 @@ constexpr uint64_t kFormat = 2;
 // Images from this size on have an extent of their own (ImageFiles). Smaller ones lie in the database: an extent's last
 // block would cost too much, and its sync as well.
 constexpr uint64_t kExtentBytesMin = 64 << 10;
-// What images leave free on the disk, and what records do: so that records, and above all deletions, can be written
-// when no image can. Of a small disk a share.
+// What images leave free on the disk; of a small disk a share. So records can be written when no image can; they leave
+// half of it, so that deletions can, and the next start: that needs as much as the log has, and the log is a quarter.
 constexpr uint64_t kReserveBytesMax = 256 << 20;
 constexpr uint64_t kReserveShare = 16;
-constexpr uint64_t kRecordReserveShare = 4;  // of that
+constexpr uint64_t kLogBytesMin = 256 << 10;
+constexpr uint64_t kBesideBytesMax = 4 << 20;  // what a start needs beside the log's size
+constexpr uint64_t kProbeBytes = 1 << 20;
+constexpr int kStuckMax = 5;
+constexpr absl::Duration kResumeInterval = absl::Milliseconds(200);
 
 // Column families, in the order in which they are opened. "default" is the meta table.
 constexpr std::array<const char*, 5> kFamilies = {"default", "layouts", "names", "manifests", "images"};
@@ -76,6 +81,15 @@ uint64_t ExtentBytes(const ImageManifest& manifest) {
 
 absl::string_view AsBytes(absl::Span<const LeafHash> leaves) {
   return {reinterpret_cast<const char*>(leaves.data()), leaves.size() * sizeof(LeafHash)};
+}
+
+// The process has no descriptor, or no memory, to spare.
+absl::Status TooBusy(const absl::Status& status) {
+  return Error(absl::StatusCode::kResourceExhausted, "ADMISSION",
+               absl::StrCat("the daemon can't open its files now: ", status.message(),
+                            "; retry, connect less often, or raise its limit of open files"))
+      .Meta("limit", static_cast<uint64_t>(sysconf(_SC_OPEN_MAX)))
+      .RetryAfter(absl::Milliseconds(200));
 }
 
 bool IsLockHeld(const rocksdb::Status& status) {
@@ -151,10 +165,15 @@ absl::Status RocksDbColdStore::OpenDatabase() {
 
   if (absl::Status status = CheckWitness(env_, options_.path, &least_epoch_); !status.ok()) return status;
   if (absl::Status status = synced_logs_.Check(); !status.ok()) return status;
+  if (struct statvfs disk; statvfs(options_.path.c_str(), &disk) == 0)
+    reserve_bytes_ = std::min(kReserveBytesMax, disk.f_blocks * disk.f_frsize / kReserveShare);
   if (absl::Status status = CheckSpaceToStart(); !status.ok()) return status;
   db_env_ = synced_logs_.Follow(env_);
   const RocksDbMemory memory{options_.image_memtable_bytes, rocksdb::NewLRUCache(options_.block_cache_bytes)};
   rocksdb::DBOptions db_options = MakeDbOptions(db_env_.get(), memory);
+  if (reserve_bytes_ > 0)
+    db_options.max_total_wal_size =
+        std::clamp(reserve_bytes_ / 4, kLogBytesMin, static_cast<uint64_t>(db_options.max_total_wal_size));
   db_options.listeners = {std::make_shared<Listener>(this)};
   const std::string path = options_.path + "/db";
   std::vector<std::string> existing;
@@ -200,7 +219,7 @@ absl::Status RocksDbColdStore::SyncDirectory(const std::string& path) {
 
 // Opening writes the log's contents into tables. RocksDB (7.8) aborts when the disk fills up in the middle of that.
 absl::Status RocksDbColdStore::CheckSpaceToStart() {
-  constexpr uint64_t kBesideBytes = 4 << 20;
+  const uint64_t beside_bytes = reserve_bytes_ > 0 ? std::min(kBesideBytesMax, reserve_bytes_ / 8) : kBesideBytesMax;
   std::vector<rocksdb::Env::FileAttributes> files;
   uint64_t log_bytes = 0;
   if (env_->GetChildrenFileAttributes(options_.path + "/db", &files).ok()) {
@@ -210,10 +229,10 @@ absl::Status RocksDbColdStore::CheckSpaceToStart() {
   }
   uint64_t free_bytes = 0;
   if (!env_->GetFreeSpace(options_.path, &free_bytes).ok()) return absl::OkStatus();  // not every file system tells
-  if (free_bytes >= log_bytes + kBesideBytes) return absl::OkStatus();
+  if (free_bytes >= log_bytes + beside_bytes) return absl::OkStatus();
   return Error(absl::StatusCode::kResourceExhausted, "COLD_FULL",
                absl::StrCat("the disk of ", options_.path, " has ", free_bytes, " bytes free, and a start needs ",
-                            log_bytes + kBesideBytes));
+                            log_bytes + beside_bytes));
 }
 
 absl::Status RocksDbColdStore::ReadMeta() {
@@ -279,8 +298,6 @@ absl::Status RocksDbColdStore::OpenFiles() {
   if (!files.ok()) return Unusable("DATA_DIR_UNUSABLE", files.status().message());
   files_ = *std::move(files);
   if (absl::Status synced = SyncDirectory(options_.path); !synced.ok()) return synced;
-  if (struct statvfs disk; statvfs(options_.path.c_str(), &disk) == 0)
-    reserve_bytes_ = std::min(kReserveBytesMax, disk.f_blocks * disk.f_frsize / kReserveShare);
 
   const auto it = Scan(manifests_);
   uint64_t used = 0;
@@ -326,6 +343,7 @@ absl::Status RocksDbColdStore::FromWrite(const rocksdb::Status& status) {
 absl::Status RocksDbColdStore::FromFiles(const absl::Status& status) {
   if (status.ok()) return status;
   if (absl::IsResourceExhausted(status)) return FromWrite(rocksdb::Status::NoSpace());
+  if (absl::IsAborted(status)) return TooBusy(status);
   const absl::Status failed = DiskFailed(status.message());
   Fail(failed);
   return failed;
@@ -341,7 +359,38 @@ absl::Status RocksDbColdStore::Write(rocksdb::WriteBatch* batch, bool sync) {
   if (failed()) return DiskFailed("the disk failed earlier");
   rocksdb::WriteOptions options;
   options.sync = sync;
-  return FromWrite(db_->Write(options, batch));
+  rocksdb::Status status = db_->Write(options, batch);
+  if (status.IsNoSpace() && TryResume()) status = db_->Write(options, batch);
+  if (failed()) return DiskFailed("the disk failed");
+  return FromWrite(status);
+}
+
+// RocksDB (7.8) looks every 5 s whether there is space again. It gives up for good when a try of its own meets a full
+// disk, as where a quota is full that the file system does not tell: then only a start helps, once there is space.
+bool RocksDbColdStore::TryResume() {
+  if (!CheckFreeSpace(0, reserve_bytes_ / 2).ok()) return false;
+  {
+    MutexLock lock(&mu_);
+    const absl::Time now = absl::Now();
+    if (now >= resumed_at_ && now < resumed_at_ + kResumeInterval) return false;
+    resumed_at_ = now;
+  }
+  const rocksdb::Status status = db_->Resume();
+  const bool is_stuck = status.IsNoSpace() && HasSpace();  // or there is space only since
+  {
+    MutexLock lock(&mu_);
+    stuck_ = is_stuck ? stuck_ + 1 : 0;
+    if (stuck_ < kStuckMax) return status.ok();
+  }
+  Fail(DiskFailed("there is space again, but RocksDB can't go on after a full disk: the next start will"));
+  return false;
+}
+
+bool RocksDbColdStore::HasSpace() {
+  const std::string probe = options_.path + "/PROBE";
+  const bool fits = rocksdb::WriteStringToFile(env_, std::string(kProbeBytes, 0), probe).ok();
+  env_->DeleteFile(probe).PermitUncheckedError();
+  return fits;
 }
 
 absl::Status RocksDbColdStore::CheckFreeSpace(uint64_t bytes, uint64_t reserve) const {
@@ -433,7 +482,7 @@ absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std
     const size_t leaf_bytes = LeafCount(state_bytes) * sizeof(LeafHash);
     std::string tail(leaf_bytes + manifest->attachment_bytes, 0);
     if (absl::Status read = files_->Read(manifest->place, state, state_bytes, &tail); !read.ok())
-      return CorruptImage(info.id, read.message());
+      return absl::IsAborted(read) ? TooBusy(read) : CorruptImage(info.id, read.message());
     const std::vector<LeafHash> leaves = HashLeaves({state, state_bytes});
     if (HashRoot(leaves) != info.checksum) {
       // The hashes beside the state tell where it is damaged; they prove nothing.
@@ -570,7 +619,7 @@ absl::Status RocksDbColdStore::SyncImagesOf(absl::Span<const NameChange> changes
 
 absl::Status RocksDbColdStore::Commit(absl::Span<const NameChange> changes, bool sync) {
   if (std::any_of(changes.begin(), changes.end(), [](const NameChange& change) { return change.record.has_value(); })) {
-    if (absl::Status status = CheckFreeSpace(0, reserve_bytes_ / kRecordReserveShare); !status.ok()) return status;
+    if (absl::Status status = CheckFreeSpace(0, reserve_bytes_ / 2); !status.ok()) return status;
   }
   // Before the record, whether that is synced or not: it may survive by chance.
   if (absl::Status status = SyncImagesOf(changes); !status.ok()) return status;

@@ -95,6 +95,8 @@ class RocksDbColdStore final : public ColdStore {
   // Best effort: without it only a damage may go unnoticed.
   void Witness(rocksdb::DB* db);
   absl::Status Write(rocksdb::WriteBatch* batch, bool sync);
+  bool TryResume();
+  bool HasSpace();
   absl::Status FromWrite(const rocksdb::Status& status);
   absl::Status FromRead(const rocksdb::Status& status);
   absl::Status FromFiles(const absl::Status& status);
@@ -133,6 +135,8 @@ class RocksDbColdStore final : public ColdStore {
   CondVar wake_;
   absl::flat_hash_set<ImageId> unsynced_ ABSL_GUARDED_BY(mu_);  // in files, not known to be durable
   uint64_t deleted_bytes_ ABSL_GUARDED_BY(mu_) = 0;             // in the database, since the last collection
+  int stuck_ ABSL_GUARDED_BY(mu_) = 0;                          // tries to resume that failed though there is space
+  absl::Time resumed_at_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::atomic<bool> cancel_collection_{false};
   std::thread collector_;

@@ -95,6 +95,7 @@ class FullDisk {
         .Set("acked_while_full", acked_while_full_)
         .Set("killed_while_full", killed_)
         .Set("starts_refused", starts_refused_)
+        .Set("restarted", restarted_)
         .Set("resume_ms_p50", bench::Median(resume_ms_))
         .Set("resume_ms_max", *std::max_element(resume_ms_.begin(), resume_ms_.end()))
         .Print();
@@ -109,6 +110,7 @@ class FullDisk {
   }
 
   void Free() {
+    is_free_ = true;
     if (tmpfs_) {
       unlink(ballast_.c_str());
     } else {
@@ -117,9 +119,11 @@ class FullDisk {
   }
 
   void Fill() {
+    is_free_ = false;
     const uint64_t left = Below(kLeftBytesMax);
     if (!tmpfs_) {
-      disk_.control()->hides_free = Below(2) == 0;  // as a quota does, or the daemon may see it coming
+      hides_ = Below(2) == 0;  // as a quota does, or the daemon may see it coming
+      disk_.control()->hides_free = hides_;
       disk_.control()->free_bytes = static_cast<int64_t>(left);
       return;
     }
@@ -166,6 +170,7 @@ class FullDisk {
   }
 
   Answer Judge(Answer answer) {
+    if (answer == Answer::kFailed && is_free_ && hides_) return answer;  // Resume looks
     if (answer == Answer::kFull && (ledger_.reason() != "COLD_FULL" || !ledger_.has_retry()))
       Unexpected("COLD_FULL with a retry hint", ledger_.reason());
     if (answer == Answer::kFailed || answer == Answer::kDamaged) {
@@ -190,6 +195,15 @@ class FullDisk {
       // A Set: what has no record is deleted without the disk.
       const Answer answer = Judge(ledger_.Set(Below(kNames), v1::SYNC));
       if (answer == Answer::kAcked || over_) break;
+      if (answer == Answer::kFailed) {  // RocksDB could not go on: the daemon ends, and the next start must be good
+        ++restarted_;
+        const int end = EndOf(daemon_->Wait());
+        if (end != 3) Unexpected("exit 3", absl::StrCat("exit ", end));
+        if (!Start()) return;
+        run_.revision_floor = run_.greatest_revision.load();
+        if (!ledger_.Verify()) over_ = true, Unexpected("all names", "the daemon ended");
+        continue;
+      }
       if (watch.microseconds() / 1e6 > kResumeSecondsMax) {
         over_ = true;
         return Unexpected("writes soon after there was space", "COLD_FULL");
@@ -245,8 +259,8 @@ class FullDisk {
   Ledger ledger_;
   std::vector<std::string> command_;
   std::unique_ptr<crash::DaemonProcess> daemon_;
-  bool over_ = false;
-  int times_full_ = 0, reads_ = 0, acked_while_full_ = 0, killed_ = 0, starts_refused_ = 0;
+  bool over_ = false, hides_ = false, is_free_ = true;
+  int times_full_ = 0, reads_ = 0, acked_while_full_ = 0, killed_ = 0, starts_refused_ = 0, restarted_ = 0;
   std::vector<double> resume_ms_;
 };
 

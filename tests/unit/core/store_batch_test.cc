@@ -257,7 +257,7 @@ TEST_F(StoreBatchTest, ABatchOfWhichOneStateDoesNotFitOnDiskIsNotTorn) {
   EXPECT_EQ(ReasonOf(store_->stats().flush_status), "COLD_FULL");
   EXPECT_EQ(store_->stats().dirty_names, 2u);
   images_->persist_error = absl::OkStatus();
-  FlushDue();
+  Due();
   LosePower();
   EXPECT_EQ(*Get(Seq("full")), 'F');
   EXPECT_EQ(*Get(Seq("b")), 'b');

@@ -741,6 +741,7 @@ TEST_F(StoreTest, AFailedDiskRefusesSyncWritesAndKeepsWhatWasThere) {
   EXPECT_EQ(ReasonOf(store_->stats().flush_status), "COLD_FULL");
   EXPECT_EQ(store_->stats().dirty_names, 1u);
   log_->commit_error = absl::OkStatus();
+  clock_.Advance(absl::Seconds(1));
   FlushDue();
   EXPECT_EQ(store_->stats().dirty_names, 0u);
 }

@@ -105,12 +105,54 @@ TEST_F(WriteBehindTest, OneStateMayWaitHoweverLargeItIs) {
 }
 
 TEST_F(WriteBehindTest, ABatchCountsAllThatItAdds) {
-  With({.flush_interval = absl::Hours(1), .max_dirty_bytes = 2 * state_bytes(), .max_lag = absl::Hours(2)});
+  With({.flush_interval = absl::Hours(1), .max_dirty_bytes = 3 * state_bytes(), .max_lag = absl::Hours(2)});
+  ASSERT_TRUE(Set("z", 1, 'x').ok());
   const auto results = Batch(
       {SetItemOf("a", 1, 'x'), SetItemOf("b", 1, 'x'), SetItemOf("c", 1, 'x'), SetItemOf("d", 1, 'x', Of(kSync))});
   ASSERT_TRUE(results.ok());
   EXPECT_TRUE((*results)[0].status.ok() && (*results)[1].status.ok() && (*results)[3].status.ok());
   EXPECT_EQ(ReasonOf((*results)[2].status), "FLUSH_BEHIND");
+}
+
+TEST_F(WriteBehindTest, ABatchThatCouldNeverWaitIsAdmittedWhenNothingWaits) {
+  With({.flush_interval = absl::Hours(1), .max_dirty_bytes = 2 * state_bytes(), .max_lag = absl::Hours(2)});
+  const std::vector<BatchItem> items = {SetItemOf("a", 1, 'x'), SetItemOf("b", 1, 'x'), SetItemOf("c", 1, 'x')};
+  ASSERT_TRUE(Set("z", 1, 'x').ok());
+  const auto refused = Batch(items, /*all_or_none=*/true);
+  EXPECT_EQ(ReasonOf((*refused)[2].status), "FLUSH_BEHIND");
+  ASSERT_TRUE(store_->Flush(op_, {}).ok());
+  const auto done = Batch(items, /*all_or_none=*/true);
+  for (const BatchResult& result : *done) EXPECT_TRUE(result.status.ok()) << result.status;
+}
+
+TEST_F(WriteBehindTest, AnImageCountsOnceHoweverManyNamesOfABatchWaitForIt) {
+  With({.flush_interval = absl::Hours(1), .max_dirty_bytes = 3 * state_bytes(), .max_lag = absl::Hours(2)});
+  ASSERT_TRUE(Set("v", 1, 'x', Of(kVolatile)).ok() && Set("z", 1, 'x').ok());
+  std::vector<BatchItem> items;
+  for (int i = 0; i < 10; ++i)
+    items.push_back(
+        ForkRequest{{Seq("v"), {}, ""}, {absl::StrCat("child", i)}, Of(Durability::kWriteBehind), RequestId{}});
+  const auto results = Batch(items);
+  for (const BatchResult& result : *results) EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_EQ(store_->stats().dirty_bytes, 2 * state_bytes());
+}
+
+TEST_F(WriteBehindTest, AFullColdStoreIsToldInsteadOfTheDiskThatIsBehind) {
+  With({.max_dirty_bytes = 1});
+  images_->persist_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "full");
+  ASSERT_TRUE(Set("a", 1, 'x').ok());
+  clock_.Advance(absl::Seconds(1));
+  FlushDue();
+  EXPECT_REASON(Set("b", 1, 'x'), "COLD_FULL");
+  // It is not tried again all the time.
+  EXPECT_FALSE(store_->FlushIsUrgent());
+  images_->persist_error = absl::OkStatus();
+  FlushDue();
+  EXPECT_FALSE(IsRecorded("a"));
+  clock_.Advance(absl::Seconds(1));
+  FlushDue();
+  EXPECT_TRUE(IsRecorded("a"));
+  EXPECT_TRUE(Set("b", 1, 'x').ok());
 }
 
 TEST_F(WriteBehindTest, AChangeOfWhatWaitsFreesWhatItReplaces) {
@@ -120,11 +162,10 @@ TEST_F(WriteBehindTest, AChangeOfWhatWaitsFreesWhatItReplaces) {
 }
 
 TEST_F(WriteBehindTest, PastTheLagThePolicyDecides) {
-  images_->persist_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
   for (const LagPolicy policy : {LagPolicy::kDegrade, LagPolicy::kThrottle}) {
     options_.write_behind = {.max_lag = absl::Seconds(5), .lag_policy = policy};
     Crash();
-    images_->persist_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
+    images_->persist_error = absl::UnavailableError("slow");
     ASSERT_TRUE(Set("a", 1, 'x').ok());
     clock_.Advance(absl::Seconds(4));
     FlushDue();
@@ -138,11 +179,23 @@ TEST_F(WriteBehindTest, PastTheLagThePolicyDecides) {
     if (policy == LagPolicy::kDegrade) continue;
     EXPECT_EQ(ReasonOf(status), "FLUSH_BEHIND");
     EXPECT_TRUE(Set("v", 1, 'x', Of(kVolatile)).ok());
+    EXPECT_TRUE(Set("b", 1, 'x', Ttl(absl::Hours(1))).status().code() == absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(Fork(Seq("a"), {"child"}).ok());  // adds no byte that waits
     images_->persist_error = absl::OkStatus();
+    clock_.Advance(absl::Seconds(1));
     FlushDue();
     EXPECT_TRUE(Set("c", 1, 'x').ok());
     EXPECT_EQ(store_->stats().flush_lag, absl::ZeroDuration());
   }
+}
+
+TEST(WriteBehindLimits, WhatWasWrittenBeyondTheRateIsPaidBackInASecond) {
+  WriteBehind behind({.bytes_per_second = 100});
+  const MonoTime start = MonoTime{1} << 50;
+  EXPECT_EQ(behind.Allowance(start), 100u);
+  behind.Charge(uint64_t{1} << 40);
+  EXPECT_EQ(behind.Allowance(start + 1'000'000'000), 0u);
+  EXPECT_EQ(behind.Allowance(start + 2'000'000'000), 100u);
 }
 
 TEST(WriteBehindLimits, TheBoundIsWhatTheDiskTakesInTheTimeOfAStop) {

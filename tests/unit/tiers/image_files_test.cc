@@ -123,6 +123,41 @@ TEST_F(ImageFilesTest, AFullFileIsFollowedByAnotherAndGoesWithItsLastExtent) {
   EXPECT_TRUE(IsThere(places[8], state));
 }
 
+TEST_F(ImageFilesTest, AFileThatGoesBeforeItWasSyncedKeepsNoSpace) {
+  const std::string state = MakeBytes(64_MiB, 1);
+  std::vector<ImagePlace> places;
+  for (int i = 0; i < 5; ++i) places.push_back(Append(state));
+  ASSERT_NE(places[4].file, places[0].file);
+  for (const ImagePlace& place : places) files_->Free(place, state.size());
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone);
+    EXPECT_FALSE(target.ends_with("(deleted)") && target.find(path_) != std::string::npos) << target;
+  }
+  EXPECT_TRUE(files_->Sync().ok());
+}
+
+TEST_F(ImageFilesTest, AFileThatSomebodyRemovedIsNoPlaceForWhatIsAcknowledged) {
+  Append(MakeBytes(1_MiB, 1));
+  std::filesystem::remove_all(path_);
+  EXPECT_EQ(files_->Sync().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(ImageFilesTest, FilesOfALaterRunAreNotWrittenOver) {
+  Restart(7);
+  const std::string state = MakeBytes(1_MiB, 1);
+  const ImagePlace later = Append(state);
+  Restart(3);  // an older database
+  EXPECT_GT(Append(state).file, later.file);
+}
+
+TEST_F(ImageFilesTest, WhatIsNoDirectoryIsRefusedAtOnce) {
+  files_.reset();
+  std::filesystem::remove_all(path_);
+  fclose(fopen(path_.c_str(), "w"));
+  EXPECT_FALSE(ImageFiles::Open(path_, 1).ok());
+}
+
 TEST_F(ImageFilesTest, AMissingOrShortFileIsDataLoss) {
   const std::string state = MakeBytes(1_MiB, 1);
   const ImagePlace place = Append(state);

@@ -178,19 +178,25 @@ class Disk {
     return {fields["read_bytes:"], fields["write_bytes:"] - fields["cancelled_write_bytes:"]};
   }
 
-  // Until the daemon writes no more, and all that anyone wrote is on the disk.
-  void Settle() const {
+  // Until the daemon writes no more, and all that anyone wrote is on the disk; gives microseconds that it went on.
+  double Settle() const {
+    const Stopwatch watch;
+    double went_on_us = 0;
     double before = Bytes().written;
     for (int quiet = 0, polls = 0; quiet < 3; ++polls) {
       if (polls == 600) NotMeasurable("the daemon never stops writing");
       std::this_thread::sleep_for(std::chrono::milliseconds(100));
       const double now = Bytes().written;
       quiet = now - before < static_cast<double>(kPieceBytes) ? quiet + 1 : 0;
+      if (quiet == 0) went_on_us = watch.microseconds();
       before = now;
     }
     const int fd = open(data_directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const Stopwatch sync;
     Require(fd >= 0 && syncfs(fd) == 0, data_directory_);
+    went_on_us += sync.microseconds();
     close(fd);
+    return went_on_us;
   }
 
   // Nothing of the daemon's files is in the page cache afterwards.
@@ -424,11 +430,9 @@ class Bench {
   // Runs `work`, a block of ours that ends when its bytes are on disk, and waits for what the daemon writes afterwards.
   Block Measured(const std::function<double()>& work) {
     const DiskBytes before = disk_.Bytes();
-    const Stopwatch watch;
     Block block;
     block.us = work();
-    disk_.Settle();
-    block.settled_us = watch.microseconds();
+    block.settled_us = block.us + disk_.Settle();
     const DiskBytes after = disk_.Bytes();
     block.disk = {after.read - before.read, after.written - before.written};
     return block;

@@ -43,6 +43,7 @@ constexpr std::array kPoints = {
     Point{"sync database directory", Call::kSync, File::kDatabase, 2, 9},
     Point{"write WITNESS", Call::kWrite, File::kWitness, 1, 2},
     Point{"rename WITNESS", Call::kRename, File::kWitness, 1, 2},
+    Point{"write SYNCED", Call::kWrite, File::kSynced, 100, 2},
     Point{"sync data directory", Call::kSync, File::kData, 1, 6},
 };
 

@@ -90,6 +90,7 @@ File FileOf(const char* path) {
   while (*name == '/') ++name;
   if (*name == '\0') return File::kData;
   if (begins(name, "WITNESS")) return File::kWitness;  // also what is written beside it
+  if (strcmp(name, "SYNCED") == 0) return File::kSynced;
   if (strcmp(name, "images") == 0) return File::kImages;
   if (begins(name, "images/")) return ends(name, ".img") ? File::kImage : File::kImages;
   if (!begins(name, "db")) return File::kOther;

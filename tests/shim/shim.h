@@ -37,6 +37,7 @@ enum class File : uint32_t {
   kManifest,
   kCurrent,  // a rename goes by the new name
   kWitness,
+  kSynced,
   kOther,
   kFiles,
 };

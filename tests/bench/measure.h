@@ -71,6 +71,11 @@ class Figure {
   explicit Figure(absl::string_view name) : json_(absl::StrCat("{\"name\":\"", name, "\"")) {}
   Figure& Set(absl::string_view field, double value) { return Raw(field, absl::StrCat(value)); }
   Figure& Text(absl::string_view field, absl::string_view value) { return Raw(field, absl::StrCat("\"", value, "\"")); }
+  Figure& Counts(absl::string_view field, const std::map<std::string, int64_t>& counts) {
+    std::string json;
+    for (const auto& [name, count] : counts) absl::StrAppend(&json, json.empty() ? "" : ",", "\"", name, "\":", count);
+    return Raw(field, absl::StrCat("{", json, "}"));
+  }
   // Median, n, p50 and p99 of samples in microseconds, told in `unit` of `unit_us` microseconds each.
   Figure& Samples(const std::vector<double>& us, absl::string_view unit, double unit_us) {
     const double p50 = Median(us) / unit_us;
@@ -116,6 +121,7 @@ class Arguments {
     if (it == values_.end()) NotMeasurable(absl::StrCat("--", name, " is missing"));
     return it->second;
   }
+  bool Has(const std::string& name) const { return values_.contains(name); }
   int64_t Number(const std::string& name) const { return std::atoll(Text(name).c_str()); }
 
  private:

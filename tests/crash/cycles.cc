@@ -8,6 +8,9 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_split.h"
+
 namespace statepool::crash {
 namespace {
 
@@ -27,12 +30,18 @@ Cycles::Cycles(std::string name, const bench::Arguments& arguments)
       stop_at_first_(arguments.Number("stop-at-first") != 0),
       run_(static_cast<uint64_t>(arguments.Number("seed"))),
       random_(run_.seed) {
+  if (arguments.Has("least")) {
+    for (const absl::string_view least : absl::StrSplit(arguments.Text("least"), ',')) {
+      const std::pair<std::string, std::string> field = absl::StrSplit(least, absl::MaxSplits(':', 1));
+      if (!absl::SimpleAtoi(field.second, &least_[field.first])) bench::NotMeasurable("--least");
+    }
+  }
   for (int i = 0; i < kWorkers; ++i) workers_.push_back(std::make_unique<Worker>(&run_, i));
 }
 
 int Cycles::Main() {
   int done = 0;
-  for (int cycle = 1; cycle <= cycles_ && GoOn(); ++cycle) {
+  for (int cycle = 1; cycle <= (IsEnough() ? cycles_ : 2 * cycles_) && GoOn(); ++cycle) {
     run_.cycle = cycle;
     if (!Start()) break;
     if (cycle == 1) RegisterLayouts();
@@ -59,19 +68,31 @@ int Cycles::Main() {
       .Goal("value", 0);
   for (int i = 0; i < kViolations; ++i)
     figure.Set(kViolationNames[i], static_cast<double>(run_.counts[static_cast<size_t>(i)]));
-  figure.Set("failed_starts", failed_starts_)
-      .Set("acked_sync", run_.acked_sync)
-      .Set("kills_in_flight", kills_in_flight_)
-      .Set("spills", run_.spills)
-      .Set("promotions", run_.promotions)
-      .Set("forks", run_.forks)
-      .Set("batches", run_.batches)
-      .Set("operations", run_.operations)
-      .Set("refused", run_.refused)
-      .Set("killed_starts", killed_starts_);
+  figure.Set("failed_starts", failed_starts_);
+  for (const auto& [field, count] : Happened()) figure.Set(field, static_cast<double>(count));
   AddTo(&figure);
   figure.Print();
   return 0;
+}
+
+std::vector<std::pair<std::string, int64_t>> Cycles::Happened() const {
+  return {{"acked_sync", run_.acked_sync},
+          {"kills_in_flight", kills_in_flight_},
+          {"spills", run_.spills},
+          {"promotions", run_.promotions},
+          {"forks", run_.forks},
+          {"batches", run_.batches},
+          {"operations", run_.operations},
+          {"refused", run_.refused},
+          {"killed_starts", killed_starts_}};
+}
+
+bool Cycles::IsEnough() const {
+  const auto happened = Happened();
+  return std::all_of(happened.begin(), happened.end(), [this](const auto& field) {
+    const auto least = least_.find(field.first);
+    return least == least_.end() || field.second >= least->second;
+  });
 }
 
 void Cycles::Progress() {
@@ -96,7 +117,7 @@ bool Cycles::Start() {
   while (random_() % 100 < kKilledStartsPercent) {
     {
       const DaemonProcess killed(Command(command), log);
-      std::this_thread::sleep_for(std::chrono::milliseconds(random_() % kKilledStartMillisMax));
+      WaitToKillStart();
     }
     Killed(/*while_starting=*/true);
     ++killed_starts_;
@@ -162,6 +183,8 @@ void Cycles::Verify() {
 void Cycles::WaitToKill() {
   std::this_thread::sleep_for(std::chrono::milliseconds(kKillMillisMin + Below(kKillMillisMax - kKillMillisMin + 1)));
 }
+
+void Cycles::WaitToKillStart() { std::this_thread::sleep_for(std::chrono::milliseconds(Below(kKilledStartMillisMax))); }
 
 void Cycles::LoadAndKill() {
   std::vector<std::thread> threads =

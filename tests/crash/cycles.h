@@ -5,10 +5,12 @@
 #ifndef STATEPOOL_TESTS_CRASH_CYCLES_H_
 #define STATEPOOL_TESTS_CRASH_CYCLES_H_
 
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/bench/measure.h"
@@ -20,7 +22,9 @@ namespace statepool::crash {
 // Not thread-safe.
 class Cycles {
  public:
-  // --daemon=BINARY --directory=DIR --cycles=N --seed=N --stop-at-first=0|1; `name` is the figure's.
+  // --daemon=BINARY --directory=DIR --cycles=N --seed=N --stop-at-first=0|1 [--least=FIELD:N,FIELD:N,...]; `name` is
+  // the figure's. While one of these fields of it is below its N there are more cycles, up to twice as many: a slow
+  // machine does less in each.
   Cycles(std::string name, const bench::Arguments& arguments);
   virtual ~Cycles() = default;
 
@@ -32,11 +36,15 @@ class Cycles {
   virtual std::vector<std::string> Command(const std::vector<std::string>& command) { return command; }
   // The load has begun: gives when to kill the daemon.
   virtual void WaitToKill();
+  // The same for a start that is killed.
+  virtual void WaitToKillStart();
   // The daemon is dead; it will be started again.
   virtual void Killed(bool /*while_starting*/) {}
   // The daemon ended in order after the last cycle.
   virtual void Ended() {}
   virtual void AddTo(bench::Figure* /*figure*/) {}
+  // What has happened so far, by field of the figure.
+  virtual std::vector<std::pair<std::string, int64_t>> Happened() const;
 
   Run* run() { return &run_; }
   const std::string& directory() const { return directory_; }
@@ -46,6 +54,7 @@ class Cycles {
 
  private:
   bool GoOn() const { return failed_starts_ == 0 && !(stop_at_first_ && run_.violations() > 0); }
+  bool IsEnough() const;
   void Progress();
   bool Start();  // false: it did not get ready, which counts
   void RegisterLayouts();
@@ -57,6 +66,7 @@ class Cycles {
   const std::string name_, binary_, directory_;
   const int cycles_;
   const bool stop_at_first_;
+  std::map<std::string, int64_t> least_;
   Run run_;
   std::mt19937_64 random_;
   std::vector<std::unique_ptr<Worker>> workers_;

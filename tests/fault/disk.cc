@@ -22,6 +22,7 @@ namespace statepool::fault {
 namespace {
 
 namespace fs = std::filesystem;
+using shim::Record, shim::RecordType;
 
 [[noreturn]] void Die(const std::string& what) {
   std::fprintf(stderr, "not measurable: %s: %s\n", what.c_str(), std::strerror(errno));
@@ -93,41 +94,20 @@ Disk::Disk(const std::string& directory, const std::string& shim, uint64_t seed)
     : data_(directory + "/data"),
       base_(directory + "/base"),
       journal_path_(directory + "/journal"),
-      control_path_(directory + "/control"),
       shim_(shim),
-      random_(seed) {
+      random_(seed),
+      page_(directory + "/control") {
   fs::create_directories(data_);
   fs::create_directories(base_);
-  const int fd = open(control_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (fd < 0 || ::ftruncate(fd, sizeof(Control)) != 0) Die(control_path_);
-  void* page = mmap(nullptr, sizeof(Control), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  if (page == MAP_FAILED) Die(control_path_);
-  close(fd);
-  control_ = static_cast<Control*>(page);
   Reset();
 }
 
-Disk::~Disk() { munmap(control_, sizeof(Control)); }
-
 std::vector<std::string> Disk::Behind(const std::vector<std::string>& command, bool journal) const {
-  std::vector<std::string> all = {"/usr/bin/env", absl::StrCat("LD_PRELOAD=", shim_),
-                                  absl::StrCat(kDirectoryVariable, "=", data_),
-                                  absl::StrCat(kControlVariable, "=", control_path_)};
-  if (journal) all.push_back(absl::StrCat(kJournalVariable, "=", journal_path_));
-  all.insert(all.end(), command.begin(), command.end());
-  return all;
+  return page_.Behind(shim_, data_, command, journal ? journal_path_ : "");
 }
 
 void Disk::Reset() {
-  control_->calls = 0;
-  control_->at = 0;
-  control_->action = Action::kNone;
-  control_->reached = 0;
-  control_->count_reads = 0;
-  control_->free_bytes = kUnlimited;
-  control_->sync_micros_max = 0;
-  control_->journal_bytes = 0;
-  control_->unfollowed = 0;
+  page_.Reset();
   WriteAll(journal_path_, "");
 }
 
@@ -294,7 +274,7 @@ std::string Disk::Content(const Node& node, size_t writes, uint64_t last_bytes, 
 
 CutFigures Disk::Cut(Keep keep, bool compare) {
   CutFigures figures;
-  if (control_->unfollowed != 0) figures.not_as_is = absl::StrCat("unfollowed: ", control_->unfollowed_what);
+  if (page_->unfollowed != 0) figures.not_as_is = absl::StrCat("unfollowed: ", page_->unfollowed_what);
   const int fd = open(journal_path_.c_str(), O_RDONLY | O_CLOEXEC);
   struct stat info;
   if (fd < 0 || fstat(fd, &info) != 0) Die(journal_path_);

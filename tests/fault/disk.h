@@ -17,9 +17,11 @@
 #include <string>
 #include <vector>
 
-#include "tests/fault/shim.h"
+#include "tests/shim/control_page.h"
 
 namespace statepool::fault {
+
+using shim::Action, shim::Control, shim::kUnlimited;
 
 enum class Keep {
   kNothing,  // that was not synced
@@ -37,14 +39,13 @@ struct CutFigures {
 
 class Disk {
  public:
-  // Makes DIRECTORY/data, empty, and what it needs beside it. `shim`: the library.
+  // Makes DIRECTORY/data, empty, and what it needs beside it; DIRECTORY is there. `shim`: the library.
   Disk(const std::string& directory, const std::string& shim, uint64_t seed);
-  ~Disk();
   Disk(const Disk&) = delete;
   Disk& operator=(const Disk&) = delete;
 
   const std::string& data() const { return data_; }
-  Control* control() { return control_; }
+  Control* control() { return page_.get(); }
   // The daemon's command, run behind the shim. Without a journal there is no Cut.
   std::vector<std::string> Behind(const std::vector<std::string>& command, bool journal = true) const;
   // Before each start of a daemon: no faults, an empty journal, counts at 0.
@@ -90,9 +91,9 @@ class Disk {
   std::string Base(const Node& node) const;
   uint64_t Below(uint64_t n) { return random_() % n; }
 
-  const std::string data_, base_, journal_path_, control_path_, shim_;
+  const std::string data_, base_, journal_path_, shim_;
   std::mt19937_64 random_;
-  Control* control_ = nullptr;
+  shim::ControlPage page_;
   std::vector<Node> nodes_;  // [0] is the data directory
   std::map<uint64_t, int> handles_;
   const char* journal_ = nullptr;

@@ -156,32 +156,47 @@ def build_plant(directory, name, sources=PLANT_SOURCES, options=PLANT_OPTIONS, t
         raise NotMeasurable(f"no plant {name}; there are: {', '.join(plants(directory))}")
     base = REPOSITORY / "build" / "plants" / (folder or name)
     source, build = base / "src", base / "build"
-    shutil.rmtree(source, ignore_errors=True)
-    for part in sources:
-        (source / part).parent.mkdir(parents=True, exist_ok=True)
-        # Both keep times: only what changed is built again.
-        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy2
-        copy(REPOSITORY / part, source / part)
-    if folder:  # what another plant has changed is as it was, but newer than what was built of it
-        for other in directory.glob("*.patch"):
-            for line in other.read_text().splitlines():
-                if line.startswith("+++ b/"):
-                    (source / line[len("+++ b/"):]).touch()
+    _copy_tree(sources, source)
+    patch = directory / f"{name}.patch"
+    _build_step(base, name, ["patch", "-p1", "--fuzz=0", "--batch", "--no-backup-if-mismatch", "-d", source, "-i", patch])
+    _build_step(base, name, ["cmake", "-S", source, "-B", build, "-G", "Ninja", *options])
+    build_target(build, name, target)
+    return build
 
+
+def _copy_tree(parts, to):
+    """Makes `to` a copy of these parts of the tree. Only what differs is touched, and built again: what an earlier
+    plant has changed is as it was then, but newer than what was built of it."""
+    wanted = set()
+    for part in parts:
+        origin = REPOSITORY / part
+        for file in origin.rglob("*") if origin.is_dir() else [origin]:
+            if not file.is_file() or "__pycache__" in file.parts:
+                continue
+            copy = to / file.relative_to(REPOSITORY)
+            wanted.add(copy)
+            if not copy.is_file() or copy.read_bytes() != file.read_bytes():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, copy)
+    for file in list(to.rglob("*")):
+        if file.is_file() and file not in wanted:
+            file.unlink()
+
+
+def build_target(build, name, *targets):
+    """Builds what else a plant that is built in this folder needs."""
+    _build_step(build.parent, name, ["cmake", "--build", build, "--target", *targets])
+
+
+def _build_step(base, name, step):
     # One cache for all plants, whatever their folder is called: only the patched file is compiled for each.
     environment = os.environ | {"CCACHE_BASEDIR": str(base), "CCACHE_NOHASHDIR": "1"}
     environment.setdefault("CCACHE_DIR", str(REPOSITORY / "build" / "ccache"))
-    patch = directory / f"{name}.patch"
-    steps = [["patch", "-p1", "--fuzz=0", "--batch", "--no-backup-if-mismatch", "-d", source, "-i", patch],
-             ["cmake", "-S", source, "-B", build, "-G", "Ninja", *options],
-             ["cmake", "--build", build, "--target", target]]
-    for step in steps:
-        note(f"plant {name}: {step[0]} {step[1]}")
-        with process(step, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
-            output = child.stdout.read()
-            if child.wait() != 0:
-                raise NotMeasurable(f"plant {name}: {step[0]} failed:\n{output[-4000:]}")
-    return build
+    note(f"plant {name}: {step[0]} {step[1]}")
+    with process(step, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        output = child.stdout.read()
+        if child.wait() != 0:
+            raise NotMeasurable(f"plant {name}: {step[0]} failed:\n{output[-4000:]}")
 
 
 def check_plants(names, caught, seed, figure_name):

@@ -144,6 +144,11 @@ TEST(Convert, ANamesInfoIsToldInFull) {
   EXPECT_EQ(out.layout(), info.layout->fingerprint());
   EXPECT_EQ(out.state_bytes(), info.layout->state_bytes());
   EXPECT_EQ(out.position(), 42);
+  EXPECT_EQ(out.revision(), 3u);
+  EXPECT_EQ(out.durable_revision(), 2u);
+  EXPECT_EQ(out.max_history(), 4u);
+  EXPECT_EQ(out.create_time().seconds(), 1);
+  EXPECT_FALSE(out.replayed());
   EXPECT_EQ(out.version_id(), 7u);
   EXPECT_EQ(out.parent_version_id(), 5u);
   EXPECT_EQ(out.checksum(), "0000000000000abc");

@@ -6,6 +6,7 @@
 #define STATEPOOL_TESTS_UNIT_TIERS_MEMORY_COLD_STORE_H_
 
 #include <cstring>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -46,10 +47,11 @@ class MemoryColdStore final : public ColdStore {
     }
     disk_->used_bytes += state.size() + attachment.size();
     disk_->images[info.id] = std::move(stored);
-    return absl::OkStatus();
+    return put_status;
   }
   absl::Status ReadImage(const ImageInfo& info, char* state, std::string* attachment) override {
     const Error corrupt(absl::StatusCode::kDataLoss, "CORRUPT", "planted, or a defect");
+    if (before_read) before_read();
     MutexLock lock(&disk_->mu);
     const auto it = disk_->images.find(info.id);
     if (it == disk_->images.end() || ChecksumOf(it->second.state) != info.checksum) return corrupt;
@@ -91,6 +93,9 @@ class MemoryColdStore final : public ColdStore {
   const std::string& hash_key() const override { return hash_key_; }
   absl::Status LoadLayouts(absl::FunctionRef<absl::Status(LayoutRecord)>) override { return absl::OkStatus(); }
   absl::Status LoadNames(absl::FunctionRef<absl::Status(NameChange)>) override { return absl::OkStatus(); }
+
+  absl::Status put_status;  // of every put; what it put is there, whatever this says
+  std::function<void()> before_read;
 
  private:
   MemoryDisk* const disk_;

@@ -281,6 +281,60 @@ TEST_F(ResidencyTest, AWriteWaitsForThoseWhoAreMovingButNotBeyondItsDeadline) {
   mover.join();
 }
 
+TEST_F(ResidencyTest, WhoeverWaitsForRoomHearsOfASlotThatWasGivenBackUnused) {
+  Start(1);
+  MemoryDisk disk;
+  MemoryColdStore cold(&disk, 1_MiB);
+  Residency residency({}, host_.get(), &cold, &clock_);
+  const LayoutRef layout = MakeLayout(kChunk);
+  const std::string bytes = MakeBytes(kChunk, 1);
+  const absl::string_view piece = bytes;
+  StateBytes state;
+  state.pieces = {&piece, 1};
+  const ImageRef damaged = *residency.Write({}, layout, state);
+  ASSERT_TRUE(residency.Persist({}, damaged).ok());
+  ASSERT_TRUE(residency.Write({}, layout, state).ok());  // in its slot
+  {
+    MutexLock lock(&disk.mu);
+    disk.images.at(damaged->info().id).state[0] ^= 1;
+  }
+  std::thread waiter;
+  cold.before_read = [&] {
+    waiter = std::thread([&] { EXPECT_TRUE(residency.Write({}, layout, state).ok()); });
+    for (int i = 0; i < 1000; ++i) std::this_thread::yield();  // mostly it waits by then
+  };
+  EXPECT_EQ(residency.Read({}, damaged).status().code(), absl::StatusCode::kDataLoss);
+  waiter.join();  // would hang
+}
+
+TEST_F(ResidencyTest, AnImageThatIsRecordedWhileItIsReadStaysWhereItIsRead) {
+  Start(2);
+  const ImageRef image = WriteHead(1);
+  const Pin pin = residency_->TryRead(image);
+  ASSERT_TRUE(residency_->Persist({}, image).ok());
+  const ImageRef a = WriteHead(2), b = WriteHead(3);
+  EXPECT_TRUE(hot(image));
+  EXPECT_FALSE(hot(a));
+  EXPECT_TRUE(pin->bytes() == MakeBytes(kChunk, 1));
+}
+
+TEST_F(ResidencyTest, WhatAFailedWriteLeftOnDiskGoesWithItsImage) {
+  MemoryDisk disk;
+  MemoryColdStore cold(&disk, 1_MiB);
+  cold.put_status = Error(absl::StatusCode::kUnavailable, "DISK_FAILED", "planted");
+  Residency residency({}, host_.get(), &cold, &clock_);
+  const std::string bytes = MakeBytes(kChunk, 1);
+  const absl::string_view piece = bytes;
+  StateBytes state;
+  state.pieces = {&piece, 1};
+  ImageRef image = *residency.Write({}, MakeLayout(kChunk), state);
+  EXPECT_FALSE(residency.Persist({}, image).ok());
+  EXPECT_EQ(cold.used_bytes(), kChunk);
+  image.reset();
+  ASSERT_TRUE(residency.WaitForReclaim());
+  EXPECT_EQ(cold.used_bytes(), 0u);
+}
+
 TEST_F(ResidencyTest, APinKeepsItsImageAlive) {
   ImageRef image = WriteHead(1);
   const Pin pin = residency_->TryRead(image);

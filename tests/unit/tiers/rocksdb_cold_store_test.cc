@@ -285,6 +285,16 @@ TEST_F(WentBackTest, AManifestThatLostItsEndIsNotTakenForAnOlderState) {
   EXPECT_THAT(Names(), ElementsAre("a@2"));
 }
 
+TEST_F(WentBackTest, APreviousManifestIsNotTakenForTheNewest) {
+  const std::string manifest = CloseWithMore();
+  const size_t digits = manifest.rfind('-') + 1;
+  std::string number = std::to_string(std::stoull(manifest.substr(digits)) - 1);
+  number.insert(0, manifest.size() - digits - number.size(), '0');
+  ASSERT_TRUE(std::filesystem::copy_file(manifest, manifest.substr(0, digits) + number));
+  ASSERT_TRUE(rocksdb::WriteStringToFile(env_, "MANIFEST-" + number + "\n", directory_ / "data/db/CURRENT").ok());
+  ExpectRefused();
+}
+
 TEST_F(WentBackTest, ALostDatabaseIsNotTakenForANewOne) {
   CloseWithMore();
   ASSERT_TRUE(env_->DeleteFile(directory_ / "data/db/CURRENT").ok());

@@ -767,14 +767,17 @@ std::string Reference::CheckAnswer(const Plan& plan, const Given& given) {
   return Differs(expected, *given.fork);
 }
 
+void Reference::UseAll(const Plan& plan) {
+  for (const Key& key : plan.used) {
+    if (names_.count(key) > 0) Use(key);
+  }
+}
+
 // REQUIRES: it was not refused.
 std::string Reference::Settle(Plan* plan, const Given& given) {
   if (plan->fresh != nullptr && given.info != nullptr) {
     plan->fresh->id = given.info->version_id();
     if (std::string wrong = NewId(plan->fresh->id, "version_id", &versions_); !wrong.empty()) return wrong;
-  }
-  for (const Key& key : plan->used) {
-    if (names_.count(key) > 0) Use(key);
   }
   for (size_t i = 0; i < plan->next.size(); ++i) {
     auto& [key, next] = plan->next[i];
@@ -812,6 +815,7 @@ std::string Reference::RunOne(Plan plan, const Given& given) {
   }
   if (!given.outcome.ok()) return absl::StrCat("expected OK, got ", given.outcome.ToString());
   std::vector<std::pair<Key, uint64_t>> group;
+  UseAll(plan);
   const std::string wrong = Settle(&plan, given);
   for (const auto& [key, next] : plan.next) {
     const State* state = Find(key);
@@ -928,6 +932,10 @@ std::string Reference::BatchWrite(const v1::BatchWriteRequest& in, const Outcome
       }
     }
     if (!wrong.empty()) return absl::StrCat(item, ": ", wrong);
+  }
+  // Of one moment: no item's answer shows that another one used its name.
+  for (const Plan& plan : plans) {
+    if (!none && plan.faults.empty()) UseAll(plan);
   }
   if (group.size() > 1) groups_.push_back(std::move(group));
   return "";

@@ -212,6 +212,7 @@ class Reference {
   std::string RunOne(Plan plan, const Given& given);
   // A plan's answer, and what becomes of its names. `prefix`: before the fields of its errors.
   std::string CheckRefused(const std::vector<Fault>& faults, const Outcome& outcome, const std::string& prefix) const;
+  void UseAll(const Plan& plan);
   std::string Settle(Plan* plan, const Given& given);
   std::string CheckAnswer(const Plan& plan, const Given& given);
   std::string CheckReplay(const Plan& plan, const Given& given);

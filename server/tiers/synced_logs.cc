@@ -115,8 +115,8 @@ class SyncedLogs::Log final : public rocksdb::FSWritableFileOwnerWrapper {
 
 class SyncedLogs::FileSystem final : public rocksdb::FileSystemWrapper {
  public:
-  FileSystem(SyncedLogs* logs, std::shared_ptr<rocksdb::FileSystem> below)
-      : FileSystemWrapper(std::move(below)), logs_(logs) {}
+  FileSystem(SyncedLogs* logs, const std::shared_ptr<rocksdb::FileSystem>& below)
+      : FileSystemWrapper(below), logs_(logs) {}
   const char* Name() const override { return "StatepoolSyncedLogs"; }
 
   rocksdb::IOStatus NewWritableFile(const std::string& name, const rocksdb::FileOptions& options,

@@ -127,6 +127,9 @@ TEST_F(RecordCodecTest, AValueUnderAnotherKeyIsRefused) {
   const NameRecord record = Record();
   const std::string key = EncodeNameKey(record.key);
   EXPECT_FALSE(DecodeNameRecord(key + "x", EncodeNameRecord(key, record)));
+  std::string neighbour = key;
+  neighbour.back() ^= 1;
+  EXPECT_FALSE(DecodeNameRecord(neighbour, EncodeNameRecord(key, record)));
 }
 
 TEST_F(RecordCodecTest, NameKeysSortByTenantKindAndName) {

@@ -142,6 +142,7 @@ absl::Status Store::CommitLocked(const Op& op, absl::Span<WriteItem> items) {
     DropLayoutUseLocked(*item.name->state.layout);
     names_.Erase(item.name);
   }
+  if (committed.ok()) flush_again_ = 0;  // the disk takes records
   changed_.SignalAll();
   return committed;
 }

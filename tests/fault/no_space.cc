@@ -28,6 +28,7 @@ constexpr int kNames = 24;
 constexpr int kWritesWhileFree = 10, kWritesUntilFull = 400, kWritesWhileFull = 4, kReadsWhileFull = 8;
 constexpr uint64_t kLeftBytesMax = 1 << 20;
 constexpr double kResumeSecondsMax = 20;
+constexpr auto kRetryAfter = std::chrono::seconds(1);
 constexpr int kKilledPercent = 20;  // of the full disks also see a kill -9 and a start
 
 bool WriteFile(const std::string& path, const std::string& text) {
@@ -215,7 +216,11 @@ class FullDisk {
 
   void Cycle() {
     for (int i = 0; i < kWritesWhileFree && GoOn(); ++i) {
-      if (Write(/*sync_only=*/false) == Answer::kFull) Unexpected("a write while there is space", "COLD_FULL");
+      if (Write(/*sync_only=*/false) != Answer::kFull) continue;
+      // What waited for the full disk may still be on its way: the hint says when to come back.
+      std::this_thread::sleep_for(kRetryAfter);
+      if (GoOn() && Write(/*sync_only=*/false) == Answer::kFull)
+        Unexpected("a write while there is space", "COLD_FULL");
     }
     Fill();
     bool full = false;

@@ -198,6 +198,7 @@ TEST_F(ServiceTest, ADeadlineThatPassesInTheQueueSaysSo) {
   last.join();
   for (std::thread& thread : threads) thread.join();
   log_.before_commit = nullptr;
+  EXPECT_EQ(images_.writes, static_cast<int>(kExecutorThreads));  // it cost no copy
   EXPECT_GT(clock_.Now(), before);
   EXPECT_EQ(queued.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_EQ(DetailsOf(queued).info.reason(), "DEADLINE");

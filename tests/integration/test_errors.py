@@ -144,7 +144,9 @@ class Client:
     def __init__(self, stubs, address):
         self.pb = stubs.pb
         self.channel = grpc.insecure_channel(address, [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
-                                                       ("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)])
+                                                       ("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0),
+                                                       # A window that grew would take in a stream that nobody reads.
+                                                       ("grpc.http2.bdp_probe", 0)])
         self.stub = stubs.grpc.StatePoolStub(self.channel)
 
     def __getattr__(self, method):
@@ -606,7 +608,7 @@ def fits(client, size):
                       ("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE"))
 def test_limits_of_bytes_and_names(pb, start, errors):
     _, client = start("--max-bytes-in-flight=5MiB", "--max-message-bytes=4MiB", "--hot-bytes=32MiB", "--max-names=3")
-    client.register("large", 8 * MIB)
+    client.register("large", 16 * MIB)
     client.register("huge", 64 * MIB)
     with errors.expected("RESOURCE_EXHAUSTED", "STATE_TOO_LARGE"):
         client.create("huge", layout="huge")
@@ -624,7 +626,7 @@ def test_limits_of_bytes_and_names(pb, start, errors):
         client.get("large")
     with errors.expected("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE"):
         client.BatchGet(pb.BatchGetRequest(items=[pb.GetRequest(name=client.ref("large"))]))
-    assert sum(len(chunk.data) for chunk in client.GetStream(pb.GetStreamRequest(get=pb.GetRequest(name=client.ref("large"))))) == 8 * MIB
+    assert sum(len(chunk.data) for chunk in client.GetStream(pb.GetStreamRequest(get=pb.GetRequest(name=client.ref("large"))))) == 16 * MIB
     for other in ("a", "b"):
         client.create(other)
     with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_NAMES"):

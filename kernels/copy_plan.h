@@ -1,0 +1,83 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Copy plans: how a state in canonical order (the proto's BYTES) lies in the rows of an arena, and the copies between.
+//
+// A plan is a list of segments, one for each layer of each tensor. *Gather* (Load) copies a state into the first step of
+// a row, *scatter* (Store) a row into a state, from the step that an accepted length names. Both can be run for any
+// range of the state's bytes, so that threads share one copy, and give exactly those bytes, whatever ranges are chosen.
+//
+// This is the host's form; a device has a kernel of the same plan. A plan is immutable and thread-safe. Nothing here
+// fails: whoever makes the plan has checked it (server/core/view.h).
+#ifndef STATEPOOL_KERNELS_COPY_PLAN_H_
+#define STATEPOOL_KERNELS_COPY_PLAN_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/types/span.h"
+#include "kernels/checksum.h"
+
+namespace statepool {
+
+// One axis of a segment: how many, and how far apart in a row. Sizes and strides in bytes unless they say otherwise.
+struct CopyAxis {
+  uint64_t size = 0;        // in elements
+  uint64_t row_stride = 0;  // in the arena; in the state the axes are row-major
+};
+
+// One layer of one tensor.
+struct CopySegment {
+  uint64_t state_offset = 0;   // of its first byte in the state; its bytes there are contiguous
+  uint64_t arena_offset = 0;   // of the same element in row 0, step 0 of the arena
+  uint64_t row_stride = 0;     // from a row to the next
+  uint64_t accept_stride = 0;  // from the place that accepted length a names to that of a + 1
+  uint32_t element_bytes = 0;  // 1, 2, 4 or 8
+  absl::InlinedVector<CopyAxis, 4> axes;  // outermost first, as the state has them
+  // What Load makes zero before it copies: columns that only the view has. Of row 0; 0 bytes: nothing.
+  uint64_t clear_offset = 0, clear_bytes = 0;
+
+  uint64_t Bytes() const;
+};
+
+// What becomes of the cache: a copy that is far larger than the caches should go past them.
+enum class CopyHint { kCached, kStreaming };
+
+class CopyPlan {
+ public:
+  // REQUIRES: segments ascend in the state without gaps, from 0 to state_bytes.
+  CopyPlan(std::vector<CopySegment> segments, uint64_t state_bytes);
+
+  uint64_t state_bytes() const { return state_bytes_; }
+  absl::Span<const CopySegment> segments() const { return segments_; }
+
+  // Copies bytes [begin, end) of `state` (which points at byte 0) into these rows of `arena`, each read once.
+  // REQUIRES: rows that the arena has; nobody else writes to these bytes of these rows.
+  void Gather(const char* state, uint64_t begin, uint64_t end, char* arena, absl::Span<const uint32_t> rows,
+              CopyHint hint) const;
+
+  // Makes zero what a row has beside the state. Before its Gather.
+  void Clear(char* arena, uint32_t row) const;
+
+  // Writes bytes [begin, end) of the state that `row` holds after `accepted` steps to `out` (which gets byte `begin`
+  // first). REQUIRES: accepted >= 1.
+  void Scatter(const char* arena, uint32_t row, uint32_t accepted, uint64_t begin, uint64_t end, char* out,
+               CopyHint hint) const;
+
+  // The same for whole leaves, into `state` (which points at byte 0), with the hash of each: leaves [first, last). The
+  // hash is of the bytes that were written, also when the row changes meanwhile. REQUIRES: last <= LeafCount.
+  void ScatterLeaves(const char* arena, uint32_t row, uint32_t accepted, uint64_t first, uint64_t last, char* state,
+                     LeafHash* hashes, CopyHint hint) const;
+
+ private:
+  // Calls visit(segment, begin, end), offsets within the segment, for what of [begin, end) lies in each.
+  template <typename Visit>
+  void ForRange(uint64_t begin, uint64_t end, Visit visit) const;
+
+  const std::vector<CopySegment> segments_;
+  const uint64_t state_bytes_;
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_KERNELS_COPY_PLAN_H_

@@ -11,11 +11,12 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
-from . import _requests, _wire, batches, errors, names, streams
+from . import _requests, _wire, arenas, batches, errors, names, streams
 from ._calls import Attempts, Connection
 from ._requests import Tokens, Ttl
+from .arenas import Arena, Buffers, LoadItem, StoreItem, View
 from .layouts import Layout, Preset
-from .names import Deletion, Durability, Exactness, Expiry, Image, Info, Match, Name, Prefix, Room, Sequence, Snapshot, State, Upload
+from .names import Deletion, Durability, Exactness, Expiry, Image, Info, Match, Name, Out, Prefix, Room, Sequence, Snapshot, State, Upload
 from .streams import Progress, Source, StateStream
 from .v1 import statepool_pb2 as pb
 
@@ -84,9 +85,11 @@ class Pool:
         self._timeout = timeout
         self._retries = retries
         self._verify = verify
+        self._rooms = arenas.Rooms()
 
     def close(self) -> None:
         """Ends the connection. Calls in flight fail."""
+        self._rooms.close()
         self._connection.channel.close()
 
     def __enter__(self) -> Pool:
@@ -102,6 +105,7 @@ class Pool:
         other._timeout = self._timeout if timeout is None else timeout
         other._retries = self._retries if retries is None else retries
         other._verify = self._verify
+        other._rooms = self._rooms
         return other
 
     # ----------------------------------------------------------------------------------------------------------- layouts
@@ -161,21 +165,38 @@ class Pool:
         return kinds[kind](self, name)
 
     def get(self, source: Name | Match | str, position: int | None = None, *, tensors: Iterable[str] | None = None,
-            layers: Iterable[int] | None = None, version_id: int | None = None, layout: Layout | str = "", attachment: bool = True) -> State:
+            layers: Iterable[int] | None = None, version_id: int | None = None, layout: Layout | str = "", attachment: bool = True,
+            out: Out | None = None) -> State:
         """Name.get of any source; a str is a sequence."""
-        request = _requests.get(source, position, layout, tensors, layers, version_id, attachment)
         attempts = self._attempts()
+        row = None
+        if out is not None:
+            if _wire.as_bytes(out).readonly:
+                raise errors.invalid("INVALID_OPTION", "out is read-only", "out")
+            row = arenas.row_of(out)
+        if row is not None and tensors is None and layers is None:
+            layout = layout or row.layout
+            if row.is_shared_by(self, layout):
+                loaded = row.load(LoadItem(source, position, version_id=version_id, attachment=attachment), attempts)
+                return State(self, loaded.info, _wire.as_bytes(out), loaded.attachment)
+        request = _requests.get(source, position, layout, tensors, layers, version_id, attachment)
         try:
             rest, data = self._connection.call("Get", request, _wire.split_data, attempts)
         except errors.Exhausted as error:
             if not _too_large(error):
                 raise
             with StateStream(self._connection, attempts, request, None, self._verify) as stream:
-                room = np.empty(stream.nbytes, np.uint8)
+                room = np.empty(stream.nbytes, np.uint8) if out is None else _exactly(out, stream.nbytes)
                 state = self._receive(request, stream, [room], None)
-                state.data = state.data.toreadonly()
+                if out is None:
+                    state.data = state.data.toreadonly()
                 return state
-        return self._state(request, pb.GetResponse.FromString(rest), data)
+        state = self._state(request, pb.GetResponse.FromString(rest), data)
+        if out is not None:
+            view = _exactly(out, len(data))
+            view[:] = data
+            state.data = view
+        return state
 
     def get_into(self, source: Name | Match | str, room: Room, position: int | None = None, *, tensors: Iterable[str] | None = None,
                  layers: Iterable[int] | None = None, version_id: int | None = None, layout: Layout | str = "", attachment: bool = True,
@@ -231,7 +252,8 @@ class Pool:
             ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None, request_id: str | None = None) -> Info:
         """Writes a state as a new version and moves the head of the sequence to it: all or nothing.
 
-        data             the image, or its tensors by name (then the layout is looked up unless `layout` is a Layout)
+        data             the image, or its tensors by name (then the layout is looked up unless `layout` is a Layout). A buffer of empty() brings
+                         its layout, and goes through shared memory
         position         tokens consumed
         tensors, layers  `data` is these tensors in these of the model's layers alone (None: all), and all else is that of the head: then if_revision
                          is required, and the version is "edited" unless `exactness` says otherwise. Tensors by name that are not all of the
@@ -243,12 +265,20 @@ class Pool:
         INVALID_POSITION, MISSING_FIELD ...), Exhausted. After an error nothing has changed, but for DeadlineExceeded and Unavailable: the write is
         whole or absent then, and a retry with the same request_id is safe.
         """
+        attempts = self._attempts()
+        row = arenas.row_of(data)
+        if row is not None and tensors is None and layers is None:
+            layout = layout or row.layout
+            if row.is_shared_by(self, layout):
+                return row.store(StoreItem(
+                    name if isinstance(name, str) else name.name, position, if_revision=if_revision, any_revision=if_revision is None,
+                    whole_row=True, attachment=attachment, exactness=exactness, durability=durability, ttl=ttl, expire_at=expire_at,
+                    max_history=max_history, request_id=request_id), attempts)
         pieces, chosen = self._image(name, data, tensors, layers, layout)
         head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history,
                              request_id)
         if self._verify:
             head.checksum = _wire.checksum_of(*pieces)
-        attempts = self._attempts()
         if self._fits(_wire.Pieces(pieces).nbytes + head.ByteSize() + 16, attempts):  # and the tag and length of the data
             try:
                 return Info.from_proto(self._connection.call("Set", _wire.with_data(head, pieces), pb.NameInfo.FromString, attempts))
@@ -439,6 +469,32 @@ class Pool:
         matches = tuple(Prefix(self, m.prefix, position=m.position) for m in answer.matches)
         return Match(matches, answer.miss_reason, answer.nearest_published_position)
 
+    # ---------------------------------------------------------------------------------------------------------- arenas
+
+    def open_arena(self, layout: Layout | str, rows: int = 64, steps: int = 0, view: View = View()) -> Arena:
+        """Memory of the daemon's on this machine, with rows for so many states of a layout, in the shapes that `view` says. See Arena.
+
+        steps  states that a row holds, for speculative decoding: 0 (one, without an axis of its own) .. Capabilities.max_arena_steps
+        InvalidArgument (INVALID_VIEW, INVALID_OPTION); NotFound (LAYOUT_UNKNOWN); Exhausted (TOO_MANY_ARENAS, ARENA_TOO_LARGE, HOT_FULL); Conflict
+        (ARENAS_OFF: Capabilities.arena_socket is empty); Unavailable (SOCKET_UNREACHABLE: the daemon is on another machine).
+        """
+        return Arena(self, layout, rows, steps, view)
+
+    def empty(self, layout: Layout | str, count: int = 1) -> Buffers:
+        """Arrays of Layout.state_bytes (uint8) for `get(out=...)` and `set`, which then go through memory shared with the daemon, not in messages.
+
+            buffer, = pool.empty(layout)
+            state = pool.get("chat/42", out=buffer)          # state.tensors are views of it
+            pool.set("chat/42", buffer, 129)
+
+        Their contents are undefined. They are for whole states of this layout; elsewhere they are arrays as any other, and that is all they are where
+        arenas are not to be had. A row is free for another buffer when its array and all views of it are gone.
+        Limits: rows are the pool's until it is closed, and count as those of open_arena: as many as were ever in use at once, and at most as many
+        again (up to arenas.SPARE_BYTES at a time). Exhausted (TOO_MANY_ARENAS, ARENA_TOO_LARGE, HOT_FULL).
+        A restart of the daemon makes zeros of them all; then set() of each raises ContentsGone once, unless get() has filled it.
+        """
+        return self._rooms.take(self, layout if isinstance(layout, Layout) else self.get_layout(layout), count)
+
     # ------------------------------------------------------------------------------------------------ daemon as a whole
 
     def flush(self, sources: Iterable[Name | str] | None = None) -> int:
@@ -529,6 +585,15 @@ class Pool:
 def _too_large(error: errors.Exhausted) -> bool:
     """The message was, for the daemon or for the transport of either side: nothing was done."""
     return error.reason in ("", "MESSAGE_TOO_LARGE") and error.retry_after is None
+
+
+def _exactly(out: Out, nbytes: int) -> memoryview:
+    """A view of its bytes. InvalidArgument unless there are so many."""
+    view = _wire.as_bytes(out)
+    if len(view) != nbytes:
+        raise errors.invalid("BYTES_LENGTH_MISMATCH", f"the state has {nbytes} bytes, there is room for {len(view)}", "out", expected=nbytes,
+                             actual=len(view))
+    return view
 
 
 def _writable(arrays: Mapping[str, Any]) -> Mapping[str, Any]:

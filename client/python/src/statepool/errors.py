@@ -65,6 +65,18 @@ class DeadlineExceeded(StatepoolError):
     """The timeout passed. A write is whole or absent: retry it with the same request_id, or describe()."""
 
 
+class ContentsGone(StatepoolError):
+    """An arena was lost, with the daemon's restart as a rule, and is open again at the same addresses: all rows are zeros and must be loaded again.
+
+    Nothing was loaded. A store that this ended is whole or absent: retry it with the same request_id when the row holds its state again, or describe().
+    incarnation  of the daemon that has the arena now
+    """
+
+    @property
+    def incarnation(self) -> str:
+        return self.metadata.get("incarnation", "")
+
+
 _CLASSES: Mapping[str, type[StatepoolError]] = {
     "NOT_FOUND": NotFound,
     "ABORTED": Conflict,
@@ -111,6 +123,11 @@ def _make(code: str, message: str, status: status_pb2.Status) -> StatepoolError:
     field = metadata.pop("field", "")
     reason = info.reason if info.domain == DOMAIN else ""
     return _CLASSES.get(code, StatepoolError)(code, reason, message, field, metadata, retry_after)
+
+
+def made(code: str, reason: str, message: str, field: str = "", **metadata: object) -> StatepoolError:
+    """An error of this library's own, of the class that goes with the code."""
+    return _CLASSES.get(code, StatepoolError)(code, reason, message, field, {k: str(v) for k, v in metadata.items()})
 
 
 def invalid(reason: str, message: str, field: str = "", **metadata: object) -> InvalidArgument:

@@ -31,6 +31,8 @@ Image = bytes | bytearray | memoryview | npt.NDArray[np.uint8] | Mapping[str, np
 """A state to write, or a part of one: its bytes (anything with a contiguous buffer), or its tensors by name, as Layout.pack and Part.pack do."""
 Room = bytearray | memoryview | npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]]
 """Where a state is to be read into: a writable contiguous buffer, or an array [layers, *axes] for each tensor."""
+Out = bytearray | memoryview | npt.NDArray[Any]
+"""Where a whole answer of get() is to be: a writable contiguous buffer of its length."""
 Expiry = datetime.datetime | float
 """A point in time: a datetime with a time zone, or seconds since the Unix epoch."""
 
@@ -117,7 +119,7 @@ class Deletion:
 class State:
     """The bytes of one version, or of a part of it, verified against their checksum. Immutable; may be used from any thread.
 
-    data        view of the bytes, Layout.state_bytes long (Part.nbytes for a part); read-only unless the caller gave the memory (get_into)
+    data        view of the bytes, Layout.state_bytes long (Part.nbytes for a part); read-only unless the caller gave the memory
     attachment  the opaque bytes beside it
     info        all that the daemon said of the version; its checksum and state_bytes are those of the whole image
     """
@@ -174,15 +176,17 @@ class Name:
         return pb.NameRef(**{self.kind: self.name})
 
     def get(self, position: int | None = None, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
-            version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True) -> State:
+            version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True, out: Out | None = None) -> State:
         """The bytes: of the head, of the newest version of the ring at exactly `position`, or of the version with this id. Counts as a use.
 
         tensors, layers  only these tensors, only these of the model's layers; None: all
         layout           answer only if the name has this layout
         attachment       False: leave the attachment out
+        out              where they are to be: a writable contiguous buffer of their length, of which State.data is a view then. After an error its
+                         contents are undefined. A buffer of Pool.empty goes through shared memory, and takes states of its layout
         A state that fits no message comes as a stream. NotFound (also LAYOUT_MISMATCH, POSITION_MISMATCH, VERSION_MISMATCH), DataLoss, Exhausted.
         """
-        return self._pool.get(self, position, tensors=tensors, layers=layers, version_id=version_id, layout=layout, attachment=attachment)
+        return self._pool.get(self, position, tensors=tensors, layers=layers, version_id=version_id, layout=layout, attachment=attachment, out=out)
 
     def get_into(self, room: Room, position: int | None = None, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
                  version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True, chunk_bytes: int | None = None,

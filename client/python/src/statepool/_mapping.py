@@ -1,0 +1,123 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""An arena's memory in this process: the addresses it lies at, and the socket that it comes through. Linux only; imported when there is an arena."""
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import mmap
+import os
+import socket
+import weakref
+from typing import Any
+
+from . import errors
+from .v1 import statepool_pb2 as pb
+
+_PROT_NONE = 0
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_MAP_POPULATE = 0x8000
+_SEALS = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
+_F_GET_SEALS = 1034
+_ANSWER_BYTES_MAX = 65536
+
+_REFUSALS = {"TOKEN_INVALID": "FAILED_PRECONDITION", "PEER_REFUSED": "PERMISSION_DENIED", "PEER_UNKNOWN": "FAILED_PRECONDITION",
+             "TOO_MANY_CONNECTIONS": "RESOURCE_EXHAUSTED"}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class Range:
+    """Addresses that are this object's for as long as it lives; what is mapped there may change. numpy makes arrays of it, which keep it alive.
+
+    Nothing may be read or written before the first put(). Afterwards there is always memory, whatever fails. Not thread-safe.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        """Exhausted when the process has no room."""
+        self.nbytes = nbytes
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self.address = _map(None, nbytes, _PROT_NONE, flags, -1)
+        # Not at exit: whoever still uses an array then must not crash.
+        weakref.finalize(self, _libc.munmap, self.address, nbytes).atexit = False
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (self.address, False)}
+
+    def put(self, fd: int) -> None:
+        """Maps the memory that `fd` is, shared and with all its pages, in place of what was there. After Exhausted it is as after vacate()."""
+        try:
+            _map(self.address, self.nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED | _MAP_POPULATE, fd)
+        except errors.Exhausted:
+            self.vacate()
+            raise
+
+    def vacate(self) -> None:
+        """Zeros of this process's own in place of what was there."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+        _map(self.address, self.nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1)
+
+
+def connect(arena: pb.Arena, timeout: float) -> tuple[socket.socket, int]:
+    """The lease of this arena, and the descriptor of its memory, which is the caller's to close. timeout: seconds.
+
+    Unavailable (SOCKET_UNREACHABLE) when the daemon is on another machine, or gone; what the daemon refuses (TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN,
+    TOO_MANY_CONNECTIONS); StatepoolError (BAD_MEMORY, BAD_ANSWER) for what would not be safe to use.
+    """
+    lease = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    fds: list[int] = []
+    try:
+        try:
+            lease.settimeout(max(timeout, 0.001))
+            lease.connect(arena.socket)
+            lease.send(arena.token)
+            answer, fds, _, _ = socket.recv_fds(lease, _ANSWER_BYTES_MAX, 4, socket.MSG_CMSG_CLOEXEC)
+            lease.settimeout(None)
+        except OSError as failure:
+            raise errors.made("UNAVAILABLE", "SOCKET_UNREACHABLE", f"{arena.socket}: {failure}; an arena needs the daemon on this machine",
+                              "socket") from failure
+        _check(arena, answer, fds)
+        return lease, fds.pop()
+    except BaseException:
+        lease.close()
+        raise
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _check(arena: pb.Arena, answer: bytes, fds: list[int]) -> None:
+    if not answer:
+        raise errors.made("UNAVAILABLE", "SOCKET_UNREACHABLE", f"{arena.socket}: the daemon hung up", "socket")
+    try:
+        told: Any = json.loads(answer)
+        reason = told.get("reason")
+    except (ValueError, AttributeError) as failure:
+        raise errors.made("INTERNAL", "BAD_ANSWER", f"the arena's socket answered {answer[:100]!r}", "socket") from failure
+    if reason:
+        raise errors.made(_REFUSALS.get(reason, "UNKNOWN"), str(reason), str(told.get("message", "")), "token")
+    expected = {"arena": arena.arena, "bytes": str(arena.bytes), "incarnation": arena.incarnation}
+    actual = {key: str(told.get(key)) for key in expected}
+    if actual != expected or len(fds) != 1:
+        raise errors.made("INTERNAL", "BAD_ANSWER", f"the arena's socket answered {actual} and {len(fds)} descriptors, not {expected} and one", "socket")
+    size = os.fstat(fds[0]).st_size
+    if size < arena.bytes:
+        raise errors.made("INTERNAL", "BAD_MEMORY", f"the arena's memory has {size} bytes, not {arena.bytes}", "bytes", expected=arena.bytes,
+                          actual=size)
+    try:
+        seals = fcntl.fcntl(fds[0], _F_GET_SEALS)
+    except OSError:
+        seals = 0  # no memfd
+    if seals & _SEALS != _SEALS:
+        raise errors.made("INTERNAL", "BAD_MEMORY", f"the arena's memory could shrink or grow under us: its seals are {seals:#x}")
+
+
+def _map(address: int | None, nbytes: int, protection: int, flags: int, fd: int) -> int:
+    found: int | None = _libc.mmap(address, nbytes, protection, flags, fd, 0)
+    if found is None or found == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise errors.made("RESOURCE_EXHAUSTED", "MAPPING_FAILED", f"mmap of {nbytes} bytes: {os.strerror(code)}")
+    return found

@@ -1,0 +1,681 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""Arenas: memory that the daemon of this machine and this process share, so that states travel without messages.
+
+Arena is what Pool.open_arena gives: tensors in the shapes of an engine, which a model computes on. Buffers is what Pool.empty gives: whole images, in
+rows of arenas that the pool keeps for it. Linux only.
+"""
+from __future__ import annotations
+
+import collections
+import dataclasses
+import operator
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _requests, errors, names
+from ._calls import Attempts
+from ._requests import Ttl
+from .layouts import DTYPES, Array, Layout
+from .names import Durability, Exactness, Expiry, Info, Match, Name, Sequence
+from .v1 import statepool_pb2 as pb
+
+if TYPE_CHECKING:
+    import socket
+    from types import TracebackType
+
+    from ._mapping import Range
+    from .client import Pool
+
+_Answer = TypeVar("_Answer", pb.LoadResponse, pb.StoreResponse)
+_Result = TypeVar("_Result")
+
+CLOSE_TIMEOUT_S = 5.0
+"""How long close() waits for the daemon to say that the lease has ended; the socket tells it as well."""
+SPARE_BYTES = 64 << 20
+"""Pool.empty opens arenas with room for so many bytes more than it needs, at most."""
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How an engine wants to see a layout.
+
+    layers        "per_layer": an array [row, step, ...] for each layer. "layer_major": all layers of a tensor in one, [layer, row, step, ...].
+                  "row_major": the same row by row, [row, layer, step, ...]; with no other wish (and steps 0) a row is an image, in one piece
+    axis_orders   the axes of tensors that are not wanted in the layout's order, outermost first: {"ssm": ["head", "key", "value"]}
+    conv_padding  columns of conv tensors (axis "tap") before the K-1 that the layout has, 0..8. Zeros after a load, not stored
+    num_spec      columns after them, for the inputs of speculative tokens: at least steps - 1. Such a tensor has one step, and what is stored are the
+                  K-1 columns that end accepted - 1 columns later
+    """
+
+    layers: Literal["per_layer", "layer_major", "row_major"] = "per_layer"
+    axis_orders: Mapping[str, Iterable[str]] = dataclasses.field(default_factory=dict)
+    conv_padding: int = 0
+    num_spec: int = 0
+
+    def to_proto(self) -> pb.View:
+        return pb.View(layers=_requests.enum(pb.View.Layers, self.layers, "view.layers"), conv_padding=self.conv_padding, num_spec=self.num_spec,
+                       axis_orders=[pb.AxisOrder(tensor=tensor, axes=axes) for tensor, axes in self.axis_orders.items()])
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadItem:
+    """What Arena.load takes for a row: a name with, as in Pool.get, the position or the version that is wanted.
+
+    row_unmodified  nobody wrote to the row since its last load or store: if that was of this same version nothing is copied
+    attachment      whether its attachment is wanted
+    """
+
+    source: Name | Match | str
+    position: int | None = None
+    _: dataclasses.KW_ONLY
+    version_id: int | None = None
+    row_unmodified: bool = False
+    attachment: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What a row holds after Arena.load."""
+
+    info: Info  # of the version
+    attachment: bytes  # empty unless it was asked for
+    copied: bool  # False: the row held it already (row_unmodified)
+
+    @property
+    def position(self) -> int:
+        """Tokens consumed."""
+        return self.info.position
+
+
+@dataclasses.dataclass(frozen=True)
+class StoreItem:
+    """What Arena.store takes for a row: the sequence to write and, as in Pool.set, what else is to be said of it.
+
+    position      tokens consumed; None: that of Arena.store
+    accepted      how many of the row's steps hold, 1..max(steps, 1): the state after this many tokens is stored; None: that of Arena.store
+    if_revision   write only if this is the sequence's revision; 0: only if it does not exist. None: that of the row's last load or store, if it was of
+                  this sequence; else whatever it has
+    any_revision  whatever it has in any case
+    whole_row     all of the row was written: it need not have been loaded
+    """
+
+    sequence: str | Sequence
+    position: int | None = None
+    accepted: int | None = None
+    _: dataclasses.KW_ONLY
+    if_revision: int | None = None
+    any_revision: bool = False
+    whole_row: bool = False
+    attachment: bytes = b""
+    exactness: Exactness | None = None
+    durability: Durability | None = None
+    ttl: Ttl = None
+    expire_at: Expiry | None = None
+    max_history: int | None = None
+    request_id: str | None = None
+
+
+class Arena:
+    """Rows for states of a layout, in memory that the daemon and this process share. Made by Pool.open_arena.
+
+        with pool.open_arena(layout, rows=64) as arena:
+            arena.load({0: "chat/42"})
+            arena["ssm"][layer][0] += 1                      # a numpy array over the shared memory: [row, head, value, key]
+            arena.store({0: "chat/42"}, position=129)
+
+    arena[tensor]  per-layer: an array for each of the model's layers that have it, by their indexes. Otherwise one array, whose axis "layer" has them in
+                   ascending order: arena["ssm"][i][row] if layer-major, arena["ssm"][row][i] if row-major, i counting from 0.
+                   Dtypes are those of layouts.DTYPES; torch.from_numpy copies nothing
+    layer()        the array [row, step, ...] of one layer, whatever the view
+    axes           of each tensor's arrays, outermost first: "layer", "row", "step" and the layout's names
+    layout         fingerprint
+    rows, steps, view, device
+    row_bytes      of one row of all tensors; nbytes: of all memory
+    incarnation    of the daemon that has it
+    on_reopen      called with the arena after each reopening, in the thread that did it, before ContentsGone is raised; what it raises is raised instead
+
+    Threads: load and store may be called from any thread, also at once for different rows. Nobody else may touch a row meanwhile.
+    The arrays stay valid as long as they live, also after close(): then they hold zeros, or what was there. They keep the memory as well, which counts
+    against the daemon's budget until it is unmapped: drop them.
+
+    Restarts: when the daemon has lost the arena, load and store open it again at the same addresses and raise ContentsGone: all rows are zeros. So
+    does the next load or store of every other thread that used it before. When it can't be had again, the call's own error is raised, and the next
+    call tries anew.
+
+    After os.fork() it is the parent's: in the child load and store raise Conflict (FORKED), and close() drops what the child has of it, no more.
+    """
+
+    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View) -> None:
+        self._closed = True
+        self._pool = pool
+        self._connection = pool._connection
+        self._pid = os.getpid()
+        self._request = pb.OpenArenaRequest(layout=_requests.fingerprint(layout), rows=rows, steps=steps, view=view.to_proto())
+        self._lock = threading.Lock()  # of what follows; held while it is opened again
+        self._generation = 0  # grows with each opening
+        self._told = threading.local()  # .generation: the newest one that this thread knows of
+        self._lease: socket.socket | None = None
+        self._memory: Range | None = None
+        self._table: pb.Arena  # as the daemon told it first
+        self._name = ""  # what the daemon calls it
+        self._tensors: dict[str, Any] = {}
+        self._layers: dict[tuple[str, int], Array] = {}
+        self.incarnation = ""
+        self.view = view
+        self.on_reopen: Callable[[Arena], object] | None = None
+        self._closed = False
+        try:
+            self._open(pool._attempts())
+            self._make_arrays()
+        except BaseException:
+            self.close()
+            raise
+        self.layout = self._table.layout
+        self.rows = self._table.rows
+        self.steps = self._table.steps
+        self.row_bytes = self._table.row_bytes
+        self.nbytes = self._table.bytes
+        self.device = self._table.device
+        self.axes: Mapping[str, tuple[str, ...]] = MappingProxyType({t.tensor: tuple(t.axes) for t in self._table.tensors})
+
+    # --------------------------------------------------------------------------------------------------------- arrays
+
+    def __getitem__(self, tensor: str) -> Any:
+        """See the class. KeyError for a tensor that the layout lacks; Conflict (ARENA_CLOSED)."""
+        if self._closed:
+            raise self._refusal()
+        return self._tensors[tensor]
+
+    def layer(self, tensor: str, layer: int) -> Array:
+        """The array [row, step, ...] of this of the model's layers. KeyError when the tensor has no such layer; Conflict (ARENA_CLOSED)."""
+        if self._closed:
+            raise self._refusal()
+        return self._layers[tensor, layer]
+
+    # -------------------------------------------------------------------------------------------------- load and store
+
+    def load(self, items: Mapping[int, LoadItem | Name | Match | str], *, return_errors: bool = False) -> dict[int, Any]:
+        """Copies versions into rows; with steps, into their first. Columns that only the view has become zero.
+
+        items          what each row is to hold: a name (a str is a sequence, a match its longest prefix) or a LoadItem
+        return_errors  put the error of an item that fails in its place, instead of raising the first of them
+        What each row holds then, as Loaded, in the order of the items. The row of an item that fails is as it was, unless it is DataLoss or
+        DeadlineExceeded: then it counts as never loaded. The others are loaded. Errors of items have "row" in their metadata. NotFound (also
+        LAYOUT_MISMATCH, POSITION_MISMATCH ...), DataLoss, Exhausted; InvalidArgument (ROW_OUT_OF_RANGE); ContentsGone.
+        """
+        request = pb.LoadRequest(items=[_load_item(row, item) for row, item in items.items()])
+        if not request.items:
+            return {}
+        results = self._load(request, self._pool._attempts(), self._known())
+        return _by_row(request.items, results, return_errors)
+
+    def store(self, items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None = None, *,
+              accepted: int | Mapping[int, int] | None = None, all_or_none: bool = False, return_errors: bool = False) -> dict[int, Any]:
+        """Makes rows new versions of sequences, existing or new ones, as Pool.set would; published at one moment, recorded together.
+
+        items          which sequence each row is for (a str is one), or a StoreItem
+        position       tokens consumed: of all rows, or by row
+        accepted       how many of the row's steps hold, 1..max(steps, 1): of all rows, or by row. None: 1
+        all_or_none    store nothing, and raise the first error, when an item fails
+        return_errors  otherwise: put the error of an item that fails in its place, instead of raising the first of them
+        The Info of what was stored by row, in the order of the items. An item that fails changes nothing, also not its row; the others are stored. The
+        sequence that a row was loaded from or stored as must still have that revision: Conflict (REVISION_MISMATCH). Errors of items have "row" in
+        their metadata. Conflict (ROW_NOT_LOADED, LAYOUT_MISMATCH), InvalidArgument (INVALID_ACCEPTED_LENGTH, INVALID_POSITION ...), Exhausted;
+        ContentsGone. Retries are safe: each item has a request_id.
+        """
+        request = pb.StoreRequest(items=[_store_item(i, row, item, position, accepted) for i, (row, item) in enumerate(items.items())],
+                                  all_or_none=all_or_none)
+        if not request.items:
+            return {}
+        results = self._store(request, self._pool._attempts(), self._known())
+        return _by_row(request.items, results, return_errors)
+
+    def _load(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None) -> list[Loaded | errors.StatepoolError]:
+        while True:
+            answer = self._call("Load", request, pb.LoadResponse.FromString, attempts, generation)
+            results = [_error(item, r.error) if r.HasField("error") else Loaded(Info.from_proto(r.info), r.attachment, r.copied)
+                       for item, r in zip(request.items, answer.rows)]
+            again = next((r for r in results if isinstance(r, errors.StatepoolError) and r.retry_after is not None), None)
+            if again is None:
+                return results
+            try:
+                attempts.wait(again)
+            except errors.StatepoolError:
+                return results
+
+    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None) -> list[Info | errors.StatepoolError]:
+        while True:
+            answer = self._call("Store", request, pb.StoreResponse.FromString, attempts, generation)
+            results = [_error(item, r.error) if r.HasField("error") else Info.from_proto(r.info) for item, r in zip(request.items, answer.rows)]
+            failed = [r for r in results if isinstance(r, errors.StatepoolError)]
+            if answer.done or not request.all_or_none or not failed:
+                return results
+            # Nothing was stored, and those that could have been wait for the others.
+            attempts.wait(next((e for e in failed if e.reason != "BATCH_ABORTED"), failed[0]))
+
+    def _call(self, method: str, request: pb.LoadRequest | pb.StoreRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
+              generation: int | None) -> _Answer:
+        """One call on the arena as it was in this generation (None: as it is now)."""
+        if os.getpid() != self._pid:
+            raise self._refusal()
+        with self._lock:
+            if self._closed:
+                raise self._refusal()
+            if generation not in (None, self._generation):
+                raise self._gone()
+            generation = self._generation
+            request.arena = self._name
+        try:
+            return self._connection.call(method, request, parse, attempts)
+        except (errors.NotFound, errors.Unavailable) as error:
+            if isinstance(error, errors.NotFound) and error.reason != "ARENA_UNKNOWN":
+                raise
+            self._revive(error, generation, attempts)
+            raise self._gone() from error
+
+    def _known(self) -> int:
+        """The generation that the calling thread takes the rows to be of; from now on it knows the newest one."""
+        newest = self._generation
+        known: int = getattr(self._told, "generation", newest)
+        self._told.generation = newest
+        return known
+
+    # --------------------------------------------------------------------------------------------- opening and closing
+
+    def reopen(self) -> None:
+        """Gives this arena up, and opens it anew at the same addresses: all rows are zeros, and all arrays stay valid.
+
+        Errors are those of Pool.open_arena. After one the arrays are memory of this process alone, and the next load, store or reopen() tries again.
+        """
+        if os.getpid() != self._pid:
+            raise self._refusal()
+        with self._lock:
+            if self._closed:
+                raise self._refusal()
+            assert self._memory is not None
+            self._memory.vacate()
+            self._end(self._name)
+            self._drop_lease()
+            self._open(self._pool._attempts())
+        self._reopened()
+
+    def close(self) -> None:
+        """Ends the lease: what was not stored is lost. The memory goes with the last array. May be called again, and after the pool's close()."""
+        if os.getpid() != self._pid:
+            self._drop()  # another thread may have held the lock when this process was forked
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._drop()  # before the daemon hears of it: then it gets its memory back at once
+            self._end(self._name)
+            self._drop_lease()
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # No call to the daemon from wherever this happens: that the socket hangs up is enough.
+        if not self._closed:
+            self._closed = True
+            self._drop_lease()
+
+    def __repr__(self) -> str:
+        return f"<Arena {self._name!r}{' (closed)' if self._closed else ''}>"
+
+    def _open(self, attempts: Attempts) -> None:
+        """An arena of the daemon's, mapped. REQUIRES: _lock, or that nobody else knows this yet. After an error all is as it was, but for the memory
+        that mmap refused: it is zeros."""
+        if not sys.platform.startswith("linux"):
+            raise errors.made("UNIMPLEMENTED", "ARENAS_OFF", "arenas need Linux")
+        from . import _mapping
+
+        # Repeated safely: an arena that nobody connects to ends by itself.
+        table = self._connection.call("OpenArena", self._request, pb.Arena.FromString, attempts)
+        try:
+            if self._memory is not None:
+                _check_same(self._table, table)
+            lease, fd = _mapping.connect(table, attempts.timeout())
+            try:
+                if self._memory is None:
+                    self._memory = _mapping.Range(table.bytes)
+                    self._table = table
+                    self._request.layout = table.layout  # whatever becomes of an alias
+                self._memory.put(fd)
+            except BaseException:
+                lease.close()
+                raise
+            finally:
+                os.close(fd)
+        except BaseException:
+            self._end(table.arena)
+            raise
+        self._drop_lease()
+        self._lease = lease
+        self._name = table.arena
+        self.incarnation = table.incarnation
+        self._generation += 1
+
+    def _revive(self, error: errors.NotFound | errors.Unavailable, generation: int, attempts: Attempts) -> None:
+        """Returns when the arena, lost after this generation, is open again. Raises `error` if the daemon has it, or is not there."""
+        with self._lock:
+            if self._closed:
+                raise error
+            if self._generation != generation:
+                return  # another thread was first
+            try:
+                daemon = self._connection.call("GetCapabilities", pb.GetCapabilitiesRequest(), pb.Capabilities.FromString,
+                                               Attempts(attempts.timeout(), 0))
+                here = daemon.incarnation == self.incarnation
+                if here and isinstance(error, errors.Unavailable):
+                    raise error
+                assert self._memory is not None
+                if here:
+                    self._memory.vacate()  # its contents are gone, and this daemon counts it until nobody has it
+                self._open(Attempts(attempts.timeout(), self._pool._retries))
+            except (errors.NotFound, errors.Unavailable, errors.DeadlineExceeded) as failure:
+                if failure is error:
+                    raise
+                raise error from failure
+        self._reopened()
+
+    def _reopened(self) -> None:
+        self._told.generation = self._generation
+        if self.on_reopen is not None:
+            self.on_reopen(self)
+
+    def _gone(self) -> errors.ContentsGone:
+        self._told.generation = self._generation
+        return errors.ContentsGone(
+            "ABORTED", "CONTENTS_GONE", "the daemon had lost this arena. It is open again at the same addresses: all rows are zeros and must be loaded "
+            "again", metadata={"incarnation": self.incarnation, "arena": self._name})
+
+    def _refusal(self) -> errors.StatepoolError:
+        if os.getpid() != self._pid:
+            return errors.made("FAILED_PRECONDITION", "FORKED", "this arena is that of the process that this one was forked from: open another one")
+        return errors.made("FAILED_PRECONDITION", "ARENA_CLOSED", "this arena was closed")
+
+    def _drop(self) -> None:
+        """Lets go of what this process has of the arena, but in the process that opened it for the lease."""
+        self._closed = True
+        self._tensors = {}
+        self._layers = {}
+        self._memory = None
+        if os.getpid() != self._pid:
+            self._drop_lease()
+
+    def _drop_lease(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.close()  # no shutdown(): a parent's lease goes on
+
+    def _end(self, name: str) -> None:
+        """CloseArena as far as the daemon can be reached: if it can't, it sees the socket hang up, or the token expire."""
+        if not name or sys.is_finalizing():
+            return
+        request = pb.CloseArenaRequest(arena=name, allow_missing=True)
+        try:
+            self._connection.call("CloseArena", request, pb.CloseArenaResponse.FromString, Attempts(min(self._pool._timeout, CLOSE_TIMEOUT_S), 0))
+        except (errors.StatepoolError, ValueError, RuntimeError):
+            pass  # ValueError: the channel was closed before; RuntimeError: the interpreter is about to end
+
+    def _make_arrays(self) -> None:
+        assert self._memory is not None
+        memory = np.asarray(self._memory)
+        per_layer: dict[str, dict[int, Array]] = {}
+        for t in self._table.tensors:
+            dtype = DTYPES.get(names.enum_name(pb.DType, t.dtype))
+            if dtype is None:
+                raise errors.invalid("INVALID_LAYOUT", f"tensor {t.tensor!r} has the unknown dtype {t.dtype}", "dtype")
+            try:
+                array: Array = np.ndarray(tuple(t.shape), dtype, memory, t.offset, tuple(t.strides))
+            except (TypeError, ValueError) as failure:
+                raise errors.made("INTERNAL", "BAD_ANSWER", f"tensor {t.tensor!r} does not lie within the arena", "tensors") from failure
+            if "layer" in t.axes:
+                axis = list(t.axes).index("layer")
+                self._tensors[t.tensor] = array
+                for i, layer in enumerate(t.layers):
+                    self._layers[t.tensor, layer] = array[(slice(None),) * axis + (i,)]
+            else:
+                per_layer.setdefault(t.tensor, {})[t.layers[0]] = array
+                self._layers[t.tensor, t.layers[0]] = array
+        self._tensors.update((tensor, MappingProxyType(arrays)) for tensor, arrays in per_layer.items())
+
+
+def _load_item(row: SupportsIndex, item: LoadItem | Name | Match | str) -> pb.LoadItem:
+    if not isinstance(item, LoadItem):
+        item = LoadItem(item)
+    return pb.LoadItem(row=_row(row), name=names.ref_of(item.source), position=item.position, version_id=item.version_id or 0,
+                       row_unmodified=item.row_unmodified, with_attachment=item.attachment)
+
+
+def _store_item(i: int, row: SupportsIndex, item: StoreItem | Sequence | str, position: int | Mapping[int, int] | None,
+                accepted: int | Mapping[int, int] | None) -> pb.StoreItem:
+    if not isinstance(item, StoreItem):
+        item = StoreItem(item)
+    if not isinstance(item.sequence, (str, Sequence)):
+        raise errors.invalid("INVALID_NAME", f"{item.sequence!r} is no sequence", f"items[{i}].sequence")
+    at = _of_row(row, item.position, position)
+    if at is None:
+        raise errors.invalid("MISSING_FIELD", f"row {row} has no position", f"items[{i}].position")
+    return pb.StoreItem(
+        row=_row(row), sequence=item.sequence if isinstance(item.sequence, str) else item.sequence.name, position=at,
+        accepted_length=_of_row(row, item.accepted, accepted), if_revision=item.if_revision, any_revision=item.any_revision, whole_row=item.whole_row,
+        options=_requests.options(item.durability, item.ttl, item.expire_at, item.max_history), request_id=_requests.id_or_new(item.request_id),
+        attachment=item.attachment, exactness=_requests.enum(pb.Exactness, item.exactness, "exactness"))
+
+
+def _of_row(row: Any, own: int | None, given: int | Mapping[int, int] | None) -> int | None:
+    return own if own is not None else given.get(row) if isinstance(given, Mapping) else given
+
+
+def _row(row: SupportsIndex) -> int:
+    number = operator.index(row)
+    if not 0 <= number < 1 << 32:
+        raise errors.invalid("ROW_OUT_OF_RANGE", f"there is no row {number}", "row")
+    return number
+
+
+def _error(item: pb.LoadItem | pb.StoreItem, status: Any) -> errors.StatepoolError:
+    error = errors.from_status(status)
+    error.metadata = {**error.metadata, "row": str(item.row)}
+    return error
+
+
+def _by_row(items: Iterable[Any], results: Iterable[Any], return_errors: bool) -> dict[int, Any]:
+    out = {item.row: result for item, result in zip(items, results)}
+    if not return_errors:
+        for result in out.values():
+            if isinstance(result, errors.StatepoolError):
+                raise result
+    return out
+
+
+def _check_same(first: pb.Arena, now: pb.Arena) -> None:
+    """That arrays of the first arena have their tensors where the other one has them."""
+    def table(arena: pb.Arena) -> tuple[Any, ...]:
+        return arena.layout, arena.rows, arena.steps, arena.bytes, arena.row_bytes, list(arena.tensors)
+
+    if table(first) != table(now):
+        raise errors.made("FAILED_PRECONDITION", "ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one")
+
+
+# -------------------------------------------------------------------------------------------------------------- buffers
+
+
+class Buffers(list[npt.NDArray[np.uint8]]):
+    """What Pool.empty gives: arrays of Layout.state_bytes each. The end of a `with` block drops them."""
+
+    def __enter__(self) -> Buffers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.clear()
+
+
+class Row:
+    """The memory of one buffer: a row of an arena, or ordinary memory where there are no arenas. numpy makes an array of it, which keeps it alive; then
+    the row is free for another buffer. For one thread at a time, as the array is."""
+
+    def __init__(self, layout: Layout, shelf: _Shelf | None, index: int) -> None:
+        self._shelf = shelf
+        self._index = index
+        self.layout = layout
+        if shelf is None:
+            self._memory: Any = np.empty(layout.state_bytes, np.uint8)
+            address = self._memory.__array_interface__["data"][0]
+        else:
+            self._memory = shelf.arena._memory  # it outlives the arena
+            self._generation = shelf.arena._generation
+            address = self._memory.address + shelf.begin + index * shelf.pitch
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (layout.state_bytes,), "data": (address, False)}
+
+    def __del__(self) -> None:
+        if self._shelf is not None:
+            self._shelf.free.append(self._index)
+
+    def is_shared_by(self, pool: Pool, layout: Layout | str) -> bool:
+        """Whether a state of this layout can be loaded to and stored from here through this pool, in this process."""
+        arena = None if self._shelf is None else self._shelf.arena
+        return (arena is not None and arena._connection is pool._connection and arena._pid == os.getpid() and not arena._closed
+                and (not layout or _requests.fingerprint(layout) in (self.layout.fingerprint, *self.layout.aliases)))
+
+    def load(self, item: LoadItem, attempts: Attempts) -> Loaded:
+        """REQUIRES: is_shared_by()."""
+        assert self._shelf is not None
+        request = pb.LoadRequest(items=[_load_item(self._index, item)])
+        arena = self._shelf.arena
+        while True:
+            try:
+                result, = arena._load(request, attempts, None)
+            except errors.ContentsGone as gone:
+                attempts.wait(gone, broken=True)  # what was here was to be overwritten anyway
+                continue
+            self._generation = arena._generation
+            return _raised(result)
+
+    def store(self, item: StoreItem, attempts: Attempts) -> Info:
+        """REQUIRES: is_shared_by()."""
+        assert self._shelf is not None
+        request = pb.StoreRequest(items=[_store_item(0, self._index, item, None, None)], all_or_none=True)
+        arena = self._shelf.arena
+        try:
+            result, = arena._store(request, attempts, self._generation)
+        except errors.ContentsGone:
+            self._generation = arena._generation  # now they know
+            raise
+        except errors.StatepoolError as error:
+            raise _alone(error)
+        return _raised(result)
+
+
+class _Shelf:
+    """An arena whose rows are buffers. free: those that nobody has, to take from and give back without a lock."""
+
+    def __init__(self, pool: Pool, layout: Layout, rows: int) -> None:
+        self.arena = Arena(pool, layout, rows, 0, View("row_major"))
+        self.free = collections.deque(range(rows))
+        first = self.arena[layout.tensors[0].name]
+        base = np.asarray(self.arena._memory).__array_interface__["data"][0]
+        self.begin = first.__array_interface__["data"][0] - base
+        self.pitch = first.strides[0]
+        for t, (at, _) in zip(layout.tensors, layout.ranges()):
+            array = self.arena[t.name]
+            if (array.__array_interface__["data"][0] - base, array.strides[0]) != (self.begin + at, self.pitch) or not array[0].flags.c_contiguous:
+                self.arena.close()
+                raise errors.made("INTERNAL", "BAD_ANSWER", "the rows of this arena are not images", "tensors")
+
+
+class Rooms:
+    """The arenas that a pool keeps for its buffers, by layout. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._shelves: dict[str, list[_Shelf]] = {}
+
+    def take(self, pool: Pool, layout: Layout, count: int) -> Buffers:
+        """Pool.empty."""
+        if os.getpid() != self._pid:
+            raise errors.made("FAILED_PRECONDITION", "FORKED", "this pool is that of the process that this one was forked from: make another one")
+        with self._lock:
+            shelves = self._shelves.setdefault(layout.fingerprint, [])
+            rows: list[Row] = []
+            for shelf in shelves:
+                _fill(rows, layout, shelf, count)
+            while len(rows) < count:
+                found = self._new(pool, layout, count - len(rows), sum(s.arena.rows for s in shelves))
+                if found is None:
+                    rows += [Row(layout, None, 0) for _ in range(count - len(rows))]
+                else:
+                    shelves.append(found)
+                    _fill(rows, layout, found, count)
+        return Buffers(np.asarray(row) for row in rows)
+
+    def close(self) -> None:
+        """Ends the leases. Buffers stay valid as memory."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            shelves = [s for listed in self._shelves.values() for s in listed]
+            self._shelves = {}
+        for shelf in shelves:
+            shelf.arena.close()
+
+    def _new(self, pool: Pool, layout: Layout, missing: int, had: int) -> _Shelf | None:
+        """An arena for the buffers that are missing, and for some more if there is room; None if arenas are not to be had here."""
+        limits = pool.capabilities()
+        if not limits.arena_socket or not sys.platform.startswith("linux"):
+            return None
+        spare = min(had, SPARE_BYTES // layout.state_bytes)
+        for rows in sorted({min(missing + spare, limits.max_arena_rows), min(missing, limits.max_arena_rows)}, reverse=True):
+            try:
+                return _Shelf(pool, layout, rows)
+            except errors.Exhausted:
+                if rows <= missing:
+                    raise
+            except errors.StatepoolError as error:
+                if error.reason in ("SOCKET_UNREACHABLE", "PEER_REFUSED", "PEER_UNKNOWN", "ARENAS_OFF"):
+                    return None
+                raise
+        return None
+
+
+def row_of(buffer: Any) -> Row | None:
+    """What `buffer` is the whole of, if it is one that Pool.empty gave, or a view of one."""
+    owner = buffer
+    while isinstance(owner, (np.ndarray, memoryview)):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if not isinstance(owner, Row):
+        return None
+    whole = buffer.flags.c_contiguous if isinstance(buffer, np.ndarray) else buffer.c_contiguous
+    return owner if whole and buffer.nbytes == owner.layout.state_bytes else None
+
+
+def _fill(rows: list[Row], layout: Layout, shelf: _Shelf, count: int) -> None:
+    """Appends rows that are free, until there are `count`."""
+    while len(rows) < count and shelf.free:
+        rows.append(Row(layout, shelf, shelf.free.popleft()))
+
+
+def _raised(result: _Result | errors.StatepoolError) -> _Result:
+    if isinstance(result, errors.StatepoolError):
+        raise _alone(result)
+    return result
+
+
+def _alone(error: errors.StatepoolError) -> errors.StatepoolError:
+    """The error of an item, as that of a call of its own."""
+    error.field = error.field.removeprefix("items[0].")
+    error.metadata = {k: v for k, v in error.metadata.items() if k != "row"}
+    return error

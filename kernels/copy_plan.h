@@ -2,8 +2,8 @@
 //
 // Copy plans: how a state in canonical order (the proto's BYTES) lies in the rows of an arena, and the copies between.
 //
-// A plan is a list of segments, one for each layer of each tensor. *Gather* (Load) copies a state into the first step of
-// a row, *scatter* (Store) a row into a state, from the step that an accepted length names. Both can be run for any
+// A plan is a list of segments, one for each layer of each tensor. *Gather* (Load) copies a state into the first step
+// of a row, *scatter* (Store) a row into a state, from the step that an accepted length names. Both can be run for any
 // range of the state's bytes, so that threads share one copy, and give exactly those bytes, whatever ranges are chosen.
 //
 // This is the host's form; a device has a kernel of the same plan. A plan is immutable and thread-safe. Nothing here
@@ -22,17 +22,17 @@ namespace statepool {
 
 // One axis of a segment: how many, and how far apart in a row. Sizes and strides in bytes unless they say otherwise.
 struct CopyAxis {
-  uint64_t size = 0;        // in elements
+  uint64_t size = 0;        // in elements, at least 1
   uint64_t row_stride = 0;  // in the arena; in the state the axes are row-major
 };
 
 // One layer of one tensor.
 struct CopySegment {
-  uint64_t state_offset = 0;   // of its first byte in the state; its bytes there are contiguous
-  uint64_t arena_offset = 0;   // of the same element in row 0, step 0 of the arena
-  uint64_t row_stride = 0;     // from a row to the next
-  uint64_t accept_stride = 0;  // from the place that accepted length a names to that of a + 1
-  uint32_t element_bytes = 0;  // 1, 2, 4 or 8
+  uint64_t state_offset = 0;              // of its first byte in the state; its bytes there are contiguous
+  uint64_t arena_offset = 0;              // of the same element in row 0, step 0 of the arena
+  uint64_t row_stride = 0;                // from a row to the next
+  uint64_t accept_stride = 0;             // from the place that accepted length a names to that of a + 1
+  uint32_t element_bytes = 0;             // 1, 2, 4 or 8
   absl::InlinedVector<CopyAxis, 4> axes;  // outermost first, as the state has them
   // What Load makes zero before it copies: columns that only the view has. Of row 0; 0 bytes: nothing.
   uint64_t clear_offset = 0, clear_bytes = 0;
@@ -70,12 +70,29 @@ class CopyPlan {
                      LeafHash* hashes, CopyHint hint) const;
 
  private:
-  // Calls visit(segment, begin, end), offsets within the segment, for what of [begin, end) lies in each.
+  // A segment for the walk: axes of 1 gone, those that are one piece on both sides merged, and the bytes that are so
+  // together as the innermost axis. Strides in bytes.
+  struct Axis {
+    uint64_t size = 0, state_stride = 0, row_stride = 0;
+  };
+  struct Part {
+    uint64_t state_offset = 0, bytes = 0;
+    uint64_t arena_offset = 0, row_stride = 0, accept_stride = 0;
+    absl::InlinedVector<Axis, 4> axes;
+  };
+  class Walk;
+
+  static Part PartOf(const CopySegment& segment);
+  // Calls visit(part, begin, end), offsets within the part, for what of [begin, end) lies in each.
   template <typename Visit>
   void ForRange(uint64_t begin, uint64_t end, Visit visit) const;
+  // Scatter without the fence.
+  void ScatterRange(const char* arena, uint32_t row, uint32_t accepted, uint64_t begin, uint64_t end, char* out,
+                    bool stream) const;
 
   const std::vector<CopySegment> segments_;
   const uint64_t state_bytes_;
+  std::vector<Part> parts_;  // one for each segment
 };
 
 }  // namespace statepool

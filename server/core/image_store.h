@@ -38,13 +38,15 @@ struct StateBytes {
   bool initial = false;
   std::optional<Checksum> expected_checksum;  // of `pieces`, verified before the image exists: CHECKSUM_MISMATCH
   absl::string_view attachment;
+  // A state that is written already (ImageWriter), and nothing else. Null: none.
+  ImageRef image = nullptr;
   // A state that differs from another in some ranges only: `pieces` fill these, the rest is `base`'s. Null: none.
   const PinnedImage* base = nullptr;
   absl::Span<const ByteRange> ranges = {};  // as RangesOf gives them
 };
 
-// A whole state on its way in, chunk by chunk. Holds room for it; destroyed before Finish it leaves nothing. Not
-// thread-safe. Destroyed before the ImageStore that made it.
+// A whole state on its way in, chunk by chunk. Holds room for it; destroyed before Finish it leaves nothing. After
+// Finish it is empty. Not thread-safe. Destroyed before the ImageStore that made it.
 class ImageWriter {
  public:
   virtual ~ImageWriter() = default;
@@ -56,6 +58,11 @@ class ImageWriter {
 
   // Forgets what was appended: the state comes anew, into the same room.
   virtual void Restart() = 0;
+
+  // The other way to fill it, for copies that several threads share: the room itself, state_bytes() long, in host
+  // memory. Whoever wrote all of it gives FinishFilled the hashes of all leaves of what stands there.
+  virtual char* room() = 0;
+  virtual ImageRef FinishFilled(absl::Span<const LeafHash> leaves, absl::string_view attachment) = 0;
 
   // The image. After it the writer is empty. Errors: BYTES_LENGTH_MISMATCH (bytes are missing), CHECKSUM_MISMATCH (of
   // the whole); then the writer is as it was.

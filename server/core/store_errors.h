@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Errors that several parts of the Store give. For store*.cc alone.
+// Errors that the Store and those who write for it give.
 #ifndef STATEPOOL_SERVER_CORE_STORE_ERRORS_H_
 #define STATEPOOL_SERVER_CORE_STORE_ERRORS_H_
 

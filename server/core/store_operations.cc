@@ -346,7 +346,8 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
   RequestId request_id = request.request;
   std::optional<Checksum> data_checksum;
   const auto hash_data = [&] {
-    data_checksum = ChecksumOfPieces(item.bytes.pieces);
+    data_checksum =
+        item.bytes.image != nullptr ? item.bytes.image->info().checksum : ChecksumOfPieces(item.bytes.pieces);
     request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
   };
   if (request.select.has_value()) hash_data();
@@ -400,7 +401,8 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
       bytes.expected_checksum.reset();
     }
   }
-  absl::StatusOr<ImageRef> image = images_->Write(op, layout, bytes);
+  absl::StatusOr<ImageRef> image = bytes.image;
+  if (bytes.image == nullptr) image = images_->Write(op, layout, bytes);
   NoticeDeleted(op, *layout);
   RETURN_IF_ERROR(image.status());
   if (!data_checksum.has_value()) request_id.body_hash = HashWithData(request_id.body_hash, (*image)->info().checksum);

@@ -34,6 +34,19 @@ class Extent {
   virtual TenantId tenant() const = 0;
 };
 
+// Chunks that another process writes to (an arena). Its destructor takes them out of the device's account, so it comes
+// after Revoke succeeded, or after that process is gone.
+class SharedExtent : public Extent {
+ public:
+  // What the other process maps. Ours to close.
+  virtual int fd() const = 0;
+
+  // Gives the contents back to the system: whoever still maps them reads zeros, and data() is no more. True: nobody can
+  // ever write to this memory again, so that it stays empty. False: another process may still have it mapped; call
+  // again. REQUIRES: nobody of ours uses data().
+  virtual bool Revoke() = 0;
+};
+
 // Thread-safe. Must outlive its extents.
 class Device {
  public:
@@ -48,6 +61,9 @@ class Device {
   // Zeroed chunks, backed by memory that is really there. REQUIRES: chunks >= 1. May take milliseconds: not under a
   // lock. Errors: HOT_FULL when the budget or the system is short of memory; it succeeds once enough extents are gone.
   virtual absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks) = 0;
+
+  // The same, to be written to by another process. Never memory that was anyone's before.
+  virtual absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) = 0;
 
   // Copies between host memory and an extent of this device; complete when they return.
   virtual absl::Status CopyIn(char* to, absl::string_view from) = 0;

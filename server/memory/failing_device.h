@@ -32,6 +32,10 @@ class FailingDevice final : public Device {
     if (absl::Status status = fault_(tenant, chunks); !status.ok()) return status;
     return inner_->AllocateExtent(tenant, chunks);
   }
+  absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) override {
+    if (absl::Status status = fault_(tenant, chunks); !status.ok()) return status;
+    return inner_->AllocateShared(tenant, chunks);
+  }
   absl::Status CopyIn(char* to, absl::string_view from) override { return inner_->CopyIn(to, from); }
   absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const override {
     return inner_->CopyOut(to, from, bytes);

@@ -35,12 +35,51 @@ absl::Status Full(absl::string_view message, uint64_t limit) {
 // What the system says when it has no more of something. Anything else is a defect of ours or of the machine.
 bool IsShortage(int error) { return error == ENOMEM || error == ENOSPC || error == EMFILE || error == ENFILE; }
 
+constexpr int kArenaSeals = F_SEAL_SHRINK | F_SEAL_GROW;
+constexpr int kSlotSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+
+// A new memfd, all of its pages there, mapped and then sealed. What was done before an error stays in *fd and *data.
+absl::Status MapMemory(const char* name, uint64_t bytes, int seals, int* fd, char** data, uint64_t limit) {
+  const auto failed = [&](const char* call) -> absl::Status {
+    const int error = errno;
+    const std::string message = absl::StrCat(call, " for ", bytes, " bytes: ", std::strerror(error));
+    return IsShortage(error) ? Full(message, limit) : absl::InternalError(message);
+  };
+  *fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (*fd < 0) return failed("memfd_create");
+  while (fallocate(*fd, 0, 0, static_cast<off_t>(bytes)) != 0) {
+    if (errno != EINTR) return failed("fallocate");
+  }
+  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+  if (mapped == MAP_FAILED) return failed("mmap");
+  *data = static_cast<char*>(mapped);
+  return fcntl(*fd, F_ADD_SEALS, seals) == 0 ? absl::OkStatus() : failed("sealing");
+}
+
 }  // namespace
 
 HostExtent::~HostExtent() {
   if (data_ != nullptr) munmap(data_, bytes_);
   if (fd_ >= 0) close(fd_);
   used_->fetch_sub(bytes_);
+}
+
+HostSharedExtent::~HostSharedExtent() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+  if (fd_ >= 0) close(fd_);
+  used_->fetch_sub(bytes_);
+}
+
+bool HostSharedExtent::Revoke() {
+  if (revoked_) return true;
+  if (data_ != nullptr) munmap(std::exchange(data_, nullptr), bytes_);
+  // Each time: a process that still maps it may have touched pages since. The other process may have sealed it against
+  // this; then its memory stays there for as long as it does.
+  while (fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, static_cast<off_t>(bytes_)) != 0) {
+    if (errno != EINTR) return false;
+  }
+  revoked_ = fcntl(fd_, F_ADD_SEALS, F_SEAL_WRITE) == 0;
+  return revoked_;
 }
 
 uint64_t HostDevice::ChunkBytesFor(uint64_t budget_bytes) {
@@ -65,7 +104,7 @@ absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Create(HostDeviceOptions
 
 HostDevice::~HostDevice() { assert(used_.load() == 0 && "extents outlive their device"); }
 
-absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tenant, uint64_t chunks) {
+absl::StatusOr<uint64_t> HostDevice::Reserve(uint64_t chunks) {
   assert(chunks >= 1);
   uint64_t used = used_.load();
   uint64_t bytes;
@@ -73,24 +112,25 @@ absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tena
     if (chunks > (budget_bytes_ - used) / chunk_bytes_) return Full("the hot budget is used up", budget_bytes_);
     bytes = chunks * chunk_bytes_;
   } while (!used_.compare_exchange_weak(used, used + bytes));
+  return bytes;
+}
 
+absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tenant, uint64_t chunks) {
+  const absl::StatusOr<uint64_t> bytes = Reserve(chunks);
+  if (!bytes.ok()) return bytes.status();
   std::unique_ptr<HostExtent> extent(
-      new HostExtent(&used_, tenant, bytes));  // from here on its destructor undoes everything
-  const auto failed = [&](const char* call) -> absl::Status {
-    const int error = errno;
-    const std::string message = absl::StrCat(call, " for ", bytes, " bytes: ", std::strerror(error));
-    return IsShortage(error) ? Full(message, budget_bytes_) : absl::InternalError(message);
-  };
-  extent->fd_ = memfd_create("statepool-slots", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  if (extent->fd_ < 0) return failed("memfd_create");
-  while (fallocate(extent->fd_, 0, 0, static_cast<off_t>(bytes)) != 0) {
-    if (errno != EINTR) return failed("fallocate");
-  }
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, extent->fd_, 0);
-  if (data == MAP_FAILED) return failed("mmap");
-  extent->data_ = static_cast<char*>(data);
-  if (fcntl(extent->fd_, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
-    return failed("sealing");
+      new HostExtent(&used_, tenant, *bytes));  // from here on its destructor undoes everything
+  absl::Status status = MapMemory("statepool-slots", *bytes, kSlotSeals, &extent->fd_, &extent->data_, budget_bytes_);
+  if (!status.ok()) return status;
+  return extent;
+}
+
+absl::StatusOr<std::unique_ptr<SharedExtent>> HostDevice::AllocateShared(TenantId tenant, uint64_t chunks) {
+  const absl::StatusOr<uint64_t> bytes = Reserve(chunks);
+  if (!bytes.ok()) return bytes.status();
+  std::unique_ptr<HostSharedExtent> extent(new HostSharedExtent(&used_, tenant, *bytes));
+  absl::Status status = MapMemory("statepool-arena", *bytes, kArenaSeals, &extent->fd_, &extent->data_, budget_bytes_);
+  if (!status.ok()) return status;
   return extent;
 }
 

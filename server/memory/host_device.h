@@ -6,6 +6,10 @@
 // it for reading only, while our mapping stays writable. Such a seal forbids punching holes too, so an extent's space
 // comes back by unmapping and closing it, which is why each extent has its own descriptor. Pages are allocated before
 // they are mapped: a machine that is short of memory gives an error here, not SIGBUS later.
+//
+// A shared extent's memfd is sealed against shrinking and growing alone. When it is revoked we unmap it and punch its
+// pages out, which takes them from every mapping; then F_SEAL_WRITE, which the kernel grants only when no writable
+// mapping is left and none can come.
 #ifndef STATEPOOL_SERVER_MEMORY_HOST_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_HOST_DEVICE_H_
 
@@ -40,6 +44,28 @@ class HostExtent final : public Extent {
   char* data_ = nullptr;
 };
 
+class HostSharedExtent final : public SharedExtent {
+ public:
+  ~HostSharedExtent() override;
+  char* data() const override { return data_; }  // null after Revoke
+  uint64_t bytes() const override { return bytes_; }
+  TenantId tenant() const override { return tenant_; }
+  int fd() const override { return fd_; }
+  bool Revoke() override;
+
+ private:
+  friend class HostDevice;
+  HostSharedExtent(std::atomic<uint64_t>* used, TenantId tenant, uint64_t bytes)
+      : used_(used), tenant_(tenant), bytes_(bytes) {}
+
+  std::atomic<uint64_t>* const used_;
+  const TenantId tenant_;
+  const uint64_t bytes_;
+  int fd_ = -1;
+  char* data_ = nullptr;
+  bool revoked_ = false;
+};
+
 struct HostDeviceOptions {
   std::string name = "host";
   uint64_t budget_bytes = 0;  // rounded down to whole chunks
@@ -62,12 +88,15 @@ class HostDevice final : public Device {
   uint64_t used_bytes() const override { return used_.load(); }
   bool host_accessible() const override { return true; }
   absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks) override;
+  absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) override;
   absl::Status CopyIn(char* to, absl::string_view from) override;
   absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const override;
 
  private:
   HostDevice(std::string name, uint64_t budget_bytes, uint64_t chunk_bytes)
       : name_(std::move(name)), budget_bytes_(budget_bytes), chunk_bytes_(chunk_bytes) {}
+
+  absl::StatusOr<uint64_t> Reserve(uint64_t chunks);  // bytes, counted as used
 
   const std::string name_;
   const uint64_t budget_bytes_;

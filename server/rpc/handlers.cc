@@ -1,9 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/rpc/handlers.h"
 
-#include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
-
 #include <algorithm>
 #include <deque>
 #include <optional>
@@ -15,10 +12,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "kernels/checksum.h"
-#include "kernels/xxh3.h"
 #include "server/core/error.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
+#include "server/rpc/requests.h"
 
 namespace statepool {
 namespace {
@@ -27,32 +24,6 @@ constexpr uint32_t kDefaultPageSize = 100;
 // What an item of a batch may have in the answer beside its bytes and its attachment: its name, or an error with it.
 constexpr uint64_t kBesideStateBytes = 2048;
 
-// Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
-// order, don't occur. A Set's data is not in it (RequestId).
-template <typename Request>
-uint64_t BodyHash(absl::string_view method, const Request& request) {
-  Request body = request;
-  body.clear_request_id();
-  std::string bytes = absl::StrCat(method, "\n");
-  google::protobuf::io::StringOutputStream stream(&bytes);  // appends
-  google::protobuf::io::CodedOutputStream coded(&stream);
-  coded.SetSerializationDeterministic(true);
-  body.SerializeToCodedStream(&coded);
-  coded.Trim();
-  return Xxh3(bytes.data(), bytes.size());
-}
-
-// Of a Set without its bytes: core adds those.
-template <typename Request>
-absl::StatusOr<RequestId> ToRequestId(absl::string_view method, const Request& request) {
-  if (request.request_id().empty()) return RequestId{};
-  if (request.request_id().size() > kMaxRequestIdBytes) {
-    return InvalidArgument("INVALID_OPTION", "request_id",
-                           absl::StrCat("request_id has more than ", kMaxRequestIdBytes, " bytes"));
-  }
-  return RequestId{request.request_id(), BodyHash(method, request)};
-}
-
 template <typename Request>
 absl::StatusOr<Source> ToSource(const Request& in) {
   absl::StatusOr<NameKey> key = ToNameKey(in.source(), "source");
@@ -60,12 +31,6 @@ absl::StatusOr<Source> ToSource(const Request& in) {
   Source source{*std::move(key), std::nullopt, ""};
   if (in.has_position()) source.position = in.position();
   return source;
-}
-
-template <typename Request>
-std::optional<uint64_t> IfRevision(const Request& in) {
-  if (in.has_if_revision()) return in.if_revision();
-  return std::nullopt;
 }
 
 absl::Status Answer(const absl::StatusOr<NameInfo>& info, v1::NameInfo* out) {
@@ -81,7 +46,14 @@ absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesReque
   out->set_incarnation(identity_.incarnation);
   out->set_epoch(store_->epoch());
   for (v1::DeviceInfo& device : devices_()) *out->add_devices() = std::move(device);
-  out->set_copy_mode("inline");
+  out->set_copy_mode(arenas_ != nullptr ? "isolated" : "inline");
+  if (arenas_ != nullptr) {
+    out->set_arena_socket(identity_.arena_socket);
+    out->set_max_arenas(arenas_->options().max_arenas);
+    out->set_max_arena_bytes(arenas_->options().max_bytes);
+    out->set_max_arena_rows(arenas_->options().max_rows);
+    out->set_max_arena_steps(arenas_->options().max_steps);
+  }
 
   const StoreOptions& options = store_->options();
   out->set_default_durability(ToProto(options.default_durability));
@@ -111,7 +83,7 @@ absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesReque
   *out->mutable_upload_timeout() = ToProto(identity_.upload_timeout);
   *out->mutable_stream_timeout() = ToProto(identity_.stream_timeout);
 
-  const Store::Counts counts = store_->counts();
+  const statepool::Store::Counts counts = store_->counts();
   out->set_sequences(counts.sequences);
   out->set_snapshots(counts.snapshots);
   out->set_prefixes(counts.prefixes);
@@ -243,10 +215,6 @@ absl::Status WithIndexes(const absl::Status& status, absl::Span<const int> index
   if (!absl::ConsumePrefix(&index, "items[") || !absl::ConsumeSuffix(&index, "]") || !absl::SimpleAtoi(index, &i))
     return status;
   return InvalidArgument(detail.reason, absl::StrCat("items[", indexes[i], "]"), status.message());
-}
-
-absl::Status InItem(const absl::Status& status, int i) {
-  return status.ok() ? status : BelowField(status, absl::StrCat("items[", i, "]"));
 }
 
 }  // namespace

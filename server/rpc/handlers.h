@@ -18,6 +18,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "server/core/store.h"
+#include "server/memory/arenas.h"
 #include "statepool/v1/statepool.pb.h"
 
 namespace statepool {
@@ -32,16 +33,17 @@ struct Identity {
   uint32_t max_uploads = 0;
   uint64_t max_upload_bytes = 0;
   absl::Duration upload_timeout = absl::ZeroDuration(), stream_timeout = absl::ZeroDuration();
+  std::string arena_socket, arena_device;
 };
 // The devices of this moment. Thread-safe; never blocks.
 using DeviceReport = std::function<std::vector<v1::DeviceInfo>()>;
 
-// Thread-safe. `store` must outlive it. Errors are those of the .proto. All may block but for GetCapabilities,
+// Thread-safe. `store` and `arenas` must outlive it; without arenas (null) their RPCs say ARENAS_OFF. Errors are those of the .proto. All may block but for GetCapabilities,
 // GetLayout, ListLayouts, Describe, List and MatchPrefix.
 class Handlers {
  public:
-  Handlers(Store* store, Identity identity, DeviceReport devices)
-      : store_(store), identity_(std::move(identity)), devices_(std::move(devices)) {}
+  Handlers(statepool::Store* store, Arenas* arenas, Identity identity, DeviceReport devices)
+      : store_(store), arenas_(arenas), identity_(std::move(identity)), devices_(std::move(devices)) {}
 
   absl::Status GetCapabilities(const Op& op, const v1::GetCapabilitiesRequest& in, v1::Capabilities* out);
   absl::Status RegisterLayout(const Op& op, const v1::RegisterLayoutRequest& in, v1::LayoutInfo* out);
@@ -62,6 +64,12 @@ class Handlers {
   absl::Status PublishPrefix(const Op& op, const v1::PublishPrefixRequest& in, v1::PublishPrefixResponse* out);
   absl::Status MatchPrefix(const Op& op, const v1::MatchPrefixRequest& in, v1::MatchPrefixResponse* out);
   absl::Status Flush(const Op& op, const v1::FlushRequest& in, v1::FlushResponse* out);
+
+  // arena_handlers.cc
+  absl::Status OpenArena(const Op& op, const v1::OpenArenaRequest& in, v1::Arena* out);
+  absl::Status Load(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out);
+  absl::Status Store(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out);
+  absl::Status CloseArena(const Op& op, const v1::CloseArenaRequest& in, v1::CloseArenaResponse* out);
 
   // `in` lacks `data`, which comes as pieces.
   absl::Status Set(const Op& op, const v1::SetRequest& in, absl::Span<const absl::string_view> data, v1::NameInfo* out);
@@ -93,7 +101,8 @@ class Handlers {
                                                    v1::BatchGetResponse* out);
 
  private:
-  Store* const store_;
+  statepool::Store* const store_;
+  Arenas* const arenas_;
   const Identity identity_;
   const DeviceReport devices_;
 };

@@ -33,7 +33,11 @@
   X(Restore)                       \
   X(PublishPrefix)                 \
   X(MatchPrefix)                   \
-  X(Flush)
+  X(Flush)                         \
+  X(OpenArena)                     \
+  X(Load)                          \
+  X(Store)                         \
+  X(CloseArena)
 
 #define STATEPOOL_METHODS(X) \
   STATEPOOL_UNARY_METHODS(X) \

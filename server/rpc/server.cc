@@ -1,29 +1,24 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/rpc/server.h"
 
-#include <errno.h>
 #include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include <chrono>
-#include <cstring>
 #include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "server/rpc/unix_socket.h"
 #include "spdlog/spdlog.h"
 
 namespace statepool {
@@ -39,41 +34,6 @@ std::optional<std::string> UnixPath(absl::string_view address) {
   if (!absl::ConsumePrefix(&address, "unix:")) return std::nullopt;
   if (absl::StartsWith(address, "///")) address.remove_prefix(2);
   return std::string(address);
-}
-
-// Makes room for a socket at `path`: removes one that a dead daemon left. (gRPC removes any, also one that somebody
-// listens on.)
-absl::Status ClearSocket(const std::string& path) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a socket's path has 1..", sizeof(address.sun_path) - 1, " bytes: ", path));
-  }
-  struct stat info;
-  if (lstat(path.c_str(), &info) != 0) {
-    if (errno == ENOENT) return absl::OkStatus();  // bind will say whether its directory is there
-    return absl::InvalidArgumentError(absl::StrCat("cannot look at ", path, ": ", strerror(errno)));
-  }
-  if (!S_ISSOCK(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, " exists and is no socket; it was left alone"));
-  }
-  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (fd < 0) return absl::InternalError(absl::StrCat("socket: ", strerror(errno)));
-  absl::Cleanup close_fd = [fd] { close(fd); };
-  memcpy(address.sun_path, path.data(), path.size());
-  if (connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 || errno == EAGAIN) {
-    return absl::FailedPreconditionError(absl::StrCat("another process listens on ", path));
-  }
-  if (errno != ECONNREFUSED) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot tell whether somebody listens on ", path, ": ", strerror(errno)));
-  }
-  if (unlink(path.c_str()) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("cannot remove the stale socket ", path, ": ", strerror(errno)));
-  }
-  spdlog::info("removed the stale socket {}", path);
-  return absl::OkStatus();
 }
 
 // What the libraries say goes where our own lines go. Much of it is about what a client sent: not worth more than a
@@ -115,7 +75,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const ServerOptions&
   for (size_t i = 0; i < options.listen.size(); ++i) {
     const std::string& address = options.listen[i];
     const std::optional<std::string> path = UnixPath(address);
-    const absl::Status usable = path.has_value() ? ClearSocket(*path) : CheckHostPort(address);
+    const absl::Status usable = path.has_value() ? ClearSocket(*path, SOCK_STREAM) : CheckHostPort(address);
     if (!usable.ok()) return usable;
     builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &ports[i]);
   }

@@ -27,11 +27,13 @@ size_t RequestBytesMax(Method method) {
   switch (method) {
     case Method::kSet:
     case Method::kBatchWrite: return SIZE_MAX;
+    case Method::kStore: return 64 * kMiB;  // attachments
     case Method::kRegisterLayout: return kMaxCanonicalBytes + kMiB;
     case Method::kBatchGet:
     case Method::kTouch: return 2 * kMiB;
     case Method::kFork:
     case Method::kFlush:
+    case Method::kLoad:
     case Method::kPublishPrefix:
     case Method::kMatchPrefix: return 8 * kMiB;  // max_children names, max_tokens tokens
     default: return kSmallRequestBytesMax;
@@ -201,14 +203,15 @@ class StatePoolService::Call final : public grpc::ServerUnaryReactor, public Cal
   grpc::ByteBuffer* const response_;
 };
 
-StatePoolService::StatePoolService(ServiceOptions options, Store* store, const Clock* clock, RpcMetrics* metrics)
+StatePoolService::StatePoolService(ServiceOptions options, statepool::Store* store, Arenas* arenas, const Clock* clock,
+                                   RpcMetrics* metrics)
     : options_(std::move(options)),
       store_(store),
       clock_(clock),
       metrics_(metrics),
       watchdog_(clock),
       uploads_(options_.uploads, store, clock, &watchdog_),
-      handlers_(store, options_.identity, options_.devices),
+      handlers_(store, arenas, options_.identity, options_.devices),
       admission_(options_.identity.max_bytes_in_flight),
       executor_(options_.executor_threads, options_.executor_queue) {}
 
@@ -279,6 +282,10 @@ STATEPOOL_SERVE(Restore, Where::kExecutor)
 STATEPOOL_SERVE(PublishPrefix, Where::kExecutor)
 STATEPOOL_SERVE(MatchPrefix, request->Length() <= kInlineMatchBytesMax ? Where::kInline : Where::kExecutor)
 STATEPOOL_SERVE(Flush, Where::kExecutor)
+STATEPOOL_SERVE(OpenArena, Where::kExecutor)
+STATEPOOL_SERVE(Load, Where::kExecutor)
+STATEPOOL_SERVE(Store, Where::kExecutor)
+STATEPOOL_SERVE(CloseArena, Where::kExecutor)
 #undef STATEPOOL_SERVE
 
 grpc::ServerUnaryReactor* StatePoolService::Set(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,

@@ -50,7 +50,9 @@ struct ServiceOptions {
 // Thread-safe. Everything that it is given must outlive it; it must outlive the server that it is registered with.
 class StatePoolService final : public RawStatePoolService {
  public:
-  StatePoolService(ServiceOptions options, Store* store, const Clock* clock, RpcMetrics* metrics);
+  // `arenas`: null for none.
+  StatePoolService(ServiceOptions options, statepool::Store* store, Arenas* arenas, const Clock* clock,
+                   RpcMetrics* metrics);
   ~StatePoolService() override;
 
   // From now on new calls are refused: UNAVAILABLE / DRAINING, worth retrying (elsewhere, or after the restart).
@@ -93,7 +95,7 @@ class StatePoolService final : public RawStatePoolService {
   void EndCall();
 
   const ServiceOptions options_;
-  Store* const store_;
+  statepool::Store* const store_;
   const Clock* const clock_;
   RpcMetrics* const metrics_;
   Watchdog watchdog_;

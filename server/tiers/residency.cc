@@ -271,6 +271,14 @@ absl::StatusOr<ImageRef> Residency::Writer::Finish(std::optional<Checksum> expec
   return residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/true);
 }
 
+ImageRef Residency::Writer::FinishFilled(absl::Span<const LeafHash> leaves, absl::string_view attachment) {
+  assert(leaves.size() == LeafCount(layout_->state_bytes()));
+  assert(attachment.size() == claim_.attachment_bytes);
+  ImageInfo info{.id = claim_.residency->ids_.Next(), .tenant = claim_.pool->slots.tenant(), .layout = layout_};
+  info.checksum = HashRoot(leaves);
+  return claim_.residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/true);
+}
+
 void Residency::Install(Resident* image, Claim* claim, std::string attachment) {
   --claims_;
   if (!claim->patient) --moving_;

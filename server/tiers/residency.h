@@ -112,6 +112,12 @@ class Residency final : public ImageStore {
   void RecoveryDone() override;
   void Detach() override;
 
+  // Memory of the device that another process will write to (an arena), for which colder images leave. Blocks as Write
+  // does. Errors: HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
+  absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(const Op& op, TenantId tenant, uint64_t bytes);
+  // Such memory was destroyed: to whoever waits for room.
+  void SharedMemoryFreed();
+
   // Gives empty extents back now, and what was kept for deleted layouts, and waits until what was dropped before the
   // call is deleted from the cold store, and the sweep after recovery has ended. False: a delete failed (it will be
   // tried again), or `op` ended first.
@@ -183,6 +189,8 @@ class Residency final : public ImageStore {
   Extents TakeDeletedPools() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WantTrim() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step DrainFor(const Op& op, const Pool* except, uint64_t chunks, bool clean_only, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step DropAttachment(const Op& op, bool clean_only, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -230,19 +230,62 @@ Residency::Step Residency::MakeRoomFor(const Op& op, Pool* pool, bool clean_only
   }
 
   // This layout has nothing to let go: whole extents of others must, if that is enough for one of ours.
-  uint64_t chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
+  return DrainFor(op, pool, pool->slots.min_chunks(), clean_only, keep, error);
+}
+
+// Empties the extent whose turn is first, if enough could be emptied for `chunks`. Not of `except`.
+Residency::Step Residency::DrainFor(const Op& op, const Pool* except, uint64_t chunks, bool clean_only, Keep* keep,
+                                    absl::Status* error) {
+  uint64_t free_chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
   const VictimKey* best = nullptr;
   for (auto& [key, other] : pools_) {
-    if (other.get() == pool) continue;
+    if (other.get() == except) continue;
     for (auto& [extent, victims] : other->extents) {
       const VictimKey* newest = NewestIfDrainable(*other, extent, clean_only);
       if (newest == nullptr) continue;
-      chunks += extent->extent().bytes() / device_->chunk_bytes();
+      free_chunks += extent->extent().bytes() / device_->chunk_bytes();
       if (best == nullptr || *newest < *best) best = newest;
     }
   }
-  if (best == nullptr || chunks < pool->slots.min_chunks()) return Step::kNothingMayLeave;
+  if (best == nullptr || free_chunks < chunks) return Step::kNothingMayLeave;
   return Drain(op, best->image->pool, best->image->slot.extent, keep, error);
+}
+
+absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op& op, TenantId tenant, uint64_t bytes) {
+  const uint64_t chunks = (bytes + device_->chunk_bytes() - 1) / device_->chunk_bytes();
+  Keep keep;
+  MutexLock lock(&mu_);
+  absl::Status spill_error;
+  for (;;) {
+    if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    const uint64_t progress = progress_;
+    if (chunks <= (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes()) {
+      ++moving_;
+      absl::StatusOr<std::unique_ptr<SharedExtent>> extent;
+      {
+        MutexUnlock unlock(&mu_);
+        extent = device_->AllocateShared(tenant, chunks);
+      }
+      --moving_;
+      changed_.SignalAll();  // to those who waited for us
+      if (extent.ok() || !absl::IsResourceExhausted(extent.status())) return extent;
+    }
+    if (Extents empty = TakeEmptyExtents(/*keep_each=*/0); !empty.empty()) {
+      GiveBack(std::move(empty));
+      continue;
+    }
+    absl::Status error;
+    const Step step = DrainFor(op, /*except=*/nullptr, chunks, !spill_error.ok(), &keep, &error);
+    if (step == Step::kSpillFailed) spill_error = error;
+    if (step != Step::kNothingMayLeave || progress != progress_) continue;
+    if (moving_ == 0) return spill_error.ok() ? HotFull(*device_) : SpillError(spill_error, *device_);
+    WaitForChange(op);
+  }
+}
+
+void Residency::SharedMemoryFreed() {
+  MutexLock lock(&mu_);
+  Progress();
 }
 
 const Residency::VictimKey* Residency::NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const {

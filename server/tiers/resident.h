@@ -104,6 +104,8 @@ class Residency::Writer final : public ImageWriter {
     received_ = 0;
     leaves_.clear();
   }
+  char* room() override { return claim_.slot.data; }
+  ImageRef FinishFilled(absl::Span<const LeafHash> leaves, absl::string_view attachment) override;
   absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override;
 
  private:

@@ -204,6 +204,13 @@ class FakeImageStore final : public ImageStore {
       return absl::OkStatus();
     }
     void Restart() override { bytes_.clear(); }
+    char* room() override {
+      bytes_.resize(layout_->state_bytes());
+      return bytes_.data();
+    }
+    ImageRef FinishFilled(absl::Span<const LeafHash> leaves, absl::string_view attachment) override {
+      return *Finish(HashRoot(leaves), attachment);
+    }
     absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override {
       const absl::string_view piece = bytes_;
       StateBytes bytes;

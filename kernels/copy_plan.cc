@@ -1,0 +1,282 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "kernels/copy_plan.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kLineBytes = 64;
+// Shorter runs are written through the cache: their first and last lines would be most of them.
+constexpr uint64_t kStreamBytes = 1024;
+// What several rows get before the state is read on: stays in the first cache.
+constexpr uint64_t kBlockBytes = 16 << 10;
+
+#ifdef __SSE2__
+// Whole lines with non-temporal stores, which don't read the destination first; what is cut off at the ends without.
+void StreamCopy(char* to, const char* from, uint64_t bytes) {
+  const uint64_t head = std::min<uint64_t>(-reinterpret_cast<uintptr_t>(to) % kLineBytes, bytes);
+  std::memcpy(to, from, head);
+  to += head, from += head, bytes -= head;
+  for (; bytes >= kLineBytes; to += kLineBytes, from += kLineBytes, bytes -= kLineBytes) {
+    const auto* source = reinterpret_cast<const __m128i*>(from);
+    auto* line = reinterpret_cast<__m128i*>(to);
+    const __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+    const __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+    _mm_stream_si128(line, a), _mm_stream_si128(line + 1, b);
+    _mm_stream_si128(line + 2, c), _mm_stream_si128(line + 3, d);
+  }
+  std::memcpy(to, from, bytes);
+}
+
+// Non-temporal stores are not ordered by a release: this orders them for whoever synchronizes with this thread after.
+void StreamFence() { _mm_sfence(); }
+#else
+void StreamCopy(char* to, const char* from, uint64_t bytes) { std::memcpy(to, from, bytes); }
+void StreamFence() {}
+#endif
+
+void CopyRun(char* to, const char* from, uint64_t bytes, bool stream) {
+  if (stream && bytes >= kStreamBytes) StreamCopy(to, from, bytes);
+  else std::memcpy(to, from, bytes);
+}
+
+struct Loop {
+  uint64_t count = 0, to_stride = 0, from_stride = 0;
+};
+
+// Two loops over runs of kBytes, in tiles that touch few lines on either side, whichever of the loops is long there.
+template <uint64_t kBytes>
+void CopyTiles(Loop outer, Loop inner, char* to, const char* from) {
+  constexpr uint64_t kEdge = std::clamp<uint64_t>(128 / kBytes, 8, 64);
+  if (inner.count < outer.count) std::swap(outer, inner);
+  for (uint64_t i = 0; i < outer.count; i += kEdge) {
+    const uint64_t rows = std::min(kEdge, outer.count - i);
+    for (uint64_t j = 0; j < inner.count; j += kEdge) {
+      const uint64_t columns = std::min(kEdge, inner.count - j);
+      for (uint64_t r = 0; r < rows; ++r) {
+        char* t = to + (i + r) * outer.to_stride + j * inner.to_stride;
+        const char* f = from + (i + r) * outer.from_stride + j * inner.from_stride;
+        for (uint64_t c = 0; c < columns; ++c) std::memcpy(t + c * inner.to_stride, f + c * inner.from_stride, kBytes);
+      }
+    }
+  }
+}
+
+using Tiles = void (*)(Loop outer, Loop inner, char* to, const char* from);
+
+// Null: for runs that are worth a call of memcpy each. 3, 6 and 12 are elements of a convolution's usual three taps.
+Tiles TilesOf(uint64_t run_bytes) {
+  switch (run_bytes) {
+    case 1: return CopyTiles<1>;
+    case 2: return CopyTiles<2>;
+    case 3: return CopyTiles<3>;
+    case 4: return CopyTiles<4>;
+    case 6: return CopyTiles<6>;
+    case 8: return CopyTiles<8>;
+    case 12: return CopyTiles<12>;
+    case 16: return CopyTiles<16>;
+    default: return nullptr;
+  }
+}
+
+}  // namespace
+
+// Walks over a range of one part. Offsets wrap round: only those that a run begins at are places of either side.
+class CopyPlan::Walk {
+ public:
+  enum Direction { kToRow, kToState };
+
+  Walk(const Part& part, Direction direction, char* to, const char* from, bool stream)
+      : axes_(part.axes), direction_(direction), to_(to), from_(from), stream_(stream) {}
+
+  // Bytes [begin, end) of one element of the axes before `level`, whose first byte is at these offsets.
+  void Range(size_t level, uint64_t begin, uint64_t end, uint64_t to, uint64_t from) const {
+    if (level == axes_.size() - 1) return CopyRun(to_ + (to + begin), from_ + (from + begin), end - begin, stream_);
+    const uint64_t stride = axes_[level].state_stride;
+    const uint64_t head = begin % stride, tail = end % stride;
+    uint64_t first = begin / stride;
+    const uint64_t last = end / stride;
+    const Loop loop = LoopOf(level);
+    if (first == last) {
+      if (head < tail) Range(level + 1, head, tail, to + first * loop.to_stride, from + first * loop.from_stride);
+      return;
+    }
+    if (head != 0) {
+      Range(level + 1, head, stride, to + first * loop.to_stride, from + first * loop.from_stride);
+      ++first;
+    }
+    if (first < last) Whole(level, last - first, to + first * loop.to_stride, from + first * loop.from_stride);
+    if (tail != 0) Range(level + 1, 0, tail, to + last * loop.to_stride, from + last * loop.from_stride);
+  }
+
+ private:
+  using Loops = absl::InlinedVector<Loop, 6>;
+
+  Loop LoopOf(size_t level) const {
+    const Axis& axis = axes_[level];
+    return direction_ == kToRow ? Loop{axis.size, axis.row_stride, axis.state_stride}
+                                : Loop{axis.size, axis.state_stride, axis.row_stride};
+  }
+
+  // `count` whole elements of the axis `level`, from these offsets.
+  void Whole(size_t level, uint64_t count, uint64_t to, uint64_t from) const {
+    const size_t runs = axes_.size() - 2;
+    const Tiles tiles = TilesOf(axes_.back().size);
+    // The axis that goes into tiles with the innermost: where the row's runs are nearest to one another.
+    size_t across = runs;
+    for (size_t axis = level; tiles != nullptr && axis < runs; ++axis) {
+      if (axes_[axis].row_stride < axes_[across].row_stride) across = axis;
+    }
+    Loops loops;
+    const auto add = [&](size_t axis) {
+      loops.push_back(LoopOf(axis));
+      if (axis == level) loops.back().count = count;
+    };
+    for (size_t axis = level; axis < runs; ++axis) {
+      if (axis != across) add(axis);
+    }
+    if (across == runs) loops.push_back({1, 0, 0});
+    else add(across);
+    add(runs);
+    Nest(loops, tiles, to_ + to, from_ + from);
+  }
+
+  void Nest(absl::Span<const Loop> loops, Tiles tiles, char* to, const char* from) const {
+    const Loop& outer = loops[0];
+    if (loops.size() > 2) {
+      for (uint64_t i = 0; i < outer.count; ++i) {
+        Nest(loops.subspan(1), tiles, to + i * outer.to_stride, from + i * outer.from_stride);
+      }
+    } else if (tiles != nullptr) {
+      tiles(outer, loops[1], to, from);
+    } else {
+      for (uint64_t i = 0; i < loops[1].count; ++i) {
+        CopyRun(to + i * loops[1].to_stride, from + i * loops[1].from_stride, axes_.back().size, stream_);
+      }
+    }
+  }
+
+  const absl::Span<const Axis> axes_;
+  const Direction direction_;
+  char* const to_;
+  const char* const from_;
+  const bool stream_;
+};
+
+uint64_t CopySegment::Bytes() const {
+  uint64_t bytes = element_bytes;
+  for (const CopyAxis& axis : axes) bytes *= axis.size;
+  return bytes;
+}
+
+CopyPlan::CopyPlan(std::vector<CopySegment> segments, uint64_t state_bytes)
+    : segments_(std::move(segments)), state_bytes_(state_bytes) {
+  parts_.reserve(segments_.size());
+  uint64_t end = 0;
+  for (const CopySegment& segment : segments_) {
+    assert(segment.state_offset == end);
+    parts_.push_back(PartOf(segment));
+    end += segment.Bytes();
+  }
+  assert(end == state_bytes_);
+  (void)end;
+}
+
+CopyPlan::Part CopyPlan::PartOf(const CopySegment& segment) {
+  Part part = {segment.state_offset, segment.Bytes(),       segment.arena_offset,
+               segment.row_stride,   segment.accept_stride, {}};
+  // Innermost first, and turned round at the end.
+  part.axes.push_back({segment.element_bytes, 1, 1});
+  for (size_t i = segment.axes.size(); i-- > 0;) {
+    const CopyAxis& axis = segment.axes[i];
+    if (axis.size == 1) continue;
+    Axis& inner = part.axes.back();
+    if (axis.row_stride == inner.size * inner.row_stride) inner.size *= axis.size;
+    else part.axes.push_back({axis.size, inner.size * inner.state_stride, axis.row_stride});
+  }
+  std::reverse(part.axes.begin(), part.axes.end());
+  return part;
+}
+
+template <typename Visit>
+void CopyPlan::ForRange(uint64_t begin, uint64_t end, Visit visit) const {
+  assert(begin <= end && end <= state_bytes_);
+  auto part = std::partition_point(parts_.begin(), parts_.end(),
+                                   [begin](const Part& p) { return p.state_offset + p.bytes <= begin; });
+  for (; part != parts_.end() && part->state_offset < end; ++part) {
+    visit(*part, std::max(begin, part->state_offset) - part->state_offset,
+          std::min(end - part->state_offset, part->bytes));
+  }
+}
+
+void CopyPlan::Gather(const char* state, uint64_t begin, uint64_t end, char* arena, absl::Span<const uint32_t> rows,
+                      CopyHint hint) const {
+  const bool stream = hint == CopyHint::kStreaming;
+  const auto copy = [&](uint64_t from, uint64_t to, uint32_t row) {
+    ForRange(from, to, [&](const Part& part, uint64_t first, uint64_t last) {
+      Walk(part, Walk::kToRow, arena, state, stream)
+          .Range(0, first, last, part.arena_offset + row * part.row_stride, part.state_offset);
+    });
+  };
+  if (rows.size() == 1) {
+    copy(begin, end, rows[0]);
+  } else {
+    for (uint64_t next; begin < end; begin = next) {
+      next = std::min(end, (begin / kBlockBytes + 1) * kBlockBytes);
+      for (const uint32_t row : rows) copy(begin, next, row);
+    }
+  }
+  if (stream) StreamFence();
+}
+
+void CopyPlan::Clear(char* arena, uint32_t row) const {
+  for (const CopySegment& segment : segments_) {
+    if (segment.clear_bytes == 0) continue;
+    std::memset(arena + segment.clear_offset + row * segment.row_stride, 0, segment.clear_bytes);
+  }
+}
+
+void CopyPlan::ScatterRange(const char* arena, uint32_t row, uint32_t accepted, uint64_t begin, uint64_t end, char* out,
+                            bool stream) const {
+  assert(accepted >= 1);
+  ForRange(begin, end, [&](const Part& part, uint64_t first, uint64_t last) {
+    const uint64_t from = part.arena_offset + row * part.row_stride + (accepted - 1) * part.accept_stride;
+    Walk(part, Walk::kToState, out, arena, stream).Range(0, first, last, part.state_offset - begin, from);
+  });
+}
+
+void CopyPlan::Scatter(const char* arena, uint32_t row, uint32_t accepted, uint64_t begin, uint64_t end, char* out,
+                       CopyHint hint) const {
+  const bool stream = hint == CopyHint::kStreaming;
+  ScatterRange(arena, row, accepted, begin, end, out, stream);
+  if (stream) StreamFence();
+}
+
+void CopyPlan::ScatterLeaves(const char* arena, uint32_t row, uint32_t accepted, uint64_t first, uint64_t last,
+                             char* state, LeafHash* hashes, CopyHint hint) const {
+  const bool stream = hint == CopyHint::kStreaming;
+  // On the heap: threads that never scatter pay nothing.
+  struct alignas(kLineBytes) Leaf {
+    char bytes[kLeafBytes];
+  };
+  thread_local const auto leaf = std::make_unique_for_overwrite<Leaf>();
+  for (uint64_t i = first; i < last; ++i) {
+    const uint64_t begin = i * kLeafBytes, end = std::min<uint64_t>(begin + kLeafBytes, state_bytes_);
+    ScatterRange(arena, row, accepted, begin, end, leaf->bytes, /*stream=*/false);
+    hashes[i - first] = HashLeaf({leaf->bytes, end - begin});
+    CopyRun(state + begin, leaf->bytes, end - begin, stream);
+  }
+  if (stream) StreamFence();
+}
+
+}  // namespace statepool

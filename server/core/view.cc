@@ -1,0 +1,193 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/core/view.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kTensorAlignment = 256;  // what vector loads of every kind like
+constexpr uint64_t kPageBytes = 4096;
+constexpr char kTapAxis[] = "tap";
+
+uint64_t RoundUp(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
+
+absl::Status Refused(absl::string_view field, absl::string_view message) {
+  return Error(absl::StatusCode::kInvalidArgument, "INVALID_VIEW", message).Field(absl::StrCat("view.", field));
+}
+
+// One layer of a tensor, in one row and step: its axes as the view orders them.
+struct Block {
+  std::vector<size_t> order;      // index into the layout's axes, outermost first
+  std::vector<uint64_t> shape;    // parallel to `order`: with the view's columns
+  std::vector<uint64_t> strides;  // parallel to `order`, in bytes
+  uint64_t bytes = 0;
+  uint64_t steps = 1;                       // how many of it a row has
+  uint64_t first_offset = 0;                // of the first element that the layout has: behind the padding
+  uint64_t accept_stride = 0;               // as CopySegment's
+  bool has_extra_columns = false;           // that only the view has
+  std::vector<uint64_t> strides_of_layout;  // parallel to the layout's axes
+};
+
+absl::StatusOr<Block> MakeBlock(const TensorSpec& tensor, const std::vector<size_t>& order, const View& view,
+                                uint32_t steps) {
+  Block block;
+  block.order = order;
+  block.shape.resize(order.size());
+  block.strides.resize(order.size());
+  block.strides_of_layout.resize(order.size());
+  const bool widened = tensor.kind == TensorKind::kConv && view.conv_padding + view.num_spec > 0;
+  uint64_t tap_stride = 0;
+  uint64_t stride = DTypeBytes(tensor.dtype);
+  for (size_t i = order.size(); i-- > 0;) {
+    const Axis& axis = tensor.axes[order[i]];
+    const bool is_tap = widened && axis.name == kTapAxis;
+    if (is_tap) tap_stride = stride;
+    block.shape[i] = axis.size + (is_tap ? view.conv_padding + view.num_spec : 0);
+    block.strides[i] = stride;
+    block.strides_of_layout[order[i]] = stride;
+    stride *= block.shape[i];
+  }
+  block.bytes = stride;
+  block.has_extra_columns = widened;
+  if (widened && tap_stride == 0) {
+    return Refused(view.conv_padding > 0 ? "conv_padding" : "num_spec",
+                   absl::StrCat("the CONV tensor '", tensor.name, "' has no axis \"", kTapAxis, "\" to widen"));
+  }
+  block.first_offset = view.conv_padding * (widened ? tap_stride : 0);
+  if (widened && view.num_spec > 0) {
+    block.accept_stride = tap_stride;
+  } else {
+    block.steps = std::max<uint64_t>(steps, 1);
+    block.accept_stride = block.bytes;
+  }
+  return block;
+}
+
+// The tensor's axes as `view` orders them.
+absl::StatusOr<std::vector<std::vector<size_t>>> Orders(const Layout& layout, const View& view) {
+  const std::vector<TensorSpec>& tensors = layout.spec().tensors;
+  std::vector<std::vector<size_t>> orders(tensors.size());
+  for (size_t i = 0; i < view.axis_orders.size(); ++i) {
+    const View::AxisOrder& wanted = view.axis_orders[i];
+    const std::string field = absl::StrCat("axis_orders[", i, "]");
+    const auto found = std::find_if(tensors.begin(), tensors.end(),
+                                    [&](const TensorSpec& tensor) { return tensor.name == wanted.tensor; });
+    if (found == tensors.end()) return Refused(absl::StrCat(field, ".tensor"), "the layout has no tensor of this name");
+    std::vector<size_t>& order = orders[static_cast<size_t>(found - tensors.begin())];
+    if (!order.empty()) return Refused(absl::StrCat(field, ".tensor"), "this tensor is ordered twice");
+    for (const std::string& name : wanted.axes) {
+      const auto axis =
+          std::find_if(found->axes.begin(), found->axes.end(), [&](const Axis& a) { return a.name == name; });
+      const auto index = static_cast<size_t>(axis - found->axes.begin());
+      if (axis == found->axes.end() || std::find(order.begin(), order.end(), index) != order.end()) {
+        return Refused(absl::StrCat(field, ".axes"),
+                       absl::StrCat("'", name, "' is no axis of '", wanted.tensor, "', or is named twice"));
+      }
+      order.push_back(index);
+    }
+    if (order.size() != found->axes.size() || order.empty()) {
+      return Refused(absl::StrCat(field, ".axes"),
+                     absl::StrCat("all ", found->axes.size(), " axes of '", wanted.tensor, "' must be named"));
+    }
+  }
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    if (!orders[t].empty()) continue;
+    for (size_t i = 0; i < tensors[t].axes.size(); ++i) orders[t].push_back(i);
+  }
+  return orders;
+}
+
+absl::Status CheckColumns(const Layout& layout, const View& view, uint32_t steps) {
+  if (view.conv_padding > kMaxConvPadding)
+    return Refused("conv_padding", absl::StrCat("at most ", kMaxConvPadding, " columns"));
+  if (view.num_spec > kMaxNumSpec) return Refused("num_spec", absl::StrCat("at most ", kMaxNumSpec, " columns"));
+  if (view.num_spec > 0 && view.num_spec + 1 < steps) {
+    return Refused("num_spec",
+                   absl::StrCat(steps, " steps need at least ", steps - 1, " speculative columns, or none"));
+  }
+  const auto& tensors = layout.spec().tensors;
+  const bool has_conv = std::any_of(tensors.begin(), tensors.end(),
+                                    [](const TensorSpec& tensor) { return tensor.kind == TensorKind::kConv; });
+  if (has_conv) return absl::OkStatus();
+  if (view.conv_padding > 0) return Refused("conv_padding", "the layout has no CONV tensor");
+  if (view.num_spec > 0) return Refused("num_spec", "the layout has no CONV tensor");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view, uint32_t rows, uint32_t steps) {
+  if (absl::Status status = CheckColumns(layout, view, steps); !status.ok()) return status;
+  absl::StatusOr<std::vector<std::vector<size_t>>> orders = Orders(layout, view);
+  if (!orders.ok()) return orders.status();
+
+  const std::vector<TensorSpec>& specs = layout.spec().tensors;
+  std::vector<Block> blocks;
+  uint64_t row_bytes = 0;
+  for (size_t t = 0; t < specs.size(); ++t) {
+    absl::StatusOr<Block> block = MakeBlock(specs[t], (*orders)[t], view, steps);
+    if (!block.ok()) return block.status();
+    row_bytes += specs[t].layers.size() * block->steps * block->bytes;
+    blocks.push_back(*std::move(block));
+  }
+
+  const bool row_major = view.layers == View::Layers::kRowMajor;
+  const uint64_t whole_row_stride = RoundUp(row_bytes, row_bytes < (64 << 10) ? kTensorAlignment : kPageBytes);
+  std::vector<ArenaTensor> tensors;
+  std::vector<CopySegment> segments;
+  uint64_t state_offset = 0, offset = 0;
+  for (size_t t = 0; t < specs.size(); ++t) {
+    const TensorSpec& spec = specs[t];
+    const Block& block = blocks[t];
+    const uint64_t row_stride = row_major ? whole_row_stride : block.steps * block.bytes;
+    const uint64_t layer_stride = row_major ? block.steps * block.bytes : rows * row_stride;
+    const bool together = view.layers != View::Layers::kPerLayer;
+    for (size_t l = 0; l < spec.layers.size(); ++l) {
+      if (!row_major && (!together || l == 0)) offset = RoundUp(offset, kTensorAlignment);
+      if (!together || l == 0) {
+        ArenaTensor tensor;
+        tensor.tensor = t;
+        tensor.offset = offset;
+        const auto add_axis = [&](absl::string_view name, uint64_t size, uint64_t stride) {
+          tensor.axes.emplace_back(name);
+          tensor.shape.push_back(size);
+          tensor.strides.push_back(stride);
+        };
+        if (together) tensor.layers = spec.layers;
+        if (!together) tensor.layers = {spec.layers[l]};
+        if (view.layers == View::Layers::kLayerMajor) add_axis("layer", spec.layers.size(), layer_stride);
+        add_axis("row", rows, row_stride);
+        if (row_major) add_axis("layer", spec.layers.size(), layer_stride);
+        if (steps > 0) add_axis("step", block.steps, block.bytes);
+        for (size_t i = 0; i < block.order.size(); ++i)
+          add_axis(spec.axes[block.order[i]].name, block.shape[i], block.strides[i]);
+        tensors.push_back(std::move(tensor));
+      }
+      CopySegment segment;
+      segment.state_offset = state_offset;
+      segment.arena_offset = offset + block.first_offset;
+      segment.row_stride = row_stride;
+      segment.accept_stride = block.accept_stride;
+      segment.element_bytes = static_cast<uint32_t>(DTypeBytes(spec.dtype));
+      for (size_t i = 0; i < spec.axes.size(); ++i)
+        segment.axes.push_back({spec.axes[i].size, block.strides_of_layout[i]});
+      if (block.has_extra_columns) {
+        segment.clear_offset = offset;
+        segment.clear_bytes = block.bytes;
+      }
+      state_offset += segment.Bytes();
+      segments.push_back(std::move(segment));
+      offset += layer_stride;
+    }
+  }
+  const uint64_t bytes = row_major ? rows * whole_row_stride : offset;
+  return ArenaShape{
+      rows, steps, bytes, row_bytes, std::move(tensors), CopyPlan(std::move(segments), layout.state_bytes())};
+}
+
+}  // namespace statepool

@@ -1,0 +1,756 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/memory/arenas.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+#include "server/core/store_errors.h"
+#include "spdlog/spdlog.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kTaskBytes = 1 << 20;        // what a thread copies before it looks who else waits
+constexpr uint64_t kStreamingBytes = 4 << 20;   // copies above this would only drive other things from the caches
+constexpr std::chrono::milliseconds kPoll{10};  // how late a cancelled call may notice while it waits
+constexpr std::chrono::milliseconds kKeeperRound{100};
+// What a pass of a Load leaves for the next one; never told to anyone.
+constexpr char kLater[] = "LATER";
+
+std::string RandomHex() {
+  char bytes[16];
+  if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes)) std::abort();
+  return absl::BytesToHexString({bytes, sizeof(bytes)});
+}
+
+// What is wrong with the list itself: then nothing is done.
+template <typename Item>
+absl::Status CheckItems(absl::Span<const Item> items, uint32_t rows, size_t limit) {
+  if (items.empty()) return Invalid("MISSING_FIELD", "items", "name at least one row");
+  if (items.size() > limit) {
+    return Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(items.size(), " items in one call"))
+        .Field("items")
+        .Meta("limit", limit);
+  }
+  std::vector<bool> named(rows, false);
+  for (size_t i = 0; i < items.size(); ++i) {
+    const uint32_t row = items[i].row;
+    if (row >= rows) {
+      return Error(absl::StatusCode::kInvalidArgument, "ROW_OUT_OF_RANGE",
+                   absl::StrCat("row ", row, " of an arena whose rows are 0..", rows - 1))
+          .Field(absl::StrCat("items[", i, "].row"))
+          .Meta("limit", rows);
+    }
+    if (named[row]) {
+      return Invalid("DUPLICATE_ROW", absl::StrCat("items[", i, "].row"),
+                     absl::StrCat("row ", row, " is named twice in one call"));
+    }
+    named[row] = true;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Aborted() {
+  return Error(absl::StatusCode::kAborted, "BATCH_ABORTED", "another item was refused, so nothing was stored");
+}
+
+}  // namespace
+
+struct Arenas::Arena {
+  enum class State { kWaiting, kLeased, kEnded };
+  // What a row was last loaded from or stored as.
+  struct Row {
+    bool loaded = false;
+    NameKey key;
+    Revision revision = 0;
+    VersionId holds = 0;  // the version whose state was left in the row; 0: none, though it may have a base
+  };
+
+  std::string id, token;
+  TenantId tenant = kDefaultTenant;
+  LayoutRef layout;
+  std::shared_ptr<const ArenaShape> shape;
+  uint64_t bytes = 0;  // as max_bytes counts
+  MonoTime token_expires = 0;
+
+  // Set once, read by copies under way.
+  std::atomic<bool> ended{false};
+
+  // Guarded by Arenas::mu_.
+  State state = State::kWaiting;
+  bool busy = false;  // a call, or whoever frees it, has its turn
+  bool process_gone = false;
+  bool freed = false;  // its reserve and its contents
+  bool reserving = false;
+  MonoTime reserve_at = 0;  // not before: the last try found no room
+  std::vector<std::unique_ptr<ImageWriter>> reserve;
+
+  // Whoever has the turn.
+  std::vector<Row> rows;
+  std::unique_ptr<SharedExtent> memory;
+};
+
+// The one call that runs on an arena, until this goes.
+class Arenas::Turn {
+ public:
+  Turn(Arenas* arenas, ArenaRef arena) : arenas_(arenas), arena_(std::move(arena)) {}
+  ~Turn() { arenas_->GiveBack(arena_.get()); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  Arenas* const arenas_;
+  const ArenaRef arena_;
+};
+
+Arenas::Arenas(ArenaOptions options, statepool::Store* store, ImageStore* images, ArenaMemory memory,
+               CopyScheduler* copies, const Clock* clock)
+    : options_(options), store_(store), images_(images), memory_(std::move(memory)), copies_(copies), clock_(clock) {
+  keeper_ = std::thread([this] { KeepLoop(); });
+}
+
+Arenas::~Arenas() {
+  {
+    MutexLock lock(&mu_);
+    stopping_ = true;
+    changed_.SignalAll();
+  }
+  keeper_.join();
+  absl::flat_hash_map<std::string, ArenaRef> arenas;
+  MutexLock lock(&mu_);
+  arenas.swap(arenas_);
+}
+
+// ----
+// finding, waiting for one's turn
+
+absl::Status Arenas::Gone(absl::string_view id) const {
+  return Error(absl::StatusCode::kNotFound, "ARENA_UNKNOWN",
+               absl::StrCat("there is no arena '", id.substr(0, 64),
+                            "': it was closed, its lease ended, or the daemon was started anew; open another"))
+      .Field("arena")
+      .Meta("incarnation", store_->options().incarnation);
+}
+
+absl::StatusOr<Arenas::ArenaRef> Arenas::Find(const Op& op, absl::string_view id) const {
+  if (id.empty()) return Invalid("MISSING_FIELD", "arena", "name the arena");
+  const auto it = arenas_.find(id);
+  if (it == arenas_.end() || it->second->tenant != op.tenant || it->second->state == Arena::State::kEnded)
+    return Gone(id);
+  return it->second;
+}
+
+absl::Status Arenas::Take(const Op& op, absl::string_view id, ArenaRef* arena) {
+  MutexLock lock(&mu_);
+  for (;;) {
+    RETURN_IF_ERROR(op.Check(*clock_));
+    absl::StatusOr<ArenaRef> found = Find(op, id);
+    RETURN_IF_ERROR(found.status());
+    if ((*found)->state == Arena::State::kWaiting) {
+      return Error(absl::StatusCode::kFailedPrecondition, "ARENA_NOT_CONNECTED",
+                   "connect to the arena's socket with its token first")
+          .Field("arena");
+    }
+    if (!(*found)->busy) {
+      (*found)->busy = true;
+      *arena = *std::move(found);
+      return absl::OkStatus();
+    }
+    changed_.WaitFor(&mu_, kPoll);
+  }
+}
+
+void Arenas::GiveBack(Arena* arena) {
+  MutexLock lock(&mu_);
+  arena->busy = false;
+  changed_.SignalAll();
+}
+
+// ----
+// opening and ending
+
+absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& request) {
+  RETURN_IF_ERROR(op.Check(*clock_));
+  if (request.layout.empty()) return Invalid("MISSING_FIELD", "layout", "name the layout");
+  absl::StatusOr<LayoutRef> layout = store_->layouts().Find(op.tenant, request.layout);
+  RETURN_IF_ERROR(layout.status());
+  if (request.rows == 0 || request.rows > options_.max_rows)
+    return Invalid("INVALID_OPTION", "rows", absl::StrCat("an arena has 1..", options_.max_rows, " rows"));
+  if (request.steps > options_.max_steps)
+    return Invalid("INVALID_OPTION", "steps", absl::StrCat("a row has at most ", options_.max_steps, " steps"));
+  absl::StatusOr<ArenaShape> shape = MakeArenaShape(**layout, request.view, request.rows, request.steps);
+  RETURN_IF_ERROR(shape.status());
+
+  auto arena = std::make_shared<Arena>();
+  arena->id = RandomHex();
+  arena->token = RandomHex();
+  arena->tenant = op.tenant;
+  arena->layout = *layout;
+  arena->shape = std::make_shared<const ArenaShape>(*std::move(shape));
+  arena->bytes = arena->shape->bytes + request.rows * (*layout)->state_bytes();
+  arena->rows.resize(request.rows);
+  {
+    MutexLock lock(&mu_);
+    if (arena->bytes > options_.max_bytes) {
+      return Error(absl::StatusCode::kResourceExhausted, "ARENA_TOO_LARGE",
+                   absl::StrCat("the arena and the slots reserved for it have ", arena->bytes,
+                                " bytes, and all arenas together may have ", options_.max_bytes))
+          .Field("rows")
+          .Meta("limit", options_.max_bytes);
+    }
+    const bool too_many = arenas_.size() + opening_ >= options_.max_arenas;
+    if (too_many || arena->bytes > options_.max_bytes - bytes_) {
+      return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_ARENAS",
+                   too_many ? "there are too many arenas already" : "the arenas there are leave no room for this one")
+          .Meta("limit", too_many ? options_.max_arenas : options_.max_bytes)
+          .RetryAfter(absl::Seconds(1));
+    }
+    ++opening_;
+    bytes_ += arena->bytes;
+  }
+  absl::Status status;
+  absl::StatusOr<std::unique_ptr<SharedExtent>> memory = memory_.allocate(op, op.tenant, arena->shape->bytes);
+  status = memory.status();
+  while (status.ok() && arena->reserve.size() < request.rows) {
+    absl::StatusOr<std::unique_ptr<ImageWriter>> writer = images_->BeginWrite(op, *layout, /*attachment_bytes=*/0);
+    status = writer.status();
+    if (status.ok()) arena->reserve.push_back(*std::move(writer));
+  }
+  if (status.ok()) status = op.Check(*clock_);  // nobody will connect
+  if (status.ok()) {
+    arena->memory = *std::move(memory);
+    arena->token_expires = After(clock_->Now(), options_.token_timeout);
+    MutexLock lock(&mu_);
+    --opening_;
+    arenas_.emplace(arena->id, arena);
+    return OpenedArena{arena->id, arena->token, arena->layout, arena->shape};
+  }
+  arena->reserve.clear();
+  if (memory.ok()) {
+    memory->reset();
+    memory_.freed();
+  }
+  MutexLock lock(&mu_);
+  --opening_;
+  bytes_ -= arena->bytes;
+  return status;
+}
+
+absl::StatusOr<Arenas::Lease> Arenas::Connect(absl::string_view token) {
+  MutexLock lock(&mu_);
+  for (const auto& [id, arena] : arenas_) {
+    if (arena->state != Arena::State::kWaiting || arena->token != token) continue;
+    if (clock_->Now() >= arena->token_expires) break;
+    arena->state = Arena::State::kLeased;
+    arena->token.clear();
+    return Lease{id, arena->memory->fd(), arena->shape->bytes};
+  }
+  return Error(absl::StatusCode::kUnauthenticated, "TOKEN_INVALID",
+               "no arena waits for this token: it is unknown, was used, or came too late; open another arena");
+}
+
+void Arenas::EndLocked(Arena* arena) {
+  if (arena->state == Arena::State::kEnded) return;
+  arena->state = Arena::State::kEnded;
+  arena->ended.store(true);
+  changed_.SignalAll();
+}
+
+void Arenas::LeaseEnded(absl::string_view id) {
+  MutexLock lock(&mu_);
+  if (const auto it = arenas_.find(id); it != arenas_.end()) EndLocked(it->second.get());
+}
+
+void Arenas::ProcessGone(absl::string_view id) {
+  MutexLock lock(&mu_);
+  const auto it = arenas_.find(id);
+  if (it == arenas_.end()) return;
+  it->second->process_gone = true;
+  EndLocked(it->second.get());
+  changed_.SignalAll();
+}
+
+bool Arenas::IsGone(absl::string_view id) const {
+  MutexLock lock(&mu_);
+  return !arenas_.contains(id);
+}
+
+absl::Status Arenas::Close(const Op& op, absl::string_view id) {
+  ArenaRef arena;
+  {
+    MutexLock lock(&mu_);
+    absl::StatusOr<ArenaRef> found = Find(op, id);
+    RETURN_IF_ERROR(found.status());
+    arena = *std::move(found);
+    EndLocked(arena.get());
+    while (arena->busy && op.Check(*clock_).ok()) changed_.WaitFor(&mu_, kPoll);
+  }
+  Free(arena);
+  return absl::OkStatus();
+}
+
+// Gives back what an ended arena has; true if its memory is destroyed. Does nothing while a call has its turn.
+bool Arenas::Free(const ArenaRef& arena) {
+  bool connected;
+  {
+    MutexLock lock(&mu_);
+    if (!arenas_.contains(arena->id)) return true;
+    if (arena->busy) return false;
+    arena->busy = true;
+    connected = arena->token.empty();
+  }
+  std::vector<std::unique_ptr<ImageWriter>> reserve;
+  {
+    MutexLock lock(&mu_);
+    reserve.swap(arena->reserve);
+  }
+  reserve.clear();
+  const bool revoked = arena->memory->Revoke() || !connected;
+  MutexLock lock(&mu_);
+  arena->freed = true;
+  arena->busy = false;
+  changed_.SignalAll();
+  if (!revoked && !arena->process_gone) return false;
+  {
+    MutexUnlock unlock(&mu_);
+    arena->memory.reset();
+    memory_.freed();
+  }
+  bytes_ -= arena->bytes;
+  arenas_.erase(arena->id);
+  return true;
+}
+
+// ----
+// Load
+
+absl::StatusOr<LoadAnswer> Arenas::Load(const Op& op, absl::string_view id, absl::Span<const LoadItem> items) {
+  ArenaRef arena;
+  RETURN_IF_ERROR(Take(op, id, &arena));
+  const Turn turn(this, arena);
+  RETURN_IF_ERROR(CheckItems(items, arena->shape->rows, arena->shape->rows));
+
+  LoadAnswer answer;
+  answer.rows.resize(items.size());
+  std::vector<size_t> waiting;
+  for (size_t i = 0; i < items.size(); ++i) {
+    answer.rows[i].status = items[i].refused;
+    if (items[i].refused.ok()) waiting.push_back(i);
+  }
+  while (!waiting.empty()) RETURN_IF_ERROR(LoadPass(op, arena.get(), items, &waiting, &answer));
+  return answer;
+}
+
+// Looks all waiting items up, and loads those whose images may be pinned together. The others wait on.
+absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
+                              std::vector<size_t>* waiting, LoadAnswer* answer) {
+  std::vector<Source> sources;
+  for (const size_t i : *waiting) {
+    sources.push_back(items[i].source);
+    sources.back().layout = arena->layout->fingerprint();
+  }
+  const uint64_t max_images = std::max<uint64_t>(1, options_.max_pinned_bytes / arena->layout->state_bytes());
+  absl::flat_hash_set<ImageId> images;
+  const auto choose = [&](absl::Span<absl::StatusOr<GetAnswer>> found) {
+    for (size_t k = 0; k < found.size(); ++k) {
+      if (!found[k].ok()) continue;
+      const LoadItem& item = items[(*waiting)[k]];
+      LoadedRow& loaded = answer->rows[(*waiting)[k]];
+      Arena::Row& row = arena->rows[item.row];
+      const NameInfo& info = found[k]->info;
+      const bool held = item.row_unmodified && row.loaded && row.holds == info.version.id;
+      if (held && !(item.with_attachment && info.version.attachment_bytes > 0)) {
+        loaded.info = info;
+        row = {true, info.key, info.revision, info.version.id};
+        found[k] = absl::AlreadyExistsError("");  // needs no pin
+        continue;
+      }
+      if (!images.contains(found[k]->image) && images.size() == max_images) {
+        found[k] = absl::UnavailableError(kLater);
+        continue;
+      }
+      images.insert(found[k]->image);
+    }
+    return absl::OkStatus();
+  };
+  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found = store_->GetMany(op, sources, choose);
+  RETURN_IF_ERROR(found.status());
+
+  std::vector<size_t> copied, later;  // indexes into *waiting, and items
+  for (size_t k = 0; k < found->size(); ++k) {
+    const absl::Status& status = (*found)[k].status();
+    const size_t i = (*waiting)[k];
+    if (status.ok()) {
+      copied.push_back(k);
+    } else if (absl::IsUnavailable(status) && status.message() == kLater) {
+      later.push_back(i);
+    } else if (!(absl::IsAlreadyExists(status) && status.message().empty())) {
+      answer->rows[i].status = status;
+    }
+  }
+  std::vector<absl::StatusOr<GetAnswer>> pinned;
+  std::vector<size_t> at;
+  for (const size_t k : copied) {
+    pinned.push_back(std::move((*found)[k]));
+    at.push_back((*waiting)[k]);
+  }
+  if (!pinned.empty()) RETURN_IF_ERROR(CopyIntoRows(op, arena, items, at, absl::MakeSpan(pinned), answer));
+  *waiting = std::move(later);
+  return absl::OkStatus();
+}
+
+// `found` are pinned, parallel to `copied`, which are indexes of items.
+absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
+                                  absl::Span<const size_t> copied, absl::Span<absl::StatusOr<GetAnswer>> found,
+                                  LoadAnswer* answer) {
+  struct Gather {
+    const char* state;
+    std::vector<uint32_t> rows;
+  };
+  std::vector<Gather> gathers;  // one for each image
+  absl::flat_hash_map<ImageId, size_t> gather_of;
+  uint64_t bytes = 0;
+  for (size_t k = 0; k < copied.size(); ++k) {
+    const LoadItem& item = items[copied[k]];
+    const NameInfo& info = found[k]->info;
+    Arena::Row& row = arena->rows[item.row];
+    const bool held = item.row_unmodified && row.loaded && row.holds == info.version.id;
+    LoadedRow& loaded = answer->rows[copied[k]];
+    loaded.info = info;
+    loaded.copied = !held;
+    if (item.with_attachment) loaded.attachment = std::string(found[k]->pin->attachment());
+    if (held) continue;
+    row = {};  // until all of it is there
+    const auto [it, is_new] = gather_of.try_emplace(found[k]->image, gathers.size());
+    if (is_new) gathers.push_back({found[k]->pin->bytes().data(), {}});
+    gathers[it->second].rows.push_back(item.row);
+    bytes += arena->layout->state_bytes();
+  }
+
+  const CopyPlan& plan = arena->shape->plan;
+  char* const memory = arena->memory->data();
+  const CopyHint hint = bytes > kStreamingBytes ? CopyHint::kStreaming : CopyHint::kCached;
+  // A task for each range of each image; and before, one for each, that clears what a state does not fill.
+  struct Task {
+    const Gather* gather;
+    uint64_t begin, end;
+  };
+  std::vector<Task> tasks;
+  bool clears = false;
+  for (const CopySegment& segment : plan.segments()) clears = clears || segment.clear_bytes > 0;
+  for (const Gather& gather : gathers) {
+    const uint64_t step = std::max<uint64_t>(kLeafBytes, kTaskBytes / gather.rows.size() / kLeafBytes * kLeafBytes);
+    for (uint64_t begin = 0; begin < plan.state_bytes(); begin += step)
+      tasks.push_back({&gather, begin, std::min(begin + step, plan.state_bytes())});
+  }
+  const MonoTime start = clock_->Now();
+  if (clears && !gathers.empty()) {
+    RETURN_IF_ERROR(copies_->Run(op, &arena->ended, bytes, gathers.size(), [&](size_t i) {
+      for (const uint32_t row : gathers[i].rows) plan.Clear(memory, row);
+    }));
+  }
+  RETURN_IF_ERROR(copies_->Run(op, &arena->ended, bytes, tasks.size(), [&](size_t i) {
+    plan.Gather(tasks[i].gather->state, tasks[i].begin, tasks[i].end, memory, tasks[i].gather->rows, hint);
+  }));
+  answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
+  for (size_t k = 0; k < copied.size(); ++k) {
+    const NameInfo& info = found[k]->info;
+    arena->rows[items[copied[k]].row] = {true, info.key, info.revision, info.version.id};
+  }
+  MutexLock lock(&mu_);
+  stats_.slots_to_arenas_bytes += bytes;
+  return absl::OkStatus();
+}
+
+// ----
+// Store
+
+absl::StatusOr<StoreAnswer> Arenas::Store(const Op& op, absl::string_view id, absl::Span<const StoreItem> items,
+                                          bool all_or_none) {
+  ArenaRef arena;
+  RETURN_IF_ERROR(Take(op, id, &arena));
+  const Turn turn(this, arena);
+  RETURN_IF_ERROR(
+      CheckItems(items, arena->shape->rows, std::min<size_t>(arena->shape->rows, store_->options().max_batch)));
+  absl::flat_hash_set<absl::string_view> names;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (names.insert(items[i].set.sequence).second) continue;
+    return Invalid("DUPLICATE_NAME", absl::StrCat("items[", i, "].sequence"),
+                   absl::StrCat("'", items[i].set.sequence, "' is written twice in one call"));
+  }
+
+  StoreAnswer answer;
+  answer.rows.resize(items.size());
+  std::vector<SetItem> sets(items.size());
+  bool refused = false;
+  const auto refuse = [&](size_t i, const absl::Status& status) {
+    answer.rows[i].status = status;
+    refused = true;
+  };
+  // What can be refused before a byte is copied is refused now.
+  for (size_t i = 0; i < items.size(); ++i) {
+    const StoreItem& item = items[i];
+    if (!item.refused.ok()) {
+      refuse(i, item.refused);
+      continue;
+    }
+    const Arena::Row& row = arena->rows[item.row];
+    SetRequest& set = sets[i].request = item.set;
+    set.layout = arena->layout->fingerprint();
+    if (item.any_revision && set.if_revision.has_value()) {
+      refuse(i, Invalid("INVALID_OPTION", "any_revision", "contradicts if_revision"));
+      continue;
+    }
+    if (!row.loaded && !item.whole_row) {
+      refuse(i, Error(absl::StatusCode::kFailedPrecondition, "ROW_NOT_LOADED",
+                      absl::StrCat("nothing was loaded into row ", item.row,
+                                   "; load it, or say whole_row if all of it was written"))
+                    .Field("row"));
+      continue;
+    }
+    if (const uint32_t limit = arena->shape->max_accepted();
+        item.accepted_length.has_value() && (*item.accepted_length == 0 || *item.accepted_length > limit)) {
+      refuse(i, Error(absl::StatusCode::kInvalidArgument, "INVALID_ACCEPTED_LENGTH",
+                      absl::StrCat("the accepted length is 1..", limit, ", not ", *item.accepted_length))
+                    .Field("accepted_length")
+                    .Meta("limit", limit));
+      continue;
+    }
+    if (!item.any_revision && !set.if_revision.has_value() && row.loaded &&
+        row.key == NameKey{op.tenant, NameKind::kSequence, set.sequence}) {
+      set.if_revision = row.revision;
+    }
+    if (const absl::StatusOr<LayoutRef> may = store_->LayoutOfSet(op, set); !may.ok()) {
+      refuse(i, may.status());
+    } else if (item.attachment.size() > store_->options().max_attachment_bytes) {
+      refuse(i, Invalid("INVALID_OPTION", "attachment",
+                        absl::StrCat("an attachment has at most ", store_->options().max_attachment_bytes, " bytes")));
+    }
+  }
+  const auto abort_all = [&] {
+    for (StoredRow& row : answer.rows) {
+      if (row.status.ok()) row.status = Aborted();
+    }
+    answer.done = false;
+  };
+  if (refused && all_or_none) {
+    abort_all();
+    return answer;
+  }
+
+  std::vector<size_t> stored;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (answer.rows[i].status.ok()) stored.push_back(i);
+  }
+  if (stored.empty()) return answer;
+  absl::StatusOr<std::vector<ImageRef>> images = CopyFromRows(op, arena.get(), items, stored, &answer);
+  RETURN_IF_ERROR(images.status());
+  std::vector<BatchItem> batch;
+  std::vector<size_t> published;
+  for (size_t k = 0; k < stored.size(); ++k) {
+    const size_t i = stored[k];
+    if (!answer.rows[i].status.ok()) continue;
+    sets[i].bytes.image = (*images)[k];
+    sets[i].bytes.attachment = items[i].attachment;
+    batch.push_back(std::move(sets[i]));
+    published.push_back(i);
+  }
+  if (published.size() < items.size() && all_or_none) {
+    abort_all();
+    return answer;
+  }
+  if (batch.empty()) return answer;
+  // A lease that ended before is a Store that was not.
+  if (arena->ended.load()) return Gone(id);
+  absl::StatusOr<std::vector<BatchResult>> results = store_->Batch(op, batch, all_or_none);
+  RETURN_IF_ERROR(results.status());
+  for (size_t k = 0; k < published.size(); ++k) {
+    const size_t i = published[k];
+    BatchResult& result = (*results)[k];
+    if (!result.status.ok()) {
+      if (all_or_none) answer.done = false;
+      answer.rows[i].status = std::move(result.status);
+      continue;
+    }
+    answer.rows[i].info = std::get<NameInfo>(std::move(result.answer));
+    const NameInfo& info = answer.rows[i].info;
+    const bool row_holds_it = items[i].accepted_length.value_or(1) == 1;
+    arena->rows[items[i].row] = {true, info.key, info.revision, row_holds_it ? info.version.id : 0};
+  }
+  return answer;
+}
+
+// Images of `stored` (indexes of items), parallel to it; null where an item was refused.
+absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* arena,
+                                                           absl::Span<const StoreItem> items,
+                                                           absl::Span<const size_t> stored, StoreAnswer* answer) {
+  const CopyPlan& plan = arena->shape->plan;
+  const uint64_t leaves = LeafCount(plan.state_bytes());
+  struct Scatter {
+    size_t item;
+    std::unique_ptr<ImageWriter> writer;
+    bool reserved;
+    std::vector<LeafHash> hashes;
+  };
+  std::vector<Scatter> scatters;
+  std::vector<ImageRef> images(stored.size());
+  std::vector<size_t> at;  // parallel to scatters: index into `stored`
+  // Room that a Store did not use is kept for the next.
+  const absl::Cleanup keep = [&] {
+    MutexLock lock(&mu_);
+    for (Scatter& scatter : scatters) {
+      if (scatter.reserved && scatter.writer != nullptr && arena->reserve.size() < arena->shape->rows)
+        arena->reserve.push_back(std::move(scatter.writer));
+    }
+    changed_.SignalAll();  // to the keeper: there may be something to reserve
+  };
+  for (size_t k = 0; k < stored.size(); ++k) {
+    const StoreItem& item = items[stored[k]];
+    Scatter scatter{stored[k], nullptr, false, std::vector<LeafHash>(leaves)};
+    if (item.attachment.empty()) {
+      MutexLock lock(&mu_);
+      if (!arena->reserve.empty()) {
+        scatter.writer = std::move(arena->reserve.back());
+        arena->reserve.pop_back();
+        scatter.reserved = true;
+      }
+    }
+    if (scatter.writer == nullptr) {
+      absl::StatusOr<std::unique_ptr<ImageWriter>> writer =
+          images_->BeginWrite(op, arena->layout, item.attachment.size());
+      if (!writer.ok()) {
+        answer->rows[stored[k]].status = writer.status();
+        continue;
+      }
+      scatter.writer = *std::move(writer);
+    }
+    scatters.push_back(std::move(scatter));
+    at.push_back(k);
+  }
+  if (scatters.empty()) return images;
+
+  const uint64_t bytes = scatters.size() * plan.state_bytes();
+  const CopyHint hint = bytes > kStreamingBytes ? CopyHint::kStreaming : CopyHint::kCached;
+  constexpr uint64_t kTaskLeaves = kTaskBytes / kLeafBytes;
+  const uint64_t tasks_each = (leaves + kTaskLeaves - 1) / kTaskLeaves;
+  const char* const memory = arena->memory->data();
+  const MonoTime start = clock_->Now();
+  RETURN_IF_ERROR(copies_->Run(op, &arena->ended, bytes, scatters.size() * tasks_each, [&](size_t task) {
+    Scatter& scatter = scatters[task / tasks_each];
+    const StoreItem& item = items[scatter.item];
+    const uint64_t first = task % tasks_each * kTaskLeaves, last = std::min(first + kTaskLeaves, leaves);
+    plan.ScatterLeaves(memory, item.row, item.accepted_length.value_or(1), first, last, scatter.writer->room(),
+                       scatter.hashes.data(), hint);
+  }));
+  answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
+  for (size_t s = 0; s < scatters.size(); ++s) {
+    images[at[s]] = scatters[s].writer->FinishFilled(scatters[s].hashes, items[scatters[s].item].attachment);
+    scatters[s].writer = nullptr;
+  }
+  MutexLock lock(&mu_);
+  stats_.arenas_to_slots_bytes += bytes;
+  return images;
+}
+
+// ----
+// the keeper
+
+void Arenas::KeepLoop() {
+  MutexLock lock(&mu_);
+  while (!stopping_) {
+    if (!KeepOnce()) changed_.WaitFor(&mu_, kKeeperRound);
+  }
+}
+
+// Does one thing that is due; false if there was nothing. Gives the lock back meanwhile.
+bool Arenas::KeepOnce() {
+  const MonoTime now = clock_->Now();
+  for (const auto& [id, entry] : arenas_) {
+    const ArenaRef arena = entry;
+    if (arena->state == Arena::State::kWaiting && now >= arena->token_expires) {
+      spdlog::info("nobody connected to arena {} in time: it is closed", id);
+      EndLocked(arena.get());
+    }
+    if (arena->state == Arena::State::kEnded && !arena->busy && now >= arena->reserve_at) {
+      arena->reserve_at = After(now, absl::FromChrono(kKeeperRound));  // while it is in quarantine
+      MutexUnlock unlock(&mu_);
+      Free(arena);
+      return true;
+    }
+    if (arena->state == Arena::State::kLeased && !arena->busy && arena->reserve.size() < arena->shape->rows &&
+        now >= arena->reserve_at) {
+      absl::StatusOr<std::unique_ptr<ImageWriter>> writer;
+      {
+        MutexUnlock unlock(&mu_);
+        Op op;
+        op.tenant = arena->tenant;
+        op.deadline = After(now, absl::FromChrono(kKeeperRound));
+        op.cancelled = &arena->ended;
+        writer = images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0);
+        if (writer.ok() && arena->ended.load()) writer->reset();
+      }
+      if (!writer.ok()) {
+        arena->reserve_at = After(clock_->Now(), absl::FromChrono(kKeeperRound));
+      } else if (*writer != nullptr && arena->reserve.size() < arena->shape->rows &&
+                 arena->state != Arena::State::kEnded) {
+        arena->reserve.push_back(*std::move(writer));
+      }
+      if (writer.ok() && *writer != nullptr) {
+        MutexUnlock unlock(&mu_);
+        writer->reset();
+      }
+      return true;
+    }
+  }
+  return false;
+}
+
+// ----
+// looking
+
+ArenaStats Arenas::stats() const {
+  MutexLock lock(&mu_);
+  ArenaStats stats = stats_;
+  for (const auto& [id, arena] : arenas_) {
+    stats.reserved_slots += arena->reserve.size();
+    switch (arena->state) {
+      case Arena::State::kWaiting: ++stats.waiting; break;
+      case Arena::State::kLeased: ++stats.leased; break;
+      case Arena::State::kEnded: ++stats.quarantined; break;
+    }
+    (arena->state == Arena::State::kEnded ? stats.quarantined_bytes : stats.leased_bytes) += arena->shape->bytes;
+  }
+  return stats;
+}
+
+void Arenas::CheckInvariants() const {
+  const auto require = [](bool condition, const char* what) {
+    if (condition) return;
+    std::fprintf(stderr, "Arenas: %s\n", what);
+    std::abort();
+  };
+  MutexLock lock(&mu_);
+  uint64_t bytes = 0;
+  for (const auto& [id, arena] : arenas_) {
+    bytes += arena->bytes;
+    require(arena->id == id, "an arena under another's id");
+    require(arena->reserve.size() <= arena->shape->rows, "more is reserved than one Store needs");
+    require((arena->state == Arena::State::kEnded) == arena->ended.load(), "an arena ended and goes on");
+    require(arena->state != Arena::State::kWaiting || !arena->token.empty(), "nobody can connect to a waiting arena");
+  }
+  require(opening_ > 0 || bytes == bytes_, "bytes are miscounted");
+  require(bytes_ <= options_.max_bytes && arenas_.size() <= options_.max_arenas, "there are too many arenas");
+}
+
+}  // namespace statepool

@@ -1,0 +1,194 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Arenas: memory that the daemon owns and workers map, and the copies between it and slots. What an arena is to its
+// worker stands in the .proto (ARENAS).
+//
+// An arena's life: *waiting* from Open until its token is used; *leased* while its worker's connection lasts; *ended*
+// by Close, a hang-up or the death of the worker's process. An ended arena's contents and its reserved slots go at
+// once, as soon as no copy uses them; the memory itself is in *quarantine*, and counts against the budget, until nobody
+// can write to it any more or the process is gone. It is then destroyed: never used again, for nobody.
+//
+// Of a row only its base is known here: which version of which name it was last loaded from or stored as.
+//
+// One Load or Store runs on an arena at a time; others wait, within their deadlines. The bytes move on the
+// CopyScheduler's threads. A thread of its own ends what nobody connected to, frees what is in quarantine and reserves
+// slots anew.
+#ifndef STATEPOOL_SERVER_MEMORY_ARENAS_H_
+#define STATEPOOL_SERVER_MEMORY_ARENAS_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "server/core/store.h"
+#include "server/core/view.h"
+#include "server/memory/copy_scheduler.h"
+#include "server/memory/device.h"
+
+namespace statepool {
+
+struct ArenaOptions {
+  uint32_t max_arenas = 1024;  // waiting, leased and in quarantine
+  uint64_t max_bytes = 0;      // of them all, and of the slots reserved for them
+  uint32_t max_rows = kMaxArenaRows;
+  uint32_t max_steps = kMaxArenaSteps;
+  absl::Duration token_timeout = absl::Seconds(1);
+  // What the images of one pass of a Load may have together: they are pinned at the same time. One alone may have more.
+  uint64_t max_pinned_bytes = 256 << 20;
+};
+
+// Where arenas' memory comes from. `allocate` makes room as a write does; `freed` is called when some was destroyed.
+struct ArenaMemory {
+  std::function<absl::StatusOr<std::unique_ptr<SharedExtent>>(const Op& op, TenantId tenant, uint64_t bytes)> allocate;
+  std::function<void()> freed;
+};
+
+// ---- requests and answers mirror the .proto's
+// An item may be refused already by whoever made it: then that is its status, and nothing else of it counts but its row
+// and its sequence.
+
+struct OpenArenaRequest {
+  std::string layout;
+  uint32_t rows = 0, steps = 0;
+  View view;
+};
+struct OpenedArena {
+  std::string id, token;
+  LayoutRef layout;
+  std::shared_ptr<const ArenaShape> shape;
+};
+struct LoadItem {
+  absl::Status refused;
+  uint32_t row = 0;
+  Source source;  // its layout is the arena's, whatever stands there
+  bool row_unmodified = false, with_attachment = false;
+};
+struct LoadedRow {
+  absl::Status status;
+  NameInfo info;
+  std::string attachment;
+  bool copied = false;
+};
+struct LoadAnswer {
+  std::vector<LoadedRow> rows;
+  absl::Duration copy_time;
+};
+struct StoreItem {
+  absl::Status refused;
+  uint32_t row = 0;
+  SetRequest set;  // without `select`; its layout is the arena's
+  std::string attachment;
+  std::optional<uint32_t> accepted_length;
+  bool any_revision = false, whole_row = false;
+};
+struct StoredRow {
+  absl::Status status;
+  NameInfo info;
+};
+struct StoreAnswer {
+  std::vector<StoredRow> rows;
+  bool done = true;
+  absl::Duration copy_time;
+};
+
+// A moment, for metrics.
+struct ArenaStats {
+  uint64_t waiting = 0, leased = 0, quarantined = 0;
+  uint64_t leased_bytes = 0, quarantined_bytes = 0;  // of their memory; waiting ones count as leased
+  uint64_t reserved_slots = 0;
+  uint64_t slots_to_arenas_bytes = 0, arenas_to_slots_bytes = 0;  // since the start
+};
+
+// Thread-safe. Errors: the .proto's; what is said of items, in their status.
+class Arenas {
+ public:
+  // Everything must outlive this.
+  Arenas(ArenaOptions options, Store* store, ImageStore* images, ArenaMemory memory, CopyScheduler* copies,
+         const Clock* clock);
+  ~Arenas();  // ends all. REQUIRES: no call is under way
+  Arenas(const Arenas&) = delete;
+  Arenas& operator=(const Arenas&) = delete;
+
+  const ArenaOptions& options() const { return options_; }
+
+  // These block.
+  absl::StatusOr<OpenedArena> Open(const Op& op, const OpenArenaRequest& request);
+  absl::StatusOr<LoadAnswer> Load(const Op& op, absl::string_view arena, absl::Span<const LoadItem> items);
+  absl::StatusOr<StoreAnswer> Store(const Op& op, absl::string_view arena, absl::Span<const StoreItem> items,
+                                    bool all_or_none);
+  // Frees the memory before it returns, if nobody has it mapped and no call is under way.
+  absl::Status Close(const Op& op, absl::string_view arena);
+
+  // ---- for whoever hands the memory out (rpc/arena_socket.h). None blocks.
+
+  struct Lease {
+    std::string arena;
+    int fd = -1;  // the arena's: valid until LeaseEnded or ProcessGone of it. Not the caller's to close
+    uint64_t bytes = 0;
+  };
+  // Uses a token up. Errors: TOKEN_INVALID.
+  absl::StatusOr<Lease> Connect(absl::string_view token);
+  void LeaseEnded(absl::string_view arena);    // its connection is gone
+  void ProcessGone(absl::string_view arena);   // and so is the process
+  bool IsGone(absl::string_view arena) const;  // its memory is destroyed: there is nothing to watch any more
+
+  ArenaStats stats() const;
+
+  // Aborts when the arenas contradict themselves. For tests.
+  void CheckInvariants() const;
+
+ private:
+  struct Arena;
+  class Turn;  // the one call that runs on an arena
+  using ArenaRef = std::shared_ptr<Arena>;
+
+  absl::StatusOr<ArenaRef> Find(const Op& op, absl::string_view id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Gone(absl::string_view id) const;
+  absl::Status Take(const Op& op, absl::string_view id, ArenaRef* arena) ABSL_LOCKS_EXCLUDED(mu_);
+  void GiveBack(Arena* arena) ABSL_LOCKS_EXCLUDED(mu_);
+  void EndLocked(Arena* arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Free(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
+
+  absl::Status LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items, std::vector<size_t>* waiting,
+                        LoadAnswer* answer);
+  absl::Status CopyIntoRows(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
+                            absl::Span<const size_t> copied, absl::Span<absl::StatusOr<GetAnswer>> found,
+                            LoadAnswer* answer);
+  absl::StatusOr<std::vector<ImageRef>> CopyFromRows(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
+                                                     absl::Span<const size_t> stored, StoreAnswer* answer);
+
+  void KeepLoop();
+  bool KeepOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const ArenaOptions options_;
+  statepool::Store* const store_;
+  ImageStore* const images_;
+  const ArenaMemory memory_;
+  CopyScheduler* const copies_;
+  const Clock* const clock_;
+
+  mutable Mutex mu_;
+  CondVar changed_;  // an arena's turn, or what the keeper looks at
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  absl::flat_hash_map<std::string, ArenaRef> arenas_ ABSL_GUARDED_BY(mu_);  // until their memory is destroyed
+  uint64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of arenas_ and of those being opened, as max_bytes counts
+  uint32_t opening_ ABSL_GUARDED_BY(mu_) = 0;
+  ArenaStats stats_ ABSL_GUARDED_BY(mu_);  // its counters since the start
+
+  std::thread keeper_;
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_MEMORY_ARENAS_H_

@@ -1,0 +1,162 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// OpenArena, Load, Store, CloseArena: from messages to server/memory/arenas.h and back.
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+#include "server/rpc/convert.h"
+#include "server/rpc/errors.h"
+#include "server/rpc/handlers.h"
+#include "server/rpc/requests.h"
+
+namespace statepool {
+namespace {
+
+absl::Status ArenasOff() {
+  return Error(absl::StatusCode::kFailedPrecondition, "ARENAS_OFF",
+               "this daemon has no arenas: its --arena-socket is empty, or could not be used");
+}
+
+absl::StatusOr<View> ToView(const v1::View& in) {
+  View view;
+  switch (in.layers()) {
+    case v1::View::PER_LAYER: view.layers = View::Layers::kPerLayer; break;
+    case v1::View::LAYER_MAJOR: view.layers = View::Layers::kLayerMajor; break;
+    case v1::View::ROW_MAJOR: view.layers = View::Layers::kRowMajor; break;
+    default: return InvalidArgument("INVALID_VIEW", "view.layers", "not a value that this daemon knows");
+  }
+  for (const v1::AxisOrder& order : in.axis_orders())
+    view.axis_orders.push_back({order.tensor(), {order.axes().begin(), order.axes().end()}});
+  view.conv_padding = in.conv_padding();
+  view.num_spec = in.num_spec();
+  return view;
+}
+
+LoadItem ToCore(const v1::LoadItem& in) {
+  LoadItem item;
+  item.row = in.row();
+  item.row_unmodified = in.row_unmodified();
+  item.with_attachment = in.with_attachment();
+  absl::StatusOr<NameKey> key = ToNameKey(in.name(), "name");
+  item.refused = key.status();
+  if (key.ok()) item.source.key = *std::move(key);
+  if (in.has_position()) item.source.position = in.position();
+  item.source.version_id = in.version_id();
+  return item;
+}
+
+StoreItem ToCore(const v1::StoreItem& in) {
+  StoreItem item;
+  item.row = in.row();
+  item.set.sequence = in.sequence();
+  item.set.position = in.position();
+  item.set.if_revision = IfRevision(in);
+  if (in.has_accepted_length()) item.accepted_length = in.accepted_length();
+  item.any_revision = in.any_revision();
+  item.whole_row = in.whole_row();
+  item.attachment = in.attachment();
+  if (in.exactness() != v1::EXACTNESS_UNSPECIFIED) {
+    const absl::StatusOr<Exactness> exactness = ToExactness(in.exactness());
+    item.refused.Update(exactness.status());
+    if (exactness.ok()) item.set.exactness = *exactness;
+  }
+  absl::StatusOr<NameOptions> options = ToNameOptions(in.options());
+  item.refused.Update(options.status());
+  if (options.ok()) item.set.options = *std::move(options);
+  absl::StatusOr<RequestId> request = ToRequestId("Store", in);
+  item.refused.Update(request.status());
+  if (request.ok()) item.set.request = *std::move(request);
+  return item;
+}
+
+// Where the whole call is at fault, no field of an item is.
+void FillError(const absl::Status& status, int i, google::rpc::Status* out) {
+  *out = ToRpcStatus(ReasonOf(status) == "BATCH_ABORTED" ? status : InItem(status, i));
+}
+
+}  // namespace
+
+absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v1::Arena* out) {
+  if (arenas_ == nullptr) return ArenasOff();
+  absl::StatusOr<View> view = ToView(in.view());
+  if (!view.ok()) return view.status();
+  absl::StatusOr<OpenedArena> opened = arenas_->Open(op, {in.layout(), in.rows(), in.steps(), *std::move(view)});
+  if (!opened.ok()) return opened.status();
+  const ArenaShape& shape = *opened->shape;
+  out->set_arena(opened->id);
+  out->set_incarnation(identity_.incarnation);
+  out->set_socket(identity_.arena_socket);
+  out->set_token(opened->token);
+  *out->mutable_token_timeout() = ToProto(arenas_->options().token_timeout);
+  out->set_bytes(shape.bytes);
+  out->set_row_bytes(shape.row_bytes);
+  out->set_layout(opened->layout->fingerprint());
+  out->set_rows(shape.rows);
+  out->set_steps(shape.steps);
+  out->set_device(identity_.arena_device);
+  for (const ArenaTensor& tensor : shape.tensors) {
+    const TensorSpec& spec = opened->layout->spec().tensors[tensor.tensor];
+    v1::ArenaTensor* to = out->add_tensors();
+    to->set_tensor(spec.name);
+    to->mutable_layers()->Add(tensor.layers.begin(), tensor.layers.end());
+    to->set_dtype(static_cast<v1::DType>(spec.dtype));
+    for (const std::string& axis : tensor.axes) to->add_axes(axis);
+    to->mutable_shape()->Add(tensor.shape.begin(), tensor.shape.end());
+    to->mutable_strides()->Add(tensor.strides.begin(), tensor.strides.end());
+    to->set_offset(tensor.offset);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Handlers::Load(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out) {
+  if (arenas_ == nullptr) return ArenasOff();
+  std::vector<LoadItem> items;
+  for (const v1::LoadItem& item : in.items()) items.push_back(ToCore(item));
+  absl::StatusOr<LoadAnswer> answer = arenas_->Load(op, in.arena(), items);
+  if (!answer.ok()) return answer.status();
+  for (int i = 0; i < in.items_size(); ++i) {
+    LoadedRow& row = answer->rows[static_cast<size_t>(i)];
+    v1::LoadedRow* to = out->add_rows();
+    if (!row.status.ok()) {
+      FillError(row.status, i, to->mutable_error());
+      continue;
+    }
+    FillNameInfo(row.info, to->mutable_info());
+    to->set_attachment(std::move(row.attachment));
+    to->set_copied(row.copied);
+  }
+  *out->mutable_copy_time() = ToProto(answer->copy_time);
+  return absl::OkStatus();
+}
+
+absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out) {
+  if (arenas_ == nullptr) return ArenasOff();
+  std::vector<StoreItem> items;
+  for (const v1::StoreItem& item : in.items()) items.push_back(ToCore(item));
+  const absl::StatusOr<StoreAnswer> answer = arenas_->Store(op, in.arena(), items, in.all_or_none());
+  if (!answer.ok()) return answer.status();
+  for (int i = 0; i < in.items_size(); ++i) {
+    const StoredRow& row = answer->rows[static_cast<size_t>(i)];
+    v1::StoredRow* to = out->add_rows();
+    if (row.status.ok()) {
+      FillNameInfo(row.info, to->mutable_info());
+    } else {
+      FillError(row.status, i, to->mutable_error());
+    }
+  }
+  out->set_done(answer->done);
+  *out->mutable_copy_time() = ToProto(answer->copy_time);
+  return absl::OkStatus();
+}
+
+absl::Status Handlers::CloseArena(const Op& op, const v1::CloseArenaRequest& in, v1::CloseArenaResponse* out) {
+  if (arenas_ == nullptr) return ArenasOff();
+  const absl::Status status = arenas_->Close(op, in.arena());
+  if (absl::IsNotFound(status) && in.allow_missing()) return absl::OkStatus();
+  out->set_closed(status.ok());
+  return status;
+}
+
+}  // namespace statepool

@@ -1,0 +1,264 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/rpc/arena_socket.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "server/core/error.h"
+#include "server/rpc/unix_socket.h"
+#include "spdlog/spdlog.h"
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77  // Linux 6.5
+#endif
+
+namespace statepool {
+namespace {
+
+constexpr size_t kTokenBytesMax = 64;
+constexpr int kRoundMs = 500;  // how late a connection without a token, or an arena that is gone, may be noticed
+
+// What epoll tells of: a connection's id, and which of its descriptors.
+enum Which : uint64_t { kSocket = 0, kProcess = 1 };
+constexpr uint64_t kListener = 0, kStop = 1;
+constexpr uint64_t KeyOf(uint64_t id, Which which) { return id << 1 | which; }
+
+absl::Status Refused(absl::string_view reason, absl::string_view message) {
+  return Error(absl::StatusCode::kPermissionDenied, reason, message);
+}
+
+void Close(int* fd) {
+  if (*fd >= 0) close(std::exchange(*fd, -1));
+}
+
+// A descriptor of the process that connected; -1 if there is no way to tell.
+int PeerProcess(int socket, pid_t pid) {
+  int pidfd = -1;
+  socklen_t size = sizeof(pidfd);
+  if (getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) == 0) return pidfd;
+  if (pid <= 0) return -1;  // it is in another pid namespace
+  pidfd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+  // Its number may be another process's by now: but then its socket has hung up.
+  pollfd hung_up = {socket, 0, 0};
+  if (pidfd >= 0 && poll(&hung_up, 1, 0) != 0) Close(&pidfd);
+  return pidfd;
+}
+
+std::string Quoted(absl::string_view text) {
+  return absl::StrCat("\"", absl::StrReplaceAll(text, {{"\\", "\\\\"}, {"\"", "\\\""}}), "\"");
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ArenaSocket>> ArenaSocket::Start(ArenaSocketOptions options, Arenas* arenas,
+                                                                const Clock* clock) {
+  std::unique_ptr<ArenaSocket> socket(new ArenaSocket(std::move(options), arenas, clock));
+  if (absl::Status status = socket->Listen(); !status.ok()) return status;
+  socket->thread_ = std::thread([s = socket.get()] { s->Run(); });
+  return socket;
+}
+
+absl::Status ArenaSocket::Listen() {
+  const std::string& path = options_.path;
+  if (absl::Status status = ClearSocket(path, SOCK_SEQPACKET); !status.ok()) return status;
+  const auto failed = [&](absl::string_view call) {
+    return absl::FailedPreconditionError(absl::StrCat("cannot listen on ", path, ": ", call, ": ", strerror(errno)));
+  };
+  listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (listener_ < 0) return failed("socket");
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  memcpy(address.sun_path, path.data(), path.size());
+  if (bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) return failed("bind");
+  // Who may have arenas is decided by the user behind a connection, and said in words.
+  if (chmod(path.c_str(), 0666) != 0) return failed("chmod");
+  if (listen(listener_, 128) != 0) return failed("listen");
+  epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (epoll_ < 0 || stop_ < 0) return failed("epoll");
+  Watch(listener_, kListener);
+  Watch(stop_, kStop);
+  return absl::OkStatus();
+}
+
+ArenaSocket::~ArenaSocket() {
+  if (thread_.joinable()) {
+    const uint64_t one = 1;
+    if (write(stop_, &one, sizeof(one)) != sizeof(one))
+      spdlog::error("the arena socket's thread can't be told to stop");
+    thread_.join();
+  }
+  for (auto& [id, connection] : connections_) {
+    Close(&connection.socket);
+    Close(&connection.pidfd);
+  }
+  if (listener_ >= 0) unlink(options_.path.c_str());
+  Close(&listener_);
+  Close(&epoll_);
+  Close(&stop_);
+}
+
+void ArenaSocket::Watch(int fd, uint64_t key) const {
+  epoll_event event = {};
+  event.events = EPOLLIN | EPOLLRDHUP;
+  event.data.u64 = key;
+  if (epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &event) != 0) spdlog::error("epoll: {}", strerror(errno));
+}
+
+void ArenaSocket::Run() {
+  for (;;) {
+    epoll_event events[64];
+    const int count = epoll_wait(epoll_, events, 64, kRoundMs);
+    for (int i = 0; i < count; ++i) {
+      const uint64_t key = events[i].data.u64;
+      if (key == kStop) return;
+      if (key == kListener) {
+        Accept();
+        continue;
+      }
+      const auto it = connections_.find(key >> 1);
+      if (it == connections_.end()) continue;
+      Connection& connection = it->second;
+      if ((key & 1) == kProcess) {
+        Close(&connection.pidfd);
+        arenas_->ProcessGone(connection.arena);
+        HangUp(&connection);
+      } else if (connection.arena.empty()) {
+        Receive(it->first, &connection);
+      } else {
+        // It hung up, or sent something after its token: then it is no worker of ours.
+        HangUp(&connection);
+        arenas_->LeaseEnded(connection.arena);
+      }
+      if (connection.socket < 0 && connection.pidfd < 0) connections_.erase(it);
+    }
+    CloseLate();
+  }
+}
+
+void ArenaSocket::Accept() {
+  for (;;) {
+    Connection connection;
+    connection.socket = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (connection.socket < 0) {
+      if (errno == EINTR || errno == ECONNABORTED) continue;
+      if (errno != EAGAIN) {  // no descriptors left: in a moment there may be
+        spdlog::warn("arena socket: accept: {}", strerror(errno));
+        poll(nullptr, 0, 10);
+      }
+      return;
+    }
+    const auto waiting = std::count_if(connections_.begin(), connections_.end(),
+                                       [](const auto& entry) { return entry.second.arena.empty(); });
+    if (static_cast<size_t>(waiting) >= options_.max_connections) {
+      Answer(connection, R"({"reason":"TOO_MANY_CONNECTIONS","message":"too many connections wait without a token"})",
+             -1);
+      Close(&connection.socket);
+      continue;
+    }
+    connection.token_due = After(clock_->Now(), options_.token_time);
+    const uint64_t id = next_id_++;
+    Watch(connection.socket, KeyOf(id, kSocket));
+    connections_.emplace(id, std::move(connection));
+  }
+}
+
+void ArenaSocket::Receive(uint64_t id, Connection* connection) {
+  char token[kTokenBytesMax + 1];
+  const ssize_t size = recv(connection->socket, token, sizeof(token), 0);
+  if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (size <= 0) return Close(&connection->socket);  // it never had anything
+  Arenas::Lease lease;
+  const absl::Status status = Admit({token, static_cast<size_t>(size)}, connection, &lease);
+  if (!status.ok()) {
+    spdlog::info("arena socket: process {} was refused: {}", connection->pid, std::string(status.message()));
+    Answer(*connection,
+           absl::StrCat(R"({"reason":)", Quoted(ReasonOf(status)), R"(,"message":)", Quoted(status.message()), "}"),
+           -1);
+    Close(&connection->socket);
+    Close(&connection->pidfd);
+    return;
+  }
+  connection->arena = lease.arena;
+  Answer(*connection,
+         absl::StrCat(R"({"arena":)", Quoted(lease.arena), R"(,"bytes":)", lease.bytes, R"(,"incarnation":)",
+                      Quoted(options_.incarnation), "}"),
+         lease.fd);
+  Watch(connection->pidfd, KeyOf(id, kProcess));
+}
+
+absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection, Arenas::Lease* lease) const {
+  ucred peer = {};
+  socklen_t size = sizeof(peer);
+  if (getsockopt(connection->socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
+    return Refused("PEER_UNKNOWN", absl::StrCat("the peer's user can't be told: ", strerror(errno)));
+  connection->pid = peer.pid;
+  if (peer.uid != geteuid() && peer.uid != 0 &&
+      std::find(options_.uids.begin(), options_.uids.end(), peer.uid) == options_.uids.end()) {
+    return Refused("PEER_REFUSED",
+                   absl::StrCat("user ", peer.uid, " may not have arenas of this daemon, which runs as user ",
+                                geteuid(), "; --arena-uids allows others"));
+  }
+  connection->pidfd = PeerProcess(connection->socket, peer.pid);
+  if (connection->pidfd < 0) {
+    return Refused(
+        "PEER_UNKNOWN",
+        "the worker's process can't be watched: it is gone, or it is in another pid namespace and the kernel "
+        "is older than Linux 6.5");
+  }
+  absl::StatusOr<Arenas::Lease> connected = arenas_->Connect(token);
+  if (connected.ok()) *lease = *std::move(connected);
+  return connected.status();
+}
+
+void ArenaSocket::Answer(const Connection& connection, const std::string& text, int fd) const {
+  iovec data = {const_cast<char*>(text.data()), text.size()};
+  msghdr message = {};
+  message.msg_iov = &data;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  if (fd >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(header), &fd, sizeof(int));
+  }
+  // If it fails the peer is gone, or will hang up because it got nothing.
+  if (sendmsg(connection.socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+    spdlog::info("arena socket: no answer to process {}: {}", connection.pid, strerror(errno));
+}
+
+void ArenaSocket::HangUp(Connection* connection) { Close(&connection->socket); }
+
+// Connections that never sent a token, and those whose arena is gone though their process lives.
+void ArenaSocket::CloseLate() {
+  const MonoTime now = clock_->Now();
+  for (auto it = connections_.begin(); it != connections_.end();) {
+    Connection& connection = it->second;
+    const bool late = connection.arena.empty() && now >= connection.token_due;
+    const bool over = !connection.arena.empty() && arenas_->IsGone(connection.arena);
+    if (late || over) {
+      if (late) Answer(connection, R"({"reason":"TOKEN_INVALID","message":"no token came in time"})", -1);
+      Close(&connection.socket);
+      Close(&connection.pidfd);
+    }
+    it = connection.socket < 0 && connection.pidfd < 0 ? connections_.erase(it) : std::next(it);
+  }
+}
+
+}  // namespace statepool

@@ -1,0 +1,80 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// ArenaSocket: hands arenas' memory to workers, and watches them. The protocol stands in the .proto (ARENAS).
+//
+// A thread of its own accepts connections, exchanges a token for a descriptor, and then waits for two things of each
+// connection: that it hangs up (the lease ends), and that the process that opened it is gone (its memory is free). The
+// process is watched through a pidfd, which can't come to mean another process.
+#ifndef STATEPOOL_SERVER_RPC_ARENA_SOCKET_H_
+#define STATEPOOL_SERVER_RPC_ARENA_SOCKET_H_
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "server/core/clock.h"
+#include "server/memory/arenas.h"
+
+namespace statepool {
+
+struct ArenaSocketOptions {
+  std::string path;
+  std::string incarnation;
+  std::vector<uid_t> uids;                       // that may connect, besides the daemon's own and root
+  size_t max_connections = 64;                   // beside those that have an arena
+  absl::Duration token_time = absl::Seconds(5);  // that a connection may take to send its token
+};
+
+class ArenaSocket {
+ public:
+  // Listens. `arenas` must outlive it. Errors: the path can't be used.
+  static absl::StatusOr<std::unique_ptr<ArenaSocket>> Start(ArenaSocketOptions options, Arenas* arenas,
+                                                            const Clock* clock);
+  ~ArenaSocket();  // hangs up all connections, and removes the socket
+  ArenaSocket(const ArenaSocket&) = delete;
+  ArenaSocket& operator=(const ArenaSocket&) = delete;
+
+ private:
+  // Of one accepted connection, until there is nothing to watch any more. The thread's own.
+  struct Connection {
+    int socket = -1;  // -1: hung up
+    int pidfd = -1;   // -1: not known yet, or gone
+    pid_t pid = 0;    // for people; 0 in another pid namespace
+    MonoTime token_due = 0;
+    std::string arena;  // empty: no token yet
+  };
+
+  ArenaSocket(ArenaSocketOptions options, Arenas* arenas, const Clock* clock)
+      : options_(std::move(options)), arenas_(arenas), clock_(clock) {}
+
+  absl::Status Listen();
+  void Run();
+  void Accept();
+  void Receive(uint64_t id, Connection* connection);
+  // The arena for a token. Errors: the socket's own reasons.
+  absl::Status Admit(absl::string_view token, Connection* connection, Arenas::Lease* lease) const;
+  void Answer(const Connection& connection, const std::string& text, int fd) const;
+  void HangUp(Connection* connection);
+  void CloseLate();
+  void Watch(int fd, uint64_t key) const;
+
+  const ArenaSocketOptions options_;
+  Arenas* const arenas_;
+  const Clock* const clock_;
+  int listener_ = -1, epoll_ = -1, stop_ = -1;
+  uint64_t next_id_ = 1;
+  std::map<uint64_t, Connection> connections_;
+  std::thread thread_;
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_RPC_ARENA_SOCKET_H_

@@ -338,28 +338,38 @@ class Arena:
         that mmap refused: it is zeros."""
         if not sys.platform.startswith("linux"):
             raise errors.made("UNIMPLEMENTED", "ARENAS_OFF", "arenas need Linux")
+        while True:
+            # Repeated safely: an arena that nobody connects to ends by itself.
+            table = self._connection.call("OpenArena", self._request, pb.Arena.FromString, attempts)
+            try:
+                self._connect(table, attempts)
+                return
+            except errors.StatepoolError as error:
+                self._end(table.arena)
+                if error.reason not in ("TOKEN_INVALID", "TOO_MANY_CONNECTIONS"):
+                    raise
+                attempts.wait(error, broken=True)  # this process was too slow, or others are in the way
+            except BaseException:
+                self._end(table.arena)
+                raise
+
+    def _connect(self, table: pb.Arena, attempts: Attempts) -> None:
         from . import _mapping
 
-        # Repeated safely: an arena that nobody connects to ends by itself.
-        table = self._connection.call("OpenArena", self._request, pb.Arena.FromString, attempts)
+        if self._memory is not None:
+            _check_same(self._table, table)
+        lease, fd = _mapping.connect(table, attempts.timeout())
         try:
-            if self._memory is not None:
-                _check_same(self._table, table)
-            lease, fd = _mapping.connect(table, attempts.timeout())
-            try:
-                if self._memory is None:
-                    self._memory = _mapping.Range(table.bytes)
-                    self._table = table
-                    self._request.layout = table.layout  # whatever becomes of an alias
-                self._memory.put(fd)
-            except BaseException:
-                lease.close()
-                raise
-            finally:
-                os.close(fd)
+            if self._memory is None:
+                self._memory = _mapping.Range(table.bytes)
+                self._table = table
+                self._request.layout = table.layout  # whatever becomes of an alias
+            self._memory.put(fd)
         except BaseException:
-            self._end(table.arena)
+            lease.close()
             raise
+        finally:
+            os.close(fd)
         self._drop_lease()
         self._lease = lease
         self._name = table.arena

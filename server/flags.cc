@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iostream>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "absl/flags/flag.h"
@@ -47,6 +48,17 @@ ABSL_FLAG(absl::Duration, upload_timeout, absl::Seconds(60), "how long a broken-
 ABSL_FLAG(absl::Duration, stream_timeout, absl::Seconds(30),
           "a stream without progress for so long is ended; so is a call whose answer is not taken, after a second more "
           "for each MiB of it");
+ABSL_FLAG(std::string, arena_socket, "auto",
+          "Unix socket over which workers of this machine get their arenas; auto: arena.sock in the data directory; "
+          "empty: no arenas");
+ABSL_FLAG(std::vector<std::string>, arena_uids, {},
+          "numbers of users, with commas between them, that may have arenas besides root and the daemon's own");
+ABSL_FLAG(uint32_t, max_arenas, 1024, "arenas at a time, those counted that a worker closed and still maps");
+ABSL_FLAG(ByteSize, max_arena_bytes, ByteSize{0},
+          "of the hot budget, for all arenas and the slots reserved for them; 0: three quarters");
+ABSL_FLAG(absl::Duration, arena_token_timeout, absl::Seconds(1),
+          "how long a worker may take from OpenArena's answer to its connection");
+ABSL_FLAG(uint32_t, copy_threads, 0, "threads that copy between slots and arenas; 0: one a core, at most 8");
 ABSL_FLAG(uint64_t, max_names, 10'000'000, "sequences, snapshots and prefixes together");
 ABSL_FLAG(std::string, default_durability, "write-behind", "of names that do not say: volatile, write-behind or sync");
 ABSL_FLAG(absl::Duration, default_ttl, absl::InfiniteDuration(),
@@ -234,6 +246,24 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   if (flags.stream_timeout <= absl::ZeroDuration() || flags.stream_timeout > absl::Hours(24)) {
     return Bad("stream-timeout", "must be more than 0 and at most 24h");
   }
+  flags.arena_socket = absl::GetFlag(FLAGS_arena_socket);
+  for (const std::string& text : absl::GetFlag(FLAGS_arena_uids)) {
+    uint32_t uid;
+    if (text.empty()) continue;
+    if (!absl::SimpleAtoi(text, &uid)) return Bad("arena-uids", absl::StrCat("'", text, "' is no user's number"));
+    flags.arena_uids.push_back(uid);
+  }
+  flags.max_arenas = absl::GetFlag(FLAGS_max_arenas);
+  if (flags.max_arenas < 1 || flags.max_arenas > 10'000) return Bad("max-arenas", "must be 1..10000");
+  flags.max_arena_bytes = absl::GetFlag(FLAGS_max_arena_bytes).bytes;
+  if (flags.max_arena_bytes == 0) flags.max_arena_bytes = flags.hot_bytes / 4 * 3;
+  flags.arena_token_timeout = absl::GetFlag(FLAGS_arena_token_timeout);
+  if (flags.arena_token_timeout <= absl::ZeroDuration() || flags.arena_token_timeout > absl::Hours(1)) {
+    return Bad("arena-token-timeout", "must be more than 0 and at most 1h");
+  }
+  flags.copy_threads = absl::GetFlag(FLAGS_copy_threads);
+  if (flags.copy_threads > 256) return Bad("copy-threads", "must be 0..256");
+  if (flags.copy_threads == 0) flags.copy_threads = std::min(8u, std::max(1u, std::thread::hardware_concurrency()));
   flags.max_names = absl::GetFlag(FLAGS_max_names);
   if (flags.max_names == 0) return Bad("max-names", "must be more than 0");
 

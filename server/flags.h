@@ -42,6 +42,12 @@ struct DaemonFlags {
   uint32_t max_uploads = 0;
   uint64_t max_upload_bytes = 0;
   absl::Duration upload_timeout, stream_timeout;
+  std::string arena_socket;  // "auto", a path, or empty: no arenas
+  std::vector<uint32_t> arena_uids;
+  uint32_t max_arenas = 0;
+  uint64_t max_arena_bytes = 0;
+  absl::Duration arena_token_timeout;
+  size_t copy_threads = 0;
   uint64_t max_names = 0;
   Durability default_durability = Durability::kWriteBehind;
   absl::Duration default_ttl, max_ttl, flush_interval, max_lag, drain_grace;

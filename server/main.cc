@@ -11,6 +11,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -27,10 +28,14 @@
 #include "server/core/mutex.h"
 #include "server/core/store.h"
 #include "server/flags.h"
+#include "server/memory/arenas.h"
+#include "server/memory/copy_scheduler.h"
 #include "server/memory/host_device.h"
 #include "server/report.h"
+#include "server/rpc/arena_socket.h"
 #include "server/rpc/server.h"
 #include "server/rpc/service.h"
+#include "server/rpc/unix_socket.h"
 #include "server/telemetry/log.h"
 #include "server/telemetry/metrics.h"
 #include "server/tiers/residency.h"
@@ -153,6 +158,25 @@ StoreOptions StoreOptionsOf(const DaemonFlags& flags, const std::string& incarna
   return options;
 }
 
+ArenaOptions ArenaOptionsOf(const DaemonFlags& flags) {
+  ArenaOptions options;
+  options.max_arenas = flags.max_arenas;
+  options.max_bytes = flags.max_arena_bytes;
+  options.token_timeout = flags.arena_token_timeout;
+  options.max_pinned_bytes = std::min(options.max_pinned_bytes, flags.hot_bytes / 8);
+  return options;
+}
+
+// Where workers get their arenas; empty: nowhere.
+std::string ArenaSocketPath(const DaemonFlags& flags) {
+  if (flags.arena_socket != "auto") return flags.arena_socket;
+  std::error_code error;
+  const std::string path = std::filesystem::absolute(absl::StrCat(flags.data_dir, "/arena.sock"), error).string();
+  if (!error && path.size() <= kMaxSocketPathBytes) return path;
+  spdlog::warn("no arenas: {} is too long for a socket's path; name another with --arena-socket", path);
+  return "";
+}
+
 int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   const std::string incarnation = RandomHex();
   const SystemClock clock;
@@ -185,6 +209,25 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   if (absl::Status s = store.Recover(); !s.ok())
     return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), s);
 
+  CopyScheduler copies({.threads = flags.copy_threads}, &clock);
+  Arenas arenas(ArenaOptionsOf(flags), &store, &residency,
+                {.allocate = [&residency](const Op& op, TenantId tenant,
+                                          uint64_t bytes) { return residency.AllocateShared(op, tenant, bytes); },
+                 .freed = [&residency] { residency.SharedMemoryFreed(); }},
+                &copies, &clock);
+  const std::string arena_path = ArenaSocketPath(flags);
+  std::unique_ptr<ArenaSocket> arena_socket;
+  if (!arena_path.empty()) {
+    absl::StatusOr<std::unique_ptr<ArenaSocket>> started = ArenaSocket::Start(
+        {.path = arena_path, .incarnation = incarnation, .uids = {flags.arena_uids.begin(), flags.arena_uids.end()}},
+        &arenas, &clock);
+    if (!started.ok()) {
+      store.Drain(Op()).IgnoreError();  // it was not used, so it stays clean
+      return Fail(kUsage, "--arena-socket", started.status());
+    }
+    arena_socket = *std::move(started);
+  }
+
   ServerOptions server_options;
   server_options.listen = flags.listen;
   server_options.max_message_bytes = flags.max_message_bytes + kMessageRoomBytes;
@@ -205,20 +248,22 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
       flags.max_uploads,
       flags.max_upload_bytes,
       flags.upload_timeout,
-      flags.stream_timeout};
+      flags.stream_timeout,
+      arena_path,
+      (*device)->name()};
   service_options.uploads = {flags.max_uploads, flags.max_upload_bytes, flags.upload_timeout};
   service_options.stream_timeout = flags.stream_timeout;
   service_options.executor_threads = flags.executor_threads;
   service_options.executor_queue = flags.executor_queue;
   service_options.devices = [&device] { return ReportDevices(**device); };
   RpcMetrics rpc_metrics(MethodNames());
-  StatePoolService service(service_options, &store, &clock, &rpc_metrics);
+  StatePoolService service(service_options, &store, arena_socket != nullptr ? &arenas : nullptr, &clock, &rpc_metrics);
 
   std::unique_ptr<MetricsServer> metrics;
   if (!flags.metrics.empty()) {
     absl::StatusOr<std::unique_ptr<MetricsServer>> started = MetricsServer::Start(
-        flags.metrics, rpc_metrics, [&] { return TakeSnapshot(store, residency, service); }, STATEPOOL_VERSION,
-        STATEPOOL_COMMIT);
+        flags.metrics, rpc_metrics, [&] { return TakeSnapshot(store, residency, arenas, copies, service); },
+        STATEPOOL_VERSION, STATEPOOL_COMMIT);
     if (!started.ok()) {
       store.Drain(Op()).IgnoreError();  // it was not used, so it stays clean
       return Fail(kUsage, "--metrics", started.status());

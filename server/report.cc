@@ -3,7 +3,10 @@
 
 namespace statepool {
 
-MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const StatePoolService& service) {
+MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas,
+                             const CopyScheduler& copies, const StatePoolService& service) {
+  const ArenaStats mapped = arenas.stats();
+  const CopySchedulerStats copying = copies.stats();
   const StoreStats names = store.stats();
   const ResidencyStats images = residency.stats();
   MetricsSnapshot out;
@@ -22,10 +25,18 @@ MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, con
                    {{"hot", "clean"}, images.evictions_clean},
                    {{"hot", "spilled"}, images.evictions_spilled}};
   for (const auto& [reason, count] : names.evictions) out.evictions[{"name", reason}] = count;
-  out.transfer_bytes = {{{"client", "hot"}, images.client_to_hot_bytes},
-                        {{"hot", "client"}, service.sent_bytes()},
-                        {{"hot", "cold"}, images.hot_to_cold_bytes},
-                        {{"cold", "hot"}, images.cold_to_hot_bytes}};
+  out.transfer_bytes = {
+      {{"client", "hot"}, images.client_to_hot_bytes},  {{"hot", "client"}, service.sent_bytes()},
+      {{"hot", "cold"}, images.hot_to_cold_bytes},      {{"cold", "hot"}, images.cold_to_hot_bytes},
+      {{"hot", "arena"}, mapped.slots_to_arenas_bytes}, {{"arena", "hot"}, mapped.arenas_to_slots_bytes}};
+  out.arenas = {{{"waiting"}, mapped.waiting}, {{"leased"}, mapped.leased}, {{"quarantined"}, mapped.quarantined}};
+  out.arena_bytes = {{{"leased"}, mapped.leased_bytes}, {{"quarantined"}, mapped.quarantined_bytes}};
+  out.reserved_slots = mapped.reserved_slots;
+  out.copy_jobs = copying.jobs;
+  out.copy_waiting_bytes = copying.waiting_bytes;
+  out.copies = {{{"done"}, copying.jobs_total - copying.dropped_total},
+                {{"dropped"}, copying.dropped_total},
+                {{"refused"}, copying.refused_total}};
   out.spills = images.spills;
   out.promotions = images.promotions;
   out.dirty_bytes = names.dirty_bytes;

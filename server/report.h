@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "server/core/store.h"
+#include "server/memory/arenas.h"
+#include "server/memory/copy_scheduler.h"
 #include "server/memory/device.h"
 #include "server/rpc/service.h"
 #include "server/telemetry/metrics.h"
@@ -15,7 +17,8 @@
 namespace statepool {
 
 // Thread-safe; takes each part's lock for a moment, one after the other.
-MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const StatePoolService& service);
+MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas,
+                             const CopyScheduler& copies, const StatePoolService& service);
 
 std::vector<v1::DeviceInfo> ReportDevices(const Device& device);
 

@@ -43,8 +43,7 @@ absl::Status CopyScheduler::Check(const Job& job) const {
 absl::Status CopyScheduler::Run(const Op& op, const std::atomic<bool>* abandoned, uint64_t bytes, size_t tasks,
                                 absl::FunctionRef<void(size_t)> task) {
   if (tasks == 0) return absl::OkStatus();
-  Job job{
-      .op = op, .abandoned = abandoned, .task = task, .task_bytes = bytes / std::max<size_t>(tasks, 1), .tasks = tasks};
+  Job job{op, abandoned, task, bytes / tasks, tasks, 0, 0, absl::OkStatus(), {}};
   if (bytes <= options_.inline_bytes) {
     for (size_t i = 0; i < tasks && job.status.ok(); ++i) {
       job.status = Check(job);

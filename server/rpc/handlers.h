@@ -38,8 +38,8 @@ struct Identity {
 // The devices of this moment. Thread-safe; never blocks.
 using DeviceReport = std::function<std::vector<v1::DeviceInfo>()>;
 
-// Thread-safe. `store` and `arenas` must outlive it; without arenas (null) their RPCs say ARENAS_OFF. Errors are those of the .proto. All may block but for GetCapabilities,
-// GetLayout, ListLayouts, Describe, List and MatchPrefix.
+// Thread-safe. `store` and `arenas` must outlive it; without arenas (null) their RPCs say ARENAS_OFF. Errors are those
+// of the .proto. All may block but for GetCapabilities, GetLayout, ListLayouts, Describe, List and MatchPrefix.
 class Handlers {
  public:
   Handlers(statepool::Store* store, Arenas* arenas, Identity identity, DeviceReport devices)

@@ -64,7 +64,7 @@ def test_every_rpc_of_the_service_has_a_test(pb):
 def test_the_daemon_tells_what_it_is_and_all_its_limits(pb, call, daemon):
     told = call.GetCapabilities(pb.GetCapabilitiesRequest())
     assert told.incarnation == daemon.ready["incarnation"]
-    assert told.version and told.epoch >= 1 and told.copy_mode == "inline"
+    assert told.version and told.epoch >= 1 and told.copy_mode == "isolated"
     assert [d.name for d in told.devices] == ["host"] and told.devices[0].healthy
     assert told.devices[0].used_bytes <= told.devices[0].budget_bytes
     assert told.default_durability == pb.WRITE_BEHIND

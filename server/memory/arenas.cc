@@ -647,7 +647,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
     const StoreItem& item = items[scatter.item];
     const uint64_t first = task % tasks_each * kTaskLeaves, last = std::min(first + kTaskLeaves, leaves);
     plan.ScatterLeaves(memory, item.row, item.accepted_length.value_or(1), first, last, scatter.writer->room(),
-                       scatter.hashes.data(), hint);
+                       scatter.hashes.data() + first, hint);
   }));
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
   for (size_t s = 0; s < scatters.size(); ++s) {

@@ -2,6 +2,7 @@
 #include "kernels/copy_plan.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cassert>
 #include <cstddef>
 #include <cstring>
@@ -16,37 +17,69 @@ namespace statepool {
 namespace {
 
 constexpr uint64_t kLineBytes = 64;
+constexpr uint64_t kVectorBytes = 16;
 // Shorter runs are written through the cache: their first and last lines would be most of them.
 constexpr uint64_t kStreamBytes = 1024;
-// What several rows get before the state is read on: stays in the first cache.
-constexpr uint64_t kBlockBytes = 16 << 10;
+// How far the reads go before the copy: waiting for memory is most of it, and the cache's own foresight ends at a page.
+constexpr ptrdiff_t kAheadBytes = 8 << 10;
+// What several rows get before the state is read on: stays in the second cache, and leaves transposed axes long enough
+// for tiles.
+constexpr uint64_t kBlockBytes = 128 << 10;
+
+// Between two copies, so that the second is of what the first one read, and not of its source again.
+void PinCopy() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 
 #ifdef __SSE2__
-// Whole lines with non-temporal stores, which don't read the destination first; what is cut off at the ends without.
-void StreamCopy(char* to, const char* from, uint64_t bytes) {
-  const uint64_t head = std::min<uint64_t>(-reinterpret_cast<uintptr_t>(to) % kLineBytes, bytes);
-  std::memcpy(to, from, head);
-  to += head, from += head, bytes -= head;
+// Copies with non-temporal stores, which don't read the destination first: whole lines, and what is cut off at the ends
+// without. With `mirror` the same bytes go there too, each read once, whoever writes to `from` meanwhile. `from_end`:
+// end of what will be read on from here, now or by the next call.
+template <bool kMirror>
+void StreamCopy(char* to, char* mirror, const char* from, uint64_t bytes, const char* from_end) {
+  const auto copy_short = [&](uint64_t n) {
+    if constexpr (kMirror) {
+      std::memcpy(mirror, from, n);
+      PinCopy();
+      std::memcpy(to, mirror, n);
+      mirror += n;
+    } else {
+      std::memcpy(to, from, n);
+    }
+    to += n, from += n, bytes -= n;
+  };
+  copy_short(std::min<uint64_t>(-reinterpret_cast<uintptr_t>(to) % kLineBytes, bytes));
   for (; bytes >= kLineBytes; to += kLineBytes, from += kLineBytes, bytes -= kLineBytes) {
+    if (from_end - from > kAheadBytes) _mm_prefetch(from + kAheadBytes, _MM_HINT_T0);
     const auto* source = reinterpret_cast<const __m128i*>(from);
     auto* line = reinterpret_cast<__m128i*>(to);
-    const __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
-    const __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+    __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
+    __m128i c = _mm_loadu_si128(source + 2), d = _mm_loadu_si128(source + 3);
+    if constexpr (kMirror) {
+      asm volatile("" : "+x"(a), "+x"(b), "+x"(c), "+x"(d));  // as PinCopy, for registers
+      auto* second = reinterpret_cast<__m128i*>(mirror);
+      _mm_storeu_si128(second, a), _mm_storeu_si128(second + 1, b);
+      _mm_storeu_si128(second + 2, c), _mm_storeu_si128(second + 3, d);
+      mirror += kLineBytes;
+    }
     _mm_stream_si128(line, a), _mm_stream_si128(line + 1, b);
     _mm_stream_si128(line + 2, c), _mm_stream_si128(line + 3, d);
   }
-  std::memcpy(to, from, bytes);
+  copy_short(bytes);
 }
 
 // Non-temporal stores are not ordered by a release: this orders them for whoever synchronizes with this thread after.
 void StreamFence() { _mm_sfence(); }
 #else
-void StreamCopy(char* to, const char* from, uint64_t bytes) { std::memcpy(to, from, bytes); }
+template <bool kMirror>
+void StreamCopy(char* to, char* mirror, const char* from, uint64_t bytes, const char*) {
+  if constexpr (kMirror) std::memcpy(mirror, from, bytes);
+  PinCopy();
+  std::memcpy(to, kMirror ? mirror : from, bytes);
+}
 void StreamFence() {}
 #endif
 
 void CopyRun(char* to, const char* from, uint64_t bytes, bool stream) {
-  if (stream && bytes >= kStreamBytes) StreamCopy(to, from, bytes);
+  if (stream && bytes >= kStreamBytes) StreamCopy<false>(to, nullptr, from, bytes, from + bytes);
   else std::memcpy(to, from, bytes);
 }
 
@@ -54,20 +87,97 @@ struct Loop {
   uint64_t count = 0, to_stride = 0, from_stride = 0;
 };
 
-// Two loops over runs of kBytes, in tiles that touch few lines on either side, whichever of the loops is long there.
+// The halves of two vectors, element by element in turn.
+template <typename Vector, size_t... i>
+Vector Interleave(Vector a, Vector b, size_t half, std::index_sequence<i...>) {
+  constexpr int kCount = sizeof...(i);
+  return half == 0 ? __builtin_shufflevector(a, b, (i / 2 + i % 2 * kCount)...)
+                   : __builtin_shufflevector(a, b, (kCount / 2 + i / 2 + i % 2 * kCount)...);
+}
+
+// A square of elements, as many as a vector has: element j of from's vector i becomes element i of to's vector j.
+template <typename Element>
+void TransposeSquare(char* to, uint64_t to_stride, const char* from, uint64_t from_stride) {
+  constexpr size_t kCount = kVectorBytes / sizeof(Element);
+  typedef Element Vector __attribute__((vector_size(kVectorBytes)));
+  Vector now[kCount], next[kCount];
+#pragma GCC unroll 16
+  for (size_t i = 0; i < kCount; ++i) std::memcpy(&now[i], from + i * from_stride, kVectorBytes);
+#pragma GCC unroll 4
+  for (size_t done = 1; done < kCount; done *= 2) {
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kCount; ++i) {
+      next[i] = Interleave(now[i / 2], now[i / 2 + kCount / 2], i % 2, std::make_index_sequence<kCount>());
+    }
+#pragma GCC unroll 16
+    for (size_t i = 0; i < kCount; ++i) now[i] = next[i];
+  }
+#pragma GCC unroll 16
+  for (size_t i = 0; i < kCount; ++i) std::memcpy(to + i * to_stride, &now[i], kVectorBytes);
+}
+
+// Nothing: a run that is no element of a vector.
+template <uint64_t kBytes>
+struct ElementOf {};
+template <>
+struct ElementOf<1> {
+  using Type = uint8_t;
+};
+template <>
+struct ElementOf<2> {
+  using Type = uint16_t;
+};
+template <>
+struct ElementOf<4> {
+  using Type = uint32_t;
+};
+template <>
+struct ElementOf<8> {
+  using Type = uint64_t;
+};
+
+template <uint64_t kBytes>
+void CopyTile(const Loop& outer, const Loop& inner, char* to, const char* from) {
+  if constexpr (requires { typename ElementOf<kBytes>::Type; }) {
+    constexpr uint64_t kSide = kVectorBytes / kBytes;
+    if (outer.from_stride == kBytes && inner.to_stride == kBytes && outer.count >= kSide && inner.count >= kSide) {
+      // What the last square has in common with the one before is copied twice.
+      for (uint64_t i = 0; i < outer.count; i += kSide) {
+        const uint64_t row = std::min(i, outer.count - kSide);
+        for (uint64_t j = 0; j < inner.count; j += kSide) {
+          const uint64_t column = std::min(j, inner.count - kSide);
+          TransposeSquare<typename ElementOf<kBytes>::Type>(
+              to + row * outer.to_stride + column * kBytes, outer.to_stride,
+              from + row * kBytes + column * inner.from_stride, inner.from_stride);
+        }
+      }
+      return;
+    }
+  }
+  for (uint64_t i = 0; i < outer.count; ++i) {
+    char* const t = to + i * outer.to_stride;
+    const char* const f = from + i * outer.from_stride;
+    for (uint64_t j = 0; j < inner.count; ++j) std::memcpy(t + j * inner.to_stride, f + j * inner.from_stride, kBytes);
+  }
+}
+
+// Two loops over runs of kBytes, in tiles that touch few lines on either side.
 template <uint64_t kBytes>
 void CopyTiles(Loop outer, Loop inner, char* to, const char* from) {
-  constexpr uint64_t kEdge = std::clamp<uint64_t>(128 / kBytes, 8, 64);
-  if (inner.count < outer.count) std::swap(outer, inner);
+  constexpr uint64_t kEdge = std::clamp<uint64_t>(256 / kBytes, 8, 64);
+  // The innermost loop stays in one line of the destination, for stores wait for one another, unless it is short.
+  constexpr uint64_t kShort = 8;
+  const bool inner_is_near = inner.to_stride <= outer.to_stride;
+  if (inner_is_near ? inner.count < kShort && inner.count < outer.count
+                    : outer.count >= kShort || outer.count > inner.count) {
+    std::swap(outer, inner);
+  }
   for (uint64_t i = 0; i < outer.count; i += kEdge) {
-    const uint64_t rows = std::min(kEdge, outer.count - i);
     for (uint64_t j = 0; j < inner.count; j += kEdge) {
-      const uint64_t columns = std::min(kEdge, inner.count - j);
-      for (uint64_t r = 0; r < rows; ++r) {
-        char* t = to + (i + r) * outer.to_stride + j * inner.to_stride;
-        const char* f = from + (i + r) * outer.from_stride + j * inner.from_stride;
-        for (uint64_t c = 0; c < columns; ++c) std::memcpy(t + c * inner.to_stride, f + c * inner.from_stride, kBytes);
-      }
+      CopyTile<kBytes>({std::min(kEdge, outer.count - i), outer.to_stride, outer.from_stride},
+                       {std::min(kEdge, inner.count - j), inner.to_stride, inner.from_stride},
+                       to + i * outer.to_stride + j * inner.to_stride,
+                       from + i * outer.from_stride + j * inner.from_stride);
     }
   }
 }
@@ -246,19 +356,14 @@ void CopyPlan::Clear(char* arena, uint32_t row) const {
   }
 }
 
-void CopyPlan::ScatterRange(const char* arena, uint32_t row, uint32_t accepted, uint64_t begin, uint64_t end, char* out,
-                            bool stream) const {
+void CopyPlan::Scatter(const char* arena, uint32_t row, uint32_t accepted, uint64_t begin, uint64_t end, char* out,
+                       CopyHint hint) const {
+  const bool stream = hint == CopyHint::kStreaming;
   assert(accepted >= 1);
   ForRange(begin, end, [&](const Part& part, uint64_t first, uint64_t last) {
     const uint64_t from = part.arena_offset + row * part.row_stride + (accepted - 1) * part.accept_stride;
     Walk(part, Walk::kToState, out, arena, stream).Range(0, first, last, part.state_offset - begin, from);
   });
-}
-
-void CopyPlan::Scatter(const char* arena, uint32_t row, uint32_t accepted, uint64_t begin, uint64_t end, char* out,
-                       CopyHint hint) const {
-  const bool stream = hint == CopyHint::kStreaming;
-  ScatterRange(arena, row, accepted, begin, end, out, stream);
   if (stream) StreamFence();
 }
 
@@ -272,9 +377,19 @@ void CopyPlan::ScatterLeaves(const char* arena, uint32_t row, uint32_t accepted,
   thread_local const auto leaf = std::make_unique_for_overwrite<Leaf>();
   for (uint64_t i = first; i < last; ++i) {
     const uint64_t begin = i * kLeafBytes, end = std::min<uint64_t>(begin + kLeafBytes, state_bytes_);
-    ScatterRange(arena, row, accepted, begin, end, leaf->bytes, /*stream=*/false);
+    ForRange(begin, end, [&](const Part& part, uint64_t part_begin, uint64_t part_end) {
+      const uint64_t at = part.state_offset + part_begin, bytes = part_end - part_begin;
+      const uint64_t from = part.arena_offset + row * part.row_stride + (accepted - 1) * part.accept_stride;
+      char* const copy = leaf->bytes + (at - begin);
+      if (stream && bytes >= kStreamBytes && part.axes.size() == 1) {
+        StreamCopy<true>(state + at, copy, arena + from + part_begin, bytes, arena + from + part.bytes);
+      } else {
+        Walk(part, Walk::kToState, copy, arena, false).Range(0, part_begin, part_end, -part_begin, from);
+        PinCopy();
+        CopyRun(state + at, copy, bytes, stream);
+      }
+    });
     hashes[i - first] = HashLeaf({leaf->bytes, end - begin});
-    CopyRun(state + begin, leaf->bytes, end - begin, stream);
   }
   if (stream) StreamFence();
 }

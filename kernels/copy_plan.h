@@ -5,6 +5,7 @@
 // A plan is a list of segments, one for each layer of each tensor. *Gather* (Load) copies a state into the first step
 // of a row, *scatter* (Store) a row into a state, from the step that an accepted length names. Both can be run for any
 // range of the state's bytes, so that threads share one copy, and give exactly those bytes, whatever ranges are chosen.
+// Long ranges are faster where a row's axes are in another order than the state's.
 //
 // This is the host's form; a device has a kernel of the same plan. A plan is immutable and thread-safe. Nothing here
 // fails: whoever makes the plan has checked it (server/core/view.h).
@@ -65,7 +66,8 @@ class CopyPlan {
                CopyHint hint) const;
 
   // The same for whole leaves, into `state` (which points at byte 0), with the hash of each: leaves [first, last). The
-  // hash is of the bytes that were written, also when the row changes meanwhile. REQUIRES: last <= LeafCount.
+  // hash is of the bytes that were written, also when the row changes meanwhile. hashes[0] is of leaf `first`. REQUIRES:
+  // last <= LeafCount.
   void ScatterLeaves(const char* arena, uint32_t row, uint32_t accepted, uint64_t first, uint64_t last, char* state,
                      LeafHash* hashes, CopyHint hint) const;
 
@@ -86,9 +88,6 @@ class CopyPlan {
   // Calls visit(part, begin, end), offsets within the part, for what of [begin, end) lies in each.
   template <typename Visit>
   void ForRange(uint64_t begin, uint64_t end, Visit visit) const;
-  // Scatter without the fence.
-  void ScatterRange(const char* arena, uint32_t row, uint32_t accepted, uint64_t begin, uint64_t end, char* out,
-                    bool stream) const;
 
   const std::vector<CopySegment> segments_;
   const uint64_t state_bytes_;

@@ -91,8 +91,6 @@ struct Arenas::Arena {
   State state = State::kWaiting;
   bool busy = false;  // a call, or whoever frees it, has its turn
   bool process_gone = false;
-  bool freed = false;  // its reserve and its contents
-  bool reserving = false;
   MonoTime reserve_at = 0;  // not before: the last try found no room
   std::vector<std::unique_ptr<ImageWriter>> reserve;
 
@@ -303,32 +301,30 @@ absl::Status Arenas::Close(const Op& op, absl::string_view id) {
 // Gives back what an ended arena has; true if its memory is destroyed. Does nothing while a call has its turn.
 bool Arenas::Free(const ArenaRef& arena) {
   bool connected;
+  std::vector<std::unique_ptr<ImageWriter>> reserve;
   {
     MutexLock lock(&mu_);
     if (!arenas_.contains(arena->id)) return true;
     if (arena->busy) return false;
     arena->busy = true;
     connected = arena->token.empty();
-  }
-  std::vector<std::unique_ptr<ImageWriter>> reserve;
-  {
-    MutexLock lock(&mu_);
     reserve.swap(arena->reserve);
   }
   reserve.clear();
   const bool revoked = arena->memory->Revoke() || !connected;
-  MutexLock lock(&mu_);
-  arena->freed = true;
-  arena->busy = false;
-  changed_.SignalAll();
-  if (!revoked && !arena->process_gone) return false;
   {
-    MutexUnlock unlock(&mu_);
-    arena->memory.reset();
-    memory_.freed();
+    MutexLock lock(&mu_);
+    if (!revoked && !arena->process_gone) {
+      arena->busy = false;
+      return false;
+    }
   }
+  arena->memory.reset();
+  memory_.freed();
+  MutexLock lock(&mu_);
   bytes_ -= arena->bytes;
   arenas_.erase(arena->id);
+  changed_.SignalAll();
   return true;
 }
 
@@ -651,7 +647,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
     const StoreItem& item = items[scatter.item];
     const uint64_t first = task % tasks_each * kTaskLeaves, last = std::min(first + kTaskLeaves, leaves);
     plan.ScatterLeaves(memory, item.row, item.accepted_length.value_or(1), first, last, scatter.writer->room(),
-                       scatter.hashes.data(), hint);
+                       scatter.hashes.data() + first, hint);
   }));
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
   for (size_t s = 0; s < scatters.size(); ++s) {

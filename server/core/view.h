@@ -28,7 +28,7 @@ struct View {
   };
 
   Layers layers = Layers::kPerLayer;
-  std::vector<AxisOrder> axis_orders;
+  std::vector<AxisOrder> axis_orders = {};
   uint32_t conv_padding = 0;
   uint32_t num_spec = 0;
 };

@@ -597,6 +597,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
     size_t item;
     std::unique_ptr<ImageWriter> writer;
     bool reserved;
+    char* room;
     std::vector<LeafHash> hashes;
   };
   std::vector<Scatter> scatters;
@@ -613,7 +614,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
   };
   for (size_t k = 0; k < stored.size(); ++k) {
     const StoreItem& item = items[stored[k]];
-    Scatter scatter{stored[k], nullptr, false, std::vector<LeafHash>(leaves)};
+    Scatter scatter{stored[k], nullptr, false, nullptr, std::vector<LeafHash>(leaves)};
     if (item.attachment.empty()) {
       MutexLock lock(&mu_);
       if (!arena->reserve.empty()) {
@@ -631,6 +632,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
       }
       scatter.writer = *std::move(writer);
     }
+    scatter.room = scatter.writer->room();
     scatters.push_back(std::move(scatter));
     at.push_back(k);
   }
@@ -646,7 +648,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
     Scatter& scatter = scatters[task / tasks_each];
     const StoreItem& item = items[scatter.item];
     const uint64_t first = task % tasks_each * kTaskLeaves, last = std::min(first + kTaskLeaves, leaves);
-    plan.ScatterLeaves(memory, item.row, item.accepted_length.value_or(1), first, last, scatter.writer->room(),
+    plan.ScatterLeaves(memory, item.row, item.accepted_length.value_or(1), first, last, scatter.room,
                        scatter.hashes.data() + first, hint);
   }));
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);

@@ -115,7 +115,7 @@ class Residency final : public ImageStore {
   // Memory of the device that another process will write to (an arena), for which colder images leave. Blocks as Write
   // does. Errors: HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(const Op& op, TenantId tenant, uint64_t bytes);
-  // Such memory was destroyed: to whoever waits for room.
+  // Such memory was destroyed: to whoever waits for room. Empty extents, perhaps of slots that belonged to it, go too.
   void SharedMemoryFreed();
 
   // Gives empty extents back now, and what was kept for deleted layouts, and waits until what was dropped before the

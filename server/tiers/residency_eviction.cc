@@ -285,6 +285,8 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op
 
 void Residency::SharedMemoryFreed() {
   MutexLock lock(&mu_);
+  trim_now_ = trim_wanted_;
+  wake_.SignalAll();
   Progress();
 }
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import queue
 import re
+import socket
 import shutil
 import signal
 import subprocess
@@ -631,6 +632,71 @@ def test_limits_of_bytes_and_names(pb, start, errors):
         client.create(other)
     with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_NAMES"):
         client.create("c")
+
+
+@contextlib.contextmanager
+def connected(arena):
+    """The arena's connection, which is its lease."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.connect(arena.socket)
+        connection.send(arena.token)
+        _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        yield arena.arena
+
+
+@pytest.mark.provokes(("INVALID_ARGUMENT", "INVALID_VIEW"), ("INVALID_ARGUMENT", "ROW_OUT_OF_RANGE"), ("INVALID_ARGUMENT", "DUPLICATE_ROW"),
+                      ("INVALID_ARGUMENT", "INVALID_ACCEPTED_LENGTH"), ("FAILED_PRECONDITION", "ROW_NOT_LOADED"),
+                      ("FAILED_PRECONDITION", "ARENA_NOT_CONNECTED"), ("NOT_FOUND", "ARENA_UNKNOWN"))
+def test_requests_of_arenas_that_make_no_sense(pb, client, errors):
+    client.set("a")
+    with errors.expected("INVALID_ARGUMENT", "INVALID_VIEW", "view.conv_padding"):
+        client.OpenArena(pb.OpenArenaRequest(layout="m", rows=1, view=pb.View(conv_padding=1)))
+    opened = client.OpenArena(pb.OpenArenaRequest(layout="m", rows=2, steps=3))
+    item = pb.LoadItem(row=0, name=client.ref("a"))
+    with errors.expected("FAILED_PRECONDITION", "ARENA_NOT_CONNECTED", "arena"):
+        client.Load(pb.LoadRequest(arena=opened.arena, items=[item]))
+    with connected(opened) as arena:
+        with errors.expected("INVALID_ARGUMENT", "ROW_OUT_OF_RANGE", "items[0].row"):
+            client.Load(pb.LoadRequest(arena=arena, items=[pb.LoadItem(row=2, name=client.ref("a"))]))
+        with errors.expected("INVALID_ARGUMENT", "DUPLICATE_ROW", "items[1].row"):
+            client.Load(pb.LoadRequest(arena=arena, items=[item, item]))
+        loaded = client.Load(pb.LoadRequest(arena=arena, items=[pb.LoadItem(row=1), item])).rows
+        errors.check(loaded[0].error, "MISSING_FIELD", "items[0].name")
+        assert not loaded[1].HasField("error") and loaded[1].copied
+        stored = client.Store(pb.StoreRequest(arena=arena, items=[
+            pb.StoreItem(row=0, sequence="a", position=2, accepted_length=4), pb.StoreItem(row=1, sequence="b", position=2)])).rows
+        errors.check(stored[0].error, "INVALID_ACCEPTED_LENGTH", "items[0].accepted_length")
+        errors.check(stored[1].error, "ROW_NOT_LOADED", "items[1].row")
+        assert client.CloseArena(pb.CloseArenaRequest(arena=arena)).closed
+        with errors.expected("NOT_FOUND", "ARENA_UNKNOWN", "arena"):
+            client.Store(pb.StoreRequest(arena=arena, items=[pb.StoreItem(row=0, sequence="a", position=2)]))
+        assert not client.CloseArena(pb.CloseArenaRequest(arena=arena, allow_missing=True)).closed
+
+
+@pytest.mark.provokes(("RESOURCE_EXHAUSTED", "TOO_MANY_ARENAS"), ("RESOURCE_EXHAUSTED", "ARENA_TOO_LARGE"))
+def test_limits_of_arenas(pb, start, errors):
+    _, client = start("--max-arenas=2", "--max-arena-bytes=1MiB", "--arena-token-timeout=1h")
+    request = pb.OpenArenaRequest(layout="m", rows=1)
+    for _ in range(2):
+        client.OpenArena(request)
+    with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_ARENAS"):
+        client.OpenArena(request)
+    client.register("large", MIB)
+    with errors.expected("RESOURCE_EXHAUSTED", "ARENA_TOO_LARGE", "rows"):
+        client.OpenArena(pb.OpenArenaRequest(layout="large", rows=1))
+
+
+@pytest.mark.provokes(("FAILED_PRECONDITION", "ARENAS_OFF"))
+def test_a_daemon_without_arenas(pb, start, errors):
+    _, client = start("--arena-socket=")
+    told = client.GetCapabilities(pb.GetCapabilitiesRequest())
+    assert told.copy_mode == "inline" and told.arena_socket == ""
+    for call, request in ((client.OpenArena, pb.OpenArenaRequest()), (client.Load, pb.LoadRequest()), (client.Store, pb.StoreRequest()),
+                          (client.CloseArena, pb.CloseArenaRequest())):
+        with errors.expected("FAILED_PRECONDITION", "ARENAS_OFF"):
+            call(request)
 
 
 @pytest.mark.provokes(("RESOURCE_EXHAUSTED", "FLUSH_BEHIND"))

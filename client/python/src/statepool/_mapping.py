@@ -102,7 +102,8 @@ def _check(arena: pb.Arena, answer: bytes, fds: list[int]) -> None:
     expected = {"arena": arena.arena, "bytes": str(arena.bytes), "incarnation": arena.incarnation}
     actual = {key: str(told.get(key)) for key in expected}
     if actual != expected or len(fds) != 1:
-        raise errors.made("INTERNAL", "BAD_ANSWER", f"the arena's socket answered {actual} and {len(fds)} descriptors, not {expected} and one", "socket")
+        raise errors.made("INTERNAL", "BAD_ANSWER", f"the arena's socket answered {actual} and {len(fds)} descriptors, not {expected} and one",
+                          "socket")
     size = os.fstat(fds[0]).st_size
     if size < arena.bytes:
         raise errors.made("INTERNAL", "BAD_MEMORY", f"the arena's memory has {size} bytes, not {arena.bytes}", "bytes", expected=arena.bytes,

@@ -130,8 +130,8 @@ class Arena:
             arena["ssm"][layer][0] += 1                      # a numpy array over the shared memory: [row, head, value, key]
             arena.store({0: "chat/42"}, position=129)
 
-    arena[tensor]  per-layer: an array for each of the model's layers that have it, by their indexes. Otherwise one array, whose axis "layer" has them in
-                   ascending order: arena["ssm"][i][row] if layer-major, arena["ssm"][row][i] if row-major, i counting from 0.
+    arena[tensor]  per-layer: an array for each of the model's layers that have it, by their indexes. Otherwise one array, whose axis "layer" has
+                   them in ascending order: arena["ssm"][i][row] if layer-major, arena["ssm"][row][i] if row-major, i counting from 0.
                    Dtypes are those of layouts.DTYPES; torch.from_numpy copies nothing
     layer()        the array [row, step, ...] of one layer, whatever the view
     axes           of each tensor's arrays, outermost first: "layer", "row", "step" and the layout's names
@@ -139,7 +139,7 @@ class Arena:
     rows, steps, view, device
     row_bytes      of one row of all tensors; nbytes: of all memory
     incarnation    of the daemon that has it
-    on_reopen      called with the arena after each reopening, in the thread that did it, before ContentsGone is raised; what it raises is raised instead
+    on_reopen      called with the arena after each reopening, in the thread that did it, before ContentsGone is raised: what it raises comes instead
 
     Threads: load and store may be called from any thread, also at once for different rows. Nobody else may touch a row meanwhile.
     The arrays stay valid as long as they live, also after close(): then they hold zeros, or what was there. They keep the memory as well, which counts
@@ -152,7 +152,8 @@ class Arena:
     After os.fork() it is the parent's: in the child load and store raise Conflict (FORKED), and close() drops what the child has of it, no more.
     """
 
-    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View) -> None:
+    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts) -> None:
+        """attempts: those of opening it."""
         self._closed = True
         self._pool = pool
         self._connection = pool._connection
@@ -172,7 +173,7 @@ class Arena:
         self.on_reopen: Callable[[Arena], object] | None = None
         self._closed = False
         try:
-            self._open(pool._attempts())
+            self._open(attempts)
             self._make_arrays()
         except BaseException:
             self.close()
@@ -558,7 +559,7 @@ class Row:
         """Whether a state of this layout can be loaded to and stored from here through this pool, in this process."""
         arena = None if self._shelf is None else self._shelf.arena
         return (arena is not None and arena._connection is pool._connection and arena._pid == os.getpid() and not arena._closed
-                and (not layout or _requests.fingerprint(layout) in (self.layout.fingerprint, *self.layout.aliases)))
+                and _requests.fingerprint(layout) in (self.layout.fingerprint, *self.layout.aliases))
 
     def load(self, item: LoadItem, attempts: Attempts) -> Loaded:
         """REQUIRES: is_shared_by()."""
@@ -592,8 +593,8 @@ class Row:
 class _Shelf:
     """An arena whose rows are buffers. free: those that nobody has, to take from and give back without a lock."""
 
-    def __init__(self, pool: Pool, layout: Layout, rows: int) -> None:
-        self.arena = Arena(pool, layout, rows, 0, View("row_major"))
+    def __init__(self, pool: Pool, layout: Layout, rows: int, attempts: Attempts) -> None:
+        self.arena = Arena(pool, layout, rows, 0, View("row_major"), attempts)
         self.free = collections.deque(range(rows))
         first = self.arena[layout.tensors[0].name]
         base = np.asarray(self.arena._memory).__array_interface__["data"][0]
@@ -647,18 +648,19 @@ class Rooms:
         limits = pool.capabilities()
         if not limits.arena_socket or not sys.platform.startswith("linux"):
             return None
-        spare = min(had, SPARE_BYTES // layout.state_bytes)
-        for rows in sorted({min(missing + spare, limits.max_arena_rows), min(missing, limits.max_arena_rows)}, reverse=True):
+        most = min(missing, limits.max_arena_rows)
+        wished = min(missing + min(had, SPARE_BYTES // layout.state_bytes), limits.max_arena_rows)
+        try:
             try:
-                return _Shelf(pool, layout, rows)
+                return _Shelf(pool, layout, wished, pool._attempts(retry=wished == most))
             except errors.Exhausted:
-                if rows <= missing:
+                if wished == most:
                     raise
-            except errors.StatepoolError as error:
-                if error.reason in ("SOCKET_UNREACHABLE", "PEER_REFUSED", "PEER_UNKNOWN", "ARENAS_OFF"):
-                    return None
-                raise
-        return None
+                return _Shelf(pool, layout, most, pool._attempts())
+        except errors.StatepoolError as error:
+            if error.reason in ("SOCKET_UNREACHABLE", "PEER_REFUSED", "PEER_UNKNOWN", "ARENAS_OFF"):
+                return None
+            raise
 
 
 def row_of(buffer: Any) -> Row | None:

@@ -478,7 +478,7 @@ class Pool:
         InvalidArgument (INVALID_VIEW, INVALID_OPTION); NotFound (LAYOUT_UNKNOWN); Exhausted (TOO_MANY_ARENAS, ARENA_TOO_LARGE, HOT_FULL); Conflict
         (ARENAS_OFF: Capabilities.arena_socket is empty); Unavailable (SOCKET_UNREACHABLE: the daemon is on another machine).
         """
-        return Arena(self, layout, rows, steps, view)
+        return Arena(self, layout, rows, steps, view, self._attempts())
 
     def empty(self, layout: Layout | str, count: int = 1) -> Buffers:
         """Arrays of Layout.state_bytes (uint8) for `get(out=...)` and `set`, which then go through memory shared with the daemon, not in messages.

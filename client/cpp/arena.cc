@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "absl/memory/memory.h"
@@ -81,8 +82,8 @@ v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t positio
 absl::StatusOr<std::unique_ptr<Arena>> Pool::OpenArena(absl::string_view layout, const ArenaOptions& options,
                                                        const CallOptions& call) const {
   auto arena = absl::WrapUnique(new Arena(*this, layout, options));
-  absl::MutexLock lock(&arena->mu_);
-  if (absl::Status status = arena->Open(arena->DeadlineOf(call)); !status.ok()) {
+  const std::lock_guard lock(arena->mu_);
+  if (absl::Status status = arena->OpenLocked(arena->DeadlineOf(call)); !status.ok()) {
     arena->closed_ = true;
     return status;
   }
@@ -109,7 +110,7 @@ absl::Time Arena::DeadlineOf(const CallOptions& call) const {
 }
 
 std::string Arena::incarnation() const {
-  absl::MutexLock lock(&mu_);
+  const std::lock_guard lock(mu_);
   return incarnation_;
 }
 
@@ -167,7 +168,7 @@ absl::StatusOr<Response> Arena::Call(absl::StatusOr<Response> (Pool::*method)(co
   uint64_t generation;
   bool gone;
   {
-    absl::MutexLock lock(&mu_);
+    const std::lock_guard lock(mu_);
     if (closed_) return Closed();
     generation = generation_;
     gone = known_.try_emplace(std::this_thread::get_id(), generation).first->second != generation;
@@ -183,7 +184,7 @@ absl::StatusOr<Response> Arena::Call(absl::StatusOr<Response> (Pool::*method)(co
 }
 
 absl::Status Arena::Gone() {
-  absl::MutexLock lock(&mu_);
+  const std::lock_guard lock(mu_);
   known_[std::this_thread::get_id()] = generation_;
   return MakeError(absl::StatusCode::kAborted, "CONTENTS_GONE", "",
                    "the daemon had lost this arena. It is open again at the same addresses: all rows are zeros and "
@@ -193,12 +194,12 @@ absl::Status Arena::Gone() {
 
 // ---- opening and closing
 
-absl::Status Arena::Open(absl::Time deadline) {
+absl::Status Arena::OpenLocked(absl::Time deadline) {
   for (int attempt = 1;; ++attempt) {
     // Repeated safely: an arena that nobody connects to ends by itself.
     const absl::StatusOr<v1::Arena> table = pool_->OpenArena(request_, Until(deadline));
     if (!table.ok()) return table.status();
-    const absl::Status status = Connect(*table, deadline);
+    const absl::Status status = ConnectLocked(*table, deadline);
     if (status.ok()) return status;
     End(table->arena());
     const std::string reason = GetErrorDetail(status).reason;
@@ -210,7 +211,7 @@ absl::Status Arena::Open(absl::Time deadline) {
   }
 }
 
-absl::Status Arena::Connect(const v1::Arena& table, absl::Time deadline) {
+absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
   if (memory_ != nullptr && ShapeOf(table) != ShapeOf(table_)) {
     return Refusal("ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one");
   }
@@ -223,7 +224,7 @@ absl::Status Arena::Connect(const v1::Arena& table, absl::Time deadline) {
     table_ = table;
     table_.clear_token();
     request_.set_layout(table.layout());  // whatever becomes of an alias
-    if (absl::Status status = MakeTensors(); !status.ok()) return status;
+    if (absl::Status status = MakeTensorsLocked(); !status.ok()) return status;
   }
   if (absl::Status status = memory_->Put(lease->memory.get()); !status.ok()) return status;
   lease->memory = Descriptor();
@@ -234,7 +235,7 @@ absl::Status Arena::Connect(const v1::Arena& table, absl::Time deadline) {
   return absl::OkStatus();
 }
 
-absl::Status Arena::MakeTensors() {
+absl::Status Arena::MakeTensorsLocked() {
   for (const v1::ArenaTensor& from : table_.tensors()) {
     uint64_t end = from.offset() + BytesOf(from.dtype());
     bool fits = from.shape_size() == from.axes_size() && from.strides_size() == from.axes_size();
@@ -262,7 +263,7 @@ absl::Status Arena::MakeTensors() {
 
 absl::Status Arena::Revive(const absl::Status& error, uint64_t generation, absl::Time deadline) {
   {
-    absl::MutexLock lock(&mu_);
+    const std::lock_guard lock(mu_);
     if (closed_) return error;
     if (generation_ != generation) return absl::OkStatus();  // another thread was first
     if (absl::Status status = ReviveLocked(error, deadline); !status.ok()) {
@@ -283,33 +284,33 @@ absl::Status Arena::ReviveLocked(const absl::Status& error, absl::Time deadline)
     // Its contents are gone, and this daemon counts it until nobody has it.
     if (absl::Status status = memory_->Vacate(); !status.ok()) return status;
   }
-  return Open(deadline);
+  return OpenLocked(deadline);
 }
 
 absl::Status Arena::Reopen(const CallOptions& call) {
   if (IsForked()) return Forked();
   {
-    absl::MutexLock lock(&mu_);
+    const std::lock_guard lock(mu_);
     if (closed_) return Closed();
     if (absl::Status status = memory_->Vacate(); !status.ok()) return status;
     End(id_);
     lease_ = nullptr;
-    if (absl::Status status = Open(DeadlineOf(call)); !status.ok()) return status;
+    if (absl::Status status = OpenLocked(DeadlineOf(call)); !status.ok()) return status;
   }
   if (on_reopen_) on_reopen_(*this);
   return absl::OkStatus();
 }
 
 // In a forked child nobody can hold mu_ but a thread that is not there.
-void Arena::Close() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+void Arena::Close() {
   const bool forked = IsForked();
-  if (!forked) mu_.Lock();
+  std::unique_lock lock(mu_, std::defer_lock);
+  if (!forked) lock.lock();
   if (!std::exchange(closed_, true)) {
     memory_ = nullptr;  // before the daemon hears of it: then it gets its memory back at once
     if (!forked) End(id_);
     lease_ = nullptr;  // no shutdown(): a parent's lease goes on
   }
-  if (!forked) mu_.Unlock();
 }
 
 void Arena::End(const std::string& arena) const {

@@ -28,16 +28,15 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "client/cpp/statepool.h"
@@ -110,24 +109,23 @@ class Arena {
   uint64_t bytes() const { return table_.bytes(); }
   const std::string& device() const { return table_.device(); }
   // Of the daemon that has it.
-  std::string incarnation() const ABSL_LOCKS_EXCLUDED(mu_);
+  std::string incarnation() const;
 
   // Copies versions into rows; with steps, into their first. Columns that only the view has become zero. The row of an
   // item that fails is as it was, unless it is DEADLINE, CANCELLED or CORRUPT: then it counts as never loaded.
-  absl::StatusOr<LoadAnswer> Load(absl::Span<const v1::LoadItem> items, const CallOptions& call = {})
-      ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<LoadAnswer> Load(absl::Span<const v1::LoadItem> items, const CallOptions& call = {});
 
   // Makes rows new versions of sequences, existing or new ones, as Pool::Set would; published at one moment, recorded
   // together. An empty request_id of an item is filled in here, so retries are safe.
   absl::StatusOr<StoreAnswer> Store(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
-                                    const CallOptions& call = {}) ABSL_LOCKS_EXCLUDED(mu_);
+                                    const CallOptions& call = {});
 
   // Gives the arena up, and opens it anew at the same addresses: all rows are zeros. Errors: those of Pool::OpenArena;
   // after one the tensors are memory of this process alone, and the next Load, Store or Reopen tries again.
-  absl::Status Reopen(const CallOptions& call = {}) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Reopen(const CallOptions& call = {});
 
   // Ends the lease: what was not stored is lost, and tensors() must not be used any more. May be called again.
-  void Close() ABSL_LOCKS_EXCLUDED(mu_);
+  void Close();
 
  private:
   friend class Pool;
@@ -138,17 +136,19 @@ class Arena {
   // One call on the arena. Errors: also CONTENTS_GONE.
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(absl::StatusOr<Response> (Pool::*method)(const Request&, const CallOptions&) const,
-                                Request* request, const CallOptions& call) ABSL_LOCKS_EXCLUDED(mu_);
-  // An arena of the daemon's, mapped. After an error all is as it was, but for memory that mmap refused: it is zeros.
-  absl::Status Open(absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status Connect(const v1::Arena& table, absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status MakeTensors() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+                                Request* request, const CallOptions& call);
   // OK when the arena, lost after this generation, is open again; `error` if the daemon has it, or is not there.
-  absl::Status Revive(const absl::Status& error, uint64_t generation, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status ReviveLocked(const absl::Status& error, absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Revive(const absl::Status& error, uint64_t generation, absl::Time deadline);
+  absl::Status Gone();
   // CloseArena as far as the daemon can be reached: if it can't, it sees the socket hang up, or the token expire.
   void End(const std::string& arena) const;
-  absl::Status Gone() ABSL_LOCKS_EXCLUDED(mu_);
+
+  // REQUIRES: mu_ is held.
+  // An arena of the daemon's, mapped. After an error all is as it was, but for memory that mmap refused: it is zeros.
+  absl::Status OpenLocked(absl::Time deadline);
+  absl::Status ConnectLocked(const v1::Arena& table, absl::Time deadline);
+  absl::Status MakeTensorsLocked();
+  absl::Status ReviveLocked(const absl::Status& error, absl::Time deadline);
 
   const pid_t pid_;
   std::unique_ptr<const Pool> pool_;
@@ -156,16 +156,17 @@ class Arena {
   v1::Arena table_;  // as the daemon told it first
   std::vector<ArenaTensor> tensors_;
 
-  mutable absl::Mutex mu_;  // held while it is opened again
-  v1::OpenArenaRequest request_ ABSL_GUARDED_BY(mu_);
-  bool closed_ ABSL_GUARDED_BY(mu_) = false;
-  uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;  // grows with each opening
+  // Of what follows; held while it is opened again. std, for ThreadSanitizer does not see into Debian's Abseil.
+  mutable std::mutex mu_;
+  v1::OpenArenaRequest request_;
+  bool closed_ = false;
+  uint64_t generation_ = 0;  // grows with each opening
   // The newest generation that each thread knows of that used the arena.
-  absl::flat_hash_map<std::thread::id, uint64_t> known_ ABSL_GUARDED_BY(mu_);
-  std::string id_ ABSL_GUARDED_BY(mu_);
-  std::string incarnation_ ABSL_GUARDED_BY(mu_);
-  std::unique_ptr<Range> memory_ ABSL_GUARDED_BY(mu_);
-  std::unique_ptr<Lease> lease_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_map<std::thread::id, uint64_t> known_;
+  std::string id_;
+  std::string incarnation_;
+  std::unique_ptr<Range> memory_;
+  std::unique_ptr<Lease> lease_;
 };
 
 }  // namespace statepool::client

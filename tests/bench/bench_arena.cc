@@ -8,8 +8,9 @@
 // tensor for each layer, the layout's axes. What is measured is what a user of our C++ client gets: Arena::Load and
 // Arena::Store, one call at a time. Names are VOLATILE, so that no disk is in the way; Store takes the hashes too.
 //
-// The baseline: `threads` threads (as many as the daemon copies with) that memcpy states, each an equal part of each,
-// between buffers of this process; from the first thread's start to the last one's end.
+// The baseline: `threads` threads (as many as the daemon copies with) that memcpy states between buffers of this
+// process, in pieces of 1 MiB that go to whoever is free (of small states: of an equal part each); from the first
+// thread's start to the last one's end.
 //
 // Nothing lies in a cache: an arena has rows, and there are states and buffers, for far more than caches hold, and
 // they have their turns. Every row's version is another one's. A round loads rows, writes to them and stores them as
@@ -24,8 +25,7 @@
 // is so much to copy that it should not matter (16 rows of 20 MB), else the copy.
 #include <sys/mman.h>
 
-#include <cmath>
-#include <thread>
+#include <atomic>
 
 #include "absl/time/time.h"
 #include "client/cpp/arena.h"
@@ -40,6 +40,7 @@ using client::Arena;
 constexpr uint32_t kRows[] = {1, 16, 64};
 constexpr uint64_t kColdBytes = 160 << 20;    // at least so many in the rows of an arena
 constexpr uint64_t kBufferBytes = 512 << 20;  // of the baseline's sources, and of what it copies them to, at most
+constexpr uint64_t kPieceBytes = 1 << 20;
 constexpr uint64_t kLargeBytes = 300'000'000;
 constexpr uint64_t kCheckEvery = 8;
 constexpr double kGoal = 0.8;
@@ -88,11 +89,14 @@ class Memcpy {
   double Copy(uint64_t n) {
     const uint64_t first = next_;
     next_ = (next_ + n) % states_;
-    return crew_.All([&](size_t thread) {
-      const uint64_t begin = state_bytes_ * thread / threads_, end = state_bytes_ * (thread + 1) / threads_;
-      for (uint64_t i = 0; i < n; ++i) {
-        const uint64_t at = (first + i) % states_ * state_bytes_;
-        std::memcpy(to_.data() + at + begin, from_.data() + at + begin, end - begin);
+    const uint64_t piece = std::min<uint64_t>(kPieceBytes, (state_bytes_ + threads_ - 1) / threads_);
+    const uint64_t pieces = (state_bytes_ + piece - 1) / piece;  // of a state
+    std::atomic<uint64_t> taken{0};
+    return crew_.All([&](size_t) {
+      for (uint64_t i; (i = taken.fetch_add(1, std::memory_order_relaxed)) < n * pieces;) {
+        const uint64_t begin = i % pieces * piece;
+        const uint64_t at = (first + i / pieces) % states_ * state_bytes_ + begin;
+        std::memcpy(to_.data() + at, from_.data() + at, std::min(piece, state_bytes_ - begin));
       }
     });
   }

@@ -37,6 +37,7 @@ NOTICED_S = 1.0
 WATCHED_MAX = 4
 WATCH_S = 0.02
 TIMEOUT_S = 20.0
+patience = 1.0      # what is to happen in time may take so many times as long
 
 Plan = collections.namedtuple("Plan", "address lane rows life seed phase nth survives verify delete")
 
@@ -192,7 +193,7 @@ class Life:
         self.say("n hang_ups 1")
         self.hung_up = True
         _hang_up(self.lease, 0)
-        deadline = time.monotonic() + NOTICED_S
+        deadline = time.monotonic() + NOTICED_S * patience
         while time.monotonic() < deadline:
             try:
                 self.arena.load({0: words.name_of(self.plan.lane, 0)}, return_errors=True)
@@ -200,7 +201,7 @@ class Life:
                 self.reopened()
                 return
             time.sleep(0.001)
-        self.violation("leaked", f"the lease goes on {NOTICED_S} s after it hung up")
+        self.violation("leaked", f"the lease goes on {NOTICED_S * patience} s after it hung up")
 
     def may_be_loose(self, how_often):
         if self.plan.survives or self.loose == LOOSE_MAX or self.random.random() >= how_often:

@@ -24,9 +24,10 @@ import time
 import traceback
 import urllib.request
 
-import worker_life
-import worker_words as words
-from worker_life import BETWEEN, CLOSE, CONNECT, LOAD, OPEN, PHASES, STORE, Life, Plan
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy: no threads where processes are forked
+import worker_life  # noqa: E402
+import worker_words as words  # noqa: E402
+from worker_life import BETWEEN, CLOSE, CONNECT, LOAD, OPEN, PHASES, STORE, Life, Plan  # noqa: E402
 
 LANES = 5
 # Rows of the lanes' arenas: sizes tell in a sum of bytes how many arenas each lane has, as long as none has four.
@@ -275,7 +276,7 @@ class Lane:
         gone = self.finish()
         self.tally.counts["kills"] += 1
         self.tally.counts[f"in_{PHASES[self.page[0]]}"] += 1
-        self.wait_until_back(gone, life, BACK_S + TOKEN_S * (self.page[0] in (OPEN, CONNECT)))
+        self.wait_until_back(gone, life, BACK_S * worker_life.patience + TOKEN_S * (self.page[0] in (OPEN, CONNECT)))
 
     def wait_until_back(self, gone, life, limit):
         while (held := Held(self.daemon.metrics)).of(self.number):
@@ -283,7 +284,7 @@ class Lane:
                 self.tally.violation("leaked", f"lane {self.number} life {life}, dead in {PHASES[self.page[0]]}: after {limit} s there are {held}")
                 return
             time.sleep(0.002)
-        if limit == BACK_S:
+        if self.page[0] not in (OPEN, CONNECT):
             self.tally.back_ms.append((time.monotonic() - gone) * 1000)
 
     def survive(self, life, out, stop):
@@ -352,7 +353,7 @@ class Lanes:
             self.tally.add(tally)
 
     def look_at_idle(self):
-        deadline = time.monotonic() + BACK_S + TOKEN_S
+        deadline = time.monotonic() + BACK_S * worker_life.patience + TOKEN_S
         while not (held := Held(self.daemon.metrics)).is_idle():
             if time.monotonic() > deadline:
                 self.tally.violation("leaked", f"all workers are gone, and there are {held}")
@@ -402,7 +403,7 @@ class Lanes:
         self.run(lambda lane, numbers, out: lane.look(numbers[0], "names"), 1)
         self.run(lambda lane, numbers, out: lane.number or lane.look(numbers[0], "layout"), 1)
         self.look_at_idle()
-        deadline = time.monotonic() + BACK_S
+        deadline = time.monotonic() + BACK_S * worker_life.patience
         while (held := Held(self.daemon.metrics)).used:
             if time.monotonic() > deadline:
                 self.tally.violation("leaked", f"no name and no layout is left, and there are {held}")
@@ -421,8 +422,10 @@ def main():
     parser.add_argument("--cycles", type=int, required=True)
     parser.add_argument("--daemon-kills", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--patience", type=float, default=1.0, help="what is to be there in time may take so many times as long")
     parser.add_argument("--stop-at-first", type=int, default=0)
     options = parser.parse_args()
+    worker_life.patience = options.patience
     daemon = Daemon(options.daemon, options.directory)
     daemon.start()
     lanes = Lanes(daemon, options.seed)

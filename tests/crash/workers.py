@@ -36,6 +36,7 @@ ROUND_LIVES = 10  # of a lane, between two looks at an idle daemon
 BACK_S = 1.0      # what a worker had is back after so long
 TOKEN_S = 1.0     # ... and so much longer if it did not connect: the daemon's --arena-token-timeout
 HUNG_S = 10.0
+SHOWN_MAX = 20    # violations of a kind that a lane shows, of a round
 START_S = 30.0
 FLAGS = ("--hot-bytes=1GiB", "--warm-bytes=64MiB", "--cold-bytes=4GiB", "--devices=host", "--log-level=warn")
 KINDS = ("leaked", "given_twice", "half_versions", "lost", "hung", "unexpected")
@@ -57,10 +58,16 @@ class Tally:
 
     def violation(self, kind, text):
         self.counts[kind] += 1
+        if self.counts[kind] > SHOWN_MAX:
+            return
         print(f"violation: {kind}: {text}", file=sys.stderr, flush=True)
 
     def violations(self):
         return sum(self.counts[kind] for kind in KINDS)
+
+
+def note(text, tally):
+    print(f"crash/workers: {text}, {tally.violations()} violations", file=sys.stderr, flush=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- processes
@@ -147,6 +154,7 @@ class Held:
         self.arenas, self.bytes, self.slots = (self._sum(text, f"statepool_{name}")
                                                for name in ("arenas", "arena_bytes", "arena_reserved_slots"))
         self.used = self._sum(text, 'statepool_device_bytes{device="host",state="used"}')
+        self.states = " ".join(re.findall(r'^statepool_arenas{state="(.*)$', text, re.M)).replace('"}', "")
 
     @staticmethod
     def _sum(text, name):
@@ -160,7 +168,7 @@ class Held:
         return self.arenas == self.bytes == self.slots == 0
 
     def __str__(self):
-        return f"{self.arenas} arenas with {self.bytes} bytes, {self.slots} reserved slots, {self.used} bytes of the device used"
+        return f"{self.arenas} arenas ({self.states}) with {self.bytes} bytes, {self.slots} reserved slots, {self.used} bytes of the device used"
 
 
 # --------------------------------------------------------------------------------------------------------------- lanes
@@ -389,6 +397,8 @@ class Lanes:
                 for number in missing:
                     self.tally.violation("hung", f"lane {number}: its worker had not gone on {HUNG_S:.0f} s after the daemon did")
                 time.sleep(self.random.uniform(0, 0.3))
+                if i and i % 25 == 0:
+                    note(f"the daemon killed {i} times", self.tally)
                 for out in outs:  # what was said meanwhile is of this incarnation
                     out.read(0)
             os.write(stopper, b"stop")  # nobody reads it, so that all see it
@@ -433,10 +443,9 @@ def main():
     stopped = lambda: options.stop_at_first and lanes.tally.violations()  # noqa: E731
     while counts["kills"] < options.cycles and not stopped():
         lanes.kill_workers(min(ROUND_LIVES, -(-(options.cycles - counts["kills"]) // LANES)))
-        print(f"crash/workers: {counts['kills']} workers killed, {lanes.tally.violations()} violations", file=sys.stderr, flush=True)
+        note(f"{counts['kills']} workers killed", lanes.tally)
     if options.daemon_kills and not stopped():
         lanes.kill_daemon(options.daemon_kills)
-        print(f"crash/workers: the daemon killed {counts['daemon_kills']} times, {lanes.tally.violations()} violations", file=sys.stderr, flush=True)
     if not stopped():
         lanes.clear()
     daemon.kill()

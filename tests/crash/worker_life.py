@@ -54,7 +54,6 @@ class Life:
         self.mappings = []  # of arenas of this life, that it keeps
         self.arena = self.lease = None
         self.cells = []  # (first word, [row, word]) of each tensor and layer of the arena
-        self.loaded = set()
         self.unsure = self.hung_up = False
         self.within = BETWEEN
         self.real_connect, _mapping.connect = _mapping.connect, self.connect
@@ -140,7 +139,6 @@ class Life:
             self.violation("unexpected", "the arena was gone though nobody ended it")
         self.hung_up = False
         self.unsure = True
-        self.loaded = set()
         if self.addresses() != self.at:
             self.violation("unexpected", "the arena was opened again at other addresses")
         self.look_for_zeros()
@@ -152,7 +150,6 @@ class Life:
             view = View(VIEWS[(self.plan.lane + self.plan.life) % len(VIEWS)])
             self.arena = self.pool.open_arena(self.layout, rows=self.plan.rows, view=view)
         self.hung_up = False
-        self.loaded = set()
         self.cells, at = [], 0
         for tensor in words.LAYOUT.tensors:
             for layer in tensor.layers:

@@ -6,7 +6,6 @@ gRPC runs in no process that forks: this one and the lanes talk to the daemon by
 import argparse
 import base64
 import collections
-import contextlib
 import ctypes
 import json
 import mmap
@@ -90,9 +89,10 @@ def child(main):
 
 
 def end(pid):
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    """Kills a child; whether it was alive."""
+    os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
 class Lines:
@@ -195,7 +195,8 @@ class Lane:
         self.seen.keep_reading()
 
     def close(self):
-        end(self.watching)
+        if not end(self.watching):
+            self.tally.violation("unexpected", f"lane {self.number}: the process that watches died by itself")
         self.heard(self.seen.read(0))
 
     def heard(self, lines):
@@ -237,6 +238,7 @@ class Lane:
             self.lines.close()
             Life(told, self.oracle, self.lines.writer, self.page, self.watcher).live()
 
+        self.life, self.lives_on = told.life, not told.verify
         self.worker = child(main)
         self.lines.keep_reading()
         if not self.until("r", 2 * HUNG_S):
@@ -249,13 +251,15 @@ class Lane:
             lines = self.lines.read(left)
             if lines is None:
                 return False
-            if sign in self.heard(lines):
+            if any(told.startswith(sign) for told in self.heard(lines)):
                 return True
         return False
 
     def finish(self):
-        end(self.worker)
+        was_alive = end(self.worker)
         gone = time.monotonic()
+        if self.lives_on and not was_alive:
+            self.tally.violation("unexpected", f"lane {self.number} life {self.life} died by itself")
         while (lines := self.lines.read(1)) is not None:
             self.heard(lines)
         self.lines.close()
@@ -265,12 +269,12 @@ class Lane:
 
     def die(self, life):
         """One cycle."""
-        self.life = life % words.MAX_LIVES
         phases = list(ENDS)
         phase = self.random.choices(phases, [ENDS[p][0] for p in phases])[0]
         how = self.random.choices(("kill", "stop and kill", "stop and go on"), (60, 25, 15))[0]
         self.begin(life, phase=phase, nth=self.random.randint(1, 2 if phase in (OPEN, CONNECT, CLOSE) else 4))
-        self.until("!", 3.0)
+        if not self.until("!", 3.0) and not self.until("p", HUNG_S * worker_life.patience):
+            self.tally.violation("hung", f"lane {self.number} life {life} neither loads and stores nor fails")
         _, delay, for_each_row = ENDS[phase]
         if self.random.random() < 0.8:
             time.sleep(self.random.random() * (delay + for_each_row * ROWS[self.number]))
@@ -297,7 +301,6 @@ class Lane:
 
     def survive(self, life, out, stop):
         """A worker that lives until the coordinator says stop, and of which `out` hears."""
-        self.life = life % words.MAX_LIVES
         self.oracle.forgets = True
         self.begin(life, survives=1)
         last = time.monotonic()
@@ -315,7 +318,6 @@ class Lane:
 
     def look(self, life, delete):
         """A worker that looks at all names, and may delete them."""
-        self.life = life % words.MAX_LIVES
         self.begin(life, verify=1, delete=delete)
         self.finish()
 

@@ -91,7 +91,7 @@ struct Arenas::Arena {
   State state = State::kWaiting;
   bool busy = false;  // a call, or whoever frees it, has its turn
   bool process_gone = false;
-  MonoTime reserve_at = 0;  // not before: the last try found no room
+  MonoTime keep_at = 0;  // when the keeper looks again: it found no room, or that the memory is still mapped
   std::vector<std::unique_ptr<ImageWriter>> reserve;
 
   // Whoever has the turn.
@@ -125,9 +125,7 @@ Arenas::~Arenas() {
     changed_.SignalAll();
   }
   keeper_.join();
-  absl::flat_hash_map<std::string, ArenaRef> arenas;
-  MutexLock lock(&mu_);
-  arenas.swap(arenas_);
+  EndAll();
 }
 
 // ----
@@ -282,6 +280,21 @@ void Arenas::ProcessGone(absl::string_view id) {
 bool Arenas::IsGone(absl::string_view id) const {
   MutexLock lock(&mu_);
   return !arenas_.contains(id);
+}
+
+void Arenas::EndAll() {
+  std::vector<ArenaRef> arenas;
+  {
+    MutexLock lock(&mu_);
+    for (const auto& [id, arena] : arenas_) {
+      arena->process_gone = true;
+      EndLocked(arena.get());
+      arenas.push_back(arena);
+    }
+  }
+  for (const ArenaRef& arena : arenas) {
+    while (!Free(arena)) std::this_thread::yield();  // the keeper has its turn
+  }
 }
 
 absl::Status Arenas::Close(const Op& op, absl::string_view id) {
@@ -680,38 +693,41 @@ bool Arenas::KeepOnce() {
       spdlog::info("nobody connected to arena {} in time: it is closed", id);
       EndLocked(arena.get());
     }
-    if (arena->state == Arena::State::kEnded && !arena->busy && now >= arena->reserve_at) {
-      arena->reserve_at = After(now, absl::FromChrono(kKeeperRound));  // while it is in quarantine
+    const bool ended = arena->state == Arena::State::kEnded;
+    const bool lacks_slots = arena->state == Arena::State::kLeased && arena->reserve.size() < arena->shape->rows;
+    if (arena->busy || now < arena->keep_at || !(ended || lacks_slots)) continue;
+    if (ended) {
+      arena->keep_at = After(now, absl::FromChrono(kKeeperRound));  // while it is in quarantine
       MutexUnlock unlock(&mu_);
       Free(arena);
-      return true;
+    } else {
+      ReserveOne(arena.get());
     }
-    if (arena->state == Arena::State::kLeased && !arena->busy && arena->reserve.size() < arena->shape->rows &&
-        now >= arena->reserve_at) {
-      absl::StatusOr<std::unique_ptr<ImageWriter>> writer;
-      {
-        MutexUnlock unlock(&mu_);
-        Op op;
-        op.tenant = arena->tenant;
-        op.deadline = After(now, absl::FromChrono(kKeeperRound));
-        op.cancelled = &arena->ended;
-        writer = images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0);
-        if (writer.ok() && arena->ended.load()) writer->reset();
-      }
-      if (!writer.ok()) {
-        arena->reserve_at = After(clock_->Now(), absl::FromChrono(kKeeperRound));
-      } else if (*writer != nullptr && arena->reserve.size() < arena->shape->rows &&
-                 arena->state != Arena::State::kEnded) {
-        arena->reserve.push_back(*std::move(writer));
-      }
-      if (writer.ok() && *writer != nullptr) {
-        MutexUnlock unlock(&mu_);
-        writer->reset();
-      }
-      return true;
-    }
+    return true;
   }
   return false;
+}
+
+// Gives the lock back meanwhile.
+void Arenas::ReserveOne(Arena* arena) {
+  std::unique_ptr<ImageWriter> writer;
+  {
+    MutexUnlock unlock(&mu_);
+    Op op;
+    op.tenant = arena->tenant;
+    op.deadline = After(clock_->Now(), absl::FromChrono(kKeeperRound));
+    op.cancelled = &arena->ended;
+    absl::StatusOr<std::unique_ptr<ImageWriter>> got = images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0);
+    if (got.ok()) writer = *std::move(got);
+  }
+  if (writer == nullptr) {
+    arena->keep_at = After(clock_->Now(), absl::FromChrono(kKeeperRound));
+  } else if (arena->state == Arena::State::kLeased && arena->reserve.size() < arena->shape->rows) {
+    arena->reserve.push_back(std::move(writer));
+  } else {
+    MutexUnlock unlock(&mu_);
+    writer.reset();
+  }
 }
 
 // ----

@@ -142,6 +142,8 @@ class Arenas {
   void LeaseEnded(absl::string_view arena);    // its connection is gone
   void ProcessGone(absl::string_view arena);   // and so is the process
   bool IsGone(absl::string_view arena) const;  // its memory is destroyed: there is nothing to watch any more
+  // Every lease ends, as if all processes were gone, and the memory is destroyed. REQUIRES: no call is under way.
+  void EndAll();
 
   ArenaStats stats() const;
 
@@ -170,6 +172,7 @@ class Arenas {
 
   void KeepLoop();
   bool KeepOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ReserveOne(Arena* arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const ArenaOptions options_;
   statepool::Store* const store_;

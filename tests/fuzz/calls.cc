@@ -62,6 +62,27 @@ Answer Split(World* world,
   return {status, std::move(response), ""};
 }
 
+// An arena is connected to as soon as it is open.
+Answer OpenArena(World* world, const grpc::ByteBuffer& buffer) {
+  Answer answer = Unary(world, &Handlers::OpenArena, buffer);
+  if (answer.status.ok()) world->Connect(static_cast<const v1::Arena&>(*answer.message));
+  return answer;
+}
+
+// Requests name arenas by their number.
+template <typename Request, typename Response>
+Answer OfArena(World* world, absl::Status (Handlers::*handler)(const Op&, const Request&, Response*),
+               const grpc::ByteBuffer& buffer) {
+  Request request;
+  auto response = std::make_unique<Response>();
+  absl::Status status = Parse(buffer, &request);
+  if (status.ok()) {
+    request.set_arena(world->ArenaOf(request.arena()));
+    status = (world->handlers().*handler)(Op(), request, response.get());
+  }
+  return {status, std::move(response), ""};
+}
+
 absl::Status Read(World* world, const v1::GetRequest& request, v1::GetResponse* response, std::string* data) {
   const absl::StatusOr<Source> source = world->handlers().GetSource(request);
   if (!source.ok()) return source.status();
@@ -197,6 +218,10 @@ Answer Call(World* world, Method method, const grpc::ByteBuffer& request) {
     STATEPOOL_UNARY(PublishPrefix);
     STATEPOOL_UNARY(MatchPrefix);
     STATEPOOL_UNARY(Flush);
+    case Method::kOpenArena: return OpenArena(world, request);
+    case Method::kLoad: return OfArena(world, &Handlers::Load, request);
+    case Method::kStore: return OfArena(world, &Handlers::Store, request);
+    case Method::kCloseArena: return OfArena(world, &Handlers::CloseArena, request);
     case Method::kSet: return Split(world, &Handlers::Set, request);
     case Method::kBatchWrite: return Split(world, &Handlers::BatchWrite, request);
     case Method::kGet: return Get(world, request);

@@ -17,9 +17,10 @@ constexpr int kDepthMax = 6;
 
 // Fields without which most requests are refused at once.
 bool IsUsual(const std::string& name) {
-  static const auto* const names = new std::set<std::string>{
-      "sequence", "snapshot", "prefix",  "layout", "name",   "names", "source", "children", "tokens", "items",   "get",
-      "head",     "model_id", "tensors", "kind",   "layers", "dtype", "axes",   "size",     "all",    "position"};
+  static const auto* const names =
+      new std::set<std::string>{"sequence", "snapshot", "prefix", "layout", "name",     "names",   "source", "children",
+                                "tokens",   "items",    "get",    "head",   "model_id", "tensors", "kind",   "layers",
+                                "dtype",    "axes",     "size",   "all",    "position", "arena",   "rows",   "row"};
   return names->count(name) > 0;
 }
 
@@ -35,6 +36,7 @@ std::string MessageBuilder::StringFor(const Field* field) {
   static const std::vector<std::string> kRequestIds = {
       "r", "s", "t", "r", "s", "t", std::string(64, 'r'), std::string(65, 'r')};
   static const std::vector<std::string> kParts = {"s", "t", "u", "v", "w"};
+  static const std::vector<std::string> kArenas = {"0", "0", "0", "1", "2", "", "none"};  // calls.cc
   static const std::vector<std::string> kKeys = {"", "", "", "k", std::string(16, 'k'), std::string(17, 'k')};
   const std::string& name = field->name();
   if (name == "sequence" || name == "snapshot" || name == "children") {
@@ -47,6 +49,7 @@ std::string MessageBuilder::StringFor(const Field* field) {
   if (name == "layout" || name == "alias") {
     return input_->Rarely(12) ? input_->Of(known_->fingerprints) : input_->Of(kLayouts);
   }
+  if (name == "arena") return input_->Of(kArenas);
   if (name == "name_prefix") return input_->Of(kPrefixes);
   if (name == "request_id") return input_->Of(kRequestIds);
   if (name == "checksum") return input_->Of(known_->checksums);
@@ -77,6 +80,11 @@ uint64_t MessageBuilder::NumberFor(const Field* field) {
   if (name == "layers") return input_->Pick(4);
   if (name == "size") return input_->Rarely(16) ? input_->Integer(8) : 1 + input_->Pick(9);
   if (name == "axis") return input_->Pick(3);
+  if (name == "row") return input_->Rarely(16) ? input_->Integer(4) : input_->Pick(5);
+  if (name == "rows") return input_->Rarely(16) ? input_->Integer(4) : 1 + input_->Pick(5);
+  if (name == "steps" || name == "accepted_length" || name == "num_spec" || name == "conv_padding") {
+    return input_->Rarely(16) ? input_->Integer(4) : input_->Pick(4);
+  }
   if (name == "offset" || name == "chunk_bytes") return input_->Of(kChunks);
   if (name == "max_history") return input_->Pick(10);
   if (name == "page_size") return input_->Pick(12);

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "server/core/error.h"
 #include "tests/fuzz/input.h"
 
@@ -10,6 +11,7 @@ namespace statepool::fuzz {
 namespace {
 
 constexpr uint64_t kChunkBytes = 4096;
+constexpr size_t kArenasKept = 3;
 
 // Small enough that a few requests reach them.
 StoreOptions SmallLimits(const WorldOptions& world) {
@@ -117,16 +119,33 @@ void World::Start() {
   residency_->SetMakeRoom([this] { return store_->EvictPrefix(); });
   const absl::Status recovered = store_->Recover();
   Require(recovered.ok(), "the store does not recover", recovered.message());
+  copies_ = std::make_unique<CopyScheduler>(CopySchedulerOptions{}, &clock_);
+  ArenaOptions arena_options;
+  arena_options.max_arenas = 4;
+  arena_options.max_bytes = options_.hot_bytes / 2;
+  arena_options.max_rows = 8;
+  arena_options.max_steps = 4;
+  arena_options.max_pinned_bytes = options_.hot_bytes / 8;
+  arenas_ = std::make_unique<Arenas>(arena_options, store_.get(), residency_.get(),
+                                     ArenaMemory{[this](const Op& op, TenantId tenant, uint64_t bytes) {
+                                                   return residency_->AllocateShared(op, tenant, bytes);
+                                                 },
+                                                 [this] { residency_->SharedMemoryFreed(); }},
+                                     copies_.get(), &clock_);
   watchdog_ = std::make_unique<Watchdog>(&clock_);
   uploads_ = std::make_unique<Uploads>(options_.uploads, store_.get(), &clock_, watchdog_.get());
   Identity identity{"1", "c", "i", 1 << 20, 1 << 20, 1 << 20, 1 << 20, 4, 1 << 20};
-  handlers_ = std::make_unique<Handlers>(store_.get(), identity, [] { return std::vector<v1::DeviceInfo>(1); });
+  handlers_ =
+      std::make_unique<Handlers>(store_.get(), arenas_.get(), identity, [] { return std::vector<v1::DeviceInfo>(1); });
 }
 
 void World::Stop() {
   handlers_.reset();
   uploads_.reset();
   watchdog_.reset();
+  arena_ids_.clear();
+  arenas_.reset();
+  copies_.reset();
   store_.reset();
   residency_.reset();  // ends the process when images or claims are left
   log_.reset();
@@ -145,9 +164,24 @@ void World::Restart(bool clean) {
 void World::CheckInvariants() const {
   store_->CheckInvariants();
   residency_->CheckInvariants();
+  arenas_->CheckInvariants();
+}
+
+void World::Connect(const v1::Arena& arena) {
+  const absl::StatusOr<Arenas::Lease> lease = arenas_->Connect(arena.token());
+  Require(lease.ok(), "a new arena's token is refused", lease.status().message());
+  arena_ids_.insert(arena_ids_.begin(), arena.arena());
+  if (arena_ids_.size() > kArenasKept) arena_ids_.pop_back();
+}
+
+std::string World::ArenaOf(const std::string& name) const {
+  size_t n;
+  return absl::SimpleAtoi(name, &n) && n < arena_ids_.size() ? arena_ids_[n] : name;
 }
 
 void World::CheckNothingLeaks() {
+  // Forgotten ones too: nobody else is there.
+  arenas_->EndAll();
   uploads_ = nullptr;
   uploads_ = std::make_unique<Uploads>(options_.uploads, store_.get(), &clock_, watchdog_.get());
   SetDiskFull(false);

@@ -15,6 +15,8 @@
 #include "server/core/mutex.h"
 #include "server/core/name_log.h"
 #include "server/core/store.h"
+#include "server/memory/arenas.h"
+#include "server/memory/copy_scheduler.h"
 #include "server/memory/host_device.h"
 #include "server/rpc/handlers.h"
 #include "server/rpc/uploads.h"
@@ -82,6 +84,9 @@ class World {
   Handlers& handlers() { return *handlers_; }
   Uploads& uploads() { return *uploads_; }
   Residency& residency() { return *residency_; }
+  // Connects to an arena that was just opened, and keeps its id: the n-th of those kept is called "n" in requests.
+  void Connect(const v1::Arena& arena);
+  std::string ArenaOf(const std::string& name) const;
   const Device& device() const { return *device_; }
 
  private:
@@ -97,6 +102,9 @@ class World {
   std::unique_ptr<MemoryNameLog> log_;
   std::unique_ptr<Residency> residency_;
   std::unique_ptr<Store> store_;
+  std::unique_ptr<CopyScheduler> copies_;
+  std::unique_ptr<Arenas> arenas_;
+  std::vector<std::string> arena_ids_;  // the newest kArenasKept, newest first
   std::unique_ptr<Watchdog> watchdog_;
   std::unique_ptr<Uploads> uploads_;
   std::unique_ptr<Handlers> handlers_;

@@ -323,7 +323,7 @@ TEST_F(ArenasTest, ArenasAreLimitedInNumberAndBytes) {
   Eventually([&] { return arenas_->IsGone(first.id); });
   EXPECT_EQ(ReasonOf(arenas_->Open(op_, {"m", 150, 0, {}}).status()), "");
   // What could not be had leaves nothing behind.
-  images_->begin_write_error = absl::ResourceExhaustedError("full");
+  images_->no_room = true;
   StartArenas({.max_bytes = 64 << 10});
   for (int i = 0; i < 3; ++i) EXPECT_FALSE(arenas_->Open(op_, {"m", 100, 0, {}}).ok());
   EXPECT_EQ(device_->used_bytes(), 0u);
@@ -334,7 +334,7 @@ TEST_F(ArenasTest, SlotsOfOneStoreAreReservedAndReservedAnew) {
   const Open arena = OpenAndMap(3);
   EXPECT_EQ(arenas_->stats().reserved_slots, 3u);
   // No more room: a whole Store has its own all the same, and says of the next that there is none.
-  images_->begin_write_error = Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", "");
+  images_->no_room = true;
   const auto all = [&](int64_t position) {
     std::vector<StoreItem> items;
     for (uint32_t row = 0; row < 3; ++row) {
@@ -347,6 +347,9 @@ TEST_F(ArenasTest, SlotsOfOneStoreAreReservedAndReservedAnew) {
   EXPECT_EQ(arenas_->stats().reserved_slots, 0u);
   for (const StoredRow& row : Store(arena, all(2)).rows) EXPECT_EQ(ReasonOf(row.status), "HOT_FULL");
   for (uint32_t row = 0; row < 3; ++row) EXPECT_EQ(store_->Describe(op_, Seq("s0"))->version.position, 1);
+  images_->no_room = false;
+  clock_.Advance(absl::Seconds(1));
+  Eventually([&] { return arenas_->stats().reserved_slots == 3; });
 }
 
 TEST_F(ArenasTest, AStoreThatIsRefusedKeepsItsReservedSlots) {

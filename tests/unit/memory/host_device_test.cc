@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -151,6 +152,74 @@ TEST(OpenFileLimit, IsRaisedToTheHardLimit) {
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
   EXPECT_EQ(raised, limit.rlim_max);
   EXPECT_EQ(limit.rlim_cur, limit.rlim_max);
+}
+
+bool CanBeWrittenThrough(int fd) {
+  void* mapped = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (mapped != MAP_FAILED) munmap(mapped, 4096);
+  const bool by_call = pwrite(fd, "x", 1, 0) == 1;
+  EXPECT_EQ(by_call, mapped != MAP_FAILED);
+  return by_call;
+}
+
+TEST(HostDevice, SharedMemoryIsZeroedCountedAndOfFixedSize) {
+  const auto device = MakeDevice(256_KiB);
+  auto shared = device->AllocateShared(7, 3);
+  ASSERT_TRUE(shared.ok()) << shared.status();
+  EXPECT_EQ((*shared)->bytes(), 192_KiB);
+  EXPECT_EQ((*shared)->tenant(), 7u);
+  EXPECT_EQ(device->used_bytes(), 192_KiB);
+  EXPECT_EQ(ReasonOf(device->AllocateShared(7, 2).status()), "HOT_FULL");
+  EXPECT_EQ(ReasonOf(device->AllocateExtent(7, 2).status()), "HOT_FULL");
+  const char* data = (*shared)->data();
+  EXPECT_TRUE(std::all_of(data, data + 192_KiB, [](char c) { return c == 0; }));
+  EXPECT_TRUE(CanBeWrittenThrough((*shared)->fd()));
+  EXPECT_EQ(data[0], 'x');
+  EXPECT_NE(ftruncate((*shared)->fd(), 0), 0);
+  EXPECT_NE(ftruncate((*shared)->fd(), 1 << 20), 0);
+  shared->reset();
+  EXPECT_EQ(device->used_bytes(), 0u);
+}
+
+TEST(HostDevice, RevokedMemoryIsEmptyAndCanNotBeWrittenAnyMore) {
+  const auto device = MakeDevice(256_KiB);
+  auto shared = *device->AllocateShared(0, 4);
+  const int kept = dup(shared->fd());
+  std::memset(shared->data(), 'w', 256_KiB);
+  EXPECT_TRUE(shared->Revoke());
+  EXPECT_TRUE(shared->Revoke());
+  struct stat info;
+  ASSERT_EQ(fstat(kept, &info), 0);
+  EXPECT_EQ(info.st_blocks, 0);
+  EXPECT_FALSE(CanBeWrittenThrough(kept));
+  EXPECT_EQ(device->used_bytes(), 256_KiB);  // until it is destroyed
+  shared.reset();
+  EXPECT_EQ(device->used_bytes(), 0u);
+  close(kept);
+}
+
+TEST(HostDevice, MemoryThatSomebodyCanWriteToIsNotRevokedYet) {
+  const auto device = MakeDevice(256_KiB);
+  auto shared = *device->AllocateShared(0, 1);
+  char* theirs = static_cast<char*>(mmap(nullptr, 64_KiB, PROT_READ | PROT_WRITE, MAP_SHARED, shared->fd(), 0));
+  theirs[0] = 'w';
+  EXPECT_FALSE(shared->Revoke());
+  EXPECT_EQ(theirs[0], 0);  // its contents are gone all the same
+  theirs[0] = 'z';
+  EXPECT_FALSE(shared->Revoke());
+  EXPECT_EQ(theirs[0], 0);
+  munmap(theirs, 64_KiB);
+  EXPECT_TRUE(shared->Revoke());
+}
+
+TEST(HostDevice, MemoryThatWasSealedAgainstRevokingIsNeverSaidToBeFree) {
+  const auto device = MakeDevice(256_KiB);
+  for (const int seal : {F_SEAL_SEAL, 0x0010 /* F_SEAL_FUTURE_WRITE */}) {
+    auto shared = *device->AllocateShared(0, 1);
+    ASSERT_EQ(fcntl(shared->fd(), F_ADD_SEALS, seal), 0);
+    EXPECT_FALSE(shared->Revoke());
+    EXPECT_FALSE(shared->Revoke());
+  }
 }
 
 }  // namespace

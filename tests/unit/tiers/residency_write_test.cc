@@ -3,6 +3,8 @@
 // States that come in their own time, and states that are another's in part.
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -250,6 +252,75 @@ TEST_F(ResidencyWriteTest, APartOfAWrongLengthIsRefusedWithTheLengthThatItShould
     EXPECT_EQ(GetErrorDetail(refused.status()).metadata[0].second, "10");
   }
   EXPECT_EQ(SlotsUsed(), 1u);
+}
+
+// ---- rooms that others fill, and memory for arenas
+
+TEST_F(ResidencyWriteTest, ARoomThatOthersFilledIsTheImageOfWhatTheyWrote) {
+  const std::string bytes = MakeBytes(2 * kChunk - 100, 1);
+  auto writer = Begin(bytes.size());
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  std::memcpy((*writer)->room(), bytes.data(), bytes.size());
+  const ImageRef image = (*writer)->FinishFilled(HashLeaves(bytes), "");
+  writer->reset();
+  residency_->CheckInvariants();
+  EXPECT_EQ(image->info().checksum, ChecksumOf(bytes));
+  EXPECT_EQ(Read(image), bytes);
+  ASSERT_TRUE(residency_->Persist({}, image).ok());
+}
+
+TEST_F(ResidencyWriteTest, AnArenasMemoryComesFromTheBudgetAndColderImagesLeaveForIt) {
+  Start(4);
+  std::vector<ImageRef> images;
+  for (uint64_t i = 0; i < 4; ++i) {
+    images.push_back(*Write(MakeBytes(kChunk, i)));
+    images.back()->AddHead();
+  }
+  auto memory = residency_->AllocateShared({}, 0, 2 * kChunk - 5);
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  residency_->CheckInvariants();
+  EXPECT_EQ((*memory)->bytes(), 2 * kChunk);
+  EXPECT_EQ(residency_->tier(*images[0]), Tier::kCold);
+  EXPECT_EQ(residency_->tier(*images[3]), Tier::kHot);
+  EXPECT_EQ(device_->used_bytes(), device_->budget_bytes());
+  // It never leaves: who needs more than the rest is told.
+  const auto pin = residency_->Read({}, images[2]), other = residency_->Read({}, images[3]);
+  EXPECT_EQ(ReasonOf(residency_->AllocateShared({}, 0, kChunk).status()), "HOT_FULL");
+  EXPECT_EQ(ReasonOf(Write(MakeBytes(kChunk, 9)).status()), "HOT_FULL");
+  memory->reset();
+  residency_->SharedMemoryFreed();
+  EXPECT_TRUE(Write(MakeBytes(kChunk, 9)).ok());
+  for (uint64_t i = 0; i < 4; ++i) EXPECT_EQ(Read(images[i]), MakeBytes(kChunk, i));
+}
+
+TEST_F(ResidencyWriteTest, WhoeverWaitsForRoomHearsThatAnArenaIsGone) {
+  auto memory = residency_->AllocateShared({}, 0, 2 * kChunk);
+  ASSERT_TRUE(memory.ok());
+  std::atomic<bool> freed{false};
+  Op op;
+  std::thread waiter([&] {
+    for (;;) {
+      const bool was_freed = freed.load();
+      const auto image = Write(MakeBytes(kChunk, 1), {}, op);
+      if (image.ok()) return;
+      ASSERT_EQ(ReasonOf(image.status()), "HOT_FULL");
+      ASSERT_FALSE(was_freed);
+    }
+  });
+  memory->reset();
+  residency_->SharedMemoryFreed();
+  freed = true;
+  waiter.join();
+}
+
+TEST_F(ResidencyWriteTest, AnArenaThatCanNotBeHadEvictsNothingInVain) {
+  Start(4);
+  ImageRef image = *Write(MakeBytes(kChunk, 1));
+  image->AddHead();
+  auto pinned = Write(MakeBytes(kChunk, 2));
+  const auto pin = residency_->Read({}, *pinned);
+  EXPECT_EQ(ReasonOf(residency_->AllocateShared({}, 0, 4 * kChunk).status()), "HOT_FULL");
+  EXPECT_EQ(residency_->tier(*image), Tier::kHot);
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 // A copy is a job of tasks that may run in any order, at the same time. Threads take one task at a time, of the tenants
 // in turn and of a tenant's jobs in turn: so a large job delays a small one by a task a thread, whoever they belong to,
 // and jobs that wait together are worked off together, without a wake-up for each. A job's caller works along, as one
-// of these threads, until its own job is begun whole: waking another takes about as long as copying 1 MiB. Never do
+// of these threads, until its own job is begun whole: a copy of few MiB is not to wait until another wakes. Never do
 // more than `threads` work at the same time.
 //
 // A job ends early when its caller gives up, its deadline passes or it is abandoned: tasks not begun are dropped, those

@@ -113,13 +113,13 @@ class Lane:
             except errors.StatepoolError as error:
                 self._failed(layout, slot, error)
                 return None
-            if isinstance(result, errors.NotFound) and result.reason != "LAYOUT_MISMATCH":
+            if isinstance(result, errors.NotFound) and result.reason not in ("LAYOUT_MISMATCH", "LAYOUT_UNKNOWN"):
                 raise arenas._alone(result)  # Get says the same
             if isinstance(result, errors.StatepoolError):
                 return None
             room = np.empty(len(slot.row), np.uint8) if out is None else np.frombuffer(out, np.uint8)
             np.copyto(room, slot.row)
-            return result.info, memoryview(room).toreadonly() if out is None else out, result.attachment
+            return result.info, _wire.as_bytes(room).toreadonly() if out is None else out, result.attachment
 
     def set(self, pool: Pool, head: pb.SetRequest, pieces: _wire.Pieces,
             attempts: Attempts) -> tuple[Info | None, errors.StatepoolError | None]:
@@ -194,19 +194,19 @@ class Lane:
                     or (self._bytes_max is not None and self._bytes + need > self._bytes_max)):
                 return None
             self._opening = True
-        slot = None
+        made: _Slot | None = None
         try:
-            slot = self._open(pool, layout, need)
+            made = self._open(pool, layout, need)
         except Exception:  # whatever it is, the inline way does without
             self._pause()
         finally:
             with self._lock:
                 self._opening = False
                 self._calls[layout] = 0
-                if slot is not None and self._enabled:
-                    self._slots.setdefault(layout, []).append(slot)
+                if made is not None and self._enabled:
+                    self._slots.setdefault(layout, []).append(made)
                     self._bytes += need
-        return slot
+        return made
 
     def _open(self, pool: Pool, layout: str, need: int) -> _Slot | None:
         """A new row, already taken. Errors: those of Pool.open_arena and others."""

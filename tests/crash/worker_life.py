@@ -410,7 +410,11 @@ def watch(lane, inbox, pipe):
             if what == b"dead":
                 dead.add(int(number))
                 continue
-            kept.append(_Kept(int(what), int(number), list(fds)))
+            try:
+                kept.append(_Kept(int(what), int(number), list(fds)))
+            except PermissionError:  # sealed before it came here: nobody can write to it any more
+                for fd in fds:
+                    os.close(fd)
             if len(kept) > WATCHED_MAX:
                 kept.popleft().close()
         for one in kept:

@@ -276,7 +276,7 @@ ImageRef Residency::Writer::FinishFilled(absl::Span<const LeafHash> leaves, absl
   assert(attachment.size() == claim_.attachment_bytes);
   ImageInfo info{.id = claim_.residency->ids_.Next(), .tenant = claim_.pool->slots.tenant(), .layout = layout_};
   info.checksum = HashRoot(leaves);
-  return claim_.residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/true);
+  return claim_.residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/false);
 }
 
 void Residency::Install(Resident* image, Claim* claim, std::string attachment) {

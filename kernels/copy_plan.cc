@@ -32,9 +32,10 @@ void PinCopy() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 #ifdef __SSE2__
 // Copies with non-temporal stores, which don't read the destination first: whole lines, and what is cut off at the ends
 // without. With `mirror` the same bytes go there too, each read once, whoever writes to `from` meanwhile. `from_end`:
-// end of what will be read on from here, now or by the next call.
+// end of what will be read on from here, now or by the next call. `next`: where reading goes on after that, for at
+// least kAheadBytes; null: not known.
 template <bool kMirror>
-void StreamCopy(char* to, char* mirror, const char* from, uint64_t bytes, const char* from_end) {
+void StreamCopy(char* to, char* mirror, const char* from, uint64_t bytes, const char* from_end, const char* next) {
   const auto copy_short = [&](uint64_t n) {
     if constexpr (kMirror) {
       std::memcpy(mirror, from, n);
@@ -48,7 +49,9 @@ void StreamCopy(char* to, char* mirror, const char* from, uint64_t bytes, const 
   };
   copy_short(std::min<uint64_t>(-reinterpret_cast<uintptr_t>(to) % kLineBytes, bytes));
   for (; bytes >= kLineBytes; to += kLineBytes, from += kLineBytes, bytes -= kLineBytes) {
-    if (from_end - from > kAheadBytes) _mm_prefetch(from + kAheadBytes, _MM_HINT_T0);
+    const ptrdiff_t left = from_end - from;
+    if (left > kAheadBytes) _mm_prefetch(from + kAheadBytes, _MM_HINT_T0);
+    else if (next != nullptr) _mm_prefetch(next + (kAheadBytes - left), _MM_HINT_T0);
     const auto* source = reinterpret_cast<const __m128i*>(from);
     auto* line = reinterpret_cast<__m128i*>(to);
     __m128i a = _mm_loadu_si128(source), b = _mm_loadu_si128(source + 1);
@@ -70,7 +73,7 @@ void StreamCopy(char* to, char* mirror, const char* from, uint64_t bytes, const 
 void StreamFence() { _mm_sfence(); }
 #else
 template <bool kMirror>
-void StreamCopy(char* to, char* mirror, const char* from, uint64_t bytes, const char*) {
+void StreamCopy(char* to, char* mirror, const char* from, uint64_t bytes, const char*, const char*) {
   if constexpr (kMirror) std::memcpy(mirror, from, bytes);
   PinCopy();
   std::memcpy(to, kMirror ? mirror : from, bytes);
@@ -79,7 +82,7 @@ void StreamFence() {}
 #endif
 
 void CopyRun(char* to, const char* from, uint64_t bytes, bool stream) {
-  if (stream && bytes >= kStreamBytes) StreamCopy<false>(to, nullptr, from, bytes, from + bytes);
+  if (stream && bytes >= kStreamBytes) StreamCopy<false>(to, nullptr, from, bytes, from + bytes, nullptr);
   else std::memcpy(to, from, bytes);
 }
 
@@ -375,14 +378,20 @@ void CopyPlan::ScatterLeaves(const char* arena, uint32_t row, uint32_t accepted,
     char bytes[kLeafBytes];
   };
   thread_local const auto leaf = std::make_unique_for_overwrite<Leaf>();
+  const auto place_of = [&](const Part& part) {
+    return part.arena_offset + row * part.row_stride + (accepted - 1) * part.accept_stride;
+  };
   for (uint64_t i = first; i < last; ++i) {
     const uint64_t begin = i * kLeafBytes, end = std::min<uint64_t>(begin + kLeafBytes, state_bytes_);
     ForRange(begin, end, [&](const Part& part, uint64_t part_begin, uint64_t part_end) {
       const uint64_t at = part.state_offset + part_begin, bytes = part_end - part_begin;
-      const uint64_t from = part.arena_offset + row * part.row_stride + (accepted - 1) * part.accept_stride;
+      const uint64_t from = place_of(part);
       char* const copy = leaf->bytes + (at - begin);
       if (stream && bytes >= kStreamBytes && part.axes.size() == 1) {
-        StreamCopy<true>(state + at, copy, arena + from + part_begin, bytes, arena + from + part.bytes);
+        const Part* const after = &part + 1;
+        const bool goes_on = after != parts_.data() + parts_.size() && after->bytes >= kAheadBytes;
+        StreamCopy<true>(state + at, copy, arena + from + part_begin, bytes, arena + from + part.bytes,
+                         goes_on ? arena + place_of(*after) : nullptr);
       } else {
         Walk(part, Walk::kToState, copy, arena, false).Range(0, part_begin, part_end, -part_begin, from);
         PinCopy();

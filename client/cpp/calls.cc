@@ -87,11 +87,12 @@ std::string NewRequestId() {
                       absl::Hex(absl::Uniform<uint64_t>(Random()), absl::kZeroPad16));
 }
 
+absl::Duration Backoff(int attempt) { return kFirstDelay * (1 << std::min(attempt - 1, kDoublingsMax)); }
+
 std::optional<absl::Duration> RetryDelay(const absl::Status& status, int attempt) {
   const ErrorDetail detail = GetErrorDetail(status);
   if (!detail.retry_after && detail.reason != "UNREACHABLE") return std::nullopt;
-  const absl::Duration delay = std::max(detail.retry_after.value_or(absl::ZeroDuration()),
-                                        kFirstDelay * (1 << std::min(attempt - 1, kDoublingsMax)));
+  const absl::Duration delay = std::max(detail.retry_after.value_or(absl::ZeroDuration()), Backoff(attempt));
   return delay * absl::Uniform(Random(), 1.0, 1.25);  // clients that were refused together don't come back together
 }
 

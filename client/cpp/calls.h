@@ -31,7 +31,10 @@ absl::Status MalformedResponse(absl::string_view message);
 // 32 random hex digits.
 std::string NewRequestId();
 
-// How long to wait after the attempt with this number (from 1 on) failed; nothing: the error is final.
+// How long to wait after the attempt with this number (from 1 on) failed, if its error says nothing of it.
+absl::Duration Backoff(int attempt);
+
+// The same of an error; nothing: the error is final.
 std::optional<absl::Duration> RetryDelay(const absl::Status& status, int attempt);
 
 // Infinite: none.

@@ -384,4 +384,23 @@ absl::StatusOr<v1::FlushResponse> Pool::Flush(const v1::FlushRequest& request, c
   return Unary(&Stub::Flush, request, call, true);
 }
 
+// ---- of arenas
+
+absl::StatusOr<v1::Arena> Pool::OpenArena(const v1::OpenArenaRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::OpenArena, request, call, true);
+}
+
+absl::StatusOr<v1::LoadResponse> Pool::Load(const v1::LoadRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Load, request, call, true);
+}
+
+absl::StatusOr<v1::StoreResponse> Pool::Store(const v1::StoreRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Store, request, call, true);
+}
+
+absl::StatusOr<v1::CloseArenaResponse> Pool::CloseArena(const v1::CloseArenaRequest& request,
+                                                        const CallOptions& call) const {
+  return Unary(&Stub::CloseArena, request, call, false);
+}
+
 }  // namespace statepool::client

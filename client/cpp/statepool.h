@@ -128,6 +128,9 @@ class State {
   std::shared_ptr<const std::vector<wire::SplitMessage>> messages_;  // what the pieces point into
 };
 
+class Arena;
+struct ArenaOptions;
+
 // What became of a BatchWrite.
 struct BatchWriteAnswer {
   // One for each item of the request: its answer, or its error as the same call alone would have given it.
@@ -266,6 +269,11 @@ class Pool {
 
   absl::StatusOr<v1::FlushResponse> Flush(const v1::FlushRequest& request, const CallOptions& call = {}) const;
 
+  // Memory of the daemon's on this machine, with rows for states of a layout, in the shapes that options.view says:
+  // arena.h, which has its errors too.
+  absl::StatusOr<std::unique_ptr<Arena>> OpenArena(absl::string_view layout, const ArenaOptions& options,
+                                                   const CallOptions& call = {}) const;
+
   // grpc.health.v1.Health/Check: "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN" or "UNKNOWN". An empty service is the
   // daemon as a whole.
   absl::StatusOr<std::string> CheckHealth(absl::string_view service = "", const CallOptions& call = {}) const;
@@ -274,6 +282,7 @@ class Pool {
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
 
  private:
+  friend class Arena;
   // `connect` makes a channel; for streams if its argument says so.
   Pool(absl::FunctionRef<std::shared_ptr<grpc::Channel>(bool)> connect, const Options& options);
 
@@ -304,6 +313,13 @@ class Pool {
   absl::StatusOr<std::string> Send(const char* method, const std::string& fields,
                                    absl::Span<const absl::string_view> pieces, std::shared_ptr<const void> owner,
                                    bool may_repeat, const CallOptions& call) const;
+
+  // For Arena.
+  absl::StatusOr<v1::Arena> OpenArena(const v1::OpenArenaRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::LoadResponse> Load(const v1::LoadRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::StoreResponse> Store(const v1::StoreRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::CloseArenaResponse> CloseArena(const v1::CloseArenaRequest& request,
+                                                    const CallOptions& call) const;
 
   std::shared_ptr<grpc::Channel> channel_, reads_, writes_, streams_;
   std::shared_ptr<v1::StatePool::Stub> stub_;

@@ -67,6 +67,7 @@ class CondVar {
     cv_.wait_for(lock, timeout);
     lock.release();
   }
+  void Signal() { cv_.notify_one(); }  // one of those that wait
   void SignalAll() { cv_.notify_all(); }
 
  private:

@@ -21,8 +21,11 @@
 namespace statepool {
 namespace {
 
-constexpr uint64_t kTaskBytes = 1 << 20;        // what a thread copies before it looks who else waits
-constexpr uint64_t kStreamingBytes = 4 << 20;   // copies above this would only drive other things from the caches
+constexpr uint64_t kTaskBytes = 1 << 20;  // what a thread copies before it looks who else waits
+// Copies above these would only drive other things from the caches. A worker computes on what was loaded at once; what
+// was stored is not read again soon.
+constexpr uint64_t kStreamingLoadBytes = 4 << 20;
+constexpr uint64_t kStreamingStoreBytes = 1 << 20;
 constexpr std::chrono::milliseconds kPoll{10};  // how late a cancelled call may notice while it waits
 constexpr std::chrono::milliseconds kKeeperRound{100};
 // What a pass of a Load leaves for the next one; never told to anyone.
@@ -449,7 +452,7 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
 
   const CopyPlan& plan = arena->shape->plan;
   char* const memory = arena->memory->data();
-  const CopyHint hint = bytes > kStreamingBytes ? CopyHint::kStreaming : CopyHint::kCached;
+  const CopyHint hint = bytes > kStreamingLoadBytes ? CopyHint::kStreaming : CopyHint::kCached;
   // A task for each range of each image; and before, one for each, that clears what a state does not fill.
   struct Task {
     const Gather* gather;
@@ -652,7 +655,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
   if (scatters.empty()) return images;
 
   const uint64_t bytes = scatters.size() * plan.state_bytes();
-  const CopyHint hint = bytes > kStreamingBytes ? CopyHint::kStreaming : CopyHint::kCached;
+  const CopyHint hint = bytes > kStreamingStoreBytes ? CopyHint::kStreaming : CopyHint::kCached;
   constexpr uint64_t kTaskLeaves = kTaskBytes / kLeafBytes;
   const uint64_t tasks_each = (leaves + kTaskLeaves - 1) / kTaskLeaves;
   const char* const memory = arena->memory->data();

@@ -2,6 +2,7 @@
 #include "server/memory/copy_scheduler.h"
 
 #include <algorithm>
+#include <cassert>
 #include <utility>
 
 #include "server/core/error.h"
@@ -22,7 +23,8 @@ struct CopyScheduler::Job {
 };
 
 CopyScheduler::CopyScheduler(CopySchedulerOptions options, const Clock* clock) : options_(options), clock_(clock) {
-  for (size_t i = 0; i < std::max<size_t>(options_.threads, 1); ++i) threads_.emplace_back([this] { WorkLoop(); });
+  assert(options_.threads >= 1);
+  for (size_t i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { WorkLoop(); });
 }
 
 CopyScheduler::~CopyScheduler() {
@@ -65,7 +67,9 @@ absl::Status CopyScheduler::Run(const Op& op, const std::atomic<bool>* abandoned
   ++stats_.jobs_total;
   stats_.waiting_bytes += job.task_bytes * job.tasks;
   Enqueue(&job);
-  wake_.SignalAll();
+  for (size_t i = working_ + 1; i < std::min(options_.threads, working_ + tasks); ++i) wake_.Signal();
+  while (job.next < job.tasks && WorkOnce()) continue;
+  if (!turns_.empty()) wake_.Signal();  // this one leaves: who works on?
   while (job.next < job.tasks || job.running > 0) job.done.Wait(&mu_);
   --stats_.jobs;
   if (!job.status.ok()) ++stats_.dropped_total;
@@ -111,25 +115,31 @@ void CopyScheduler::DropRest(Job* job, absl::Status why) {
   }
 }
 
+bool CopyScheduler::WorkOnce() {
+  if (working_ >= options_.threads) return false;
+  size_t task;
+  Job* const job = TakeTask(&task);
+  if (job == nullptr) return false;
+  ++working_;
+  absl::Status status;
+  {
+    MutexUnlock unlock(&mu_);
+    status = Check(*job);
+    if (status.ok()) job->task(task);
+  }
+  --working_;
+  if (!status.ok()) DropRest(job, std::move(status));
+  --job->running;
+  if (job->next == job->tasks && job->running == 0) job->done.SignalAll();
+  return true;
+}
+
 void CopyScheduler::WorkLoop() {
   MutexLock lock(&mu_);
   for (;;) {
-    size_t task;
-    Job* job = TakeTask(&task);
-    if (job == nullptr) {
-      if (stopping_) return;
-      wake_.Wait(&mu_);
-      continue;
-    }
-    absl::Status status;
-    {
-      MutexUnlock unlock(&mu_);
-      status = Check(*job);
-      if (status.ok()) job->task(task);
-    }
-    if (!status.ok()) DropRest(job, std::move(status));
-    --job->running;
-    if (job->next == job->tasks && job->running == 0) job->done.SignalAll();
+    if (WorkOnce()) continue;
+    if (stopping_) return;
+    wake_.Wait(&mu_);
   }
 }
 

@@ -4,7 +4,9 @@
 //
 // A copy is a job of tasks that may run in any order, at the same time. Threads take one task at a time, of the tenants
 // in turn and of a tenant's jobs in turn: so a large job delays a small one by a task a thread, whoever they belong to,
-// and jobs that wait together are worked off together, without a wake-up for each.
+// and jobs that wait together are worked off together, without a wake-up for each. A job's caller works along, as one
+// of these threads, until its own job is begun whole: waking another takes about as long as copying 1 MiB. Never do
+// more than `threads` work at the same time.
 //
 // A job ends early when its caller gives up, its deadline passes or it is abandoned: tasks not begun are dropped, those
 // under way finish. When Run returns, nobody uses the job's memory any more. A job of few bytes runs in its caller's
@@ -30,13 +32,13 @@
 namespace statepool {
 
 struct CopySchedulerOptions {
-  size_t threads = 1;
-  size_t max_jobs = 1024;             // that wait or run on the threads
-  uint64_t inline_bytes = 256 << 10;  // a job of up to so many runs in its caller
+  size_t threads = 1;                 // that work at the same time
+  size_t max_jobs = 1024;             // that wait or run, but for inline ones
+  uint64_t inline_bytes = 256 << 10;  // a job of up to so many runs in its caller alone
 };
 
 struct CopySchedulerStats {
-  uint64_t jobs = 0;           // waiting or running, on the threads
+  uint64_t jobs = 0;           // waiting or running, but for inline ones
   uint64_t waiting_bytes = 0;  // of tasks not begun
   uint64_t jobs_total = 0;     // since the start, inline ones too
   uint64_t dropped_total = 0;  // jobs that ended early
@@ -67,6 +69,8 @@ class CopyScheduler {
   absl::Status Check(const Job& job) const;
   void Enqueue(Job* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Job* TakeTask(size_t* task) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // null: none waits
+  // Runs the task whose turn it is; false if none waits, or as many run as may. Gives the lock back meanwhile.
+  bool WorkOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropRest(Job* job, absl::Status why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const CopySchedulerOptions options_;
@@ -76,6 +80,7 @@ class CopyScheduler {
   CondVar wake_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<TenantJobs> turns_ ABSL_GUARDED_BY(mu_);  // whose turn is next, first
+  size_t working_ ABSL_GUARDED_BY(mu_) = 0;            // tasks that run now; at most options_.threads
   CopySchedulerStats stats_ ABSL_GUARDED_BY(mu_);
 
   std::vector<std::thread> threads_;

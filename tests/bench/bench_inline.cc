@@ -20,10 +20,6 @@
 #include <time.h>
 
 #include <atomic>
-#include <barrier>
-#include <cstring>
-#include <functional>
-#include <thread>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
@@ -36,16 +32,6 @@ namespace {
 constexpr size_t kClients[] = {1, 4};
 constexpr size_t kWarmUpRounds = 2;
 constexpr double kGB = 1e9;
-
-// Fast enough not to be most of the run; incompressible.
-void FillRandom(uint64_t* state, std::string* bytes) {
-  uint64_t x = *state;
-  for (size_t at = 0; at < bytes->size(); at += sizeof x) {
-    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-    std::memcpy(bytes->data() + at, &x, std::min(sizeof x, bytes->size() - at));
-  }
-  *state = x;
-}
 
 double CpuSeconds(clockid_t clock) {
   timespec time{};
@@ -148,45 +134,6 @@ struct Side {
   Rates set, get;
 };
 
-// `clients` threads that do the same at the same time, again and again.
-class Crew {
- public:
-  explicit Crew(size_t clients) : times_(clients), barrier_(static_cast<std::ptrdiff_t>(clients) + 1) {
-    for (size_t i = 0; i < clients; ++i) threads_.emplace_back([this, i] { Run(i); });
-  }
-  ~Crew() {
-    work_ = nullptr;
-    barrier_.arrive_and_wait();
-    for (std::thread& thread : threads_) thread.join();
-  }
-  // work(client) in every thread; gives microseconds from the first start to the last end.
-  double All(const std::function<void(size_t)>& work) {
-    work_ = &work;
-    barrier_.arrive_and_wait();
-    barrier_.arrive_and_wait();
-    Clock::time_point start = times_[0].first, end = times_[0].second;
-    for (const auto& [s, e] : times_) start = std::min(start, s), end = std::max(end, e);
-    return std::chrono::duration<double, std::micro>(end - start).count();
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  void Run(size_t i) {
-    for (;;) {
-      barrier_.arrive_and_wait();
-      if (work_ == nullptr) return;
-      times_[i].first = Clock::now();
-      (*work_)(i);
-      times_[i].second = Clock::now();
-      barrier_.arrive_and_wait();
-    }
-  }
-  const std::function<void(size_t)>* work_ = nullptr;
-  std::vector<std::pair<Clock::time_point, Clock::time_point>> times_;
-  std::barrier<> barrier_;
-  std::vector<std::thread> threads_;
-};
-
 class Bench {
  public:
   explicit Bench(const Arguments& arguments)
@@ -249,7 +196,9 @@ class Bench {
       rates->rounds.push_back(moved / us);
     };
     const auto round = [&](Side* side) {
-      each([&](size_t client, size_t item) { FillRandom(&random[client], &data[client][item]); });
+      each([&](size_t client, size_t item) {
+        FillRandom(&random[client], absl::MakeSpan(data[client][item].data(), bytes));
+      });
       timed(side, &side->set, [&](size_t client, size_t item) { side->ways[client]->Set(item, data[client][item]); });
       timed(side, &side->get, [&](size_t client, size_t item) { side->ways[client]->Get(item); });
       each([&](size_t client, size_t item) { wrong_ += !side->ways[client]->LastGetWas(item, data[client][item]); });

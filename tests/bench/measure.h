@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// What the measuring programs share: samples, figures, and a client that gives up loudly.
+// What the measuring programs share: samples, figures, threads, and a client that gives up loudly.
 //
 // A program prints each figure as one line of JSON on stdout, with the fields that only it can know; tests/bench/run
 // adds the others and decides `ok`. It exits with 0 when it has measured all, and with 2 when something could not be
@@ -11,19 +11,24 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <barrier>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "statepool/v1/statepool.grpc.pb.h"
 
 namespace statepool::bench {
@@ -138,6 +143,55 @@ inline std::string RandomBytes(size_t size, uint64_t seed) {
   bytes.resize(size);
   return bytes;
 }
+
+// Fast enough not to be most of the run; incompressible.
+inline void FillRandom(uint64_t* state, absl::Span<char> bytes) {
+  uint64_t x = *state;
+  for (size_t at = 0; at < bytes.size(); at += sizeof x) {
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    std::memcpy(bytes.data() + at, &x, std::min(sizeof x, bytes.size() - at));
+  }
+  *state = x;
+}
+
+// Threads that do the same at the same time, again and again.
+class Crew {
+ public:
+  explicit Crew(size_t threads) : times_(threads), barrier_(static_cast<std::ptrdiff_t>(threads) + 1) {
+    for (size_t i = 0; i < threads; ++i) threads_.emplace_back([this, i] { Run(i); });
+  }
+  ~Crew() {
+    work_ = nullptr;
+    barrier_.arrive_and_wait();
+    for (std::thread& thread : threads_) thread.join();
+  }
+  // work(thread) in every thread; gives microseconds from the first start to the last end.
+  double All(const std::function<void(size_t)>& work) {
+    work_ = &work;
+    barrier_.arrive_and_wait();
+    barrier_.arrive_and_wait();
+    Clock::time_point start = times_[0].first, end = times_[0].second;
+    for (const auto& [s, e] : times_) start = std::min(start, s), end = std::max(end, e);
+    return std::chrono::duration<double, std::micro>(end - start).count();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  void Run(size_t i) {
+    for (;;) {
+      barrier_.arrive_and_wait();
+      if (work_ == nullptr) return;
+      times_[i].first = Clock::now();
+      (*work_)(i);
+      times_[i].second = Clock::now();
+      barrier_.arrive_and_wait();
+    }
+  }
+  const std::function<void(size_t)>* work_ = nullptr;
+  std::vector<std::pair<Clock::time_point, Clock::time_point>> times_;
+  std::barrier<> barrier_;
+  std::vector<std::thread> threads_;
+};
 
 // A connection of its own to one server. Thread-safe.
 class Connection {

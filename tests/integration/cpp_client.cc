@@ -1,10 +1,12 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
 // The C++ client against the daemon at $STATEPOOL_SERVER, which has a hot budget of 128 MiB. test_cpp_client.py starts
-// one and runs this.
+// one and runs this. With $STATEPOOL_RESTARTS it kills the daemon and starts it anew whenever a line "restart" comes
+// from here, and answers with a line.
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -12,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "client/cpp/arena.h"
 #include "client/cpp/statepool.h"
 
 namespace statepool::client {
@@ -67,6 +70,37 @@ class CppClientTest : public testing::Test {
   }
 
   static std::string ReasonOf(const absl::Status& status) { return GetErrorDetail(status).reason; }
+
+  std::unique_ptr<Arena> OpenArena(const ArenaOptions& options) {
+    absl::StatusOr<std::unique_ptr<Arena>> arena = pool_.OpenArena("cpp", options);
+    EXPECT_TRUE(arena.ok()) << arena.status();
+    return arena.ok() ? *std::move(arena) : nullptr;
+  }
+
+  // The bytes of one layer of a row. REQUIRES: steps 0.
+  static char* LayerOf(const Arena& arena, absl::string_view name, uint32_t layer, uint32_t row) {
+    for (const ArenaTensor& tensor : arena.tensors()) {
+      const auto at = std::find(tensor.layers.begin(), tensor.layers.end(), layer);
+      if (tensor.tensor != name || at == tensor.layers.end()) continue;
+      char* data = static_cast<char*>(tensor.data);
+      for (size_t i = 0; i < tensor.axes.size(); ++i) {
+        if (tensor.axes[i] == "row") data += row * tensor.strides[i];
+        if (tensor.axes[i] == "layer") data += static_cast<uint64_t>(at - tensor.layers.begin()) * tensor.strides[i];
+      }
+      return data;
+    }
+    ADD_FAILURE() << "no layer " << layer << " of " << name;
+    return nullptr;
+  }
+
+  // The row as an image.
+  static std::string ImageOf(const Arena& arena, uint32_t row) {
+    std::string image;
+    for (const char* name : {"a", "b"}) {
+      for (uint32_t layer = 0; layer < kLayers; ++layer) image.append(LayerOf(arena, name, layer, row), kLayerBytes);
+    }
+    return image;
+  }
 
   const Pool pool_, streaming_;
 };
@@ -295,6 +329,110 @@ TEST_F(CppClientTest, APrefixIsFoundUnderItsSaltAlone) {
   match.set_salt("mine");
   ASSERT_EQ(pool_.MatchPrefix(match)->matches_size(), 1);
   EXPECT_EQ(pool_.MatchPrefix(match)->matches(0).prefix(), published->prefix());
+}
+
+TEST_F(CppClientTest, RowsOfAnArenaHoldTheStatesInEachView) {
+  const std::string x = StateOf(1), y = StateOf(2);
+  Make(Name("/x"), x, 3);
+  Make(Name("/y"), y, 4);
+  for (const v1::View::Layers layers : {v1::View::PER_LAYER, v1::View::LAYER_MAJOR, v1::View::ROW_MAJOR}) {
+    ArenaOptions options;
+    options.rows = 3;
+    options.view.set_layers(layers);
+    const std::unique_ptr<Arena> arena = OpenArena(options);
+    ASSERT_NE(arena, nullptr);
+    EXPECT_EQ(arena->tensors().size(), layers == v1::View::PER_LAYER ? 2 * kLayers : 2);
+    const auto loaded = arena->Load({LoadRow(2, SequenceRef(Name("/x"))), LoadRow(0, SequenceRef(Name("/y"))),
+                                     LoadRow(1, SequenceRef(Name("/nobody")))});
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_EQ(loaded->rows[0]->info().position(), 3);
+    EXPECT_TRUE(loaded->rows[1]->copied());
+    EXPECT_EQ(ReasonOf(loaded->rows[2].status()), "NEVER_CREATED");
+    EXPECT_EQ(GetErrorDetail(loaded->rows[2].status()).field, "items[2].name");
+    EXPECT_TRUE(ImageOf(*arena, 2) == x && ImageOf(*arena, 0) == y);
+
+    const std::string layer = StateOf(3, kLayerBytes);
+    std::memcpy(LayerOf(*arena, "b", 2, 2), layer.data(), layer.size());
+    const std::string name = Name(absl::StrCat("/", layers));
+    const auto stored = arena->Store({StoreRow(2, name, 5), StoreRow(1, Name("/z"), 1)});
+    ASSERT_TRUE(stored.ok()) << stored.status();
+    EXPECT_EQ(stored->rows[0]->position(), 5);
+    EXPECT_EQ(ReasonOf(stored->rows[1].status()), "ROW_NOT_LOADED");
+    EXPECT_TRUE(stored->done);
+    std::string edited = x;
+    edited.replace((kLayers + 2) * kLayerBytes, kLayerBytes, layer);
+    EXPECT_TRUE(absl::StrJoin(pool_.Get(SequenceRef(name))->pieces(), "") == edited);
+  }
+}
+
+TEST_F(CppClientTest, AStoreIsOfTheRevisionThatWasLoadedAndAllOrNoneIfSoAsked) {
+  Make(Name(), StateOf(1), 3);
+  const std::unique_ptr<Arena> arena = OpenArena({.rows = 2, .steps = 0, .view = {}, .on_reopen = {}});
+  ASSERT_NE(arena, nullptr);
+  ASSERT_TRUE(arena->Load({LoadRow(0, SequenceRef(Name())), LoadRow(1, SequenceRef(Name()))}).ok());
+  Make(Name(), StateOf(2), 4);
+  const auto stored = arena->Store({StoreRow(0, Name(), 5), StoreRow(1, Name("/other"), 5)}, /*all_or_none=*/true);
+  ASSERT_TRUE(stored.ok()) << stored.status();
+  EXPECT_FALSE(stored->done);
+  EXPECT_EQ(ReasonOf(stored->rows[0].status()), "REVISION_MISMATCH");
+  EXPECT_EQ(ReasonOf(stored->rows[1].status()), "BATCH_ABORTED");
+  EXPECT_EQ(ReasonOf(pool_.Describe(SequenceRef(Name("/other"))).status()), "NEVER_CREATED");
+  v1::LoadItem again = LoadRow(1, SequenceRef(Name()));
+  again.set_position(3);
+  again.set_row_unmodified(true);
+  const auto loaded = arena->Load({again});
+  ASSERT_TRUE(loaded.ok() && loaded->rows[0].ok());
+  EXPECT_FALSE(loaded->rows[0]->copied());
+  EXPECT_EQ(ReasonOf(arena->Load({LoadRow(2, SequenceRef(Name()))}).status()), "ROW_OUT_OF_RANGE");
+}
+
+TEST_F(CppClientTest, ArenasAreRefusedWithTheDaemonsReason) {
+  EXPECT_EQ(ReasonOf(pool_.OpenArena("nobody", {}).status()), "LAYOUT_UNKNOWN");
+  ArenaOptions options;
+  options.rows = 60;
+  EXPECT_EQ(ReasonOf(pool_.OpenArena("cpp", options).status()), "ARENA_TOO_LARGE");
+  options.rows = 0;
+  EXPECT_EQ(ReasonOf(pool_.OpenArena("cpp", options).status()), "INVALID_OPTION");
+}
+
+TEST_F(CppClientTest, AClosedArenaGivesItsMemoryBackAtOnce) {
+  for (int i = 0; i < 8; ++i) {
+    // Two of them would be more than the daemon has.
+    const std::unique_ptr<Arena> arena = OpenArena({.rows = 12, .steps = 0, .view = {}, .on_reopen = {}});
+    ASSERT_NE(arena, nullptr);
+  }
+}
+
+TEST_F(CppClientTest, AfterARestartAnArenaIsAtTheSameAddressesAndItsContentsAreGone) {
+  if (getenv("STATEPOOL_RESTARTS") == nullptr) GTEST_SKIP() << "nobody restarts the daemon";
+  const std::string bytes = StateOf(1);
+  Make(Name(), bytes, 3);
+  ASSERT_TRUE(pool_.Flush({}).ok());
+  int reopened = 0;
+  ArenaOptions options;
+  options.rows = 2;
+  options.on_reopen = [&](Arena&) { ++reopened; };
+  const std::unique_ptr<Arena> arena = OpenArena(options);
+  ASSERT_NE(arena, nullptr);
+  ASSERT_TRUE(arena->Load({LoadRow(0, SequenceRef(Name()))}).ok());
+  char* const first = LayerOf(*arena, "a", 0, 0);
+  const std::string incarnation = arena->incarnation();
+  std::puts("restart");
+  std::fflush(stdout);
+  ASSERT_NE(std::getchar(), EOF);
+
+  const absl::Status gone = arena->Store({StoreRow(0, Name(), 4)}).status();
+  EXPECT_EQ(ReasonOf(gone), "CONTENTS_GONE") << gone;
+  EXPECT_EQ(GetErrorDetail(gone).metadata["incarnation"], arena->incarnation());
+  EXPECT_NE(arena->incarnation(), incarnation);
+  EXPECT_EQ(reopened, 1);
+  EXPECT_EQ(LayerOf(*arena, "a", 0, 0), first);
+  EXPECT_TRUE(ImageOf(*arena, 0) == std::string(kStateBytes, '\0'));
+  EXPECT_EQ(ReasonOf(arena->Store({StoreRow(0, Name(), 4)})->rows[0].status()), "ROW_NOT_LOADED");
+  EXPECT_EQ(pool_.Describe(SequenceRef(Name()))->position(), 3);
+  ASSERT_TRUE(arena->Load({LoadRow(0, SequenceRef(Name()))}).ok());
+  EXPECT_TRUE(ImageOf(*arena, 0) == bytes);
+  EXPECT_TRUE(arena->Store({StoreRow(0, Name(), 4)})->rows[0].ok());
 }
 
 }  // namespace

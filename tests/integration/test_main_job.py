@@ -52,10 +52,10 @@ def test_the_prompt_has_at_least_4096_tokens_and_only_a_read_them(story):
     assert story["workers"]["A"]["steps"] == story["workers"]["A"]["position"] == n
 
 
-def test_five_workers_are_five_processes(story):
+def test_seven_workers_are_seven_processes(story):
     pids = {w["pid"] for w in story["workers"].values()} | {os.getpid()}
-    assert sorted(story["workers"]) == ["A", "B", "C", "D", "E"]
-    assert len(pids) == 6
+    assert sorted(story["workers"]) == ["A", "B", "C", "D", "E", "F", "G"]
+    assert len(pids) == 8
 
 
 @pytest.mark.parametrize("who", ["B", "C"])
@@ -106,6 +106,36 @@ def test_resuming_b_promotes_its_state_as_the_metrics_show(story):
     assert story["workers"]["D"]["resumed_checksum"] == story["workers"]["B"]["checksum"]
 
 
+@pytest.mark.parametrize("user", ["B", "C"])
+@pytest.mark.parametrize("who", ["F", "G"])
+def test_what_is_computed_in_place_equals_that_of_one_process_bit_for_bit(story, who, user):
+    """Token for token, in all logits, and in the state that is stored."""
+    here = story["workers"][who]["users"][f"shared/{who}/{user}"]
+    oracle = story["oracles"][user] if who == "F" else story["oracles"][user]["more"]
+    for what in ("position", "tokens", "first_logits_sha256", "logits_sha256"):
+        assert here[what] == oracle[what], what
+    if who == "F":
+        assert here["checksum"] == story["workers"][user]["checksum"]
+        assert here["loaded_position"] == story["prompt_tokens"]
+    else:
+        assert here["loaded_position"] == story["workers"]["F"]["users"][f"shared/F/{user}"]["position"]
+
+
+def test_no_state_travels_for_what_is_computed_in_place(story):
+    seen, f, g = story["in_place"], story["workers"]["F"], story["workers"]["G"]
+    rows = len(main_job.USERS) * story["state_bytes"]
+    assert (seen["arenas"], seen["messages"], f["checkpoints"], g["checkpoints"]) == ("", 0, 4, 2)
+    assert (seen["loaded_bytes"], seen["stored_bytes"]) == (2 * rows, 6 * rows)
+    assert f["steps"] == sum(len(u.text) + main_job.WRITTEN for u in main_job.USERS.values()) and g["steps"] == 2 * main_job.MORE
+
+
+def test_where_the_daemon_has_no_arenas_the_same_is_computed_with_get_and_set(tmp_path):
+    lines = []
+    facts = main_job.run(BINARY, tmp_path, lines.append, flags=["--arena-socket="])
+    assert facts["in_place"] == {"arenas": "ARENAS_OFF", "loaded_bytes": 0, "stored_bytes": 0, "messages": 2 * (1 + 4 + 1 + 2)}
+    assert any(line.startswith("F  ") and "no arenas (ARENAS_OFF)" in line for line in lines)
+
+
 def test_c_is_durable_before_the_kill_and_the_same_after_it(story):
     before, after = story["before_kill"], story["after_restart"]
     assert before["durable_revision"] == before["revision"] > 0
@@ -139,14 +169,14 @@ def test_a_thousand_forks_use_no_bytes(story):
 
 def test_what_was_saved_is_what_was_not_read_again(story):
     workers, n = story["workers"], story["prompt_tokens"]
-    assert story["saved"]["tokens"] == 2 * n + workers["B"]["position"] + workers["C"]["position"]
+    assert story["saved"]["tokens"] == 2 * (2 * n + workers["B"]["position"] + workers["C"]["position"])  # and as much again by F and G
     assert story["saved"]["seconds"] == pytest.approx(story["saved"]["tokens"] / n * workers["A"]["reading_s"])
 
 
 def test_the_report_names_every_worker_and_what_was_saved(story):
     text = "\n".join(story["lines"])
     assert len(story["lines"]) <= 25
-    for who in "ABCDE":
+    for who in "ABCDEFG":
         assert any(line.startswith(f"{who}  ") for line in story["lines"]), who
     assert f"{story['saved']['tokens']:,} tokens" in text
     assert "\033" not in text

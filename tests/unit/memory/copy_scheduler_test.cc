@@ -46,13 +46,49 @@ TEST_F(CopySchedulerTest, EachTaskRunsOnce) {
   EXPECT_EQ(copies.stats().waiting_bytes, 0u);
 }
 
-TEST_F(CopySchedulerTest, SmallJobsRunInTheirCaller) {
-  CopyScheduler copies({.threads = 1, .inline_bytes = 100}, &clock_);
-  std::thread::id ran;
-  ASSERT_TRUE(copies.Run({}, nullptr, 100, 1, [&](size_t) { ran = std::this_thread::get_id(); }).ok());
-  EXPECT_EQ(ran, std::this_thread::get_id());
-  ASSERT_TRUE(copies.Run({}, nullptr, 101, 1, [&](size_t) { ran = std::this_thread::get_id(); }).ok());
-  EXPECT_NE(ran, std::this_thread::get_id());
+TEST_F(CopySchedulerTest, SmallJobsRunInTheirCallerAlone) {
+  CopyScheduler copies({.threads = 3, .inline_bytes = 100}, &clock_);
+  std::set<std::thread::id> ran;
+  ASSERT_TRUE(copies.Run({}, nullptr, 100, 100, [&](size_t) { ran.insert(std::this_thread::get_id()); }).ok());
+  EXPECT_EQ(ran, std::set{std::this_thread::get_id()});
+}
+
+TEST_F(CopySchedulerTest, ACallerWorksAlongWithTheThreads) {
+  CopyScheduler copies({.threads = 2}, &clock_);
+  std::atomic<int> met{0};
+  std::thread::id ran[2];
+  ASSERT_TRUE(copies
+                  .Run({}, nullptr, kLarge, 2,
+                       [&](size_t i) {
+                         ran[i] = std::this_thread::get_id();
+                         for (++met; met < 2;) std::this_thread::yield();  // both at the same time
+                       })
+                  .ok());
+  EXPECT_NE(ran[0], ran[1]);
+  EXPECT_TRUE(ran[0] == std::this_thread::get_id() || ran[1] == std::this_thread::get_id());
+}
+
+TEST_F(CopySchedulerTest, NoMoreThanItsThreadsWorkHoweverManyCallersThereAre) {
+  CopyScheduler copies({.threads = 2}, &clock_);
+  std::atomic<int> working{0}, most{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 6; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 100; ++i) {
+        EXPECT_TRUE(copies
+                        .Run({}, nullptr, kLarge, 5,
+                             [&](size_t) {
+                               const int now = ++working;
+                               for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) continue;
+                               std::this_thread::yield();
+                               --working;
+                             })
+                        .ok());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LE(most, 2);
 }
 
 TEST_F(CopySchedulerTest, TenantsTakeTurnsHoweverManyJobsOneHas) {

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,10 @@ def require(condition: object, otherwise: str) -> None:
 class Daemon:
     """statepoold over work_dir/data, with its log in work_dir/log. Not yet running when made."""
 
-    def __init__(self, statepoold: Path, work_dir: Path, hot_bytes: str = HOT_BYTES) -> None:
+    def __init__(self, statepoold: Path, work_dir: Path, hot_bytes: str = HOT_BYTES, flags: Iterable[str] = ()) -> None:
         self.work_dir = work_dir
         self.command = [str(statepoold), "--listen=127.0.0.1:0", "--metrics=127.0.0.1:0", f"--data-dir={work_dir / 'data'}",
-                        f"--hot-bytes={hot_bytes}", f"--cold-bytes={COLD_BYTES}"]
+                        f"--hot-bytes={hot_bytes}", f"--cold-bytes={COLD_BYTES}", *flags]
         self.process: subprocess.Popen[bytes] | None = None
         self.address = self.metrics = self.incarnation = ""
 
@@ -143,10 +143,10 @@ class Metrics:
                 "promotions": self.total("statepool_promotions_total")}
 
 
-def work(job: str, **options: object) -> Facts:
+def work(*job: str, script: str = "worker.py", **options: object) -> Facts:
     """Runs a worker process to its end and returns its result. MainJobError when it fails."""
     arguments = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()]
-    command = [sys.executable, str(HERE / "worker.py"), job, *arguments]
+    command = [sys.executable, str(HERE / script), *job, *arguments]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=WORKER_S_MAX)
     except subprocess.TimeoutExpired:
@@ -162,15 +162,17 @@ def require_same(who: str, worker: Facts, oracle: Facts) -> None:
         require(worker[what] == oracle[what], f"{who}'s continuation is not that of a process that read everything itself: its {what} differ.")
 
 
-def run(statepoold: Path, work_dir: Path, report: Report = print, after_publishing: Callable[[statepool.Pool, Facts], None] | None = None) -> Facts:
+def run(statepoold: Path, work_dir: Path, report: Report = print, after_publishing: Callable[[statepool.Pool, Facts], None] | None = None,
+        flags: Iterable[str] = ()) -> Facts:
     """Plays the story in work_dir (made if need be, not removed), line by line to `report`; returns what was seen. No process outlives it.
 
     after_publishing  called with a connection and worker A's result before anybody uses what A published: for tests that plant a wrong state
+    flags             more of the daemon's
     MainJobError when anything that the story claims does not hold.
     """
     require(statepoold.is_file(), f"There is no daemon at {statepoold}: build it first.")
     work_dir.mkdir(parents=True, exist_ok=True)
-    story = _Story(Daemon(statepoold, work_dir), report)
+    story = _Story(Daemon(statepoold, work_dir, flags=flags), report)
     try:
         story.daemon.start()
         with story.connect():
@@ -185,6 +187,7 @@ def run(statepoold: Path, work_dir: Path, report: Report = print, after_publishi
         story.kill_and_restart()
         with story.connect():
             story.resume_after_restart()
+            story.compute_in_place()
         story.sum_up()
     except BaseException:
         if story.daemon.process is not None:
@@ -224,7 +227,7 @@ class _Story:
         a = self.work("A", "read-and-publish", DOCUMENT, self.n, durability="sync")
         require(a["position"] == self.n, "Worker A did not read the whole text.")
         self.facts.update(state_bytes=a["state_bytes"], hot_budget_bytes=self.pool.capabilities().devices[0].budget_bytes)
-        self.report(f"Five workers, each a process with the same small RWKV-7, and a pool that holds {HOT_BYTES.replace('MiB', ' MiB')} of states:\n")
+        self.report(f"Seven workers, each a process with the same small RWKV-7, and a pool that holds {HOT_BYTES.replace('MiB', ' MiB')} of states:\n")
         self.report(f"A  read a text of {self.n:,} tokens in {a['reading_s']:.2f} s and published its state: {a['state_bytes']:,} bytes.")
 
     def fork_branches(self) -> None:
@@ -313,11 +316,49 @@ class _Story:
                 f"After kill -9 a volatile state must be a miss that says so, not {after['volatile_miss'] or 'an answer'}.")
         self.report(f"E  resumed C's work after kill -9 of the daemon, which served again {self.facts['restart_s']:.2f} s later.")
 
+    def compute_in_place(self) -> None:
+        """F does B's and C's work anew, both at once, right in memory that it shares with the daemon; G goes on where F ended, in an arena of its own."""
+        before = self.daemon.scrape()
+        self.work_in_place("F", WRITTEN, {who: ("", user.text, user.seed) for who, user in USERS.items()})
+        self.work_in_place("G", MORE, {who: (f"shared/F/{who}", "", 0) for who in USERS})
+        after = self.daemon.scrape()
+        f, g = self.workers["F"], self.workers["G"]
+        for who in USERS:
+            for worker, oracle in ((f, self.oracles[who]), (g, self.oracles[who]["more"])):
+                require_same(worker["who"], worker["users"][f"shared/{worker['who']}/{who}"], oracle)
+            require(f["users"][f"shared/F/{who}"]["checksum"] == self.workers[who]["checksum"], f"F's state is not the one that {who} stored.")
+        def grown(name: str, **labels: str) -> int:
+            return after.total(name, **labels) - before.total(name, **labels)
+        moved = "statepool_transfer_bytes_total"
+        self.facts["in_place"] = seen = {
+            "arenas": f["arenas"], "loaded_bytes": grown(moved, **{"from": "hot", "to": "arena"}),
+            "stored_bytes": grown(moved, **{"from": "arena", "to": "hot"}),
+            "messages": sum(grown("statepool_rpc_duration_seconds_count", method=method) for method in ("Get", "Set", "GetStream", "SetStream"))}
+        if f["arenas"]:
+            self.report(f"F  did B's and C's work anew, both at once. This daemon has no arenas ({f['arenas']}), so it used get and set.")
+            self.report("G  went on with both where F ended, in the same way.")
+            return
+        rows, size = len(USERS), self.facts["state_bytes"]
+        require(seen["loaded_bytes"] == 2 * rows * size, "F and G did not load each row once.")
+        require(seen["stored_bytes"] == (f["checkpoints"] + g["checkpoints"]) * rows * size, "F and G did not store all rows at each checkpoint.")
+        require(seen["messages"] == 0, "F or G sent or received a state.")
+        self.report(f"F  did B's and C's work anew, both at once, computing in memory shared with the daemon (an arena): stored {f['checkpoints']} times.")
+        self.report("G  went on with both where F ended, in an arena of its own: neither sent or received a state.")
+
+    def work_in_place(self, who: str, tokens: int, users: dict[str, tuple[str, str, int]]) -> None:
+        """users: where from, text, seed. Steps as in work()."""
+        asked = [{"name": f"shared/{who}/{user}", "from": source, "text": text, "seed": seed} for user, (source, text, seed) in users.items()]
+        w = self.workers[who] = work(script="arena_worker.py", server=self.daemon.address, tokens=tokens, users=json.dumps(asked))
+        w["who"] = who
+        w["expected_steps"] = sum(len(text) + tokens for _, text, _ in users.values())
+        require(w["steps"] == w["expected_steps"], f"Worker {who} computed {w['steps']} tokens instead of {w['expected_steps']}.")
+
     def sum_up(self) -> None:
         workers, forks = self.workers, self.facts["forks"]
-        require(len({w["pid"] for w in workers.values()}) == len(workers) == 5, "Two workers were one process.")
+        require(len({w["pid"] for w in workers.values()}) == len(workers) == 7, "Two workers were one process.")
         began_at = {"B": workers["B"]["matched_position"], "C": workers["C"]["matched_position"],
-                    "D": workers["D"]["resumed_position"], "E": workers["E"]["resumed_position"]}
+                    "D": workers["D"]["resumed_position"], "E": workers["E"]["resumed_position"],
+                    **{who: sum(user["loaded_position"] for user in workers[who]["users"].values()) for who in "FG"}}
         tokens = sum(began_at.values())
         seconds = tokens * workers["A"]["reading_s"] / self.n
         asking_ms = sum(sum(workers[who]["pool_ms"].values()) for who in began_at)
@@ -381,7 +422,7 @@ def _shown(path: Path) -> str:
 
 def _print(line: str) -> None:
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-        line = re.sub(r"^( *[A-E])(?=:? )", "\033[1m\\1\033[0m", line)
+        line = re.sub(r"^( *[A-G])(?=:? )", "\033[1m\\1\033[0m", line)
     print(line, flush=True)
 
 

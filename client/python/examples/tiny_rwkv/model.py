@@ -182,25 +182,28 @@ class TinyRwkv:
             offset += flat.nbytes
         return state
 
-    def step(self, state: State, token: int) -> tuple[np.ndarray, State]:
+    def step(
+        self, state: State, token: int, out: State | None = None
+    ) -> tuple[np.ndarray, State]:
         """Feeds one byte: returns logits [256] of the next one and the new state.
 
-        The state passed in is not modified.
+        The new state is written to `out`, by default to arrays of its own. `out` may
+        be `state` itself; otherwise the state passed in is not modified.
         """
         self.steps += 1
-        new = {name: np.empty_like(state[name]) for name in STATE_NAMES}
+        new = {name: np.empty_like(state[name]) for name in STATE_NAMES} if out is None else out
         x = self._emb[token]  # [C]
         v_first = None
         for i, layer in enumerate(self._layers):
             h = layer_norm(x, *layer.ln1)
-            new["att_shift"][i] = h
-            out, v_first = self._time_mix(
+            added, v_first = self._time_mix(
                 layer, h, state["att_shift"][i], state["wkv"][i], new["wkv"][i], v_first
             )
-            x = x + out
+            new["att_shift"][i] = h
+            x = x + added
             h = layer_norm(x, *layer.ln2)
-            new["ffn_shift"][i] = h
             mixed = h + (state["ffn_shift"][i] - h) * layer.ffn_mix
+            new["ffn_shift"][i] = h
             x = x + layer.ffn_value @ np.square(np.maximum(layer.ffn_key @ mixed, 0))
         return self._head @ layer_norm(x, *self._ln_out), new
 
@@ -215,8 +218,8 @@ class TinyRwkv:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Time mix of input h [C] after input previous [C].
 
-        Reads the matrix state wkv [H, 64, 64] and writes the next one to new_wkv.
-        Returns the output [C] and the first layer's value [C].
+        Reads the matrix state wkv [H, 64, 64] and writes the next one to new_wkv,
+        which may be the same array. Returns the output [C] and the first layer's value [C].
         """
         heads = (self.heads, HEAD_SIZE)
         hr, hw, hk, hv, ha, hg = h + (previous - h) * layer.mix

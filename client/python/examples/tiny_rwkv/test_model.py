@@ -79,6 +79,21 @@ def test_step_leaves_its_input_alone(model: TinyRwkv) -> None:
     assert first.tobytes() == second.tobytes()
 
 
+def test_a_state_in_place_gives_the_same_bits(model: TinyRwkv) -> None:
+    _, state = read(model, model.initial_state(), TEXT[:50])
+    # As in an arena: rows of larger arrays, at whatever address.
+    room = {k: np.full((3, *shape), 7, np.float32) for k, shape in model.state_shapes.items()}
+    own = {name: array[1] for name, array in room.items()}
+    for name in STATE_NAMES:
+        own[name][:] = state[name]
+    for token in TEXT[50:250]:
+        logits, state = model.step(state, token)
+        logits_in_place, same = model.step(own, token, out=own)
+        assert same is own and logits.tobytes() == logits_in_place.tobytes()
+    assert model.state_to_bytes(state) == model.state_to_bytes(own)
+    assert all((array[[0, 2]] == 7).all() for array in room.values())
+
+
 def test_another_process_gets_the_same_bits(model: TinyRwkv) -> None:
     logits, state = read(model, model.initial_state(), TEXT[:400])
     script = (

@@ -49,17 +49,17 @@ def layout_of(model: TinyRwkv) -> statepool.layouts.Preset:
 
 
 class Reader:
-    """The model on its way through a text."""
+    """The model on its way through a text. in_place: `state` is memory that it computes on; otherwise it is left as it is."""
 
-    def __init__(self, model: TinyRwkv, state: State, position: int = 0) -> None:
-        self.model, self.state, self.position = model, state, position
+    def __init__(self, model: TinyRwkv, state: State, position: int = 0, in_place: bool = False) -> None:
+        self.model, self.state, self.position, self.in_place = model, state, position, in_place
         self.logits: np.ndarray | None = None  # of the token to come
         self.first_logits_sha256 = ""
         self._digest = hashlib.sha256()  # of all logits since this reader began
 
     def read(self, tokens: Iterable[int]) -> None:
         for token in tokens:
-            self.logits, self.state = self.model.step(self.state, token)
+            self.logits, self.state = self.model.step(self.state, token, out=self.state if self.in_place else None)
             self.position += 1
             self._digest.update(self.logits.tobytes())
             self.first_logits_sha256 = self.first_logits_sha256 or self.logits_sha256
@@ -141,7 +141,7 @@ def go_on(args: argparse.Namespace, worker: Worker) -> Result:
     written = reader.write(args.tokens, rng)
     assert reader.logits is not None
     info = worker.set(args.sequence, reader, attachment=to_attachment(reader.logits, rng))
-    return {"matched_position": hit.position, **_said(reader, written), "revision": info.revision, "checksum": info.checksum}
+    return {"matched_position": hit.position, **said(reader, written), "revision": info.revision, "checksum": info.checksum}
 
 
 def resume(args: argparse.Namespace, worker: Worker) -> Result:
@@ -153,7 +153,7 @@ def resume(args: argparse.Namespace, worker: Worker) -> Result:
     else:
         reader.logits, rng = from_attachment(stored.attachment)
     written = reader.write(args.tokens, rng)
-    result = {"resumed_position": stored.position, "resumed_checksum": stored.checksum, **_said(reader, written)}
+    result = {"resumed_position": stored.position, "resumed_checksum": stored.checksum, **said(reader, written)}
     if args.store:
         assert reader.logits is not None
         worker.set(args.sequence, reader, attachment=to_attachment(reader.logits, rng), if_revision=stored.revision)
@@ -179,10 +179,10 @@ def reference(args: argparse.Namespace) -> Result:
     written = reader.write(args.tokens, rng)
     more = Reader(model, reader.state, reader.position)
     more.logits = reader.logits
-    return {**_said(reader, written), "more": _said(more, more.write(args.more, rng)), "steps": model.steps}
+    return {**said(reader, written), "more": said(more, more.write(args.more, rng)), "steps": model.steps}
 
 
-def _said(reader: Reader, written: list[int]) -> Result:
+def said(reader: Reader, written: list[int]) -> Result:
     return {"position": reader.position, "tokens": written, "logits_sha256": reader.logits_sha256,
             "first_logits_sha256": reader.first_logits_sha256}
 

@@ -11,10 +11,10 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
-from . import _requests, _wire, arenas, batches, errors, names, streams
+from . import _lane, _requests, _wire, arenas, batches, errors, names, streams
 from ._calls import Attempts, Connection
 from ._requests import Tokens, Ttl
-from .arenas import Arena, Buffers, LoadItem, StoreItem, View
+from .arenas import Arena, Buffers, LoadItem, Rooms, StoreItem, View
 from .layouts import Layout, Preset
 from .names import Deletion, Durability, Exactness, Expiry, Image, Info, Match, Name, Out, Prefix, Room, Sequence, Snapshot, State, Upload
 from .streams import Progress, Source, StateStream
@@ -32,7 +32,7 @@ RETRIES = 5
 _SURELY_FITS_BYTES = 1 << 20  # not worth asking the daemon for its limit
 
 def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
-            max_message_bytes: int = MAX_MESSAGE_BYTES, credentials: grpc.ChannelCredentials | None = None) -> Pool:
+            max_message_bytes: int = MAX_MESSAGE_BYTES, credentials: grpc.ChannelCredentials | None = None, arenas: bool = True) -> Pool:
     """A client of the daemon at "host:port" or "unix:/path". Nothing is sent before the first call.
 
     timeout            seconds that a call may take, its retries included (DeadlineExceeded)
@@ -41,6 +41,7 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
     verify             send the checksum of what is written, and verify that of what is read
     max_message_bytes  limit of a message, either way; the daemon has one of its own. Larger states travel as streams
     credentials        for TLS; None: plain text
+    arenas             get and set of large states may go through arenas that the pool opens for itself: see Pool, fast lane
     """
     options = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -58,7 +59,7 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
     ]
     channel = (grpc.insecure_channel(address, options) if credentials is None
                else grpc.secure_channel(address, credentials, options))
-    return Pool(channel, timeout=timeout, retries=retries, verify=verify, max_message_bytes=max_message_bytes)
+    return Pool(channel, timeout=timeout, retries=retries, verify=verify, max_message_bytes=max_message_bytes, arenas=arenas)
 
 
 class Pool:
@@ -68,6 +69,14 @@ class Pool:
     `request_id` for it, made here unless the caller gives one, so that no write happens twice. Give one (1..64 bytes) to make your own
     retries safe as well: within a name's last 8, the same id with the same request gives the first answer again (`replayed`).
     A stream that breaks off goes on where it was. The timeout is for all attempts together; with_options() gives a large state a longer one.
+
+    Fast lane: with a daemon of this machine, get and set of whole states of 256 KiB and more go through small arenas that the pool opens for itself, at
+    the eighth such call of a layout. Nothing else tells: arguments, answers, errors and retries are the same, and whenever there is something the matter
+    with an arena the call goes in a message, as it does otherwise; then none is opened for 30 s. In messages go also parts, batches, writes with a
+    request_id of yours, layouts named by an alias, a set() without `layout` of a sequence that this pool has not seen, and what comes while all rows are
+    in use. A set() there sends no checksum, for the bytes never leave the machine's memory. Limits: a row takes twice its state of the daemon's budget
+    until the pool is closed; a layout has as many rows as threads used it at once, up to 4; all rows together at most a sixteenth of
+    Capabilities.max_arena_bytes; they give way to arenas and buffers that you ask this pool for. connect(arenas=False) turns it off.
 
     Options of names, wherever a method takes them:
       durability   "volatile", "write_behind" or "sync"; None: keep, inherit, or the daemon's default
@@ -79,16 +88,18 @@ class Pool:
     """
 
     def __init__(self, channel: grpc.Channel, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
-                 max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
+                 max_message_bytes: int = MAX_MESSAGE_BYTES, arenas: bool = True) -> None:
         """On a channel of the caller's own, whose limit is max_message_bytes. Closing the pool closes it."""
         self._connection = Connection(channel, max_message_bytes)
         self._timeout = timeout
         self._retries = retries
         self._verify = verify
-        self._rooms = arenas.Rooms()
+        self._rooms = Rooms()
+        self._lane = _lane.Lane(arenas)
 
     def close(self) -> None:
         """Ends the connection. Calls in flight fail."""
+        self._lane.close()
         self._rooms.close()
         self._connection.channel.close()
 
@@ -106,6 +117,7 @@ class Pool:
         other._retries = self._retries if retries is None else retries
         other._verify = self._verify
         other._rooms = self._rooms
+        other._lane = self._lane
         return other
 
     # ----------------------------------------------------------------------------------------------------------- layouts
@@ -180,6 +192,10 @@ class Pool:
                 loaded = row.load(LoadItem(source, position, version_id=version_id, attachment=attachment), attempts)
                 return State(self, loaded.info, _wire.as_bytes(out), loaded.attachment)
         request = _requests.get(source, position, layout, tensors, layers, version_id, attachment)
+        if tensors is None and layers is None:
+            answer = self._lane.get(self, request, None if out is None else _wire.as_bytes(out), attempts)
+            if answer is not None:
+                return self._verified(request, *answer)
         try:
             rest, data = self._connection.call("Get", request, _wire.split_data, attempts)
         except errors.Exhausted as error:
@@ -277,6 +293,23 @@ class Pool:
         pieces, chosen = self._image(name, data, tensors, layers, layout)
         head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history,
                              request_id)
+        doubt = None
+        if chosen is None and request_id is None:
+            info, doubt = self._lane.set(self, head, _wire.Pieces(pieces), attempts)
+            if info is not None:
+                self._lane.learn(info)
+                return info
+        try:
+            info = self._set(head, pieces, attempts)
+        except errors.InvalidArgument as error:
+            if doubt is not None and error.reason == "REQUEST_ID_REUSED":
+                raise doubt  # it was stored, but the answer is lost
+            raise
+        self._lane.learn(info)
+        return info
+
+    def _set(self, head: pb.SetRequest, pieces: SequenceOf[_wire.Buffer], attempts: Attempts) -> Info:
+        """set() in one message, or as a stream."""
         if self._verify:
             head.checksum = _wire.checksum_of(*pieces)
         if self._fits(_wire.Pieces(pieces).nbytes + head.ByteSize() + 16, attempts):  # and the tag and length of the data
@@ -285,7 +318,7 @@ class Pool:
             except errors.Exhausted as error:
                 if not _too_large(error):
                     raise
-        if chosen is not None:
+        if head.HasField("select"):
             raise errors.Exhausted("RESOURCE_EXHAUSTED", "MESSAGE_TOO_LARGE", "a part of a state travels in one message", "data")
         return Info.from_proto(streams.send(self._connection, attempts, head, streams.FromBuffers(pieces)))
 
@@ -478,6 +511,12 @@ class Pool:
         InvalidArgument (INVALID_VIEW, INVALID_OPTION); NotFound (LAYOUT_UNKNOWN); Exhausted (TOO_MANY_ARENAS, ARENA_TOO_LARGE, HOT_FULL); Conflict
         (ARENAS_OFF: Capabilities.arena_socket is empty); Unavailable (SOCKET_UNREACHABLE: the daemon is on another machine).
         """
+        if self._lane.has_rows:
+            try:
+                return Arena(self, layout, rows, steps, view, self._attempts(retry=False))
+            except (errors.Exhausted, errors.Unavailable) as error:
+                if isinstance(error, errors.Exhausted):
+                    self._lane.give_way()
         return Arena(self, layout, rows, steps, view, self._attempts())
 
     def empty(self, layout: Layout | str, count: int = 1) -> Buffers:
@@ -493,7 +532,13 @@ class Pool:
         again (up to arenas.SPARE_BYTES at a time). Exhausted (TOO_MANY_ARENAS, ARENA_TOO_LARGE, HOT_FULL).
         A restart of the daemon makes zeros of them all; then set() of each raises ContentsGone once, unless get() has filled it.
         """
-        return self._rooms.take(self, layout if isinstance(layout, Layout) else self.get_layout(layout), count)
+        layout = layout if isinstance(layout, Layout) else self.get_layout(layout)
+        try:
+            return self._rooms.take(self, layout, count)
+        except errors.Exhausted:
+            if not self._lane.give_way():
+                raise
+        return self._rooms.take(self, layout, count)
 
     # ------------------------------------------------------------------------------------------------ daemon as a whole
 
@@ -528,12 +573,15 @@ class Pool:
 
     def _state(self, request: pb.GetRequest, response: pb.GetResponse, data: memoryview) -> State:
         """The state that this is the answer for. DataLoss."""
-        info = Info.from_proto(response.info)
-        expected = response.data_checksum or info.checksum
+        return self._verified(request, Info.from_proto(response.info), data, response.attachment, response.data_checksum)
+
+    def _verified(self, request: pb.GetRequest, info: Info, data: memoryview, attachment: bytes, data_checksum: str = "") -> State:
+        self._lane.learn(info)
+        expected = data_checksum or info.checksum
         if self._verify and _wire.checksum_of(data) != expected:
             raise errors.DataLoss("DATA_LOSS", "CHECKSUM_MISMATCH", f"{info.kind} {info.name!r} did not arrive as it was stored", "data",
                                   {"expected": expected, "actual": _wire.checksum_of(data)})
-        return State(self, info, data, response.attachment, request.select if request.HasField("select") else None)
+        return State(self, info, data, attachment, request.select if request.HasField("select") else None)
 
     def _receive(self, request: pb.GetRequest, stream: StateStream, room: SequenceOf[_wire.Buffer], progress: Progress | None) -> State:
         """Reads all of `stream` into the buffers, laid end to end."""

@@ -1,0 +1,326 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "client/cpp/arena.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <mutex>
+#include <utility>
+
+#include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "client/cpp/calls.h"
+#include "client/cpp/mapping.h"
+
+namespace statepool::client {
+namespace {
+
+constexpr absl::Duration kCloseTimeout = absl::Seconds(5);  // the socket tells the daemon as well
+
+CallOptions Until(absl::Time deadline) {
+  CallOptions call;
+  call.timeout = std::max(deadline - absl::Now(), absl::ZeroDuration());
+  return call;
+}
+
+absl::Status Refusal(absl::string_view reason, absl::string_view message) {
+  return MakeError(absl::StatusCode::kFailedPrecondition, reason, "", message);
+}
+
+absl::Status Forked() {
+  return Refusal("FORKED", "this arena is that of the process that this one was forked from: open another one");
+}
+absl::Status Closed() { return Refusal("ARENA_CLOSED", "this arena was closed"); }
+
+// What makes addresses mean the same in two arenas.
+std::string ShapeOf(const v1::Arena& arena) {
+  v1::Arena shape;
+  shape.set_layout(arena.layout());
+  shape.set_rows(arena.rows());
+  shape.set_steps(arena.steps());
+  shape.set_bytes(arena.bytes());
+  shape.set_row_bytes(arena.row_bytes());
+  *shape.mutable_tensors() = arena.tensors();
+  return shape.SerializeAsString();
+}
+
+uint64_t BytesOf(v1::DType dtype) {
+  switch (dtype) {
+    case v1::FLOAT64:
+    case v1::INT64: return 8;
+    case v1::FLOAT32:
+    case v1::INT32: return 4;
+    case v1::FLOAT16:
+    case v1::BFLOAT16:
+    case v1::INT16: return 2;
+    default: return 1;
+  }
+}
+
+absl::Duration ToDuration(const google::protobuf::Duration& duration) {
+  return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
+}
+
+}  // namespace
+
+v1::LoadItem LoadRow(uint32_t row, const v1::NameRef& name) {
+  v1::LoadItem item;
+  item.set_row(row);
+  *item.mutable_name() = name;
+  return item;
+}
+
+v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t position) {
+  v1::StoreItem item;
+  item.set_row(row);
+  item.set_sequence(std::string(sequence));
+  item.set_position(position);
+  return item;
+}
+
+absl::StatusOr<std::unique_ptr<Arena>> Pool::OpenArena(absl::string_view layout, const ArenaOptions& options,
+                                                       const CallOptions& call) const {
+  auto arena = absl::WrapUnique(new Arena(*this, layout, options));
+  const std::lock_guard lock(arena->mu_);
+  if (absl::Status status = arena->OpenLocked(arena->DeadlineOf(call)); !status.ok()) {
+    arena->closed_ = true;
+    return status;
+  }
+  return arena;
+}
+
+Arena::Arena(const Pool& pool, absl::string_view layout, ArenaOptions options)
+    : pid_(getpid()), pool_(std::make_unique<Pool>(pool)), on_reopen_(std::move(options.on_reopen)) {
+  request_.set_layout(std::string(layout));
+  request_.set_rows(options.rows);
+  request_.set_steps(options.steps);
+  *request_.mutable_view() = std::move(options.view);
+}
+
+Arena::~Arena() {
+  Close();
+  if (IsForked()) (void)pool_.release();  // gRPC's threads are not in this process, and it may wait for them
+}
+
+bool Arena::IsForked() const { return getpid() != pid_; }
+
+absl::Time Arena::DeadlineOf(const CallOptions& call) const {
+  return absl::Now() + call.timeout.value_or(pool_->options_.timeout);
+}
+
+std::string Arena::incarnation() const {
+  const std::lock_guard lock(mu_);
+  return incarnation_;
+}
+
+// ---- Load and Store
+
+absl::StatusOr<LoadAnswer> Arena::Load(absl::Span<const v1::LoadItem> items, const CallOptions& call) {
+  v1::LoadRequest request;
+  request.mutable_items()->Add(items.begin(), items.end());
+  absl::StatusOr<v1::LoadResponse> response = Call(&Pool::Load, &request, call);
+  if (!response.ok()) return response.status();
+  if (response->rows_size() != request.items_size())
+    return MalformedResponse("a LoadResponse has one entry for each item");
+  LoadAnswer answer;
+  answer.copy_time = ToDuration(response->copy_time());
+  for (v1::LoadedRow& row : *response->mutable_rows()) {
+    if (absl::Status status = ToStatus(row); !status.ok()) {
+      answer.rows.push_back(std::move(status));
+    } else {
+      answer.rows.push_back(std::move(row));
+    }
+  }
+  return answer;
+}
+
+absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, bool all_or_none,
+                                         const CallOptions& call) {
+  v1::StoreRequest request;
+  request.mutable_items()->Add(items.begin(), items.end());
+  request.set_all_or_none(all_or_none);
+  for (v1::StoreItem& item : *request.mutable_items()) {
+    if (item.request_id().empty()) item.set_request_id(NewRequestId());
+  }
+  absl::StatusOr<v1::StoreResponse> response = Call(&Pool::Store, &request, call);
+  if (!response.ok()) return response.status();
+  if (response->rows_size() != request.items_size())
+    return MalformedResponse("a StoreResponse has one entry for each item");
+  StoreAnswer answer;
+  answer.done = response->done();
+  answer.copy_time = ToDuration(response->copy_time());
+  for (v1::StoredRow& row : *response->mutable_rows()) {
+    if (absl::Status status = ToStatus(row); !status.ok()) {
+      answer.rows.push_back(std::move(status));
+    } else {
+      answer.rows.push_back(std::move(*row.mutable_info()));
+    }
+  }
+  return answer;
+}
+
+template <typename Request, typename Response>
+absl::StatusOr<Response> Arena::Call(absl::StatusOr<Response> (Pool::*method)(const Request&, const CallOptions&) const,
+                                     Request* request, const CallOptions& call) {
+  if (IsForked()) return Forked();
+  const absl::Time deadline = DeadlineOf(call);
+  uint64_t generation;
+  bool gone;
+  {
+    const std::lock_guard lock(mu_);
+    if (closed_) return Closed();
+    generation = generation_;
+    gone = known_.try_emplace(std::this_thread::get_id(), generation).first->second != generation;
+    request->set_arena(id_);
+  }
+  if (gone) return Gone();
+  absl::StatusOr<Response> response = ((*pool_).*method)(*request, Until(deadline));
+  if (response.ok()) return response;
+  if (!absl::IsUnavailable(response.status()) && GetErrorDetail(response.status()).reason != "ARENA_UNKNOWN")
+    return response;
+  if (absl::Status status = Revive(response.status(), generation, deadline); !status.ok()) return status;
+  return Gone();
+}
+
+absl::Status Arena::Gone() {
+  const std::lock_guard lock(mu_);
+  known_[std::this_thread::get_id()] = generation_;
+  return MakeError(absl::StatusCode::kAborted, "CONTENTS_GONE", "",
+                   "the daemon had lost this arena. It is open again at the same addresses: all rows are zeros and "
+                   "must be loaded again",
+                   {{"incarnation", incarnation_}, {"arena", id_}});
+}
+
+// ---- opening and closing
+
+absl::Status Arena::OpenLocked(absl::Time deadline) {
+  for (int attempt = 1;; ++attempt) {
+    // Repeated safely: an arena that nobody connects to ends by itself.
+    const absl::StatusOr<v1::Arena> table = pool_->OpenArena(request_, Until(deadline));
+    if (!table.ok()) return table.status();
+    const absl::Status status = ConnectLocked(*table, deadline);
+    if (status.ok()) return status;
+    End(table->arena());
+    const std::string reason = GetErrorDetail(status).reason;
+    // This process was too slow, or others are in the way.
+    const bool again = reason == "TOKEN_INVALID" || reason == "TOO_MANY_CONNECTIONS";
+    const absl::Duration delay = Backoff(attempt);
+    if (!again || attempt >= pool_->options_.max_attempts || absl::Now() + delay >= deadline) return status;
+    absl::SleepFor(delay);
+  }
+}
+
+absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
+  if (memory_ != nullptr && ShapeOf(table) != ShapeOf(table_)) {
+    return Refusal("ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one");
+  }
+  absl::StatusOr<Lease> lease = TakeLease(table, deadline);
+  if (!lease.ok()) return lease.status();
+  if (memory_ == nullptr) {
+    absl::StatusOr<std::unique_ptr<Range>> range = Range::Reserve(table.bytes());
+    if (!range.ok()) return range.status();
+    memory_ = *std::move(range);
+    table_ = table;
+    table_.clear_token();
+    request_.set_layout(table.layout());  // whatever becomes of an alias
+    if (absl::Status status = MakeTensorsLocked(); !status.ok()) return status;
+  }
+  if (absl::Status status = memory_->Put(lease->memory.get()); !status.ok()) return status;
+  lease->memory = Descriptor();
+  lease_ = std::make_unique<Lease>(*std::move(lease));
+  id_ = table.arena();
+  incarnation_ = table.incarnation();
+  known_[std::this_thread::get_id()] = ++generation_;
+  return absl::OkStatus();
+}
+
+absl::Status Arena::MakeTensorsLocked() {
+  for (const v1::ArenaTensor& from : table_.tensors()) {
+    uint64_t end = from.offset() + BytesOf(from.dtype());
+    bool fits = from.shape_size() == from.axes_size() && from.strides_size() == from.axes_size();
+    for (int i = 0; fits && i < from.shape_size(); ++i) {
+      fits = from.shape(i) > 0 && from.shape(i) <= table_.bytes() && from.strides(i) <= table_.bytes();
+      const uint64_t steps = from.shape(i) - 1;
+      fits = fits && (steps == 0 || from.strides(i) <= table_.bytes() / steps);
+      end += steps * from.strides(i);
+    }
+    if (!fits || from.offset() >= table_.bytes() || end > table_.bytes()) {
+      return MakeError(absl::StatusCode::kInternal, "BAD_ANSWER", "tensors",
+                       absl::StrCat("tensor '", from.tensor(), "' does not lie within the arena"));
+    }
+    ArenaTensor& to = tensors_.emplace_back();
+    to.tensor = from.tensor();
+    to.layers.assign(from.layers().begin(), from.layers().end());
+    to.dtype = from.dtype();
+    to.axes.assign(from.axes().begin(), from.axes().end());
+    to.shape.assign(from.shape().begin(), from.shape().end());
+    to.strides.assign(from.strides().begin(), from.strides().end());
+    to.data = memory_->data() + from.offset();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Arena::Revive(const absl::Status& error, uint64_t generation, absl::Time deadline) {
+  {
+    const std::lock_guard lock(mu_);
+    if (closed_) return error;
+    if (generation_ != generation) return absl::OkStatus();  // another thread was first
+    if (absl::Status status = ReviveLocked(error, deadline); !status.ok()) {
+      const bool says_less =
+          absl::IsNotFound(status) || absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+      return says_less ? error : status;
+    }
+  }
+  if (on_reopen_) on_reopen_(*this);
+  return absl::OkStatus();
+}
+
+absl::Status Arena::ReviveLocked(const absl::Status& error, absl::Time deadline) {
+  const absl::StatusOr<v1::Capabilities> daemon = pool_->GetCapabilities(Until(deadline));
+  if (!daemon.ok()) return daemon.status();
+  if (daemon->incarnation() == incarnation_) {
+    if (absl::IsUnavailable(error)) return error;
+    // Its contents are gone, and this daemon counts it until nobody has it.
+    if (absl::Status status = memory_->Vacate(); !status.ok()) return status;
+  }
+  return OpenLocked(deadline);
+}
+
+absl::Status Arena::Reopen(const CallOptions& call) {
+  if (IsForked()) return Forked();
+  {
+    const std::lock_guard lock(mu_);
+    if (closed_) return Closed();
+    if (absl::Status status = memory_->Vacate(); !status.ok()) return status;
+    End(id_);
+    lease_ = nullptr;
+    if (absl::Status status = OpenLocked(DeadlineOf(call)); !status.ok()) return status;
+  }
+  if (on_reopen_) on_reopen_(*this);
+  return absl::OkStatus();
+}
+
+// In a forked child nobody can hold mu_ but a thread that is not there.
+void Arena::Close() {
+  const bool forked = IsForked();
+  std::unique_lock lock(mu_, std::defer_lock);
+  if (!forked) lock.lock();
+  if (!std::exchange(closed_, true)) {
+    memory_ = nullptr;  // before the daemon hears of it: then it gets its memory back at once
+    if (!forked) End(id_);
+    lease_ = nullptr;  // no shutdown(): a parent's lease goes on
+  }
+}
+
+void Arena::End(const std::string& arena) const {
+  if (arena.empty()) return;
+  v1::CloseArenaRequest request;
+  request.set_arena(arena);
+  request.set_allow_missing(true);
+  CallOptions call;
+  call.timeout = std::min(pool_->options_.timeout, kCloseTimeout);
+  (void)pool_->CloseArena(request, call);
+}
+
+}  // namespace statepool::client

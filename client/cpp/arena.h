@@ -1,0 +1,174 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Arenas: memory that the daemon of this machine and this process share, so that states travel without messages. What
+// they promise stands in proto/statepool/v1/statepool.proto (ARENAS, Load, Store). Linux only.
+//
+//   absl::StatusOr<std::unique_ptr<Arena>> arena = pool.OpenArena("my-model", {.rows = 64});
+//   (*arena)->Load({LoadRow(0, SequenceRef("chat/42"))});
+//   float* state = static_cast<float*>((*arena)->tensors()[0].data);  // [row, ...]; strides in bytes
+//   ...                                                               // a model computes on it
+//   (*arena)->Store({StoreRow(0, "chat/42", /*position=*/129)});
+//
+// Errors, beside those of errors.h:
+//   CONTENTS_GONE       ABORTED: the daemon had lost the arena, with its restart as a rule, and it is open again at the
+//                       same addresses. All rows are zeros and must be loaded again. Nothing was loaded; a Store that
+//                       this ended is whole or absent (metadata: incarnation, arena)
+//   ARENA_CHANGED       FAILED_PRECONDITION: the daemon lays it out in another way than before: open a new one
+//   ARENA_CLOSED        FAILED_PRECONDITION: it was closed
+//   FORKED              FAILED_PRECONDITION: it is that of the process that this one was forked from
+//   SOCKET_UNREACHABLE  UNAVAILABLE: the daemon is on another machine, or gone
+//   TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS   the daemon refused the connection (ARENAS)
+//   MAPPING_FAILED      RESOURCE_EXHAUSTED: this process has no room for it
+//   BAD_MEMORY, BAD_ANSWER   INTERNAL: what the daemon gave would not be safe to use
+#ifndef STATEPOOL_CLIENT_CPP_ARENA_H_
+#define STATEPOOL_CLIENT_CPP_ARENA_H_
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "client/cpp/statepool.h"
+#include "statepool/v1/statepool.pb.h"
+
+namespace statepool::client {
+
+class Range;
+struct Lease;
+
+struct ArenaOptions {
+  uint32_t rows = 64;
+  uint32_t steps = 0;  // states that a row holds, for speculative decoding: 0 (one, without an axis of its own) ..
+                       // Capabilities.max_arena_steps
+  v1::View view;       // unset: the layout's own axes, a tensor for each layer
+  // Called after each reopening, in the thread that did it, before CONTENTS_GONE is returned. Must not close the arena.
+  std::function<void(Arena& arena)> on_reopen;
+};
+
+// One tensor of an arena. Its bytes lie at the same address until the arena is closed.
+struct ArenaTensor {
+  std::string tensor;            // as the layout calls it
+  std::vector<uint32_t> layers;  // which layers of the model: one, or all of the tensor's
+  v1::DType dtype = v1::DTYPE_UNSPECIFIED;
+  std::vector<std::string> axes;  // "layer", "row", "step" and the layout's names, outermost first
+  std::vector<uint64_t> shape;
+  std::vector<uint64_t> strides;  // in bytes
+  void* data = nullptr;
+};
+
+struct LoadAnswer {
+  // What each row holds now, or the error of the item, in the order of the items.
+  std::vector<absl::StatusOr<v1::LoadedRow>> rows;
+  absl::Duration copy_time;  // as in LoadResponse
+};
+struct StoreAnswer {
+  // What was stored, or the error of the item, in the order of the items.
+  std::vector<absl::StatusOr<v1::NameInfo>> rows;
+  bool done = false;         // false: nothing was stored (all_or_none, and an item failed)
+  absl::Duration copy_time;  // as in StoreResponse
+};
+
+// Items of Load and Store that say nothing else.
+v1::LoadItem LoadRow(uint32_t row, const v1::NameRef& name);
+v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t position);
+
+// Rows for states of a layout. Made by Pool::OpenArena; keeps the pool's connections.
+//
+// Threads: Load and Store may be called from any thread, also at once for different rows. Nobody else may touch a row
+// meanwhile. Close, Reopen and the destructor want all others to have let go of the rows.
+//
+// Restarts: when the daemon has lost the arena, Load and Store open it again at the same addresses and return
+// CONTENTS_GONE. So does the next Load or Store of every other thread that used it before. When it can't be had again,
+// the call's own error is returned, and the next call tries anew.
+//
+// After fork() it is the parent's: in the child Load, Store and Reopen return FORKED, and Close and the destructor let
+// go of what the child has of it, no more.
+class Arena {
+ public:
+  ~Arena();  // Close()
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  // In the layout's order, layers ascending.
+  const std::vector<ArenaTensor>& tensors() const { return tensors_; }
+  const std::string& layout() const { return table_.layout(); }  // fingerprint
+  uint32_t rows() const { return table_.rows(); }
+  uint32_t steps() const { return table_.steps(); }
+  uint64_t row_bytes() const { return table_.row_bytes(); }  // of one row of all tensors
+  uint64_t bytes() const { return table_.bytes(); }
+  const std::string& device() const { return table_.device(); }
+  // Of the daemon that has it.
+  std::string incarnation() const;
+
+  // Copies versions into rows; with steps, into their first. Columns that only the view has become zero. The row of an
+  // item that fails is as it was, unless it is DEADLINE, CANCELLED or CORRUPT: then it counts as never loaded.
+  absl::StatusOr<LoadAnswer> Load(absl::Span<const v1::LoadItem> items, const CallOptions& call = {});
+
+  // Makes rows new versions of sequences, existing or new ones, as Pool::Set would; published at one moment, recorded
+  // together. An empty request_id of an item is filled in here, so retries are safe.
+  absl::StatusOr<StoreAnswer> Store(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
+                                    const CallOptions& call = {});
+
+  // Gives the arena up, and opens it anew at the same addresses: all rows are zeros. Errors: those of Pool::OpenArena;
+  // after one the tensors are memory of this process alone, and the next Load, Store or Reopen tries again.
+  absl::Status Reopen(const CallOptions& call = {});
+
+  // Ends the lease: what was not stored is lost, and tensors() must not be used any more. May be called again.
+  void Close();
+
+ private:
+  friend class Pool;
+  Arena(const Pool& pool, absl::string_view layout, ArenaOptions options);
+
+  absl::Time DeadlineOf(const CallOptions& call) const;
+  bool IsForked() const;
+  // One call on the arena. Errors: also CONTENTS_GONE.
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Call(absl::StatusOr<Response> (Pool::*method)(const Request&, const CallOptions&) const,
+                                Request* request, const CallOptions& call);
+  // OK when the arena, lost after this generation, is open again; `error` if the daemon has it, or is not there.
+  absl::Status Revive(const absl::Status& error, uint64_t generation, absl::Time deadline);
+  absl::Status Gone();
+  // CloseArena as far as the daemon can be reached: if it can't, it sees the socket hang up, or the token expire.
+  void End(const std::string& arena) const;
+
+  // REQUIRES: mu_ is held.
+  // An arena of the daemon's, mapped. After an error all is as it was, but for memory that mmap refused: it is zeros.
+  absl::Status OpenLocked(absl::Time deadline);
+  absl::Status ConnectLocked(const v1::Arena& table, absl::Time deadline);
+  absl::Status MakeTensorsLocked();
+  absl::Status ReviveLocked(const absl::Status& error, absl::Time deadline);
+
+  const pid_t pid_;
+  std::unique_ptr<const Pool> pool_;
+  const std::function<void(Arena&)> on_reopen_;
+  v1::Arena table_;  // as the daemon told it first
+  std::vector<ArenaTensor> tensors_;
+
+  // Of what follows; held while it is opened again. std, for ThreadSanitizer does not see into Debian's Abseil.
+  mutable std::mutex mu_;
+  v1::OpenArenaRequest request_;
+  bool closed_ = false;
+  uint64_t generation_ = 0;  // grows with each opening
+  // The newest generation that each thread knows of that used the arena.
+  absl::flat_hash_map<std::thread::id, uint64_t> known_;
+  std::string id_;
+  std::string incarnation_;
+  std::unique_ptr<Range> memory_;
+  std::unique_ptr<Lease> lease_;
+};
+
+}  // namespace statepool::client
+
+#endif  // STATEPOOL_CLIENT_CPP_ARENA_H_

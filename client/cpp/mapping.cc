@@ -1,0 +1,181 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "client/cpp/mapping.h"
+
+#include <fcntl.h>
+#include <google/protobuf/struct.pb.h>
+#include <google/protobuf/util/json_util.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "absl/memory/memory.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/clock.h"
+#include "client/cpp/errors.h"
+
+namespace statepool::client {
+namespace {
+
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
+constexpr size_t kAnswerBytesMax = 65536;
+constexpr size_t kDescriptorsMax = 4;
+
+absl::Status MappingFailed(uint64_t bytes) {
+  return MakeError(absl::StatusCode::kResourceExhausted, "MAPPING_FAILED", "",
+                   absl::StrCat("mmap of ", bytes, " bytes: ", std::strerror(errno)));
+}
+
+absl::Status Unreachable(const std::string& path, absl::string_view why) {
+  return MakeError(absl::StatusCode::kUnavailable, "SOCKET_UNREACHABLE", "socket",
+                   absl::StrCat(path, ": ", why, "; an arena needs the daemon on this machine"));
+}
+
+absl::Status BadAnswer(absl::string_view what) {
+  return MakeError(absl::StatusCode::kInternal, "BAD_ANSWER", "socket",
+                   absl::StrCat("the arena's socket answered ", what));
+}
+
+absl::StatusCode CodeOfRefusal(absl::string_view reason) {
+  if (reason == "TOKEN_INVALID") return absl::StatusCode::kUnauthenticated;
+  if (reason == "PEER_REFUSED") return absl::StatusCode::kPermissionDenied;
+  if (reason == "PEER_UNKNOWN") return absl::StatusCode::kFailedPrecondition;
+  if (reason == "TOO_MANY_CONNECTIONS") return absl::StatusCode::kResourceExhausted;
+  return absl::StatusCode::kUnknown;
+}
+
+// Again when a signal came between.
+template <typename Operation>
+ssize_t Uninterrupted(Operation operation) {
+  ssize_t result;
+  do {
+    result = operation();
+  } while (result < 0 && errno == EINTR);
+  return result;
+}
+
+// Sends the token; gives the answer and the descriptors that came with it. False: errno says why.
+bool Exchange(int socket, const sockaddr_un& address, const std::string& token, std::string* answer,
+              std::vector<Descriptor>* descriptors) {
+  if (Uninterrupted([&] { return connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address); }) < 0)
+    return false;
+  if (Uninterrupted([&] { return send(socket, token.data(), token.size(), MSG_NOSIGNAL); }) < 0) return false;
+  answer->resize(kAnswerBytesMax);
+  iovec piece = {answer->data(), answer->size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(kDescriptorsMax * sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  const ssize_t received = Uninterrupted([&] { return recvmsg(socket, &message, MSG_CMSG_CLOEXEC); });
+  if (received < 0) return false;
+  answer->resize(static_cast<size_t>(received));
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    for (size_t at = 0; at + sizeof(int) <= header->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(header) + at, sizeof fd);
+      descriptors->emplace_back(fd);
+    }
+  }
+  return true;
+}
+
+absl::Status Check(const v1::Arena& arena, const std::string& answer, const std::vector<Descriptor>& descriptors) {
+  if (answer.empty()) return Unreachable(arena.socket(), "the daemon hung up");
+  google::protobuf::Struct told;
+  if (!google::protobuf::util::JsonStringToMessage(answer, &told).ok())
+    return BadAnswer(absl::StrCat("'", absl::string_view(answer).substr(0, 100), "'"));
+  const auto text = [&told](const char* field) {
+    const auto it = told.fields().find(field);
+    return it == told.fields().end() ? std::string() : it->second.string_value();
+  };
+  if (const std::string reason = text("reason"); !reason.empty())
+    return MakeError(CodeOfRefusal(reason), reason, "token", text("message"));
+  // A number, exact up to 2^53, or text.
+  uint64_t bytes = 0;
+  if (const auto it = told.fields().find("bytes"); it != told.fields().end()) {
+    if (!absl::SimpleAtoi(it->second.string_value(), &bytes)) bytes = static_cast<uint64_t>(it->second.number_value());
+  }
+  if (text("arena") != arena.arena() || text("incarnation") != arena.incarnation() || bytes != arena.bytes() ||
+      descriptors.size() != 1) {
+    return BadAnswer(absl::StrCat("of arena '", text("arena"), "' of ", bytes, " bytes and ", descriptors.size(),
+                                  " descriptors, not of '", arena.arena(), "' of ", arena.bytes(), " and one"));
+  }
+  struct stat status {};
+  if (fstat(descriptors[0].get(), &status) != 0) return BadAnswer("with something that is no memory");
+  if (static_cast<uint64_t>(status.st_size) < arena.bytes()) {
+    return MakeError(absl::StatusCode::kInternal, "BAD_MEMORY", "bytes",
+                     absl::StrCat("the arena's memory has ", status.st_size, " bytes, not ", arena.bytes()),
+                     {{"expected", absl::StrCat(arena.bytes())}, {"actual", absl::StrCat(status.st_size)}});
+  }
+  const int seals = std::max(fcntl(descriptors[0].get(), F_GET_SEALS), 0);  // < 0: no memfd
+  if ((seals & kSeals) != kSeals) {
+    return MakeError(
+        absl::StatusCode::kInternal, "BAD_MEMORY", "",
+        absl::StrCat("the arena's memory could shrink or grow under us: its seals are 0x", absl::Hex(seals)));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Descriptor::~Descriptor() {
+  if (fd_ >= 0) close(fd_);
+}
+
+absl::StatusOr<std::unique_ptr<Range>> Range::Reserve(uint64_t bytes) {
+  void* const data = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) return MappingFailed(bytes);
+  return absl::WrapUnique(new Range(static_cast<char*>(data), bytes));
+}
+
+Range::~Range() { munmap(data_, bytes_); }
+
+absl::Status Range::Put(int fd) {
+  constexpr int kFlags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
+  if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, fd, 0) != MAP_FAILED) return absl::OkStatus();
+  const absl::Status failed = MappingFailed(bytes_);
+  Vacate().IgnoreError();
+  return failed;
+}
+
+absl::Status Range::Vacate() {
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+  if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, -1, 0) != MAP_FAILED) return absl::OkStatus();
+  return MappingFailed(bytes_);
+}
+
+absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline) {
+  const std::string& path = arena.socket();
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path) return BadAnswer("with a path that is no socket's");
+  std::memcpy(address.sun_path, path.data(), path.size());
+  Lease lease{Descriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)), Descriptor()};
+  if (lease.socket.get() < 0) return Unreachable(path, std::strerror(errno));
+  if (deadline != absl::InfiniteFuture()) {  // a timeout of 0 would be none
+    const timeval left = absl::ToTimeval(std::max(deadline - absl::Now(), absl::Milliseconds(1)));
+    for (const int option : {SO_SNDTIMEO, SO_RCVTIMEO})  // the first holds for connect as well
+      setsockopt(lease.socket.get(), SOL_SOCKET, option, &left, sizeof left);
+  }
+  std::string answer;
+  std::vector<Descriptor> descriptors;
+  if (!Exchange(lease.socket.get(), address, arena.token(), &answer, &descriptors))
+    return Unreachable(path, std::strerror(errno));
+  if (absl::Status status = Check(arena, answer, descriptors); !status.ok()) return status;
+  lease.memory = std::move(descriptors[0]);
+  return lease;
+}
+
+}  // namespace statepool::client

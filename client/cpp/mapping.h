@@ -1,0 +1,74 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// An arena's memory in this process: the addresses it lies at, and the socket that it comes through. For the files of
+// client/cpp alone.
+#ifndef STATEPOOL_CLIENT_CPP_MAPPING_H_
+#define STATEPOOL_CLIENT_CPP_MAPPING_H_
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "statepool/v1/statepool.pb.h"
+
+namespace statepool::client {
+
+// Closes what it has.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd = -1) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~Descriptor();
+
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// Addresses that are this object's for as long as it lives; what is mapped there may change. Not thread-safe.
+//
+// Nothing may be read or written before the first Put. Afterwards there is always memory, whatever fails.
+class Range {
+ public:
+  // Errors: RESOURCE_EXHAUSTED (MAPPING_FAILED) when the process has no room.
+  static absl::StatusOr<std::unique_ptr<Range>> Reserve(uint64_t bytes);
+  ~Range();
+  Range(const Range&) = delete;
+  Range& operator=(const Range&) = delete;
+
+  char* data() const { return data_; }
+
+  // Maps the memory that `fd` is, shared and with all its pages, in place of what was there. After MAPPING_FAILED it is
+  // as after Vacate().
+  absl::Status Put(int fd);
+  // Zeros of this process's own in place of what was there.
+  absl::Status Vacate();
+
+ private:
+  Range(char* data, uint64_t bytes) : data_(data), bytes_(bytes) {}
+
+  char* const data_;
+  const uint64_t bytes_;
+};
+
+struct Lease {
+  Descriptor socket;  // the lease lasts while this is open
+  Descriptor memory;  // good for Range::Put, and not needed afterwards
+};
+
+// The lease of an arena. Errors: UNAVAILABLE (SOCKET_UNREACHABLE) when the daemon is on another machine, or gone; what
+// the daemon refuses (TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS); INTERNAL (BAD_MEMORY,
+// BAD_ANSWER) for what would not be safe to use.
+absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline);
+
+}  // namespace statepool::client
+
+#endif  // STATEPOOL_CLIENT_CPP_MAPPING_H_

@@ -66,8 +66,8 @@ class CopyPlan {
                CopyHint hint) const;
 
   // The same for whole leaves, into `state` (which points at byte 0), with the hash of each: leaves [first, last). The
-  // hash is of the bytes that were written, also when the row changes meanwhile. hashes[0] is of leaf `first`. REQUIRES:
-  // last <= LeafCount.
+  // hash is of the bytes that were written, also when the row changes meanwhile. hashes[0] is of leaf `first`.
+  // REQUIRES: last <= LeafCount.
   void ScatterLeaves(const char* arena, uint32_t row, uint32_t accepted, uint64_t first, uint64_t last, char* state,
                      LeafHash* hashes, CopyHint hint) const;
 

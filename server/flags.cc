@@ -257,6 +257,7 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   if (flags.max_arenas < 1 || flags.max_arenas > 10'000) return Bad("max-arenas", "must be 1..10000");
   flags.max_arena_bytes = absl::GetFlag(FLAGS_max_arena_bytes).bytes;
   if (flags.max_arena_bytes == 0) flags.max_arena_bytes = flags.hot_bytes / 4 * 3;
+  if (flags.max_arena_bytes > flags.hot_bytes) return Bad("max-arena-bytes", "must be at most --hot-bytes, or 0");
   flags.arena_token_timeout = absl::GetFlag(FLAGS_arena_token_timeout);
   if (flags.arena_token_timeout <= absl::ZeroDuration() || flags.arena_token_timeout > absl::Hours(1)) {
     return Bad("arena-token-timeout", "must be more than 0 and at most 1h");

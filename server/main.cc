@@ -158,10 +158,12 @@ StoreOptions StoreOptionsOf(const DaemonFlags& flags, const std::string& incarna
   return options;
 }
 
-ArenaOptions ArenaOptionsOf(const DaemonFlags& flags) {
+ArenaOptions ArenaOptionsOf(const DaemonFlags& flags, const Device& device) {
   ArenaOptions options;
   options.max_arenas = flags.max_arenas;
   options.max_bytes = flags.max_arena_bytes;
+  options.granule_bytes = device.chunk_bytes();
+  options.max_waiting = static_cast<uint32_t>(std::max<size_t>(1, flags.executor_threads / 2));
   options.token_timeout = flags.arena_token_timeout;
   options.max_pinned_bytes = std::min(options.max_pinned_bytes, flags.hot_bytes / 8);
   return options;
@@ -169,10 +171,12 @@ ArenaOptions ArenaOptionsOf(const DaemonFlags& flags) {
 
 // Where workers get their arenas; empty: nowhere.
 std::string ArenaSocketPath(const DaemonFlags& flags) {
-  if (flags.arena_socket != "auto") return flags.arena_socket;
+  if (flags.arena_socket.empty()) return "";
+  const bool automatic = flags.arena_socket == "auto";
   std::error_code error;
-  const std::string path = std::filesystem::absolute(absl::StrCat(flags.data_dir, "/arena.sock"), error).string();
-  if (!error && path.size() <= kMaxSocketPathBytes) return path;
+  const std::string path =
+      std::filesystem::absolute(automatic ? flags.data_dir + "/arena.sock" : flags.arena_socket, error).string();
+  if (!automatic || (!error && path.size() <= kMaxSocketPathBytes)) return path;
   spdlog::warn("no arenas: {} is too long for a socket's path; name another with --arena-socket", path);
   return "";
 }
@@ -210,7 +214,7 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
     return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), s);
 
   CopyScheduler copies({.threads = flags.copy_threads}, &clock);
-  Arenas arenas(ArenaOptionsOf(flags), &store, &residency,
+  Arenas arenas(ArenaOptionsOf(flags, **device), &store, &residency,
                 {.allocate = [&residency](const Op& op, TenantId tenant,
                                           uint64_t bytes) { return residency.AllocateShared(op, tenant, bytes); },
                  .freed = [&residency] { residency.SharedMemoryFreed(); }},

@@ -34,7 +34,7 @@ MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, con
   out.reserved_slots = mapped.reserved_slots;
   out.copy_jobs = copying.jobs;
   out.copy_waiting_bytes = copying.waiting_bytes;
-  out.copies = {{{"done"}, copying.jobs_total - copying.dropped_total},
+  out.copies = {{{"done"}, copying.jobs_total - copying.dropped_total - copying.jobs},
                 {{"dropped"}, copying.dropped_total},
                 {{"refused"}, copying.refused_total}};
   out.spills = images.spills;

@@ -204,7 +204,7 @@ absl::Status Arena::OpenLocked(absl::Time deadline) {
     End(table->arena());
     const std::string reason = GetErrorDetail(status).reason;
     // This process was too slow, or others are in the way.
-    const bool again = reason == "TOKEN_INVALID" || reason == "TOO_MANY_CONNECTIONS";
+    const bool again = reason == "TOKEN_INVALID" || reason == "TOO_MANY_CONNECTIONS" || reason == "NO_DESCRIPTORS";
     const absl::Duration delay = Backoff(attempt);
     if (!again || attempt >= pool_->options_.max_attempts || absl::Now() + delay >= deadline) return status;
     absl::SleepFor(delay);

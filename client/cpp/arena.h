@@ -17,9 +17,9 @@
 //   ARENA_CLOSED        FAILED_PRECONDITION: it was closed
 //   FORKED              FAILED_PRECONDITION: it is that of the process that this one was forked from
 //   SOCKET_UNREACHABLE  UNAVAILABLE: the daemon is on another machine, or gone
-//   TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS   the daemon refused the connection (ARENAS)
-//   MAPPING_FAILED      RESOURCE_EXHAUSTED: this process has no room for it
-//   BAD_MEMORY, BAD_ANSWER   INTERNAL: what the daemon gave would not be safe to use
+//   TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS, NO_DESCRIPTORS   the daemon refused the connection
+//   (ARENAS) MAPPING_FAILED      RESOURCE_EXHAUSTED: this process has no room for it BAD_MEMORY, BAD_ANSWER   INTERNAL:
+//   what the daemon gave would not be safe to use
 #ifndef STATEPOOL_CLIENT_CPP_ARENA_H_
 #define STATEPOOL_CLIENT_CPP_ARENA_H_
 

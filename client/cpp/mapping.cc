@@ -49,7 +49,7 @@ absl::StatusCode CodeOfRefusal(absl::string_view reason) {
   if (reason == "TOKEN_INVALID") return absl::StatusCode::kUnauthenticated;
   if (reason == "PEER_REFUSED") return absl::StatusCode::kPermissionDenied;
   if (reason == "PEER_UNKNOWN") return absl::StatusCode::kFailedPrecondition;
-  if (reason == "TOO_MANY_CONNECTIONS") return absl::StatusCode::kResourceExhausted;
+  if (reason == "TOO_MANY_CONNECTIONS" || reason == "NO_DESCRIPTORS") return absl::StatusCode::kResourceExhausted;
   return absl::StatusCode::kUnknown;
 }
 
@@ -68,7 +68,11 @@ bool Exchange(int socket, const sockaddr_un& address, const std::string& token, 
               std::vector<Descriptor>* descriptors) {
   if (Uninterrupted([&] { return connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address); }) < 0)
     return false;
-  if (Uninterrupted([&] { return send(socket, token.data(), token.size(), MSG_NOSIGNAL); }) < 0) return false;
+  // Where it was refused already the answer says why.
+  if (Uninterrupted([&] { return send(socket, token.data(), token.size(), MSG_NOSIGNAL); }) < 0 && errno != EPIPE &&
+      errno != ECONNRESET) {
+    return false;
+  }
   answer->resize(kAnswerBytesMax);
   iovec piece = {answer->data(), answer->size()};
   alignas(cmsghdr) char control[CMSG_SPACE(kDescriptorsMax * sizeof(int))];
@@ -77,7 +81,9 @@ bool Exchange(int socket, const sockaddr_un& address, const std::string& token, 
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof control;
-  const ssize_t received = Uninterrupted([&] { return recvmsg(socket, &message, MSG_CMSG_CLOEXEC); });
+  ssize_t received = Uninterrupted([&] { return recvmsg(socket, &message, MSG_CMSG_CLOEXEC); });
+  // A reset is told once, before the answer that is there.
+  if (received < 0 && errno == ECONNRESET) received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
   if (received < 0) return false;
   answer->resize(static_cast<size_t>(received));
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {

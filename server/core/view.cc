@@ -123,6 +123,15 @@ absl::Status CheckColumns(const Layout& layout, const View& view, uint32_t steps
 
 absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view, uint32_t rows, uint32_t steps) {
   if (absl::Status status = CheckColumns(layout, view, steps); !status.ok()) return status;
+  size_t segments_wanted = 0;
+  for (const TensorSpec& tensor : layout.spec().tensors) segments_wanted += tensor.layers.size();
+  const bool per_layer = view.layers == View::Layers::kPerLayer;
+  if (segments_wanted > (per_layer ? kMaxArenaTensors : kMaxArenaSegments)) {
+    return Refused("layers", per_layer ? absl::StrCat("a tensor for each layer makes ", segments_wanted, ", more than ",
+                                                      kMaxArenaTensors, "; take LAYER_MAJOR or ROW_MAJOR")
+                                       : absl::StrCat("the layout has ", segments_wanted,
+                                                      " layers of tensors, more than ", kMaxArenaSegments));
+  }
   absl::StatusOr<std::vector<std::vector<size_t>>> orders = Orders(layout, view);
   if (!orders.ok()) return orders.status();
 

@@ -19,6 +19,8 @@ inline constexpr uint32_t kMaxArenaRows = 4096;
 inline constexpr uint32_t kMaxArenaSteps = 64;
 inline constexpr uint32_t kMaxConvPadding = 8;
 inline constexpr uint32_t kMaxNumSpec = 64;
+inline constexpr size_t kMaxArenaTensors = 8192;       // with a tensor for each layer
+inline constexpr size_t kMaxArenaSegments = 64 << 10;  // layers of all tensors
 
 struct View {
   enum class Layers : uint8_t { kPerLayer = 0, kLayerMajor = 1, kRowMajor = 2 };  // numbers as in the .proto

@@ -1,21 +1,26 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/memory/arenas.h"
 
+#include <fcntl.h>
 #include <sys/random.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
+#include "server/memory/slot_pool.h"
 #include "spdlog/spdlog.h"
 
 namespace statepool {
@@ -28,6 +33,8 @@ constexpr uint64_t kStreamingLoadBytes = 4 << 20;
 constexpr uint64_t kStreamingStoreBytes = 1 << 20;
 constexpr std::chrono::milliseconds kPoll{10};  // how late a cancelled call may notice while it waits
 constexpr std::chrono::milliseconds kKeeperRound{100};
+constexpr uint32_t kWaitingMax = 8;  // calls that wait for their turn on one arena
+constexpr size_t kTaskRowsMax = 16;  // that one task copies an image into
 // What a pass of a Load leaves for the next one; never told to anyone.
 constexpr char kLater[] = "LATER";
 
@@ -64,6 +71,8 @@ absl::Status CheckItems(absl::Span<const Item> items, uint32_t rows, size_t limi
   return absl::OkStatus();
 }
 
+uint64_t RoundUp(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
+
 absl::Status Aborted() {
   return Error(absl::StatusCode::kAborted, "BATCH_ABORTED", "another item was refused, so nothing was stored");
 }
@@ -84,7 +93,8 @@ struct Arenas::Arena {
   TenantId tenant = kDefaultTenant;
   LayoutRef layout;
   std::shared_ptr<const ArenaShape> shape;
-  uint64_t bytes = 0;  // as max_bytes counts
+  uint64_t memory_bytes = 0;  // of the budget
+  uint64_t bytes = 0;         // with the slots reserved: as max_bytes counts
   MonoTime token_expires = 0;
 
   // Set once, read by copies under way.
@@ -92,9 +102,11 @@ struct Arenas::Arena {
 
   // Guarded by Arenas::mu_.
   State state = State::kWaiting;
-  bool busy = false;  // a call, or whoever frees it, has its turn
+  bool busy = false;     // a call, or whoever frees it, has its turn
+  uint32_t waiting = 0;  // calls that wait for theirs
   bool process_gone = false;
-  MonoTime keep_at = 0;  // when the keeper looks again: it found no room, or that the memory is still mapped
+  MonoTime free_at = 0;     // when the keeper looks again: the memory was still mapped
+  MonoTime reserve_at = 0;  // when there may be room again
   std::vector<std::unique_ptr<ImageWriter>> reserve;
 
   // Whoever has the turn.
@@ -118,7 +130,8 @@ class Arenas::Turn {
 Arenas::Arenas(ArenaOptions options, statepool::Store* store, ImageStore* images, ArenaMemory memory,
                CopyScheduler* copies, const Clock* clock)
     : options_(options), store_(store), images_(images), memory_(std::move(memory)), copies_(copies), clock_(clock) {
-  keeper_ = std::thread([this] { KeepLoop(); });
+  keeper_ = std::thread([this] { Loop(&Arenas::FreeOnce); });
+  reserver_ = std::thread([this] { Loop(&Arenas::ReserveOnce); });
 }
 
 Arenas::~Arenas() {
@@ -128,6 +141,7 @@ Arenas::~Arenas() {
     changed_.SignalAll();
   }
   keeper_.join();
+  reserver_.join();
   EndAll();
 }
 
@@ -166,7 +180,17 @@ absl::Status Arenas::Take(const Op& op, absl::string_view id, ArenaRef* arena) {
       *arena = *std::move(found);
       return absl::OkStatus();
     }
+    if ((*found)->waiting >= kWaitingMax || waiting_ >= options_.max_waiting) {
+      return Error(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
+                   "too many calls wait for their turn on arenas already")
+          .Meta("limit", (*found)->waiting >= kWaitingMax ? kWaitingMax : options_.max_waiting)
+          .RetryAfter(absl::Milliseconds(20));
+    }
+    ++(*found)->waiting;
+    ++waiting_;
     changed_.WaitFor(&mu_, kPoll);
+    --waiting_;
+    --(*found)->waiting;
   }
 }
 
@@ -197,7 +221,8 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
   arena->tenant = op.tenant;
   arena->layout = *layout;
   arena->shape = std::make_shared<const ArenaShape>(*std::move(shape));
-  arena->bytes = arena->shape->bytes + request.rows * (*layout)->state_bytes();
+  arena->memory_bytes = RoundUp(arena->shape->bytes, options_.granule_bytes);
+  arena->bytes = arena->memory_bytes + request.rows * SlotBytes((*layout)->state_bytes());
   arena->rows.resize(request.rows);
   {
     MutexLock lock(&mu_);
@@ -226,6 +251,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     status = writer.status();
     if (status.ok()) arena->reserve.push_back(*std::move(writer));
   }
+  if (!store_->layouts().IsRegistered(op.tenant, **layout)) images_->LayoutDeleted(op.tenant, **layout);
   if (status.ok()) status = op.Check(*clock_);  // nobody will connect
   if (status.ok()) {
     arena->memory = *std::move(memory);
@@ -251,9 +277,15 @@ absl::StatusOr<Arenas::Lease> Arenas::Connect(absl::string_view token) {
   for (const auto& [id, arena] : arenas_) {
     if (arena->state != Arena::State::kWaiting || arena->token != token) continue;
     if (clock_->Now() >= arena->token_expires) break;
+    // A duplicate: the arena may be closed, and the number be another file's, before it is sent.
+    const int fd = fcntl(arena->memory->fd(), F_DUPFD_CLOEXEC, 0);
+    if (fd < 0) {
+      return Error(absl::StatusCode::kUnavailable, "NO_DESCRIPTORS",
+                   absl::StrCat("the daemon has no descriptor to spare: ", std::strerror(errno), "; try again"));
+    }
     arena->state = Arena::State::kLeased;
     arena->token.clear();
-    return Lease{id, arena->memory->fd(), arena->shape->bytes};
+    return Lease{id, fd, arena->shape->bytes};
   }
   return Error(absl::StatusCode::kUnauthenticated, "TOKEN_INVALID",
                "no arena waits for this token: it is unknown, was used, or came too late; open another arena");
@@ -374,6 +406,8 @@ absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadI
   }
   const uint64_t max_images = std::max<uint64_t>(1, options_.max_pinned_bytes / arena->layout->state_bytes());
   absl::flat_hash_set<ImageId> images;
+  uint64_t attachment_bytes = 0;  // that the answer has, or will have from this pass
+  for (const LoadedRow& row : answer->rows) attachment_bytes += row.attachment.size();
   const auto choose = [&](absl::Span<absl::StatusOr<GetAnswer>> found) {
     for (size_t k = 0; k < found.size(); ++k) {
       if (!found[k].ok()) continue;
@@ -391,6 +425,16 @@ absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadI
       if (!images.contains(found[k]->image) && images.size() == max_images) {
         found[k] = absl::UnavailableError(kLater);
         continue;
+      }
+      if (item.with_attachment) {
+        if (info.version.attachment_bytes > options_.max_attachment_bytes - attachment_bytes) {
+          found[k] = Error(absl::StatusCode::kResourceExhausted, "MESSAGE_TOO_LARGE",
+                           "the attachments of one Load are too large together; ask for fewer in a call")
+                         .Field("with_attachment")
+                         .Meta("limit", options_.max_attachment_bytes);
+          continue;
+        }
+        attachment_bytes += info.version.attachment_bytes;
       }
       images.insert(found[k]->image);
     }
@@ -436,14 +480,13 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
   for (size_t k = 0; k < copied.size(); ++k) {
     const LoadItem& item = items[copied[k]];
     const NameInfo& info = found[k]->info;
-    Arena::Row& row = arena->rows[item.row];
+    const Arena::Row& row = arena->rows[item.row];
     const bool held = item.row_unmodified && row.loaded && row.holds == info.version.id;
     LoadedRow& loaded = answer->rows[copied[k]];
     loaded.info = info;
     loaded.copied = !held;
     if (item.with_attachment) loaded.attachment = std::string(found[k]->pin->attachment());
     if (held) continue;
-    row = {};  // until all of it is there
     const auto [it, is_new] = gather_of.try_emplace(found[k]->image, gathers.size());
     if (is_new) gathers.push_back({found[k]->pin->bytes().data(), {}});
     gathers[it->second].rows.push_back(item.row);
@@ -453,28 +496,39 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
   const CopyPlan& plan = arena->shape->plan;
   char* const memory = arena->memory->data();
   const CopyHint hint = bytes > kStreamingLoadBytes ? CopyHint::kStreaming : CopyHint::kCached;
-  // A task for each range of each image; and before, one for each, that clears what a state does not fill.
+  // A task for each range of each image and some of its rows; and before, others that clear what a state does not fill.
   struct Task {
-    const Gather* gather;
+    const char* state;
+    absl::Span<const uint32_t> rows;
     uint64_t begin, end;
   };
-  std::vector<Task> tasks;
-  bool clears = false;
-  for (const CopySegment& segment : plan.segments()) clears = clears || segment.clear_bytes > 0;
+  std::vector<Task> clears, tasks;
+  const bool any_clears = absl::c_any_of(plan.segments(), [](const CopySegment& s) { return s.clear_bytes > 0; });
   for (const Gather& gather : gathers) {
-    const uint64_t step = std::max<uint64_t>(kLeafBytes, kTaskBytes / gather.rows.size() / kLeafBytes * kLeafBytes);
-    for (uint64_t begin = 0; begin < plan.state_bytes(); begin += step)
-      tasks.push_back({&gather, begin, std::min(begin + step, plan.state_bytes())});
+    for (size_t first = 0; first < gather.rows.size(); first += kTaskRowsMax) {
+      const auto rows = absl::MakeConstSpan(gather.rows).subspan(first, kTaskRowsMax);
+      const uint64_t step = std::max<uint64_t>(kLeafBytes, kTaskBytes / rows.size() / kLeafBytes * kLeafBytes);
+      if (any_clears) clears.push_back({nullptr, rows, 0, 0});
+      for (uint64_t begin = 0; begin < plan.state_bytes(); begin += step)
+        tasks.push_back({gather.state, rows, begin, std::min(begin + step, plan.state_bytes())});
+    }
   }
+  const auto run = [&](const std::vector<Task>& todo) {
+    return copies_->Run(op, &arena->ended, bytes, todo.size(), [&](size_t i) {
+      const Task& task = todo[i];
+      if (task.state != nullptr) return plan.Gather(task.state, task.begin, task.end, memory, task.rows, hint);
+      for (const uint32_t row : task.rows) plan.Clear(memory, row);
+    });
+  };
   const MonoTime start = clock_->Now();
-  if (clears && !gathers.empty()) {
-    RETURN_IF_ERROR(copies_->Run(op, &arena->ended, bytes, gathers.size(), [&](size_t i) {
-      for (const uint32_t row : gathers[i].rows) plan.Clear(memory, row);
-    }));
+  absl::Status status = run(clears);
+  if (status.ok()) status = run(tasks);
+  if (!status.ok()) {
+    for (size_t k = 0; k < copied.size(); ++k) {
+      if (answer->rows[copied[k]].copied) arena->rows[items[copied[k]].row] = {};
+    }
+    return status;
   }
-  RETURN_IF_ERROR(copies_->Run(op, &arena->ended, bytes, tasks.size(), [&](size_t i) {
-    plan.Gather(tasks[i].gather->state, tasks[i].begin, tasks[i].end, memory, tasks[i].gather->rows, hint);
-  }));
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
   for (size_t k = 0; k < copied.size(); ++k) {
     const NameInfo& info = found[k]->info;
@@ -678,17 +732,18 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
 }
 
 // ----
-// the keeper
+// the threads of its own
 
-void Arenas::KeepLoop() {
+void Arenas::Loop(bool (Arenas::*once)()) {
   MutexLock lock(&mu_);
   while (!stopping_) {
-    if (!KeepOnce()) changed_.WaitFor(&mu_, kKeeperRound);
+    if (!(this->*once)()) changed_.WaitFor(&mu_, kKeeperRound);
   }
 }
 
-// Does one thing that is due; false if there was nothing. Gives the lock back meanwhile.
-bool Arenas::KeepOnce() {
+// Each does one thing that is due; false if there was nothing. They give the lock back meanwhile.
+
+bool Arenas::FreeOnce() {
   const MonoTime now = clock_->Now();
   for (const auto& [id, entry] : arenas_) {
     const ArenaRef arena = entry;
@@ -696,41 +751,42 @@ bool Arenas::KeepOnce() {
       spdlog::info("nobody connected to arena {} in time: it is closed", id);
       EndLocked(arena.get());
     }
-    const bool ended = arena->state == Arena::State::kEnded;
-    const bool lacks_slots = arena->state == Arena::State::kLeased && arena->reserve.size() < arena->shape->rows;
-    if (arena->busy || now < arena->keep_at || !(ended || lacks_slots)) continue;
-    if (ended) {
-      arena->keep_at = After(now, absl::FromChrono(kKeeperRound));  // while it is in quarantine
-      MutexUnlock unlock(&mu_);
-      Free(arena);
-    } else {
-      ReserveOne(arena.get());
-    }
+    if (arena->state != Arena::State::kEnded || arena->busy || now < arena->free_at) continue;
+    arena->free_at = After(now, absl::FromChrono(kKeeperRound));  // while it is in quarantine
+    MutexUnlock unlock(&mu_);
+    Free(arena);
     return true;
   }
   return false;
 }
 
-// Gives the lock back meanwhile.
-void Arenas::ReserveOne(Arena* arena) {
-  std::unique_ptr<ImageWriter> writer;
-  {
-    MutexUnlock unlock(&mu_);
-    Op op;
-    op.tenant = arena->tenant;
-    op.deadline = After(clock_->Now(), absl::FromChrono(kKeeperRound));
-    op.cancelled = &arena->ended;
-    absl::StatusOr<std::unique_ptr<ImageWriter>> got = images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0);
-    if (got.ok()) writer = *std::move(got);
+bool Arenas::ReserveOnce() {
+  const MonoTime now = clock_->Now();
+  for (const auto& [id, entry] : arenas_) {
+    const ArenaRef arena = entry;
+    const bool lacks_slots = arena->state == Arena::State::kLeased && arena->reserve.size() < arena->shape->rows;
+    if (!lacks_slots || arena->busy || now < arena->reserve_at) continue;
+    std::unique_ptr<ImageWriter> writer;
+    {
+      MutexUnlock unlock(&mu_);
+      Op op;
+      op.tenant = arena->tenant;
+      op.deadline = After(now, absl::FromChrono(kKeeperRound));
+      op.cancelled = &arena->ended;
+      absl::StatusOr<std::unique_ptr<ImageWriter>> got = images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0);
+      if (got.ok()) writer = *std::move(got);
+    }
+    if (writer == nullptr) {
+      arena->reserve_at = After(clock_->Now(), absl::FromChrono(kKeeperRound));
+    } else if (arena->state == Arena::State::kLeased && arena->reserve.size() < arena->shape->rows) {
+      arena->reserve.push_back(std::move(writer));
+    } else {
+      MutexUnlock unlock(&mu_);
+      writer.reset();
+    }
+    return true;
   }
-  if (writer == nullptr) {
-    arena->keep_at = After(clock_->Now(), absl::FromChrono(kKeeperRound));
-  } else if (arena->state == Arena::State::kLeased && arena->reserve.size() < arena->shape->rows) {
-    arena->reserve.push_back(std::move(writer));
-  } else {
-    MutexUnlock unlock(&mu_);
-    writer.reset();
-  }
+  return false;
 }
 
 // ----
@@ -746,7 +802,7 @@ ArenaStats Arenas::stats() const {
       case Arena::State::kLeased: ++stats.leased; break;
       case Arena::State::kEnded: ++stats.quarantined; break;
     }
-    (arena->state == Arena::State::kEnded ? stats.quarantined_bytes : stats.leased_bytes) += arena->shape->bytes;
+    (arena->state == Arena::State::kEnded ? stats.quarantined_bytes : stats.leased_bytes) += arena->memory_bytes;
   }
   return stats;
 }

@@ -11,8 +11,8 @@
 // Of a row only its base is known here: which version of which name it was last loaded from or stored as.
 //
 // One Load or Store runs on an arena at a time; others wait, within their deadlines. The bytes move on the
-// CopyScheduler's threads. A thread of its own ends what nobody connected to, frees what is in quarantine and reserves
-// slots anew.
+// CopyScheduler's threads. A thread of its own ends what nobody connected to and frees what is in quarantine; another
+// reserves slots anew, and may wait for the disk.
 #ifndef STATEPOOL_SERVER_MEMORY_ARENAS_H_
 #define STATEPOOL_SERVER_MEMORY_ARENAS_H_
 
@@ -39,13 +39,16 @@
 namespace statepool {
 
 struct ArenaOptions {
-  uint32_t max_arenas = 1024;  // waiting, leased and in quarantine
-  uint64_t max_bytes = 0;      // of them all, and of the slots reserved for them
+  uint32_t max_arenas = 1024;                   // waiting, leased and in quarantine
+  uint64_t max_bytes = 0;                       // of them all, and of the slots reserved for them
+  uint64_t granule_bytes = kDefaultChunkBytes;  // their memory counts in multiples of this: the device's chunks
   uint32_t max_rows = kMaxArenaRows;
   uint32_t max_steps = kMaxArenaSteps;
   absl::Duration token_timeout = absl::Seconds(1);
   // What the images of one pass of a Load may have together: they are pinned at the same time. One alone may have more.
   uint64_t max_pinned_bytes = 256 << 20;
+  uint64_t max_attachment_bytes = 16 << 20;  // that the answer of one Load has
+  uint32_t max_waiting = 16;                 // calls that wait for their turn, on all arenas; each holds a thread
 };
 
 // Where arenas' memory comes from. `allocate` makes room as a write does; `freed` is called when some was destroyed.
@@ -105,7 +108,7 @@ struct StoreAnswer {
 // A moment, for metrics.
 struct ArenaStats {
   uint64_t waiting = 0, leased = 0, quarantined = 0;
-  uint64_t leased_bytes = 0, quarantined_bytes = 0;  // of their memory; waiting ones count as leased
+  uint64_t leased_bytes = 0, quarantined_bytes = 0;  // of the budget, without slots; waiting ones count as leased
   uint64_t reserved_slots = 0;
   uint64_t slots_to_arenas_bytes = 0, arenas_to_slots_bytes = 0;  // since the start
 };
@@ -134,10 +137,10 @@ class Arenas {
 
   struct Lease {
     std::string arena;
-    int fd = -1;  // the arena's: valid until LeaseEnded or ProcessGone of it. Not the caller's to close
+    int fd = -1;  // of its memory: the caller's to close
     uint64_t bytes = 0;
   };
-  // Uses a token up. Errors: TOKEN_INVALID.
+  // Uses a token up. Errors: TOKEN_INVALID; NO_DESCRIPTORS, and the token is good again.
   absl::StatusOr<Lease> Connect(absl::string_view token);
   void LeaseEnded(absl::string_view arena);    // its connection is gone
   void ProcessGone(absl::string_view arena);   // and so is the process
@@ -170,9 +173,9 @@ class Arenas {
   absl::StatusOr<std::vector<ImageRef>> CopyFromRows(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
                                                      absl::Span<const size_t> stored, StoreAnswer* answer);
 
-  void KeepLoop();
-  bool KeepOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void ReserveOne(Arena* arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Loop(bool (Arenas::*once)());
+  bool FreeOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool ReserveOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const ArenaOptions options_;
   statepool::Store* const store_;
@@ -189,7 +192,9 @@ class Arenas {
   uint32_t opening_ ABSL_GUARDED_BY(mu_) = 0;
   ArenaStats stats_ ABSL_GUARDED_BY(mu_);  // its counters since the start
 
-  std::thread keeper_;
+  uint32_t waiting_ ABSL_GUARDED_BY(mu_) = 0;  // calls that wait for their turn
+
+  std::thread keeper_, reserver_;
 };
 
 }  // namespace statepool

@@ -37,7 +37,7 @@ SlotExtent::SlotExtent(uint64_t number, std::unique_ptr<Extent> extent, uint64_t
 SlotPool::SlotPool(TenantId tenant, uint64_t state_bytes, uint64_t chunk_bytes)
     : tenant_(tenant),
       state_bytes_(state_bytes),
-      slot_bytes_(RoundUp(state_bytes, SlotAlignment(state_bytes))),
+      slot_bytes_(SlotBytes(state_bytes)),
       min_chunks_(RoundUp(slot_bytes_, chunk_bytes) / chunk_bytes),
       preferred_chunks_(ExtentChunks(slot_bytes_, chunk_bytes)) {}
 

@@ -28,6 +28,9 @@ namespace statepool {
 
 // Of small slots what vector loads of every kind like; of others what direct I/O needs, at most a sixteenth of padding.
 inline constexpr uint64_t SlotAlignment(uint64_t state_bytes) { return state_bytes < (64 << 10) ? 256 : 4096; }
+inline constexpr uint64_t SlotBytes(uint64_t state_bytes) {
+  return (state_bytes + SlotAlignment(state_bytes) - 1) / SlotAlignment(state_bytes) * SlotAlignment(state_bytes);
+}
 inline constexpr uint64_t kMaxSharedChunks = 16;  // of an extent with more than one slot
 
 // How many chunks an extent for slots of this size has: the fewest, up to kMaxSharedChunks, that leave at most an

@@ -48,12 +48,21 @@ int PeerProcess(int socket, pid_t pid) {
   int pidfd = -1;
   socklen_t size = sizeof(pidfd);
   if (getsockopt(socket, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) == 0) return pidfd;
-  if (pid <= 0) return -1;  // it is in another pid namespace
+  if (pid <= 0) return -1;              // it is in another pid namespace
+  if (errno != ENOPROTOOPT) return -1;  // this kernel can tell, and can't
   pidfd = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
   // Its number may be another process's by now: but then its socket has hung up.
   pollfd hung_up = {socket, 0, 0};
   if (pidfd >= 0 && poll(&hung_up, 1, 0) != 0) Close(&pidfd);
   return pidfd;
+}
+
+// Hangs up on a peer that was answered. What it has sent is read, or the kernel would tell it of a reset connection
+// before the answer.
+void Dismiss(int* socket) {
+  char ignored[kTokenBytesMax];
+  while (recv(*socket, ignored, sizeof(ignored), MSG_DONTWAIT) > 0) continue;
+  Close(socket);
 }
 
 std::string Quoted(absl::string_view text) {
@@ -155,17 +164,33 @@ void ArenaSocket::Accept() {
     if (connection.socket < 0) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
       if (errno != EAGAIN) {  // no descriptors left: in a moment there may be
-        spdlog::warn("arena socket: accept: {}", strerror(errno));
+        if (const MonoTime now = clock_->Now(); now >= warn_at_) {
+          spdlog::warn("arena socket: accept: {}", strerror(errno));
+          warn_at_ = After(now, absl::Seconds(1));
+        }
         poll(nullptr, 0, 10);
       }
       return;
     }
+    ucred peer = {};
+    socklen_t size = sizeof(peer);
+    if (getsockopt(connection.socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || !MayConnect(peer.uid)) {
+      spdlog::info("arena socket: a process of user {} was refused", peer.uid);
+      Answer(connection,
+             absl::StrCat(R"({"reason":"PEER_REFUSED","message":"user )", peer.uid,
+                          " may not have arenas of this daemon, which runs as user ", geteuid(),
+                          R"(; --arena-uids allows others"})"),
+             -1);
+      Dismiss(&connection.socket);
+      continue;
+    }
+    connection.pid = peer.pid;
     const auto waiting = std::count_if(connections_.begin(), connections_.end(),
                                        [](const auto& entry) { return entry.second.arena.empty(); });
     if (static_cast<size_t>(waiting) >= options_.max_connections) {
       Answer(connection, R"({"reason":"TOO_MANY_CONNECTIONS","message":"too many connections wait without a token"})",
              -1);
-      Close(&connection.socket);
+      Dismiss(&connection.socket);
       continue;
     }
     connection.token_due = After(clock_->Now(), options_.token_time);
@@ -192,26 +217,26 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
     return;
   }
   connection->arena = lease.arena;
-  Answer(*connection,
-         absl::StrCat(R"({"arena":)", Quoted(lease.arena), R"(,"bytes":)", lease.bytes, R"(,"incarnation":)",
-                      Quoted(options_.incarnation), "}"),
-         lease.fd);
   Watch(connection->pidfd, KeyOf(id, kProcess));
+  const bool sent = Answer(*connection,
+                           absl::StrCat(R"({"arena":)", Quoted(lease.arena), R"(,"bytes":)", lease.bytes,
+                                        R"(,"incarnation":)", Quoted(options_.incarnation), "}"),
+                           lease.fd);
+  close(lease.fd);
+  if (sent) return;
+  HangUp(connection);
+  arenas_->LeaseEnded(connection->arena);
+}
+
+bool ArenaSocket::MayConnect(uid_t uid) const {
+  return uid == geteuid() || uid == 0 ||
+         std::find(options_.uids.begin(), options_.uids.end(), uid) != options_.uids.end();
 }
 
 absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection, Arenas::Lease* lease) const {
-  ucred peer = {};
-  socklen_t size = sizeof(peer);
-  if (getsockopt(connection->socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
-    return Refused("PEER_UNKNOWN", absl::StrCat("the peer's user can't be told: ", strerror(errno)));
-  connection->pid = peer.pid;
-  if (peer.uid != geteuid() && peer.uid != 0 &&
-      std::find(options_.uids.begin(), options_.uids.end(), peer.uid) == options_.uids.end()) {
-    return Refused("PEER_REFUSED",
-                   absl::StrCat("user ", peer.uid, " may not have arenas of this daemon, which runs as user ",
-                                geteuid(), "; --arena-uids allows others"));
-  }
-  connection->pidfd = PeerProcess(connection->socket, peer.pid);
+  connection->pidfd = PeerProcess(connection->socket, connection->pid);
+  if (connection->pidfd < 0 && (errno == EMFILE || errno == ENFILE))
+    return Refused("NO_DESCRIPTORS", "the daemon has no descriptor to spare; try again");
   if (connection->pidfd < 0) {
     return Refused(
         "PEER_UNKNOWN",
@@ -223,7 +248,7 @@ absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection,
   return connected.status();
 }
 
-void ArenaSocket::Answer(const Connection& connection, const std::string& text, int fd) const {
+bool ArenaSocket::Answer(const Connection& connection, const std::string& text, int fd) const {
   iovec data = {const_cast<char*>(text.data()), text.size()};
   msghdr message = {};
   message.msg_iov = &data;
@@ -238,9 +263,9 @@ void ArenaSocket::Answer(const Connection& connection, const std::string& text, 
     header->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(header), &fd, sizeof(int));
   }
-  // If it fails the peer is gone, or will hang up because it got nothing.
-  if (sendmsg(connection.socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-    spdlog::info("arena socket: no answer to process {}: {}", connection.pid, strerror(errno));
+  if (sendmsg(connection.socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return true;
+  spdlog::info("arena socket: no answer to process {}: {}", connection.pid, strerror(errno));
+  return false;
 }
 
 void ArenaSocket::HangUp(Connection* connection) { Close(&connection->socket); }

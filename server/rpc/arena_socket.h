@@ -61,7 +61,9 @@ class ArenaSocket {
   void Receive(uint64_t id, Connection* connection);
   // The arena for a token. Errors: the socket's own reasons.
   absl::Status Admit(absl::string_view token, Connection* connection, Arenas::Lease* lease) const;
-  void Answer(const Connection& connection, const std::string& text, int fd) const;
+  bool MayConnect(uid_t uid) const;
+  // False: the peer got nothing.
+  bool Answer(const Connection& connection, const std::string& text, int fd) const;
   void HangUp(Connection* connection);
   void CloseLate();
   void Watch(int fd, uint64_t key) const;
@@ -71,6 +73,7 @@ class ArenaSocket {
   const Clock* const clock_;
   int listener_ = -1, epoll_ = -1, stop_ = -1;
   uint64_t next_id_ = 1;
+  MonoTime warn_at_ = 0;  // not more often than once a second
   std::map<uint64_t, Connection> connections_;
   std::thread thread_;
 };

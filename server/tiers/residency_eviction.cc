@@ -259,6 +259,7 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op
   for (;;) {
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
     const uint64_t progress = progress_;
+    absl::Status refused;
     if (chunks <= (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes()) {
       ++moving_;
       absl::StatusOr<std::unique_ptr<SharedExtent>> extent;
@@ -269,11 +270,14 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op
       --moving_;
       changed_.SignalAll();  // to those who waited for us
       if (extent.ok() || !absl::IsResourceExhausted(extent.status())) return extent;
+      refused = extent.status();
     }
     if (Extents empty = TakeEmptyExtents(/*keep_each=*/0); !empty.empty()) {
       GiveBack(std::move(empty));
       continue;
     }
+    // The budget had room: it is the machine that is short of something, and images that leave would not help.
+    if (!refused.ok()) return refused;
     absl::Status error;
     const Step step = DrainFor(op, /*except=*/nullptr, chunks, !spill_error.ok(), &keep, &error);
     if (step == Step::kSpillFailed) spill_error = error;

@@ -1,6 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "tests/fuzz/world.h"
 
+#include <unistd.h>
+
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -123,6 +125,7 @@ void World::Start() {
   ArenaOptions arena_options;
   arena_options.max_arenas = 4;
   arena_options.max_bytes = options_.hot_bytes / 2;
+  arena_options.granule_bytes = kChunkBytes;
   arena_options.max_rows = 8;
   arena_options.max_steps = 4;
   arena_options.max_pinned_bytes = options_.hot_bytes / 8;
@@ -170,6 +173,7 @@ void World::CheckInvariants() const {
 void World::Connect(const v1::Arena& arena) {
   const absl::StatusOr<Arenas::Lease> lease = arenas_->Connect(arena.token());
   Require(lease.ok(), "a new arena's token is refused", lease.status().message());
+  close(lease->fd);
   arena_ids_.insert(arena_ids_.begin(), arena.arena());
   if (arena_ids_.size() > kArenasKept) arena_ids_.pop_back();
 }

@@ -279,6 +279,12 @@ def test_another_user_gets_no_arena_unless_it_is_named(client, stubs, tmp_path):
     os.chmod(tmp_path, 0o755)
     refused = subprocess.run([sys.executable, "-c", CONNECT_AS, "65534", client.open().socket, "x"], stdout=subprocess.PIPE, text=True)
     assert json.loads(refused.stdout)["reason"] == "PEER_REFUSED"
+    # Whoever may not have one takes no place from those who may.
+    crowd = subprocess.Popen([sys.executable, "-c", CROWD_AS, "65534", client.open().socket], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    assert crowd.stdout.readline().strip() == "70"
+    with mapped(client.open()):
+        pass
+    crowd.communicate()
     directory = tmp_path / "named"
     directory.mkdir(mode=0o755)
     path = directory / "arenas.sock"
@@ -294,6 +300,19 @@ def test_another_user_gets_no_arena_unless_it_is_named(client, stubs, tmp_path):
         daemon.stop()
 
 
+CROWD_AS = """
+import os, socket, sys
+directory, name = os.path.split(sys.argv[2])
+os.chdir(directory)
+os.setuid(int(sys.argv[1]))
+connections = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(70)]
+for connection in connections:
+    connection.connect(name)
+print(len(connections), flush=True)
+sys.stdin.read()
+"""
+
+
 # The path to the socket may lead through directories that another user can't enter: so it is entered before.
 CONNECT_AS = """
 import os, socket, sys
@@ -302,7 +321,10 @@ directory, name = os.path.split(sys.argv[2])
 os.chdir(directory)
 os.setuid(int(sys.argv[1]))
 connection.connect(name)
-connection.send(sys.argv[3].encode())
+try:
+    connection.send(sys.argv[3].encode())
+except BrokenPipeError:
+    pass  # refused already
 print(connection.recv(4096).decode())
 """
 
@@ -315,6 +337,16 @@ def test_a_socket_that_can_not_be_used_is_refused_at_the_start(stubs, tmp_path):
         ran = subprocess.run(daemon.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=30)
         assert ran.returncode == 1 and "--arena-socket" in ran.stderr and word in ran.stderr, ran.stderr
     assert file.read_text() == "mine"
+
+
+def test_a_socket_s_path_is_told_as_an_absolute_one(stubs, tmp_path):
+    daemon = Daemon(tmp_path, f"--arena-socket={os.path.relpath(tmp_path / 'arenas')}").start()
+    try:
+        with grpc.insecure_channel(daemon.address, [("grpc.enable_http_proxy", 0)]) as channel:
+            told = stubs.grpc.StatePoolStub(channel).GetCapabilities(stubs.pb.GetCapabilitiesRequest())
+            assert os.path.normpath(told.arena_socket) == str(tmp_path / "arenas") and told.arena_socket.startswith("/")
+    finally:
+        daemon.stop()
 
 
 def test_a_data_directory_whose_path_is_too_long_for_a_socket_leaves_the_daemon_without_arenas(stubs, tmp_path):

@@ -677,13 +677,13 @@ def test_requests_of_arenas_that_make_no_sense(pb, client, errors):
 
 @pytest.mark.provokes(("RESOURCE_EXHAUSTED", "TOO_MANY_ARENAS"), ("RESOURCE_EXHAUSTED", "ARENA_TOO_LARGE"))
 def test_limits_of_arenas(pb, start, errors):
-    _, client = start("--max-arenas=2", "--max-arena-bytes=1MiB", "--arena-token-timeout=1h")
+    _, client = start("--max-arenas=2", "--max-arena-bytes=16MiB", "--arena-token-timeout=1h")
     request = pb.OpenArenaRequest(layout="m", rows=1)
     for _ in range(2):
         client.OpenArena(request)
     with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_ARENAS"):
         client.OpenArena(request)
-    client.register("large", MIB)
+    client.register("large", 9 * MIB)
     with errors.expected("RESOURCE_EXHAUSTED", "ARENA_TOO_LARGE", "rows"):
         client.OpenArena(pb.OpenArenaRequest(layout="large", rows=1))
 

@@ -1,8 +1,12 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Every RPC, called through the stubs that stock grpcio-tools generates from the .proto, with nothing of ours in between."""
+import mmap
+import os
+import socket
 import threading
 
 import grpc
+import numpy
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
@@ -477,3 +481,37 @@ def item_error(item):
     info = error_details_pb2.ErrorInfo()
     assert any(detail.Unpack(info) for detail in item.error.details) and info.domain == "statepool.v1"
     return next(c for c in grpc.StatusCode if c.value[0] == item.error.code), info.reason, info.metadata.get("field", "")
+
+
+@pytest.mark.rpc("OpenArena", "Load", "Store", "CloseArena")
+def test_states_are_loaded_into_memory_computed_on_there_and_stored(pb, call, written, name):
+    arena = call.OpenArena(pb.OpenArenaRequest(layout="stock", rows=3, steps=2, view=pb.View(
+        layers=pb.View.LAYER_MAJOR, axis_orders=[pb.AxisOrder(tensor="state", axes=["key", "head"])])))
+    state, = arena.tensors
+    assert list(state.axes) == ["layer", "row", "step", "key", "head"] and list(state.shape) == [2, 3, 2, 875, 10] and list(state.layers) == [0, 1]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as lease:
+        lease.settimeout(20)
+        lease.connect(arena.socket)
+        lease.send(arena.token)
+        _, (descriptor,), _, _ = socket.recv_fds(lease, 4096, 1)
+        memory = mmap.mmap(descriptor, arena.bytes)
+        os.close(descriptor)
+        tensor = numpy.ndarray(tuple(state.shape), numpy.float32, memory, state.offset, tuple(state.strides))
+        sequence = pb.NameRef(sequence=name)
+        loaded = call.Load(pb.LoadRequest(arena=arena.arena, items=[
+            pb.LoadItem(row=2, name=sequence, with_attachment=True), pb.LoadItem(row=0, name=sequence, position=4), pb.LoadItem(row=1, name=sequence, position=5)]))
+        assert [row.info.position for row in loaded.rows] == [8, 4, 0] and loaded.rows[0].attachment == b"logits" and loaded.rows[0].copied
+        assert item_error(loaded.rows[2]) == (grpc.StatusCode.NOT_FOUND, "POSITION_MISMATCH", "items[2].position")
+        for row, position in ((2, 8), (0, 4)):
+            expected = numpy.frombuffer(image(position), numpy.float32).reshape(2, 10, 875)
+            assert tensor[:, row, 0].transpose(0, 2, 1).tobytes() == expected.tobytes()
+        tensor[:, 2, 1] = 2 * tensor[:, 2, 0]
+        stored = call.Store(pb.StoreRequest(arena=arena.arena, items=[
+            pb.StoreItem(row=2, sequence=name, position=10, accepted_length=2), pb.StoreItem(row=0, sequence=f"{name}/copy", position=4)], all_or_none=True))
+        assert stored.done and [row.info.position for row in stored.rows] == [10, 4]
+        assert stored.rows[1].info.checksum == checksum(image(4))
+        twice = (2 * numpy.frombuffer(image(8), numpy.float32)).tobytes()
+        assert call.Get(pb.GetRequest(name=sequence)).data == twice and stored.rows[0].info.checksum == checksum(twice)
+        del tensor
+        memory.close()
+        assert call.CloseArena(pb.CloseArenaRequest(arena=arena.arena)).closed

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -106,6 +107,7 @@ class FakeImageStore final : public ImageStore {
   }
 
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op&, LayoutRef layout, uint64_t) override {
+    while (begin_write_hangs) std::this_thread::yield();
     if (no_room) return absl::Status(Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", ""));
     if (!begin_write_error.ok()) return begin_write_error;
     return std::make_unique<FakeWriter>(this, std::move(layout));
@@ -189,9 +191,10 @@ class FakeImageStore final : public ImageStore {
   std::vector<std::string> deleted_layouts;  // fingerprints, as they were told
   ImageId persist_fails_for = 0;             // 0: every image
   std::atomic<ImageId> first_written{0};
-  absl::Status persist_error;        // set to make Persist fail; not while other threads run
-  absl::Status begin_write_error;    // of the next ones too
-  std::atomic<bool> no_room{false};  // the same, HOT_FULL, also while other threads run
+  absl::Status persist_error;                  // set to make Persist fail; not while other threads run
+  absl::Status begin_write_error;              // of the next ones too
+  std::atomic<bool> begin_write_hangs{false};  // as one does that waits for a slow disk
+  std::atomic<bool> no_room{false};            // the same, HOT_FULL, also while other threads run
 
  private:
   class FakeWriter final : public ImageWriter {

@@ -5,6 +5,8 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -27,6 +29,7 @@ class Mapping {
   Mapping(int fd, uint64_t bytes) : bytes_(bytes) {
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (data != MAP_FAILED) data_ = static_cast<char*>(data);
+    close(fd);
   }
   ~Mapping() { munmap(data_, bytes_); }
   char* data() const { return data_; }
@@ -44,6 +47,7 @@ class ArenasTest : public StoreTest {
   void StartArenas(ArenaOptions options, uint64_t device_bytes = 1 << 20) {
     arenas_.reset();
     if (options.max_bytes == 0) options.max_bytes = 1 << 20;
+    options.granule_bytes = 4096;
     device_ = *HostDevice::Create({.budget_bytes = device_bytes, .chunk_bytes = 4096});
     arenas_ = std::make_unique<Arenas>(options, store_.get(), images_.get(),
                                        ArenaMemory{[this](const Op&, TenantId tenant, uint64_t bytes) {
@@ -256,7 +260,9 @@ TEST_F(ArenasTest, ATokenIsGoodForOneConnectionInItsTime) {
   EXPECT_EQ(ReasonOf(arenas_->Load(op_, opened->id, std::vector<LoadItem>{RowOf(0, "a")}).status()),
             "ARENA_NOT_CONNECTED");
   EXPECT_EQ(ReasonOf(arenas_->Connect("").status()), "TOKEN_INVALID");
-  EXPECT_TRUE(arenas_->Connect(opened->token).ok());
+  const absl::StatusOr<Arenas::Lease> lease = arenas_->Connect(opened->token);
+  ASSERT_TRUE(lease.ok());
+  close(lease->fd);
   EXPECT_EQ(ReasonOf(arenas_->Connect(opened->token).status()), "TOKEN_INVALID");
 
   opened = arenas_->Open(op_, {"m", 1, 0, {}});
@@ -310,8 +316,77 @@ TEST_F(ArenasTest, MemoryIsFreeWhenTheProcessIsGoneHoweverItIsMapped) {
   EXPECT_EQ(arena.row(0)[0], 'x');
 }
 
+TEST_F(ArenasTest, ADescriptorThatWasGivenOutIsThatOfItsArenaThoughItWasClosedMeanwhile) {
+  const absl::StatusOr<OpenedArena> first = arenas_->Open(op_, {"m", 1, 0, {}});
+  ASSERT_TRUE(first.ok());
+  const absl::StatusOr<Arenas::Lease> lease = arenas_->Connect(first->token);
+  ASSERT_TRUE(lease.ok());
+  struct stat before, after;
+  ASSERT_EQ(fstat(lease->fd, &before), 0);
+  ASSERT_TRUE(arenas_->Close(op_, first->id).ok());
+  const Open second = OpenAndMap(1);  // has its descriptors now
+  ASSERT_EQ(fstat(lease->fd, &after), 0);
+  EXPECT_EQ(before.st_ino, after.st_ino);
+  close(lease->fd);
+}
+
+TEST_F(ArenasTest, AnArenaCountsWithWholeChunksAndSlots) {
+  // One row of 64 bytes: a chunk of 4 KiB, and a slot of 256 bytes.
+  StartArenas({.max_bytes = 3 * (4096 + 256)});
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(arenas_->Open(op_, {"m", 1, 0, {}}).ok());
+  EXPECT_EQ(ReasonOf(arenas_->Open(op_, {"m", 1, 0, {}}).status()), "TOO_MANY_ARENAS");
+  EXPECT_EQ(arenas_->stats().leased_bytes, device_->used_bytes());
+}
+
+TEST_F(ArenasTest, AttachmentsOfOneLoadAreBounded) {
+  StartArenas({.max_attachment_bytes = 10});
+  const Open arena = OpenAndMap();
+  for (const char* name : {"a", "b"}) {
+    StoreItem item = ToName(0, name, 1);
+    item.whole_row = true;
+    item.attachment = "sixsix";
+    ASSERT_TRUE(Store(arena, {item}).rows[0].status.ok());
+  }
+  std::memset(arena.row(2), 'x', arena.state_bytes);
+  std::vector<LoadItem> items = {RowOf(1, "a"), RowOf(2, "b"), RowOf(3, "b")};
+  for (LoadItem& item : items) item.with_attachment = item.row < 3;
+  const LoadAnswer answer = Load(arena, items);
+  EXPECT_EQ(answer.rows[0].attachment, "sixsix");
+  EXPECT_EQ(ReasonOf(answer.rows[1].status), "MESSAGE_TOO_LARGE");
+  EXPECT_EQ(arena.row(2)[0], 'x');
+  EXPECT_TRUE(answer.rows[2].status.ok());
+}
+
+TEST_F(ArenasTest, CallsThatWaitForTheirTurnAreBounded) {
+  const uint64_t bytes = 8 << 20;
+  const LayoutRef large =
+      *Layout::Create({"large", {{"t", TensorKind::kOther, {0}, DType::kUInt8, {{"x", bytes}}, {}, {}}}});
+  ASSERT_TRUE(store_->RegisterLayout(op_, large, "large").ok());
+  StartArenas({.max_bytes = 256 << 20, .max_waiting = 2}, 256 << 20);
+  const Open arena = OpenAndMap(4, "large");
+  std::atomic<int> refused{0}, done{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < 4; ++i) {
+        StoreItem item = ToName(static_cast<uint32_t>(t % 4), "s" + std::to_string(t), i);
+        item.whole_row = true;
+        const absl::Status status = arenas_->Store(op_, arena.id, std::vector<StoreItem>{item}, false).status();
+        if (!status.ok()) {
+          EXPECT_EQ(ReasonOf(status), "QUEUE_FULL");
+          EXPECT_GT(GetErrorDetail(status).retry_after, absl::ZeroDuration());
+        }
+        ++(status.ok() ? done : refused);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(done, 0);
+  EXPECT_GT(refused, 0);
+}
+
 TEST_F(ArenasTest, ArenasAreLimitedInNumberAndBytes) {
-  StartArenas({.max_arenas = 2, .max_bytes = 64 << 10});
+  StartArenas({.max_arenas = 2, .max_bytes = 64 << 10, .granule_bytes = 4096});
   const Open first = OpenAndMap(1);
   OpenAndMap(1);
   const absl::Status third = arenas_->Open(op_, {"m", 1, 0, {}}).status();
@@ -324,7 +399,7 @@ TEST_F(ArenasTest, ArenasAreLimitedInNumberAndBytes) {
   EXPECT_EQ(ReasonOf(arenas_->Open(op_, {"m", 150, 0, {}}).status()), "");
   // What could not be had leaves nothing behind.
   images_->no_room = true;
-  StartArenas({.max_bytes = 64 << 10});
+  StartArenas({.max_bytes = 64 << 10, .granule_bytes = 4096});
   for (int i = 0; i < 3; ++i) EXPECT_FALSE(arenas_->Open(op_, {"m", 100, 0, {}}).ok());
   EXPECT_EQ(device_->used_bytes(), 0u);
   arenas_->CheckInvariants();
@@ -350,6 +425,18 @@ TEST_F(ArenasTest, SlotsOfOneStoreAreReservedAndReservedAnew) {
   images_->no_room = false;
   clock_.Advance(absl::Seconds(1));
   Eventually([&] { return arenas_->stats().reserved_slots == 3; });
+}
+
+TEST_F(ArenasTest, MemoryOfTheDeadComesBackWhileSlotsAreWaitedFor) {
+  const Open arena = OpenAndMap(1), dead = OpenAndMap(1);
+  images_->begin_write_hangs = true;
+  StoreItem item = ToName(0, "a", 1);
+  item.whole_row = true;
+  ASSERT_TRUE(Store(arena, {item}).rows[0].status.ok());  // and its slot is wanted anew
+  arenas_->ProcessGone(dead.id);
+  clock_.Advance(absl::Seconds(1));
+  Eventually([&] { return arenas_->IsGone(dead.id); });
+  images_->begin_write_hangs = false;
 }
 
 TEST_F(ArenasTest, AStoreThatIsRefusedKeepsItsReservedSlots) {

@@ -2,6 +2,7 @@
 """An arena's memory in this process: the addresses it lies at, and the socket that it comes through. Linux only; imported when there is an arena."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -23,7 +24,7 @@ _F_GET_SEALS = 1034
 _ANSWER_BYTES_MAX = 65536
 
 _REFUSALS = {"TOKEN_INVALID": "UNAUTHENTICATED", "PEER_REFUSED": "PERMISSION_DENIED", "PEER_UNKNOWN": "FAILED_PRECONDITION",
-             "TOO_MANY_CONNECTIONS": "RESOURCE_EXHAUSTED"}
+             "TOO_MANY_CONNECTIONS": "RESOURCE_EXHAUSTED", "NO_DESCRIPTORS": "RESOURCE_EXHAUSTED"}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -73,8 +74,12 @@ def connect(arena: pb.Arena, timeout: float) -> tuple[socket.socket, int]:
         try:
             lease.settimeout(max(timeout, 0.001))
             lease.connect(arena.socket)
-            lease.send(arena.token)
-            answer, fds, _, _ = socket.recv_fds(lease, _ANSWER_BYTES_MAX, 4, socket.MSG_CMSG_CLOEXEC)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused already: the answer says why
+                lease.send(arena.token)
+            try:
+                answer, fds, _, _ = socket.recv_fds(lease, _ANSWER_BYTES_MAX, 4, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionResetError:  # told once, before the answer that is there
+                answer, fds, _, _ = socket.recv_fds(lease, _ANSWER_BYTES_MAX, 4, socket.MSG_CMSG_CLOEXEC)
             lease.settimeout(None)
         except OSError as failure:
             raise errors.made("UNAVAILABLE", "SOCKET_UNREACHABLE", f"{arena.socket}: {failure}; an arena needs the daemon on this machine",

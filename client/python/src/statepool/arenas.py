@@ -347,7 +347,7 @@ class Arena:
                 return
             except errors.StatepoolError as error:
                 self._end(table.arena)
-                if error.reason not in ("TOKEN_INVALID", "TOO_MANY_CONNECTIONS"):
+                if error.reason not in ("TOKEN_INVALID", "TOO_MANY_CONNECTIONS", "NO_DESCRIPTORS"):
                     raise
                 attempts.wait(error, broken=True)  # this process was too slow, or others are in the way
             except BaseException:

@@ -50,7 +50,8 @@ class Client:
         return self.stub.GetCapabilities(self.pb.GetCapabilitiesRequest()).devices[0].used_bytes
 
     def set(self, name, fill):
-        return self.stub.Set(self.pb.SetRequest(sequence=name, layout="m", position=1, data=bytes([fill]) * BYTES))
+        return self.stub.Set(self.pb.SetRequest(sequence=name, layout="m", position=1, data=bytes([fill]) * BYTES,
+                                                options=self.pb.NameOptions(durability=self.pb.VOLATILE)))
 
     def load(self, arena, name, row=0):
         answer = self.stub.Load(self.pb.LoadRequest(arena=arena.arena, items=[
@@ -327,6 +328,34 @@ except BrokenPipeError:
     pass  # refused already
 print(connection.recv(4096).decode())
 """
+
+
+def test_cold_states_are_promoted_into_rows_and_rows_are_stored_where_the_budget_is_short(stubs, tmp_path):
+    daemon = Daemon(tmp_path, "--hot-bytes=8MiB").start()
+    client = Client(stubs, daemon)
+    try:
+        names = [f"n{i}" for i in range(120)]  # 11.5 MB
+        for i, name in enumerate(names):
+            client.set(name, i)
+        arena = client.open(rows=8)
+        pb = client.pb
+        with mapped(arena) as (_, _, memory):
+            stride = arena.tensors[0].strides[0]
+            for first in range(0, len(names), 8):
+                loaded = client.stub.Load(pb.LoadRequest(arena=arena.arena, items=[
+                    pb.LoadItem(row=row, name=pb.NameRef(sequence=names[first + row])) for row in range(8)]))
+                for row in range(8):
+                    assert not loaded.rows[row].HasField("error"), loaded.rows[row]
+                    assert memory[row * stride:row * stride + BYTES] == bytes([first + row]) * BYTES
+                    memory[row * stride] = 255
+                stored = client.stub.Store(pb.StoreRequest(arena=arena.arena, all_or_none=True, items=[
+                    pb.StoreItem(row=row, sequence=names[first + row], position=2) for row in range(8)]))
+                assert stored.done, stored
+        for i, name in enumerate(names):
+            assert client.stub.Get(pb.GetRequest(name=pb.NameRef(sequence=name))).data == b"\xff" + bytes([i]) * (BYTES - 1)
+    finally:
+        client.channel.close()
+        daemon.stop()
 
 
 def test_a_socket_that_can_not_be_used_is_refused_at_the_start(stubs, tmp_path):

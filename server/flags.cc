@@ -49,8 +49,8 @@ ABSL_FLAG(absl::Duration, stream_timeout, absl::Seconds(30),
           "a stream without progress for so long is ended; so is a call whose answer is not taken, after a second more "
           "for each MiB of it");
 ABSL_FLAG(std::string, arena_socket, "auto",
-          "Unix socket over which workers of this machine get their arenas; auto: arena.sock in the data directory; "
-          "empty: no arenas");
+          "Unix socket over which workers of this machine get their arenas: a path; @NAME or auto: a name in Linux's "
+          "abstract namespace, for workers in the same network namespace; empty: no arenas");
 ABSL_FLAG(std::vector<std::string>, arena_uids, {},
           "numbers of users, with commas between them, that may have arenas besides root and the daemon's own");
 ABSL_FLAG(uint32_t, max_arenas, 1024, "arenas at a time, those counted that a worker closed and still maps");

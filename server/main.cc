@@ -35,7 +35,6 @@
 #include "server/rpc/arena_socket.h"
 #include "server/rpc/server.h"
 #include "server/rpc/service.h"
-#include "server/rpc/unix_socket.h"
 #include "server/telemetry/log.h"
 #include "server/telemetry/metrics.h"
 #include "server/tiers/residency.h"
@@ -169,16 +168,14 @@ ArenaOptions ArenaOptionsOf(const DaemonFlags& flags, const Device& device) {
   return options;
 }
 
-// Where workers get their arenas; empty: nowhere.
+// Where workers get their arenas; empty: nowhere. By default no file: whoever copies a data directory can't copy
+// sockets.
 std::string ArenaSocketPath(const DaemonFlags& flags) {
-  if (flags.arena_socket.empty()) return "";
-  const bool automatic = flags.arena_socket == "auto";
+  if (flags.arena_socket == "auto") return absl::StrCat("@statepool-", RandomHex());
+  if (flags.arena_socket.empty() || flags.arena_socket[0] == '@') return flags.arena_socket;
   std::error_code error;
-  const std::string path =
-      std::filesystem::absolute(automatic ? flags.data_dir + "/arena.sock" : flags.arena_socket, error).string();
-  if (!automatic || (!error && path.size() <= kMaxSocketPathBytes)) return path;
-  spdlog::warn("no arenas: {} is too long for a socket's path; name another with --arena-socket", path);
-  return "";
+  const std::filesystem::path path = std::filesystem::absolute(flags.arena_socket, error);
+  return error ? flags.arena_socket : path.string();
 }
 
 int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {

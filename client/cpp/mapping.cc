@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -64,9 +65,9 @@ ssize_t Uninterrupted(Operation operation) {
 }
 
 // Sends the token; gives the answer and the descriptors that came with it. False: errno says why.
-bool Exchange(int socket, const sockaddr_un& address, const std::string& token, std::string* answer,
+bool Exchange(int socket, const sockaddr_un& address, socklen_t size, const std::string& token, std::string* answer,
               std::vector<Descriptor>* descriptors) {
-  if (Uninterrupted([&] { return connect(socket, reinterpret_cast<const sockaddr*>(&address), sizeof address); }) < 0)
+  if (Uninterrupted([&] { return connect(socket, reinterpret_cast<const sockaddr*>(&address), size); }) < 0)
     return false;
   // Where it was refused already the answer says why.
   if (Uninterrupted([&] { return send(socket, token.data(), token.size(), MSG_NOSIGNAL); }) < 0 && errno != EPIPE &&
@@ -168,6 +169,10 @@ absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline) {
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof address.sun_path) return BadAnswer("with a path that is no socket's");
   std::memcpy(address.sun_path, path.data(), path.size());
+  // "@name": in the abstract namespace, where every byte counts.
+  const bool is_abstract = path[0] == '@';
+  if (is_abstract) address.sun_path[0] = '\0';
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size() + (is_abstract ? 0 : 1));
   Lease lease{Descriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)), Descriptor()};
   if (lease.socket.get() < 0) return Unreachable(path, std::strerror(errno));
   if (deadline != absl::InfiniteFuture()) {  // a timeout of 0 would be none
@@ -177,7 +182,7 @@ absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline) {
   }
   std::string answer;
   std::vector<Descriptor> descriptors;
-  if (!Exchange(lease.socket.get(), address, arena.token(), &answer, &descriptors))
+  if (!Exchange(lease.socket.get(), address, size, arena.token(), &answer, &descriptors))
     return Unreachable(path, std::strerror(errno));
   if (absl::Status status = Check(arena, answer, descriptors); !status.ok()) return status;
   lease.memory = std::move(descriptors[0]);

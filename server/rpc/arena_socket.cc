@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <utility>
 
@@ -81,7 +82,12 @@ absl::StatusOr<std::unique_ptr<ArenaSocket>> ArenaSocket::Start(ArenaSocketOptio
 
 absl::Status ArenaSocket::Listen() {
   const std::string& path = options_.path;
-  if (absl::Status status = ClearSocket(path, SOCK_SEQPACKET); !status.ok()) return status;
+  if (!is_abstract()) {
+    if (absl::Status status = ClearSocket(path, SOCK_SEQPACKET); !status.ok()) return status;
+  } else if (path.size() > kMaxSocketPathBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a socket's name has at most ", kMaxSocketPathBytes, " bytes: ", path));
+  }
   const auto failed = [&](absl::string_view call) {
     return absl::FailedPreconditionError(absl::StrCat("cannot listen on ", path, ": ", call, ": ", strerror(errno)));
   };
@@ -90,9 +96,12 @@ absl::Status ArenaSocket::Listen() {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
   memcpy(address.sun_path, path.data(), path.size());
-  if (bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) return failed("bind");
+  if (is_abstract()) address.sun_path[0] = '\0';
+  // Of an abstract name every byte counts; a path ends with its zero.
+  const size_t size = offsetof(sockaddr_un, sun_path) + path.size() + (is_abstract() ? 0 : 1);
+  if (bind(listener_, reinterpret_cast<sockaddr*>(&address), static_cast<socklen_t>(size)) != 0) return failed("bind");
   // Who may have arenas is decided by the user behind a connection, and said in words.
-  if (chmod(path.c_str(), 0666) != 0) return failed("chmod");
+  if (!is_abstract() && chmod(path.c_str(), 0666) != 0) return failed("chmod");
   if (listen(listener_, 128) != 0) return failed("listen");
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
   stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -113,7 +122,7 @@ ArenaSocket::~ArenaSocket() {
     Close(&connection.socket);
     Close(&connection.pidfd);
   }
-  if (listener_ >= 0) unlink(options_.path.c_str());
+  if (listener_ >= 0 && !is_abstract()) unlink(options_.path.c_str());
   Close(&listener_);
   Close(&epoll_);
   Close(&stop_);

@@ -26,7 +26,7 @@
 namespace statepool {
 
 struct ArenaSocketOptions {
-  std::string path;
+  std::string path;  // "@name": in the abstract namespace
   std::string incarnation;
   std::vector<uid_t> uids;                       // that may connect, besides the daemon's own and root
   size_t max_connections = 64;                   // beside those that have an arena
@@ -55,6 +55,7 @@ class ArenaSocket {
   ArenaSocket(ArenaSocketOptions options, Arenas* arenas, const Clock* clock)
       : options_(std::move(options)), arenas_(arenas), clock_(clock) {}
 
+  bool is_abstract() const { return options_.path[0] == '@'; }
   absl::Status Listen();
   void Run();
   void Accept();

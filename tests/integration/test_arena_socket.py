@@ -62,10 +62,14 @@ class Client:
         return self.stub.CloseArena(self.pb.CloseArenaRequest(arena=arena.arena, allow_missing=True)).closed
 
 
+def address_of(path):
+    return "\0" + path[1:] if path.startswith("@") else path
+
+
 def connect(arena):
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.settimeout(30)
-    connection.connect(arena.socket)
+    connection.connect(address_of(arena.socket))
     return connection
 
 
@@ -206,7 +210,7 @@ WORKER = """
 import json, mmap, os, signal, socket, sys, time
 path, token, stay = sys.argv[1], sys.argv[2].encode(), sys.argv[3]
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-connection.connect(path)
+connection.connect("\\0" + path[1:] if path.startswith("@") else path)
 connection.send(token)
 text, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
 told = json.loads(text)
@@ -304,8 +308,10 @@ def test_another_user_gets_no_arena_unless_it_is_named(client, stubs, tmp_path):
 CROWD_AS = """
 import os, socket, sys
 directory, name = os.path.split(sys.argv[2])
-os.chdir(directory)
+if directory:
+    os.chdir(directory)
 os.setuid(int(sys.argv[1]))
+name = "\\0" + name[1:] if name.startswith("@") else name
 connections = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(70)]
 for connection in connections:
     connection.connect(name)
@@ -319,8 +325,10 @@ CONNECT_AS = """
 import os, socket, sys
 connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 directory, name = os.path.split(sys.argv[2])
-os.chdir(directory)
+if directory:
+    os.chdir(directory)
 os.setuid(int(sys.argv[1]))
+name = "\\0" + name[1:] if name.startswith("@") else name
 connection.connect(name)
 try:
     connection.send(sys.argv[3].encode())
@@ -368,21 +376,36 @@ def test_a_socket_that_can_not_be_used_is_refused_at_the_start(stubs, tmp_path):
     assert file.read_text() == "mine"
 
 
+def test_by_default_the_socket_is_no_file(client):
+    assert client.stub.GetCapabilities(client.pb.GetCapabilitiesRequest()).arena_socket.startswith("@statepool-")
+    assert not [path for path in (client.daemon.directory / "data").rglob("*") if path.is_socket()]
+
+
+def test_two_daemons_can_not_have_one_name(stubs, tmp_path):
+    directories = [tmp_path / "a", tmp_path / "b"]
+    for directory in directories:
+        directory.mkdir()
+    name = f"@statepool-test-{os.getpid()}"
+    first = Daemon(directories[0], f"--arena-socket={name}").start()
+    try:
+        ran = subprocess.run(Daemon(directories[1], f"--arena-socket={name}").command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             timeout=30)
+        assert ran.returncode == 1 and "--arena-socket" in ran.stderr
+        client = Client(stubs, first)
+        arena = client.open()
+        assert arena.socket == name
+        with mapped(arena):
+            pass
+        client.channel.close()
+    finally:
+        first.stop()
+
+
 def test_a_socket_s_path_is_told_as_an_absolute_one(stubs, tmp_path):
     daemon = Daemon(tmp_path, f"--arena-socket={os.path.relpath(tmp_path / 'arenas')}").start()
     try:
         with grpc.insecure_channel(daemon.address, [("grpc.enable_http_proxy", 0)]) as channel:
             told = stubs.grpc.StatePoolStub(channel).GetCapabilities(stubs.pb.GetCapabilitiesRequest())
             assert os.path.normpath(told.arena_socket) == str(tmp_path / "arenas") and told.arena_socket.startswith("/")
-    finally:
-        daemon.stop()
-
-
-def test_a_data_directory_whose_path_is_too_long_for_a_socket_leaves_the_daemon_without_arenas(stubs, tmp_path):
-    daemon = Daemon(tmp_path, f"--data-dir={tmp_path / ('d' * 120)}").start()
-    try:
-        with grpc.insecure_channel(daemon.address, [("grpc.enable_http_proxy", 0)]) as channel:
-            told = stubs.grpc.StatePoolStub(channel).GetCapabilities(stubs.pb.GetCapabilitiesRequest())
-            assert told.arena_socket == "" and told.copy_mode == "inline"
     finally:
         daemon.stop()

@@ -638,7 +638,7 @@ def test_limits_of_bytes_and_names(pb, start, errors):
 def connected(arena):
     """The arena's connection, which is its lease."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.connect(arena.socket)
+        connection.connect(re.sub("^@", "\0", arena.socket))
         connection.send(arena.token)
         _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
         for descriptor in descriptors:

@@ -20,7 +20,7 @@ import pytest
 
 import statepool
 from daemon_process import Daemon, eventually
-from statepool import _lane, errors
+from statepool import _lane, _mapping, errors
 from statepool.layouts import Layout, Tensor
 
 LAYOUT = Layout("fast-lane", (
@@ -385,10 +385,17 @@ def test_without_arenas_or_room_for_them_nothing_is_opened(start, at_once, calls
             assert Moved(daemon).before[:2] == [0, 0]
 
 
-def test_a_socket_that_is_not_on_this_machine_is_not_even_tried(start, at_once, calls):
-    daemon = start()
+@pytest.mark.parametrize("abstract", [True, False])
+def test_a_socket_that_is_not_on_this_machine_is_not_even_tried(start, at_once, calls, tmp_path, monkeypatch, abstract):
+    daemon = start(*([] if abstract else [f"--arena-socket={tmp_path / 'arenas'}"]))
     with connect(daemon.address) as pool:
-        os.rename(pool.capabilities().arena_socket, daemon.directory / "elsewhere")
+        told = pool.capabilities().arena_socket
+        assert _mapping.is_here(told) and told.startswith("@") == abstract
+        if abstract:
+            monkeypatch.setattr(_mapping, "is_here", lambda path: False)
+        else:
+            os.rename(told, daemon.directory / "elsewhere")
+            assert not _mapping.is_here(told)
         works(pool, "s")
         assert calls["OpenArena"] == 0
 

@@ -491,7 +491,7 @@ def test_states_are_loaded_into_memory_computed_on_there_and_stored(pb, call, wr
     assert list(state.axes) == ["layer", "row", "step", "key", "head"] and list(state.shape) == [2, 3, 2, 875, 10] and list(state.layers) == [0, 1]
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as lease:
         lease.settimeout(20)
-        lease.connect(arena.socket)
+        lease.connect("\0" + arena.socket[1:] if arena.socket.startswith("@") else arena.socket)
         lease.send(arena.token)
         _, (descriptor,), _, _ = socket.recv_fds(lease, 4096, 1)
         memory = mmap.mmap(descriptor, arena.bytes)

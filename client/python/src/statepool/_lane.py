@@ -214,7 +214,8 @@ class Lane:
         if self._bytes_max is None:
             limits = quick.capabilities()
             # A daemon of another machine is not even asked.
-            here = limits.arena_socket and os.path.exists(limits.arena_socket)
+            from . import _mapping  # Linux alone has it
+            here = limits.arena_socket and _mapping.is_here(limits.arena_socket)
             self._bytes_max = limits.max_arena_bytes // SHARE if here else 0
         if self._bytes + need > self._bytes_max:
             return None

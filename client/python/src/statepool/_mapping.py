@@ -73,7 +73,7 @@ def connect(arena: pb.Arena, timeout: float) -> tuple[socket.socket, int]:
     try:
         try:
             lease.settimeout(max(timeout, 0.001))
-            lease.connect(arena.socket)
+            lease.connect(address_of(arena.socket))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused already: the answer says why
                 lease.send(arena.token)
             try:
@@ -92,6 +92,22 @@ def connect(arena: pb.Arena, timeout: float) -> tuple[socket.socket, int]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def address_of(path: str) -> str:
+    """A socket's path as the operating system takes it: "@name" is one in the abstract namespace."""
+    return "\0" + path[1:] if path.startswith("@") else path
+
+
+def is_here(path: str) -> bool:
+    """Whether there is such a socket on this machine."""
+    if not path.startswith("@"):
+        return os.path.exists(path)
+    try:
+        with open("/proc/net/unix", encoding="utf-8", errors="replace") as sockets:
+            return any(line.rstrip("\n").endswith(" " + path) for line in sockets)
+    except OSError:
+        return True  # who can't tell may try
 
 
 def _check(arena: pb.Arena, answer: bytes, fds: list[int]) -> None:

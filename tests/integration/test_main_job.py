@@ -124,7 +124,7 @@ def test_what_is_computed_in_place_equals_that_of_one_process_bit_for_bit(story,
 def test_no_state_travels_for_what_is_computed_in_place(story):
     seen, f, g = story["in_place"], story["workers"]["F"], story["workers"]["G"]
     rows = len(main_job.USERS) * story["state_bytes"]
-    assert (seen["arenas"], seen["messages"], f["checkpoints"], g["checkpoints"]) == ("", 0, 4, 2)
+    assert (seen["arenas"], seen["message_bytes"], f["checkpoints"], g["checkpoints"]) == ("", 0, 4, 2)
     assert (seen["loaded_bytes"], seen["stored_bytes"]) == (2 * rows, 6 * rows)
     assert f["steps"] == sum(len(u.text) + main_job.WRITTEN for u in main_job.USERS.values()) and g["steps"] == 2 * main_job.MORE
 
@@ -132,7 +132,8 @@ def test_no_state_travels_for_what_is_computed_in_place(story):
 def test_where_the_daemon_has_no_arenas_the_same_is_computed_with_get_and_set(tmp_path):
     lines = []
     facts = main_job.run(BINARY, tmp_path, lines.append, flags=["--arena-socket="])
-    assert facts["in_place"] == {"arenas": "ARENAS_OFF", "loaded_bytes": 0, "stored_bytes": 0, "messages": 2 * (1 + 4 + 1 + 2)}
+    assert facts["in_place"] == {"arenas": "ARENAS_OFF", "loaded_bytes": 0, "stored_bytes": 0,
+                                 "message_bytes": 2 * (1 + 4 + 1 + 2) * facts["state_bytes"]}
     assert any(line.startswith("F  ") and "no arenas (ARENAS_OFF)" in line for line in lines)
 
 

@@ -112,10 +112,13 @@ class ArenasTest : public StoreTest {
     EXPECT_EQ(ChecksumOf(bytes), got->info.version.checksum);
     return bytes[0];
   }
-  // The keeper does its rounds in real time.
+  // The threads of the arenas do their rounds in real time, and wait for some things by the clock.
   template <typename Condition>
-  static void Eventually(Condition condition) {
-    for (int i = 0; i < 1000 && !condition(); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  void Eventually(Condition condition) {
+    for (int i = 0; i < 1000 && !condition(); ++i) {
+      clock_.Advance(absl::Milliseconds(100));
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
     EXPECT_TRUE(condition());
   }
 

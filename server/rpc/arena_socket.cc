@@ -152,12 +152,12 @@ void ArenaSocket::Run() {
       if ((key & 1) == kProcess) {
         Close(&connection.pidfd);
         arenas_->ProcessGone(connection.arena);
-        HangUp(&connection);
+        Close(&connection.socket);
       } else if (connection.arena.empty()) {
         Receive(it->first, &connection);
       } else {
         // It hung up, or sent something after its token: then it is no worker of ours.
-        HangUp(&connection);
+        Close(&connection.socket);
         arenas_->LeaseEnded(connection.arena);
       }
       if (connection.socket < 0 && connection.pidfd < 0) connections_.erase(it);
@@ -213,7 +213,10 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
   char token[kTokenBytesMax + 1];
   const ssize_t size = recv(connection->socket, token, sizeof(token), 0);
   if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  if (size <= 0) return Close(&connection->socket);  // it never had anything
+  if (size <= 0) {  // it hung up, or sent an empty message: who can tell
+    Answer(*connection, R"({"reason":"TOKEN_INVALID","message":"an empty message is no token"})", -1);
+    return Close(&connection->socket);
+  }
   Arenas::Lease lease;
   const absl::Status status = Admit({token, static_cast<size_t>(size)}, connection, &lease);
   if (!status.ok()) {
@@ -233,7 +236,7 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
                            lease.fd);
   close(lease.fd);
   if (sent) return;
-  HangUp(connection);
+  Close(&connection->socket);
   arenas_->LeaseEnded(connection->arena);
 }
 
@@ -273,11 +276,9 @@ bool ArenaSocket::Answer(const Connection& connection, const std::string& text, 
     memcpy(CMSG_DATA(header), &fd, sizeof(int));
   }
   if (sendmsg(connection.socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return true;
-  spdlog::info("arena socket: no answer to process {}: {}", connection.pid, strerror(errno));
+  spdlog::debug("arena socket: no answer to process {}: {}", connection.pid, strerror(errno));
   return false;
 }
-
-void ArenaSocket::HangUp(Connection* connection) { Close(&connection->socket); }
 
 // Connections that never sent a token, and those whose arena is gone though their process lives.
 void ArenaSocket::CloseLate() {

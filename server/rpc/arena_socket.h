@@ -65,7 +65,6 @@ class ArenaSocket {
   bool MayConnect(uid_t uid) const;
   // False: the peer got nothing.
   bool Answer(const Connection& connection, const std::string& text, int fd) const;
-  void HangUp(Connection* connection);
   void CloseLate();
   void Watch(int fd, uint64_t key) const;
 

@@ -37,6 +37,21 @@ def own_daemon(tmp_path):
 
 
 @pytest.fixture
+def start(tmp_path):
+    """start(*flags) starts a daemon for one test, on the same data each time."""
+    daemons = []
+
+    def start(*flags):
+        daemons.append(Daemon(tmp_path, *flags).start())
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        if daemon.process is not None:
+            daemon.stop()
+
+
+@pytest.fixture
 def name(request):
     """A name that no other test uses."""
     return f"{request.node.originalname}/{next(_numbers)}"

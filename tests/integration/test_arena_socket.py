@@ -116,7 +116,7 @@ def test_a_token_gives_sealed_memory_of_which_all_pages_are_there(client):
         assert memory[:BYTES] == bytes(BYTES) and memory[arena.bytes - BYTES:] == b"\x07" * BYTES
 
 
-@pytest.mark.parametrize("token", [b"0" * 32, b"x", b"\0" * 64, b"y" * 65, b"z" * 4000, b'{"token":1}'], ids=len)
+@pytest.mark.parametrize("token", [b"", b"0" * 32, b"x", b"\0" * 64, b"y" * 65, b"z" * 4000, b'{"token":1}'], ids=len)
 def test_what_is_no_token_is_refused_in_words(client, token):
     arena = client.open()
     with connect(arena) as connection:

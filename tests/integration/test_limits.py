@@ -15,20 +15,6 @@ from daemon_process import Daemon, eventually
 MIB = 1 << 20
 
 
-@pytest.fixture
-def start(tmp_path):
-    daemons = []
-
-    def start(*flags):
-        daemons.append(Daemon(tmp_path, *flags).start())
-        return daemons[-1]
-
-    yield start
-    for daemon in daemons:
-        if daemon.process is not None:
-            daemon.stop()
-
-
 def layout_of(pool, state_bytes, model_id="m"):
     tensor = statepool.layouts.Tensor("s", (0,), "uint8", {"x": state_bytes})
     return pool.register_layout(statepool.layouts.Layout(model_id=model_id, tensors=[tensor]), alias=model_id)

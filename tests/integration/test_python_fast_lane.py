@@ -360,20 +360,6 @@ def works(pool, name, times=3):
         assert bytes(pool.get(name, n).data) == image(n)
 
 
-@pytest.fixture
-def start(tmp_path):
-    daemons = []
-
-    def start(*flags):
-        daemons.append(Daemon(tmp_path, *flags).start())
-        return daemons[-1]
-
-    yield start
-    for daemon in daemons:
-        if daemon.process is not None:
-            daemon.stop()
-
-
 @pytest.mark.parametrize("flags, opens", [
     (["--arena-socket="], 0), ([f"--max-arena-bytes={2 * 16 * NBYTES - 1}"], 0), ([f"--max-arena-bytes={2 * 16 * NBYTES}"], 1)])
 def test_without_arenas_or_room_for_them_nothing_is_opened(start, at_once, calls, flags, opens):

@@ -48,7 +48,7 @@ PAUSE_UNAVAILABLE_S = 0.5
 """The same if the daemon was not there."""
 ANSWER_TIMEOUT_S = 5.0
 """How long the daemon may take for a descriptor; then the lease is given up."""
-_UNPINS_MAX = 8192  # in one message
+_UNPINS_MAX, _DROPPED_MAX = 8192, 1024  # in one message
 _EVENT_BYTES_MAX = 256 << 10
 _GRANTS_MAX = 64  # in one call
 
@@ -69,24 +69,25 @@ class Direct:
         self._paused_until = 0.0
 
     def close(self) -> None:
-        """Ends the lease. Views stay readable; what they show is the daemon's to change from now on."""
+        """The lease ends when no view is left."""
         if os.getpid() == self._pid:
             with self._lock:
                 self._enabled = False
-                if self._lease is not None:
-                    self._lease.end()
+                lease, self._lease = self._lease, None
+            if lease is not None:
+                lease.retire()
 
     def lease(self, pool: Pool, attempts: Attempts) -> Lease | None:
         """The lease, opened if need be; None: there is none to be had now."""
         if not self._enabled or os.getpid() != self._pid:
             return None
         lease = self._lease
-        if lease is not None and lease.is_there():
+        if lease is not None and lease.is_good():
             return lease
         if time.monotonic() < self._paused_until:
             return None
         with self._lock:
-            if self._lease is not None and not self._lease.ended:
+            if self._lease is not None and not self._lease.ended and not self._lease.retired:
                 return self._lease  # another thread was first
             if not self._enabled or time.monotonic() < self._paused_until:
                 return None
@@ -124,8 +125,8 @@ class Direct:
         return None if pin is None else (answer, pin.view())
 
     def set(self, pool: Pool, head: pb.SetRequest, pieces: Sequence[memoryview], attempts: Attempts) -> Info | None:
-        """The answer of Set, whose request is `head` and these bytes. None: it is to be tried in another way, with this same head, which has a checksum if
-        it may have been done here."""
+        """The answer of Set, whose request is `head` and these bytes. None: it is to be tried in another way, with this same head, which has a checksum
+        if it may have been done here."""
         layout = head.layout
         if not layout:
             layout, _ = self._seen.of_name("sequence", head.sequence) or ("", 0)
@@ -145,14 +146,12 @@ class Direct:
                 direct.lease, direct.grant = lease.id, grant.id
                 info = pool._connection.call("Set", direct, pb.NameInfo.FromString, Attempts(attempts.timeout(), 0))
                 return Info.from_proto(info)
-            except (errors.Unavailable, errors.Exhausted) as error:
+            except errors.StatepoolError as error:
+                if not goes_on(lease, error):
+                    raise
                 if error.reason in SHORTAGES:
                     return None
                 attempts.wait(error)  # and once more, with another slot
-            except errors.StatepoolError as error:
-                if goes_on(lease, error):
-                    return None
-                raise
             finally:
                 lease.done_with(grants)
 
@@ -186,6 +185,7 @@ class Lease:
     def __init__(self, id: str, connection: socket.socket) -> None:
         self.id = id
         self.ended = False
+        self.retired = False
         self._pid = os.getpid()
         self._released: collections.deque[tuple[int, _Extent | None]] = collections.deque()  # pins (0: a grant) and their extents; from any thread
         self._lock = threading.Lock()  # of what follows; who had it calls settle() afterwards
@@ -199,23 +199,38 @@ class Lease:
         self._stock_lock = threading.Lock()  # of _stock, and of asking for more; before _lock
         self._stock: dict[str, list[Grant]] = {}  # by layout
 
-    def is_there(self) -> bool:
-        """Reads what the daemon has said; whether the lease goes on."""
+    def is_good(self) -> bool:
+        """Reads what the daemon has said; whether the lease is good for another call."""
         with self._lock:
             self._read_events()
             self._tell()
         self.settle()
-        return not self.ended
+        return not self.ended and not self.retired
 
     def end(self) -> None:
-        """Ends it, as far as this side can tell. What is in use stays mapped."""
-        with self._stock_lock:
-            stock = [grant for grants in self._stock.values() for grant in grants]
-            self._stock = {}
-        self.done_with(stock)
+        """Ends it. What is in use stays mapped."""
         with self._lock:
             self._end()
+        self.retire()
+
+    def retire(self) -> None:
+        """It is for no further call, and ends with the last view: the pool was closed, or a call that got no answer may have left a pin or a grant, which
+        nobody could give back."""
+        self.retired = True
+        if self._stock_lock.acquire(blocking=False):  # who else has it will do this
+            try:
+                self._give_up_stock()
+            finally:
+                self._stock_lock.release()
+        with self._lock:
+            self._end_if_idle()
         self.settle()
+
+    def _give_up_stock(self) -> None:
+        """REQUIRES: _stock_lock."""
+        stock = [grant for grants in self._stock.values() for grant in grants]
+        self._stock = {}
+        self.done_with(stock)
 
     def pin(self, slot: pb.Slot, nbytes: int) -> Pin | None:
         """The pin of a slot that the daemon has just pinned, with so many bytes; None: they can't be seen from here, and the pin is given back."""
@@ -231,6 +246,7 @@ class Lease:
 
     def take_grants(self, pool: Pool, layout: str, nbytes: int, count: int, attempts: Attempts) -> list[Grant]:
         """So many granted slots for states of this layout, or none. The caller's, until done_with(). DeadlineExceeded."""
+        refused: errors.StatepoolError | None = None
         with self._stock_lock:
             stock = self._stock.setdefault(layout, [])
             while len(stock) < count and not self.ended:
@@ -238,23 +254,21 @@ class Lease:
                 request = pb.GrantRequest(lease=self.id, layout=layout, count=min(wanted, _GRANTS_MAX))
                 try:
                     answer = pool._connection.call("Grant", request, pb.GrantResponse.FromString, Attempts(attempts.timeout(), 0))
-                except errors.DeadlineExceeded:
-                    raise
                 except errors.StatepoolError as error:
-                    if error.reason in _LEASE_GONE:
-                        with self._lock:
-                            self._end()
+                    refused = error
                     break
                 found = [grant for slot in answer.slots if (grant := self._grant(slot, nbytes)) is not None]
                 if not found:
                     break
                 stock += found
-            if self.ended:
-                taken, given_up = [], stock[:]
-            else:
-                taken, given_up = (stock[:count] if len(stock) >= count else []), []
-            del stock[:len(taken) + len(given_up)]
-        self.done_with(given_up)
+            taken = stock[:count] if len(stock) >= count else []
+            del stock[:len(taken)]
+            if self.ended or self.retired:
+                self._give_up_stock()
+        if refused is not None:
+            goes_on(self, refused)
+            if isinstance(refused, errors.DeadlineExceeded):
+                raise refused
         return taken
 
     def done_with(self, grants: Sequence[Grant]) -> None:
@@ -288,7 +302,12 @@ class Lease:
         idle = (e for e in list(self._extents.values()) if not e.users and e.counted)
         while self._idle_bytes > IDLE_BYTES_MAX:
             self._unmap(next(idle))
+        self._end_if_idle()
         self._tell()
+
+    def _end_if_idle(self) -> None:
+        if self.retired and not any(extent.users for extent in self._extents.values()):
+            self._end()
 
     def _use(self, extent: _Extent) -> None:
         if not extent.users:
@@ -307,10 +326,11 @@ class Lease:
         if self.ended:
             return
         self.ended = True
-        self._connection.close()
         for extent in list(self._extents.values()):
             if not extent.users:
                 self._unmap(extent)
+        self._tell()
+        self._connection.close()
 
     def _grant(self, slot: pb.Slot, nbytes: int) -> Grant | None:
         """A slot that the daemon has just granted; None: it can't be written from here. Takes the lock itself."""
@@ -361,8 +381,8 @@ class Lease:
 
     def _tell(self, extent: int = 0) -> bool:
         """Sends what the daemon is to know, without waiting for it; what it has no room for is kept. Whether `extent` was asked for."""
-        while not self.ended and (extent or self._unpin or self._dropped):
-            request = pb.LeaseRequest(extent=extent, unpin=self._unpin[:_UNPINS_MAX], dropped=self._dropped[:_UNPINS_MAX])
+        while self._connection.fileno() >= 0 and (extent or self._unpin or self._dropped):
+            request = pb.LeaseRequest(extent=extent, unpin=self._unpin[:_UNPINS_MAX], dropped=self._dropped[:_DROPPED_MAX])
             try:
                 self._connection.send(request.SerializeToString(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
@@ -370,7 +390,7 @@ class Lease:
             except OSError:
                 self._end()
                 return False
-            del self._unpin[:_UNPINS_MAX], self._dropped[:_UNPINS_MAX]
+            del self._unpin[:_UNPINS_MAX], self._dropped[:_DROPPED_MAX]
             if extent:
                 return True
         return False
@@ -474,7 +494,10 @@ class Grant:
 
 
 def goes_on(lease: Lease, error: errors.StatepoolError) -> bool:
-    """Whether a call that failed so with this lease may still do without one. Ends the lease if the daemon says that it has."""
+    """Whether a call that failed so with this lease may still do without one. Ends the lease if the daemon says that it has; retires it if nobody
+    answered."""
     if error.reason in _LEASE_GONE:
         lease.end()
+    elif not error.reason:
+        lease.retire()
     return error.reason in SHORTAGES or isinstance(error, (errors.Unavailable, errors.Exhausted))

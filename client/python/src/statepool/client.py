@@ -111,7 +111,7 @@ class Pool:
         self._direct = Direct(direct, self._seen)
 
     def close(self) -> None:
-        """Ends the connection. Calls in flight fail. States of get(copy=False) stay readable, but the daemon may write something else there now."""
+        """Ends the connection. Calls in flight fail. States of get(copy=False) stay as they are."""
         self._direct.close()
         self._lane.close()
         self._rooms.close()

@@ -46,6 +46,8 @@ PAUSE_S = 30.0
 """How long none is opened after that."""
 PAUSE_UNAVAILABLE_S = 0.5
 """The same if the daemon was not there."""
+GRANT_PAUSE_S = 1.0
+"""How long a lease asks for no slots after it got none."""
 ANSWER_TIMEOUT_S = 5.0
 """How long the daemon may take for a descriptor; then the lease is given up."""
 _UNPINS_MAX, _DROPPED_MAX = 8192, 1024  # in one message
@@ -198,6 +200,10 @@ class Lease:
         self._dropped: list[int] = []
         self._stock_lock = threading.Lock()  # of _stock, and of asking for more; before _lock
         self._stock: dict[str, list[Grant]] = {}  # by layout
+        self._no_grants_until = 0.0
+
+    def __del__(self) -> None:
+        self._connection.close()  # no shutdown(): a parent's lease goes on
 
     def is_good(self) -> bool:
         """Reads what the daemon has said; whether the lease is good for another call."""
@@ -249,18 +255,19 @@ class Lease:
         refused: errors.StatepoolError | None = None
         with self._stock_lock:
             stock = self._stock.setdefault(layout, [])
-            while len(stock) < count and not self.ended:
+            while len(stock) < count and not self.ended and time.monotonic() >= self._no_grants_until:
                 wanted = max(count - len(stock), min(STOCK_MAX, STOCK_BYTES_MAX // nbytes))
                 request = pb.GrantRequest(lease=self.id, layout=layout, count=min(wanted, _GRANTS_MAX))
+                found: list[Grant] = []
                 try:
                     answer = pool._connection.call("Grant", request, pb.GrantResponse.FromString, Attempts(attempts.timeout(), 0))
+                    found = [grant for slot in answer.slots if (grant := self._grant(slot, nbytes)) is not None]
                 except errors.StatepoolError as error:
                     refused = error
-                    break
-                found = [grant for slot in answer.slots if (grant := self._grant(slot, nbytes)) is not None]
-                if not found:
-                    break
                 stock += found
+                if not found:
+                    self._no_grants_until = time.monotonic() + GRANT_PAUSE_S
+                    break
             taken = stock[:count] if len(stock) >= count else []
             del stock[:len(taken)]
             if self.ended or self.retired:
@@ -405,8 +412,8 @@ class Lease:
                 return
 
     def _read_event(self, deadline: float) -> tuple[pb.LeaseEvent | None, int | None]:
-        """The next event, of which `drop` is done, and its descriptor, which is the caller's to close. None: there is none before the deadline (0: now), or
-        the lease has ended."""
+        """The next event, of which `drop` is done, and its descriptor, which is the caller's to close. None: there is none before the deadline (0: now),
+        or the lease has ended."""
         if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000 if deadline else 0):
             return None, None
         data, flags = b"", 0  # as when it has hung up

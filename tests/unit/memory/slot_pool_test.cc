@@ -62,6 +62,12 @@ TEST_F(SlotPoolTest, AnOwnersSlotsAreForThisOwnerAloneAndForNobodyAfterItsEnd) {
   EXPECT_FALSE(pool_->Allocate(7).has_value());
   Free(slot);
   EXPECT_FALSE(pool_->Allocate(7).has_value());
+  pool_->OwnerGone(7);
+  pool_->CheckInvariants(true);
+  EXPECT_EQ(pool_->owned_bytes(), 0u);
+  const Slot again = *pool_->Allocate();
+  EXPECT_EQ(again.extent, slot.extent);
+  Free(again);
   Free(own);
   const auto empty = pool_->TakeEmpty(0);
   EXPECT_EQ(empty.size(), 2u);

@@ -67,13 +67,14 @@ class LeasesTest : public testing::Test {
     other_layout_ = LayoutOf("other", 2 * kChunk);
     ASSERT_TRUE(store_->RegisterLayout({}, layout_, "m").ok());
     ASSERT_TRUE(store_->RegisterLayout({}, other_layout_, "other").ok());
-    leases_ = std::make_unique<Leases>(options, store_.get(),
-                                       LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
-                                                     return residency_->BeginOwned(op, std::move(layout), owner);
-                                                   },
-                                                   [this](OwnerId owner) { residency_->EndOwner(owner); },
-                                                   [this] { residency_->SharedMemoryFreed(); }},
-                                       &clock_);
+    leases_ =
+        std::make_unique<Leases>(options, store_.get(),
+                                 LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
+                                               return residency_->BeginOwned(op, std::move(layout), owner);
+                                             },
+                                             [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
+                                             [this] { residency_->SharedMemoryFreed(); }},
+                                 &clock_);
   }
   void Stop() {
     if (residency_ != nullptr) residency_->CheckInvariants();
@@ -298,6 +299,27 @@ TEST_F(LeasesTest, WhatADeadWorkerStoredStays) {
   EXPECT_EQ(Read(*image), std::string(kState, 'g'));
 }
 
+TEST_F(LeasesTest, WhatADeadWorkerHadServesOthersAgain) {
+  Start(4, {.max_granted_bytes = 4 * kChunk});
+  std::vector<ImageRef> images;
+  for (int life = 0; life < 8; ++life) {
+    const std::string lease = Lease();
+    for (int i = 0; i < 2; ++i) {
+      const LeasedSlot slot = GrantOne(lease);
+      const auto mapping = Map(lease, slot.extent);
+      std::memset(mapping->at(slot), 'a' + life, kState);
+      images.push_back(*leases_->Use({}, lease, slot.id, SumOf(static_cast<char>('a' + life))));
+      images.back()->AddHead();
+    }
+    leases_->ProcessGone(lease);
+    residency_->CheckInvariants();
+  }
+  images.push_back(Write('z'));
+  for (size_t i = 0; i < 16; ++i) {
+    EXPECT_EQ(Read(images[i]), std::string(kState, static_cast<char>('a' + i / 2)));
+  }
+}
+
 TEST_F(LeasesTest, WhereThereIsNoRoomOnlyWhatLiesInItsOwnExtentsLeavesForAGrant) {
   Start(4, {.max_granted_bytes = 2 * kChunk});
   const std::string lease = Lease();
@@ -409,6 +431,7 @@ TEST_F(LeasesTest, ManyWorkersAtOnceSeeWholeStatesAlone) {
   EXPECT_EQ(leases_->stats().pinned_bytes, 0u);
   EXPECT_EQ(residency_->stats().pinned_images, 0u);
   residency_->CheckInvariants();
+  ASSERT_TRUE(residency_->WaitForReclaim());
   EXPECT_EQ(device_->used_bytes(), [&] {
     uint64_t bytes = 0;
     for (const auto& pool : residency_->stats().pools) bytes += pool.extent_bytes;

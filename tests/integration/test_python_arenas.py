@@ -108,6 +108,14 @@ def daemon(tmp_path_factory, request):
     daemon.stop()
 
 
+@pytest.fixture(params=["isolated", "direct"])
+def own_daemon(tmp_path, request):
+    daemon = Daemon(tmp_path, f"--direct={request.param == 'direct'}").start()
+    yield daemon
+    if daemon.process is not None:
+        daemon.stop()
+
+
 @pytest.fixture
 def pool(daemon):
     with statepool.connect(daemon.address, timeout=20, retries=0) as pool:

@@ -148,6 +148,11 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return content.str();
 }
 
+bool IsBool(const std::string& name) {
+  const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+  return flag != nullptr && flag->IsOfType<bool>();
+}
+
 // Splits "--name=value" and writes the name with underscores. False: this is no flag.
 bool TakeFlag(absl::string_view argument, std::string* name, std::optional<std::string>* value) {
   if (!absl::ConsumePrefix(&argument, "--") && !absl::ConsumePrefix(&argument, "-")) return false;
@@ -172,7 +177,8 @@ class Expander {
         return absl::OkStatus();
       }
       const bool takes_value = name == kFlagfile || std::find(names_.begin(), names_.end(), name) != names_.end();
-      if (takes_value && !value.has_value() && i + 1 < arguments.size()) value = arguments[++i];  // --name value
+      // --name value, but for a bool, which needs none.
+      if (takes_value && !IsBool(name) && !value.has_value() && i + 1 < arguments.size()) value = arguments[++i];
       if (name == kFlagfile) {
         if (absl::Status s = AddFile(value.value_or(""), depth); !s.ok()) return s;
       } else {

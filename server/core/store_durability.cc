@@ -14,6 +14,14 @@
 #include "server/core/store_errors.h"
 
 namespace statepool {
+namespace {
+
+// The first error, but before one that only says that a state is damaged another one.
+void Keep(const absl::Status& status, absl::Status* error) {
+  if (error->ok() || (absl::IsDataLoss(*error) && !status.ok() && !absl::IsDataLoss(status))) *error = status;
+}
+
+}  // namespace
 
 bool Store::MustWaitLocked(const NameKey& key, bool to_record) {
   const Name* name = names_.FindUnfolded(key);
@@ -107,14 +115,14 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
   }
 
   write_behind_.Wrote(bytes, absl::Nanoseconds(clock_->Now() - began));
-  absl::Status first_error = committed;
+  absl::Status error = committed;
   for (Item& item : items) {
     Name* name = item.name;
     name->recording = false;
     const DirtyTicket next = std::exchange(name->dirty_next, DirtyTicket{});
     if (item.status.ok()) item.status = committed;
     if (!item.status.ok()) {  // stays where it is in the queue
-      if (first_error.ok()) first_error = item.status;
+      Keep(item.status, &error);
       continue;
     }
     name->recorded = std::move(item.run);
@@ -124,7 +132,7 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
     if (name->dirty != DirtyTicket{}) SetDirtyLocked(name, next, name->dirty_next_since);
   }
   changed_.SignalAll();
-  return first_error;
+  return error;
 }
 
 std::vector<Name*> Store::NextBatchLocked(const FlushRound& round, Revision last, Revision* group, uint64_t* bytes) {
@@ -156,7 +164,7 @@ std::vector<Name*> Store::NextBatchLocked(const FlushRound& round, Revision last
 }
 
 absl::Status Store::RecordQueueLocked(const Op& op, FlushRound* round, uint64_t* written) {
-  absl::Status first_error;
+  absl::Status error;
   // Whole groups, each once: others may join one while the lock is given back, and what was written together goes
   // together, so that a crash leaves all of it or none. Later groups are not for this round.
   const Revision last = dirty_.empty() ? 0 : dirty_.rbegin()->first.group;
@@ -167,10 +175,10 @@ absl::Status Store::RecordQueueLocked(const Op& op, FlushRound* round, uint64_t*
       MutexUnlock unlock(&mu_);
       continue;
     }
-    if (absl::Status s = RecordLocked(op, batch, written); !s.ok() && first_error.ok()) first_error = s;
+    Keep(RecordLocked(op, batch, written), &error);
     round->bytes -= std::min(round->bytes, bytes);
   }
-  return first_error;
+  return error;
 }
 
 absl::Status Store::BuryLocked() {
@@ -309,7 +317,8 @@ absl::Status Store::Drain(const Op& op) {
     MutexUnlock unlock(&mu_);
     marked = log_->CommitCleanStop(tombstones);
   }
-  if (!recorded.ok()) return recorded;
+  // What is damaged can't be recorded by anyone: its name answers with what was recorded before.
+  if (!recorded.ok() && !absl::IsDataLoss(recorded)) return recorded;
   return buried.ok() ? marked : buried;
 }
 

@@ -719,6 +719,20 @@ TEST_F(StoreTest, AnOrderlyStopGoesOnPastWhatCannotBeRecorded) {
   EXPECT_REASON(Get(Seq("bad")), "NOT_DURABLE_AT_RESTART");
 }
 
+TEST_F(StoreTest, ADamagedStateKeepsNobodyFromAnOrderlyStop) {
+  options_.flush_batch_bytes = 1;
+  Stop();
+  ASSERT_TRUE(Set("bad", 1, 'b').ok());
+  for (int i = 0; i < 5; ++i) ASSERT_TRUE(Set("a" + std::to_string(i), 1, 'x').ok());
+  images_->persist_error = Error(absl::StatusCode::kDataLoss, "CORRUPT", "");
+  images_->persist_fails_for = images_->first_written;
+  EXPECT_REASON(store_->Flush(op_, {Seq("bad")}).status(), "CORRUPT");
+  EXPECT_TRUE(store_->Drain(op_).ok());
+  Crash();
+  for (int i = 0; i < 5; ++i) EXPECT_EQ(*Get(Seq("a" + std::to_string(i))), 'x');
+  EXPECT_REASON(Get(Seq("bad")), "NOT_DURABLE_AT_RESTART");
+}
+
 TEST_F(StoreTest, AVolatilePrefixIsRememberedAsLostAfterAnOrderlyStop) {
   ASSERT_TRUE(Set("a", 10, 'x', With(kVolatile)).ok());
   ASSERT_TRUE(Publish("a", Tokens(10), With(kVolatile)).ok());

@@ -51,7 +51,7 @@ class ExpandArgumentsTest : public ::testing::Test {
  protected:
   std::vector<std::string> Expand(const std::vector<std::string>& arguments) {
     absl::StatusOr<std::vector<std::string>> expanded = ExpandArguments(
-        arguments, {"data_dir", "hot_bytes", "listen"},
+        arguments, {"data_dir", "direct", "hot_bytes", "listen"},
         [this](const std::string& variable) -> std::optional<std::string> {
           const auto it = environment_.find(variable);
           return it == environment_.end() ? std::nullopt : std::optional<std::string>(it->second);
@@ -76,6 +76,11 @@ TEST_F(ExpandArgumentsTest, DashesInNamesBecomeUnderscoresAndValuesStay) {
 
 TEST_F(ExpandArgumentsTest, AValueMayStandInTheNextArgument) {
   EXPECT_EQ(Expand({"--data-dir", "--odd-value", "--listen", "x"}), (Strings{"--data_dir=--odd-value", "--listen=x"}));
+}
+
+TEST_F(ExpandArgumentsTest, ABoolTakesNoValueFromTheNextArgument) {
+  EXPECT_EQ(Expand({"--direct", "--data-dir", "x"}), (Strings{"--direct", "--data_dir=x"}));
+  EXPECT_EQ(Expand({"--direct=false"}), (Strings{"--direct=false"}));
 }
 
 TEST_F(ExpandArgumentsTest, UnknownFlagsAndPositionalArgumentsAreLeftForTheParserToRefuse) {

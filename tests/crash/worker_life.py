@@ -27,6 +27,7 @@ import numpy as np
 import statepool
 import worker_words as words
 from statepool import StoreItem, View, _mapping
+from statepool.v1 import statepool_pb2
 
 PHASES = ("between", "open", "connect", "load", "store", "close")
 BETWEEN, OPEN, CONNECT, LOAD, STORE, CLOSE = range(len(PHASES))
@@ -39,7 +40,8 @@ WATCH_S = 0.02
 TIMEOUT_S = 20.0
 patience = 1.0      # what is to happen in time may take so many times as long
 
-Plan = collections.namedtuple("Plan", "address lane rows life seed phase nth survives verify delete")
+Plan = collections.namedtuple("Plan", "address lane rows life seed phase nth survives verify delete direct")
+VIEWS_KEPT = 3      # of states, that a life in direct mode looks at again and again
 
 
 class Life:
@@ -52,6 +54,7 @@ class Life:
         self.begun = False
         self.loose = 0
         self.mappings = []  # of arenas of this life, that it keeps
+        self.views = collections.deque()  # of states, with what they were
         self.arena = self.lease = None
         self.cells = []  # (first word, [row, word]) of each tensor and layer of the arena
         self.unsure = self.hung_up = False
@@ -85,7 +88,7 @@ class Life:
     # ------------------------------------------------------------------------------------------------------ living
 
     def live(self):
-        with statepool.connect(self.plan.address, timeout=TIMEOUT_S) as self.pool:
+        with statepool.connect(self.plan.address, timeout=TIMEOUT_S, direct=True) as self.pool:
             self.real_call, self.pool._connection.call = self.pool._connection.call, self.call
             self.layout = self.pool.register_layout(words.LAYOUT)
             self.settle(range(self.plan.rows) if self.plan.verify else self.oracle.unsure())
@@ -174,6 +177,9 @@ class Life:
         with self.phase(CONNECT):
             lease, fd = self.real_connect(table, timeout)
         self.page[0] = self.within
+        if not isinstance(table, statepool_pb2.Arena):
+            self.say("n leases 1")
+            return lease, fd
         self.lease = lease
         if self.may_be_loose(0.4):
             if self.random.random() < 0.4:
@@ -233,6 +239,19 @@ class Life:
                 self.violation("given_twice", f"a row has {found}")
                 return
 
+    def keep(self, index, state):
+        self.say("n views 1")
+        self.views.append((index, state.position, np.frombuffer(state.data, np.uint64)))
+        if len(self.views) > VIEWS_KEPT:
+            self.views.popleft()
+
+    def look_at_views(self):
+        """They show what they showed at first, whatever became of their names."""
+        for index, number, view in self.views:
+            found = words.whole(view)
+            if found is None or found[:2] != (words.STATE, self.plan.lane) or (found.name, found.number) != (index, number):
+                self.violation("half_versions", f"a view of name {index} at {number} is {words.tell(view[0])} now")
+
     def look_at_kept(self):
         """They show what this life wrote, or zeros. It goes on writing: nobody else must ever see that."""
         for mapping in self.mappings:
@@ -266,8 +285,10 @@ class Life:
         found = {}
         for i in indexes:
             try:
-                state = self.pool.get(words.name_of(self.plan.lane, i))
+                state = self.pool.get(words.name_of(self.plan.lane, i), copy=not self.plan.direct)
                 found[i] = self.check(i, state.position, np.frombuffer(state.data, np.uint64), "Get")
+                if self.plan.direct and self.random.random() < 0.5:
+                    self.keep(i, state)
             except statepool.NotFound:
                 found[i] = None
                 if not self.oracle.is_right(i, None):
@@ -306,6 +327,9 @@ class Life:
         with self.phase(LOAD):
             loaded = self.arena.load({row: words.name_of(self.plan.lane, i) for row, i in source.items()}, return_errors=True)
         self.say("n operations 1")
+        self.look_at_views()
+        if self.plan.direct and self.random.random() < 0.1:
+            self.settle(self.random.sample(range(self.plan.rows), min(2, self.plan.rows)))
         for row, result in loaded.items():
             i = source[row]
             if isinstance(result, statepool.NotFound):

@@ -39,7 +39,7 @@ SHOWN_MAX = 20    # violations of a kind that a lane shows, of a round
 START_S = 30.0
 FLAGS = ("--hot-bytes=1GiB", "--warm-bytes=64MiB", "--cold-bytes=4GiB", "--devices=host", "--log-level=warn")
 KINDS = ("leaked", "given_twice", "half_versions", "lost", "hung", "unexpected")
-COUNTS = ("operations", "acked", "read", "hang_ups", "kept", "watched", "reopened", "errors")
+COUNTS = ("operations", "acked", "read", "hang_ups", "kept", "watched", "reopened", "errors", "leases", "views")
 # How likely a life is to end in each phase, and the most seconds from its beginning to the signal, for one row and for each.
 ENDS = {BETWEEN: (10, 0.002, 0), OPEN: (15, 0.004, 0.00008), CONNECT: (8, 0.002, 0), LOAD: (20, 0.002, 0.00008),
         STORE: (35, 0.003, 0.00012), CLOSE: (12, 0.002, 0.00002)}
@@ -120,12 +120,12 @@ class Lines:
 
 
 class Daemon:
-    def __init__(self, binary, directory):
-        self.binary, self.directory, self.process = binary, directory, None
+    def __init__(self, binary, directory, direct):
+        self.binary, self.directory, self.direct, self.process = binary, directory, direct, None
         self.address = f"unix:{directory}/socket"
 
     def start(self):
-        command = [self.binary, f"--listen={self.address}", "--metrics=127.0.0.1:0", f"--data-dir={self.directory}/data", *FLAGS]
+        command = [self.binary, f"--listen={self.address}", "--metrics=127.0.0.1:0", f"--data-dir={self.directory}/data", *FLAGS, f"--direct={self.direct}"]
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log,
                                             preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL))
@@ -154,6 +154,9 @@ class Held:
         self.arenas, self.bytes, self.slots = (self._sum(text, f"statepool_{name}")
                                                for name in ("arenas", "arena_bytes", "arena_reserved_slots"))
         self.used = self._sum(text, 'statepool_device_bytes{device="host",state="used"}')
+        self.leases, self.leased_slots, self.leased_bytes = (self._sum(text, f"statepool_direct_{name}") for name in ("leases", "slots", "bytes"))
+        self.filled = self._sum(text, 'statepool_direct_slots_total{state="filled"}')
+        self.pinned = self._sum(text, 'statepool_direct_slots_total{state="pinned"}')
         self.states = " ".join(re.findall(r'^statepool_arenas{state="(.*)$', text, re.M)).replace('"}', "")
 
     @staticmethod
@@ -165,10 +168,10 @@ class Held:
         return self.bytes // words.LAYOUT.state_bytes // ROWS[lane] % 4
 
     def is_idle(self):
-        return self.arenas == self.bytes == self.slots == 0
+        return self.arenas == self.bytes == self.slots == self.leases == self.leased_slots == self.leased_bytes == 0
 
     def __str__(self):
-        return f"{self.arenas} arenas ({self.states}) with {self.bytes} bytes, {self.slots} reserved slots, {self.used} bytes of the device used"
+        return f"{self.arenas} arenas ({self.states}) with {self.bytes} bytes, {self.slots} reserved slots, {self.leases} leases with {self.leased_slots} slots and {self.leased_bytes} bytes, {self.used} bytes of the device used"
 
 
 # --------------------------------------------------------------------------------------------------------------- lanes
@@ -232,7 +235,7 @@ class Lane:
         self.page[0] = BETWEEN
         self.lines = Lines()
         told = Plan(self.daemon.address, self.number, ROWS[self.number], life % words.MAX_LIVES, self.random.randrange(1 << 30),
-                    **dict.fromkeys(("phase", "nth", "survives", "verify", "delete"), 0) | plan)
+                    **dict.fromkeys(("phase", "nth", "survives", "verify", "delete"), 0) | {"direct": self.daemon.direct} | plan)
 
         def main():
             self.lines.close()
@@ -436,9 +439,10 @@ def main():
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--patience", type=float, default=1.0, help="what is to be there in time may take so many times as long")
     parser.add_argument("--stop-at-first", type=int, default=0)
+    parser.add_argument("--direct", action="store_true", help="workers copy themselves, and keep views")
     options = parser.parse_args()
     worker_life.patience = options.patience
-    daemon = Daemon(options.daemon, options.directory)
+    daemon = Daemon(options.daemon, options.directory, options.direct)
     daemon.start()
     lanes = Lanes(daemon, options.seed)
     counts = lanes.tally.counts
@@ -452,7 +456,7 @@ def main():
         lanes.clear()
     daemon.kill()
     back, resumed = lanes.tally.back_ms, lanes.tally.resumed_ms
-    line = {"name": "crash/workers", "value": lanes.tally.violations(), "unit": "violations", "n": counts["kills"], "goal": 0}
+    line = {"name": "crash/direct" if options.direct else "crash/workers", "value": lanes.tally.violations(), "unit": "violations", "n": counts["kills"], "goal": 0}
     line |= {field: counts[field] for field in ("kills", "stops")}
     line["kills_in_flight"] = {"open": counts["in_open"] + counts["in_connect"], "load": counts["in_load"], "store": counts["in_store"],
                                "close": counts["in_close"]}

@@ -76,7 +76,7 @@ def transferred(daemon):
 
 @contextlib.contextmanager
 def connected(daemon, **options):
-    with statepool.connect(daemon.address, **{"timeout": 20, "retries": 2, "arenas": False, **options}) as pool:
+    with statepool.connect(daemon.address, **{"timeout": 20, "retries": 2, "arenas": False, "direct": True, **options}) as pool:
         for layout in (LAYOUT, SMALL):
             pool.register_layout(layout, alias=layout.model_id)
         yield pool
@@ -316,7 +316,7 @@ def test_what_was_set_directly_is_there_after_a_restart(start):
 
 
 def test_after_a_restart_the_next_need_opens_another_lease(own_direct, calls):
-    with statepool.connect(own_direct.unix_address, timeout=20, retries=5, arenas=False) as pool:
+    with statepool.connect(own_direct.unix_address, timeout=20, retries=5, arenas=False, direct=True) as pool:
         pool.register_layout(LAYOUT)
         pool.set("s", image(1), 1, layout=LAYOUT, durability="sync")
         view = pool.get("s", copy=False)
@@ -420,7 +420,7 @@ def test_many_threads_read_and_write(daemon, name):
 FORK = """
 import gc, os, sys
 import statepool
-pool = statepool.connect(sys.argv[1], arenas=False)
+pool = statepool.connect(sys.argv[1], arenas=False, direct=True)
 view = pool.get(sys.argv[2], copy=False)
 want = bytes(view.data)
 pool._direct._lease._lock.acquire()
@@ -747,7 +747,7 @@ def test_what_makes_no_sense_on_the_connection_ends_the_lease(daemon, pool, name
 WORKER = """
 import sys, time
 import statepool
-pool = statepool.connect(sys.argv[1], arenas=False)
+pool = statepool.connect(sys.argv[1], arenas=False, direct=True)
 views = [pool.get(sys.argv[2], copy=False) for _ in range(3)]
 pool.set(sys.argv[2] + "/w", bytes(views[0].data), 1, layout=views[0].info.layout)
 print("there", flush=True)

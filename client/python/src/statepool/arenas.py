@@ -177,7 +177,8 @@ class Arena:
         self.on_reopen: Callable[[Arena], object] | None = None
         self._closed = False
         try:
-            self._request.with_plan = direct and _kernels.available and pool._direct.lease(pool, attempts) is not None
+            wanted = direct and pool._direct.for_arenas and _kernels.available
+            self._request.with_plan = wanted and pool._direct.lease(pool, attempts) is not None
             self._open(attempts)
             self._make_arrays()
             self._make_plan()

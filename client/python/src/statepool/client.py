@@ -35,7 +35,7 @@ _SURELY_FITS_BYTES = 1 << 20  # not worth asking the daemon for its limit
 
 def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
             max_message_bytes: int = MAX_MESSAGE_BYTES, credentials: grpc.ChannelCredentials | None = None, arenas: bool = True,
-            direct: bool = True) -> Pool:
+            direct: bool | None = None) -> Pool:
     """A client of the daemon at "host:port" or "unix:/path". Nothing is sent before the first call.
 
     timeout            seconds that a call may take, its retries included (DeadlineExceeded)
@@ -45,7 +45,8 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
     max_message_bytes  limit of a message, either way; the daemon has one of its own. Larger states travel as streams
     credentials        for TLS; None: plain text
     arenas             get and set of large states may go through arenas that the pool opens for itself: see Pool, fast lane
-    direct             states may be read and written in the daemon's own memory where it lets its workers: see Pool, direct ways
+    direct             states may be read and written in the daemon's own memory where it lets its workers: see Pool, direct ways. True: this process
+                       copies to and from arenas as well, instead of the daemon, whose threads share that work
     """
     options = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -99,7 +100,7 @@ class Pool:
     """
 
     def __init__(self, channel: grpc.Channel, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
-                 max_message_bytes: int = MAX_MESSAGE_BYTES, arenas: bool = True, direct: bool = True) -> None:
+                 max_message_bytes: int = MAX_MESSAGE_BYTES, arenas: bool = True, direct: bool | None = None) -> None:
         """On a channel of the caller's own, whose limit is max_message_bytes. Closing the pool closes it."""
         self._connection = Connection(channel, max_message_bytes)
         self._timeout = timeout

@@ -186,8 +186,11 @@ absl::StatusOr<StateView> Pool::GetView(const v1::GetRequest& request, const Cal
     if (view) return *std::move(view);
     rest.timeout = Until(deadline).timeout;
   }
-  absl::StatusOr<State> state = Get(request, rest);
+  Pool other = *this;
+  other.direct_ = nullptr;
+  absl::StatusOr<State> state = other.Get(request, rest);
   if (!state.ok()) return state.status();
+  if (direct_ != nullptr) direct_->Learn(state->info());
   StateView view;
   view.small_ = std::move(state->small_);
   if (state->pieces_.size() == 1) {

@@ -9,6 +9,7 @@
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,6 +18,7 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -42,6 +44,26 @@ v1::Slot SlotOf(uint64_t id, uint64_t extent, uint64_t offset = 0) {
   slot.set_extent(extent);
   slot.set_offset(offset);
   return slot;
+}
+
+// fd < 0: none.
+void SendEvent(int to, const v1::LeaseEvent& event, int fd) {
+  std::string text = event.SerializeAsString();
+  iovec piece = {text.data(), text.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
+  msghdr message{};
+  message.msg_iov = &piece;
+  message.msg_iovlen = 1;
+  if (fd >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* const header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof fd);
+    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  }
+  (void)sendmsg(to, &message, MSG_NOSIGNAL);
 }
 
 // The daemon's end of a lease, in a thread: gives an extent for every number that is asked for, and counts.
@@ -143,24 +165,7 @@ class FakeDaemon final : public v1::StatePool::Service {
     }
   }
 
-  void Send(const v1::LeaseEvent& event, int fd) const {
-    std::string text = event.SerializeAsString();
-    iovec piece = {text.data(), text.size()};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
-    msghdr message{};
-    message.msg_iov = &piece;
-    message.msg_iovlen = 1;
-    if (fd >= 0) {
-      message.msg_control = control;
-      message.msg_controllen = sizeof control;
-      cmsghdr* const header = CMSG_FIRSTHDR(&message);
-      header->cmsg_level = SOL_SOCKET;
-      header->cmsg_type = SCM_RIGHTS;
-      header->cmsg_len = CMSG_LEN(sizeof fd);
-      std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
-    }
-    (void)sendmsg(socket_, &message, MSG_NOSIGNAL);
-  }
+  void Send(const v1::LeaseEvent& event, int fd) const { SendEvent(socket_, event, fd); }
 
   int socket_ = -1;
   std::thread thread_;
@@ -352,6 +357,238 @@ TEST_F(GrantTest, AForkedChildDoesNotGetWhatMayBeWrittenTo) {
   int status = -1;
   EXPECT_EQ(waitpid(child, &status, 0), child);
   EXPECT_EQ(status, 0);
+}
+
+// A daemon with direct ways whose answers get lost. One name "s", one layout, slots that are never free again.
+class FakeDirect final : public v1::StatePool::Service {
+ public:
+  static constexpr uint64_t kStateBytes = Direct::kStateBytesMin;
+
+  FakeDirect() : path_(absl::StrCat(testing::TempDir(), "/direct-", getpid(), ".sock")) {
+    unlink(path_.c_str());
+    listener_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::strncpy(address.sun_path, path_.c_str(), sizeof address.sun_path - 1);
+    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+    EXPECT_EQ(listen(listener_, 16), 0);
+    memory_ = memfd_create("fake-slots", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    EXPECT_EQ(ftruncate(memory_, 64 * kStateBytes), 0);
+    EXPECT_EQ(fcntl(memory_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
+    slots_ = static_cast<char*>(mmap(nullptr, 64 * kStateBytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory_, 0));
+    acceptor_ = std::thread([this] {
+      for (int to; (to = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC)) >= 0;)
+        workers_.emplace_back([this, to] { Serve(to); });
+    });
+  }
+  ~FakeDirect() override {
+    shutdown(listener_, SHUT_RDWR);
+    acceptor_.join();
+    for (std::thread& worker : workers_) worker.join();
+    close(listener_);
+    close(memory_);
+    munmap(slots_, 64 * kStateBytes);
+    unlink(path_.c_str());
+  }
+
+  grpc::Status GetCapabilities(grpc::ServerContext*, const v1::GetCapabilitiesRequest*, v1::Capabilities* a) override {
+    a->set_copy_mode("direct");
+    a->set_arena_socket(path_);
+    return grpc::Status::OK;
+  }
+  grpc::Status GetLayout(grpc::ServerContext*, const v1::GetLayoutRequest*, v1::LayoutInfo* a) override {
+    a->set_fingerprint("fingerprint");
+    a->set_state_bytes(kStateBytes);
+    return grpc::Status::OK;
+  }
+  grpc::Status OpenDirect(grpc::ServerContext*, const v1::OpenDirectRequest*, v1::DirectLease* a) override {
+    a->set_lease(absl::StrCat("lease", ++opened));
+    a->set_incarnation("i");
+    a->set_socket(path_);
+    a->set_token(a->lease());
+    return grpc::Status::OK;
+  }
+  grpc::Status Grant(grpc::ServerContext*, const v1::GrantRequest*, v1::GrantResponse* a) override {
+    if (!grant_error.ok()) return grant_error;
+    ++next_slot_;
+    *a->add_slots() = SlotOf(next_slot_, 1, next_slot_ * kStateBytes);
+    return grpc::Status::OK;
+  }
+  grpc::Status Get(grpc::ServerContext*, const v1::GetRequest* r, v1::GetResponse* a) override {
+    calls.push_back(r->lease().empty() ? "Get" : "Get " + r->lease());
+    if (!r->lease().empty() && !error.ok()) return std::exchange(error, grpc::Status::OK);
+    const std::string bytes(slots_ + slot_ * kStateBytes, kStateBytes);
+    *a->mutable_info()->mutable_name() = SequenceRef("s");
+    a->mutable_info()->set_layout("fingerprint");
+    a->mutable_info()->set_state_bytes(kStateBytes);
+    a->mutable_info()->set_checksum(ChecksumOfPieces({bytes}));
+    a->set_data_bytes(kStateBytes);
+    if (r->lease().empty()) {
+      a->set_data(bytes);
+    } else {
+      *a->mutable_slot() = SlotOf(1, 1, slot_ * kStateBytes);
+    }
+    return grpc::Status::OK;
+  }
+  grpc::Status Set(grpc::ServerContext*, const v1::SetRequest* r, v1::NameInfo* a) override {
+    calls.push_back(r->lease().empty() ? "Set" : "Set " + r->lease());
+    if (r->lease().empty() && r->checksum() != ChecksumOfPieces({r->data()}))
+      return Error(grpc::INVALID_ARGUMENT, "CHECKSUM_MISMATCH", "checksum");
+    const bool fails = !r->lease().empty() && !error.ok();
+    if (!fails || is_done) {
+      a->set_replayed(!request_ids.insert(r->request_id()).second);
+      slot_ = r->lease().empty() ? ++next_slot_ : r->grant();
+      std::memcpy(slots_ + slot_ * kStateBytes, r->data().data(), r->data().size());
+    }
+    *a->mutable_name() = SequenceRef("s");
+    a->set_layout("fingerprint");
+    a->set_state_bytes(kStateBytes);
+    return fails ? std::exchange(error, grpc::Status::OK) : grpc::Status::OK;
+  }
+
+  // Calls come one after the other.
+  int opened = 0;
+  std::vector<std::string> calls;  // and the lease that they named
+  std::set<std::string> request_ids;
+  grpc::Status error, grant_error;  // of the next call with a lease; of Grant
+  bool is_done = false;             // the call that fails does what it should
+
+ private:
+  void Serve(int to) const {
+    char text[65536];
+    ssize_t size = recv(to, text, sizeof text, 0);
+    std::string answer =
+        absl::StrCat(R"({"lease":")", absl::string_view(text, static_cast<size_t>(size)), R"(","incarnation":"i"})");
+    EXPECT_GT(send(to, answer.data(), answer.size(), MSG_NOSIGNAL), 0);
+    while ((size = recv(to, text, sizeof text, 0)) > 0) {
+      v1::LeaseRequest request;
+      EXPECT_TRUE(request.ParseFromArray(text, static_cast<int>(size)));
+      if (request.extent() == 0) continue;
+      v1::LeaseEvent event;
+      event.set_extent(request.extent());
+      event.set_bytes(64 * kStateBytes);
+      event.set_writable(true);
+      SendEvent(to, event, memory_);
+    }
+    close(to);
+  }
+
+  const std::string path_;
+  int listener_ = -1, memory_ = -1;
+  char* slots_ = nullptr;
+  uint64_t next_slot_ = 0, slot_ = 0;  // the last one that was given, and the one that "s" has
+  std::thread acceptor_;
+  std::vector<std::thread> workers_;
+};
+
+class DirectPoolTest : public testing::Test {
+ protected:
+  static Pool Connect(const std::string& address, int max_attempts = 3) {
+    Options options;
+    options.timeout = absl::Seconds(10);
+    options.max_attempts = max_attempts;
+    options.arenas = false;
+    return *Pool::Connect(address, options);
+  }
+  absl::StatusOr<v1::NameInfo> Set(char c) {
+    return pool_->Set("s", "layout", 1, std::string(FakeDirect::kStateBytes, c));
+  }
+  char Seen() {
+    const auto view = pool_->GetView(SequenceRef("s"));
+    EXPECT_TRUE(view.ok()) << view.status();
+    return view.ok() && view->Verify().ok() ? view->bytes().back() : '?';
+  }
+  std::vector<std::string> Calls() { return std::exchange(service_.calls, {}); }
+
+  FakeDirect service_;
+  FakeServer server_{&service_};
+  std::optional<Pool> pool_ = Connect(server_.address());
+};
+
+using Names = std::vector<std::string>;
+
+TEST_F(DirectPoolTest, OneLeaseIsForAllCalls) {
+  EXPECT_TRUE(Set('a').ok());
+  const Pool copy = *pool_;
+  EXPECT_EQ(Seen(), 'a');
+  EXPECT_TRUE(Set('b').ok());
+  const auto state = copy.Get(SequenceRef("s"));
+  ASSERT_TRUE(state.ok()) << state.status();
+  EXPECT_EQ(state->pieces().front().back(), 'b');
+  EXPECT_EQ(Calls(), (Names{"Set lease1", "Get lease1", "Set lease1", "Get lease1"}));
+  EXPECT_EQ(service_.opened, 1);
+}
+
+TEST_F(DirectPoolTest, ASetWhoseAnswerIsLostIsSentAgainInAMessageWithTheSameRequestId) {
+  for (const bool is_done : {false, true}) {
+    service_.error = Broken();
+    service_.is_done = is_done;
+    const auto info = Set('a');
+    ASSERT_TRUE(info.ok()) << info.status();
+    EXPECT_EQ(info->replayed(), is_done);
+    const Names calls = Calls();
+    EXPECT_EQ(calls, (Names{is_done ? "Set lease2" : "Set lease1", "Set"}));
+  }
+  EXPECT_TRUE(Set('b').ok());
+  EXPECT_EQ(Calls(), (Names{"Set lease3"})) << "nobody knows what the lease has after that";
+}
+
+TEST_F(DirectPoolTest, WithoutRetriesTheErrorOfASetIsTheCallsOwn) {
+  pool_ = Connect(server_.address(), 1);
+  service_.error = Broken();
+  EXPECT_EQ(ReasonOf(Set('a').status()), "UNREACHABLE");
+  EXPECT_EQ(Calls(), (Names{"Set lease1"}));
+}
+
+TEST_F(DirectPoolTest, AGetWhoseAnswerIsLostIsAskedInAMessageAndThePinEndsWithItsLease) {
+  EXPECT_TRUE(Set('a').ok());
+  Calls();
+  service_.error = Broken();
+  EXPECT_EQ(Seen(), 'a');
+  EXPECT_EQ(Seen(), 'a');
+  EXPECT_EQ(Calls(), (Names{"Get lease1", "Get", "Get lease2"}));
+}
+
+TEST_F(DirectPoolTest, ALeaseThatTheDaemonDoesNotKnowIsReplaced) {
+  EXPECT_TRUE(Set('a').ok());
+  service_.error = Error(grpc::NOT_FOUND, "LEASE_UNKNOWN", "lease");
+  EXPECT_EQ(Seen(), 'a');
+  service_.error = Error(grpc::NOT_FOUND, "LEASE_UNKNOWN", "lease");
+  EXPECT_TRUE(Set('b').ok());
+  EXPECT_EQ(Seen(), 'b');
+  EXPECT_EQ(Calls(), (Names{"Set lease1", "Get lease1", "Get lease2", "Set lease2", "Set", "Get lease3"}));
+}
+
+TEST_F(DirectPoolTest, WhatTheDaemonHasNoRoomForGoesInMessagesAndTheLeaseStays) {
+  EXPECT_TRUE(Set('a').ok());
+  service_.error = Error(grpc::RESOURCE_EXHAUSTED, "TOO_MUCH_PINNED", "", 1);
+  EXPECT_EQ(Seen(), 'a');
+  service_.grant_error = Error(grpc::RESOURCE_EXHAUSTED, "TOO_MUCH_GRANTED", "", 1);
+  EXPECT_TRUE(Set('b').ok());
+  EXPECT_EQ(Calls(), (Names{"Set lease1", "Get lease1", "Get", "Set"}));
+  EXPECT_EQ(service_.opened, 1);
+}
+
+TEST_F(DirectPoolTest, ErrorsOfTheNameAreTheCallsOwn) {
+  EXPECT_TRUE(Set('a').ok());
+  service_.error = Error(grpc::NOT_FOUND, "EVICTED", "name");
+  EXPECT_EQ(ReasonOf(pool_->GetView(SequenceRef("s")).status()), "EVICTED");
+  service_.error = Error(grpc::ABORTED, "REVISION_MISMATCH", "if_revision");
+  EXPECT_EQ(ReasonOf(Set('b').status()), "REVISION_MISMATCH");
+  EXPECT_EQ(Calls(), (Names{"Set lease1", "Get lease1", "Set lease1"}));
+}
+
+TEST_F(DirectPoolTest, ALieAboutTheChecksumIsTold) {
+  v1::SetRequest request;
+  request.set_sequence("s");
+  request.set_layout("layout");
+  const std::string bytes(FakeDirect::kStateBytes, 'a');
+  request.set_checksum(ChecksumOfPieces({bytes}));
+  EXPECT_TRUE(pool_->Set(request, {bytes}).ok());
+  request.set_checksum("0123456789abcdef");
+  EXPECT_NE(request.checksum(), ChecksumOfPieces({bytes}));
+  EXPECT_EQ(ReasonOf(pool_->Set(request, {bytes}).status()), "CHECKSUM_MISMATCH");
+  EXPECT_EQ(Calls(), (Names{"Set lease1", "Set"})) << "by the daemon, to which the bytes go";
 }
 
 }  // namespace

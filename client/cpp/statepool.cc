@@ -16,6 +16,8 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/direct.h"
+#include "client/cpp/lane.h"
 #include "kernels/checksum.h"
 
 namespace statepool::client {
@@ -98,12 +100,19 @@ absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& opt
     }
     return grpc::CreateCustomChannel(std::string(address), grpc::InsecureChannelCredentials(), own);
   };
-  return Pool(connect, options);
+  Pool pool(connect, options);
+  if (options.direct) pool.direct_ = std::make_shared<Direct>(pool.Bare(/*max_attempts=*/1));
+  if (options.arenas) pool.lane_ = std::make_shared<Lane>(pool.Bare(/*max_attempts=*/1));
+  return pool;
+}
+
+absl::Time Pool::DeadlineOf(const CallOptions& call) const {
+  return absl::Now() + call.timeout.value_or(options_.timeout);
 }
 
 absl::Status Pool::Attempt(const CallOptions& call, bool may_repeat,
                            absl::FunctionRef<grpc::Status(absl::Time deadline)> attempt) const {
-  const absl::Time deadline = absl::Now() + call.timeout.value_or(options_.timeout);
+  const absl::Time deadline = DeadlineOf(call);
   for (int n = 1;; ++n) {
     const absl::Status status = FromGrpcStatus(attempt(deadline));
     if (status.ok() || !may_repeat || n >= options_.max_attempts) return status;
@@ -173,7 +182,9 @@ absl::StatusOr<v1::Capabilities> Pool::GetCapabilities(const CallOptions& call) 
 
 absl::StatusOr<v1::LayoutInfo> Pool::RegisterLayout(const v1::RegisterLayoutRequest& request,
                                                     const CallOptions& call) const {
-  return Unary(&Stub::RegisterLayout, request, call, true);
+  absl::StatusOr<v1::LayoutInfo> info = Unary(&Stub::RegisterLayout, request, call, true);
+  if (info.ok() && lane_ != nullptr) lane_->LearnLayout(*info);
+  return info;
 }
 
 absl::StatusOr<v1::LayoutInfo> Pool::RegisterLayout(const v1::Layout& layout, absl::string_view alias) const {
@@ -191,7 +202,9 @@ absl::StatusOr<v1::LayoutInfo> Pool::RegisterLayout(const v1::LayoutPreset& pres
 }
 
 absl::StatusOr<v1::LayoutInfo> Pool::GetLayout(const v1::GetLayoutRequest& request, const CallOptions& call) const {
-  return Unary(&Stub::GetLayout, request, call, true);
+  absl::StatusOr<v1::LayoutInfo> info = Unary(&Stub::GetLayout, request, call, true);
+  if (info.ok() && lane_ != nullptr) lane_->LearnLayout(*info);
+  return info;
 }
 
 absl::StatusOr<v1::LayoutInfo> Pool::GetLayout(absl::string_view layout) const {
@@ -384,6 +397,24 @@ absl::StatusOr<v1::FlushResponse> Pool::Flush(const v1::FlushRequest& request, c
   return Unary(&Stub::Flush, request, call, true);
 }
 
+// ---- of direct ways
+
+absl::StatusOr<v1::DirectLease> Pool::OpenDirect(const CallOptions& call) const {
+  return Unary(&Stub::OpenDirect, v1::OpenDirectRequest(), call, false);
+}
+
+absl::StatusOr<v1::GrantResponse> Pool::Grant(const v1::GrantRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Grant, request, call, false);
+}
+
+absl::StatusOr<v1::GetResponse> Pool::GetOnce(const v1::GetRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Get, request, call, false);
+}
+
+absl::StatusOr<v1::NameInfo> Pool::SetOnce(const v1::SetRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Set, request, call, false);
+}
+
 // ---- of arenas
 
 absl::StatusOr<v1::Arena> Pool::OpenArena(const v1::OpenArenaRequest& request, const CallOptions& call) const {
@@ -396,6 +427,14 @@ absl::StatusOr<v1::LoadResponse> Pool::Load(const v1::LoadRequest& request, cons
 
 absl::StatusOr<v1::StoreResponse> Pool::Store(const v1::StoreRequest& request, const CallOptions& call) const {
   return Unary(&Stub::Store, request, call, true);
+}
+
+absl::StatusOr<v1::LoadResponse> Pool::LoadOnce(const v1::LoadRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Load, request, call, false);
+}
+
+absl::StatusOr<v1::StoreResponse> Pool::StoreOnce(const v1::StoreRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Store, request, call, false);
 }
 
 absl::StatusOr<v1::CloseArenaResponse> Pool::CloseArena(const v1::CloseArenaRequest& request,

@@ -7,6 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/direct.h"
+#include "client/cpp/lane.h"
 #include "client/cpp/statepool.h"
 #include "kernels/checksum.h"
 
@@ -128,12 +130,110 @@ absl::StatusOr<State> Pool::Receive(const v1::GetRequest& request, const CallOpt
   state.size_ = split->data_bytes;
   auto messages = std::make_shared<std::vector<wire::SplitMessage>>();
   messages->push_back(*std::move(split));
-  state.messages_ = std::move(messages);
+  state.owner_ = std::move(messages);
   return state;
 }
 
+Pool Pool::Bare(int max_attempts) const {
+  Pool bare = *this;
+  bare.lane_ = nullptr;
+  bare.direct_ = nullptr;
+  if (max_attempts != 0) bare.options_.max_attempts = max_attempts;
+  return bare;
+}
+
+void Pool::Learn(const v1::NameInfo& info, absl::string_view layout) const {
+  if (direct_ != nullptr) direct_->Learn(info);
+  if (lane_ != nullptr) lane_->Learn(info, layout);
+}
+
+std::optional<absl::StatusOr<v1::GetResponse>> Pool::GetHere(const v1::GetRequest& request,
+                                                             std::optional<uint64_t> bytes,
+                                                             absl::FunctionRef<char*(uint64_t bytes)> room,
+                                                             absl::Time deadline) const {
+  if (request.has_select() || !request.lease().empty()) return std::nullopt;
+  if (direct_ != nullptr && (bytes ? *bytes >= Direct::kStateBytesMin : direct_->expects_large())) {
+    std::optional<absl::StatusOr<StateView>> view = direct_->Get(request, deadline);
+    if (view && !view->ok()) return view->status();
+    if (view && bytes.value_or((*view)->size()) == (*view)->size()) {
+      char* const to = room((*view)->size());
+      if (!options_.verify) {
+        std::memcpy(to, (*view)->bytes().data(), (*view)->size());
+        return std::move((*view)->small_);
+      }
+      CopyHasher hasher(to, (*view)->size());
+      hasher.Append((*view)->bytes());
+      const absl::Status same = CompareChecksums((*view)->info().checksum(), ChecksumToHex(HashRoot(hasher.Finish())));
+      if (!same.ok()) return same;
+      return std::move((*view)->small_);
+    }
+  }
+  if (lane_ == nullptr) return std::nullopt;
+  return lane_->Get(request, bytes, room, options_.verify, deadline);
+}
+
+absl::Status StateView::Verify() const {
+  const std::string& checksum = small_.data_checksum().empty() ? info().checksum() : small_.data_checksum();
+  return CompareChecksums(checksum, ChecksumToHex(ChecksumOf(bytes_)));
+}
+
+absl::StatusOr<StateView> Pool::GetView(const v1::GetRequest& request, const CallOptions& call) const {
+  const absl::Time deadline = DeadlineOf(call);
+  CallOptions rest = call;
+  if (direct_ != nullptr && !request.has_select()) {
+    std::optional<absl::StatusOr<StateView>> view = direct_->Get(request, deadline);
+    if (view && view->ok()) Learn((*view)->info(), request.layout());
+    if (view) return *std::move(view);
+    rest.timeout = Until(deadline).timeout;
+  }
+  Pool other = *this;
+  other.direct_ = nullptr;
+  absl::StatusOr<State> state = other.Get(request, rest);
+  if (!state.ok()) return state.status();
+  if (direct_ != nullptr) direct_->Learn(state->info());
+  StateView view;
+  view.small_ = std::move(state->small_);
+  if (state->pieces_.size() == 1) {
+    view.bytes_ = state->pieces_.front();
+    view.owner_ = std::move(state->owner_);
+  } else {
+    std::shared_ptr<char[]> memory(new char[state->size_]);
+    (void)state->CopyTo(memory.get(), state->size_);
+    view.bytes_ = absl::string_view(memory.get(), state->size_);
+    view.owner_ = std::move(memory);
+  }
+  return view;
+}
+
+absl::StatusOr<StateView> Pool::GetView(const v1::NameRef& name) const { return GetView(GetRequestFor(name)); }
+
 absl::StatusOr<State> Pool::Get(const v1::GetRequest& request, const CallOptions& call) const {
-  absl::StatusOr<State> state = Receive(request, call);
+  const absl::Time deadline = DeadlineOf(call);
+  State state;
+  const auto room = [&state](uint64_t bytes) {
+    std::shared_ptr<char[]> memory(new char[bytes]);  // not zeroed
+    char* const begin = memory.get();
+    state.pieces_ = {absl::string_view(begin, bytes)};
+    state.size_ = bytes;
+    state.owner_ = std::move(memory);
+    return begin;
+  };
+  std::optional<absl::StatusOr<v1::GetResponse>> answer = GetHere(request, std::nullopt, room, deadline);
+  if (answer && !answer->ok()) return answer->status();
+  if (answer) {
+    state.small_ = **std::move(answer);
+  } else {
+    absl::StatusOr<State> received = GetInline(request, call, deadline);
+    if (!received.ok()) return received;
+    state = *std::move(received);
+  }
+  Learn(state.info(), request.layout());
+  return state;
+}
+
+absl::StatusOr<State> Pool::GetInline(const v1::GetRequest& request, const CallOptions& call,
+                                      absl::Time deadline) const {
+  absl::StatusOr<State> state = Receive(request, Until(deadline));
   if (DoesNotFit(state.status())) return GetByStream(request, call);
   if (!state.ok() || !options_.verify) return state;
   const absl::Status same = CompareChecksums(state->data_checksum(), ChecksumOfPieces(state->pieces()));
@@ -145,9 +245,20 @@ absl::StatusOr<State> Pool::Get(const v1::NameRef& name) const { return Get(GetR
 
 absl::StatusOr<v1::GetResponse> Pool::GetInto(const v1::GetRequest& request, absl::Span<char> destination,
                                               const CallOptions& call) const {
+  const absl::Time deadline = DeadlineOf(call);
+  const auto room = [&destination](uint64_t) { return destination.data(); };
+  std::optional<absl::StatusOr<v1::GetResponse>> here = GetHere(request, destination.size(), room, deadline);
+  absl::StatusOr<v1::GetResponse> answer =
+      here ? *std::move(here) : GetIntoInline(request, destination, call, deadline);
+  if (answer.ok()) Learn(answer->info(), request.layout());
+  return answer;
+}
+
+absl::StatusOr<v1::GetResponse> Pool::GetIntoInline(const v1::GetRequest& request, absl::Span<char> destination,
+                                                    const CallOptions& call, absl::Time deadline) const {
   if (destination.size() > static_cast<size_t>(options_.max_message_bytes))
     return GetIntoByStream(request, destination, call);
-  absl::StatusOr<State> state = Receive(request, call);
+  absl::StatusOr<State> state = Receive(request, Until(deadline));
   if (DoesNotFit(state.status())) return GetIntoByStream(request, destination, call);
   if (!state.ok()) return state.status();
   if (!options_.verify || state->size() != destination.size()) {
@@ -195,7 +306,7 @@ absl::StatusOr<std::vector<absl::StatusOr<State>>> Pool::BatchGet(const v1::Batc
       return MalformedResponse("an item's bytes lie outside the answer's");
     }
     state.pieces_ = Cut(data.data, item.data_offset(), state.size_);
-    state.messages_ = messages;
+    state.owner_ = messages;
     absl::Status same;
     if (options_.verify) same = CompareChecksums(state.data_checksum(), ChecksumOfPieces(state.pieces()));
     if (same.ok()) states.emplace_back(std::move(state));
@@ -241,6 +352,39 @@ absl::StatusOr<std::string> Pool::Send(const char* method, const std::string& fi
 absl::StatusOr<v1::NameInfo> Pool::Set(v1::SetRequest request, absl::Span<const absl::string_view> pieces,
                                        std::shared_ptr<const void> owner, const CallOptions& call) const {
   if (!request.data().empty()) return InvalidArgument("INVALID_OPTION", "data", "give the bytes as pieces");
+  const absl::Time deadline = DeadlineOf(call);
+  const std::string layout = request.layout();
+  const bool is_whole = !request.has_select() && request.lease().empty();
+  std::optional<absl::StatusOr<v1::NameInfo>> info;
+  absl::Status doubt;
+  int attempts = 0;  // that were used up
+  if (direct_ != nullptr && is_whole && request.attachment().empty() && TotalBytes(pieces) >= Direct::kStateBytesMin) {
+    Direct::SetOutcome outcome = direct_->Set(&request, pieces, options_.max_attempts, deadline);
+    info = std::move(outcome.answer);
+    attempts = outcome.attempts;
+  }
+  if (!info && lane_ != nullptr && is_whole && request.request_id().empty()) {
+    request.set_request_id(NewRequestId());
+    Lane::SetOutcome outcome = lane_->Set(request, pieces, options_.max_attempts, deadline);
+    info = std::move(outcome.answer);
+    doubt = outcome.doubt;
+    attempts = outcome.attempts;
+    if (attempts == 0) request.clear_request_id();  // nobody heard of it
+  }
+  if (!info) {
+    Pool rest = *this;
+    rest.options_.max_attempts = std::max(options_.max_attempts - attempts, 1);
+    info = rest.SetInline(std::move(request), pieces, std::move(owner), call, deadline);
+    // It was stored, but the answer is lost.
+    if (!doubt.ok() && GetErrorDetail(info->status()).reason == "REQUEST_ID_REUSED") info = doubt;
+  }
+  if (info->ok()) Learn(**info, layout);
+  return *std::move(info);
+}
+
+absl::StatusOr<v1::NameInfo> Pool::SetInline(v1::SetRequest request, absl::Span<const absl::string_view> pieces,
+                                             std::shared_ptr<const void> owner, const CallOptions& call,
+                                             absl::Time deadline) const {
   if (request.checksum().empty()) request.set_checksum(ChecksumOfPieces(pieces));
   const uint64_t bytes = TotalBytes(pieces) + request.attachment().size();
   if (bytes > static_cast<uint64_t>(options_.max_message_bytes)) {
@@ -250,7 +394,7 @@ absl::StatusOr<v1::NameInfo> Pool::Set(v1::SetRequest request, absl::Span<const 
   v1::SetRequest sent = request;  // a stream makes an id of its own, and knows then that nothing is kept under it
   if (sent.request_id().empty()) sent.set_request_id(NewRequestId());
   const absl::StatusOr<std::string> answer =
-      Send(kSetMethod, sent.SerializeAsString(), pieces, std::move(owner), true, call);
+      Send(kSetMethod, sent.SerializeAsString(), pieces, std::move(owner), true, Until(deadline));
   if (!request.has_select() && DoesNotFit(answer.status())) return SetPiecesByStream(std::move(request), pieces, call);
   if (!answer.ok()) return answer.status();
   v1::NameInfo info;

@@ -28,6 +28,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/time.h"
 #include "client/cpp/arena.h"
 #include "client/cpp/statepool.h"
 #include "tests/bench/measure.h"
@@ -95,7 +96,12 @@ class Way {
   const std::string& label() const { return label_; }
   uint64_t& stamp(size_t i) { return stamps_[i]; }  // what was set last
 
-  std::vector<double> set_us, get_us;
+  // One operation's samples. `copy_us` is what the daemon says it spent copying; empty where it does not say.
+  struct Samples {
+    std::vector<double> call_us, copy_us;
+  };
+  Samples sets, gets;
+  absl::Duration last_copy_time;
 
  private:
   const std::string label_;
@@ -167,12 +173,14 @@ class ArenaWay final : public Way {
     item.mutable_options()->set_max_history(1);
     const client::StoreAnswer answer = Must(arena_->Store({item}), "Store");
     Must(answer.rows[0], "Store of a row");
+    last_copy_time = answer.copy_time;
   }
   void Get(size_t i) override {
     const v1::LoadItem item =
         client::LoadRow(static_cast<uint32_t>(states_ + i), client::SequenceRef(absl::StrCat(prefix_, i)));
     const client::LoadAnswer answer = Must(arena_->Load({item}), "Load");
     Must(answer.rows[0], "Load of a row");
+    last_copy_time = answer.copy_time;
   }
   absl::string_view Got(size_t i) override { return {Row(states_ + i).data(), Row(states_ + i).size()}; }
 
@@ -275,21 +283,22 @@ class Bench {
     const double milliseconds = static_cast<double>(arguments_.Number("milliseconds"));
     const auto rounds = static_cast<uint64_t>(arguments_.Number("rounds"));
     Baseline baseline;
-    for (int attempt = 1;
-         attempt == 1 || !IsStable("memcpy", baseline.memcpy_us, attempt - 1) ||
-         !IsStable("Redis SET", redis.set_us, attempt - 1) || !IsStable("Redis GET", redis.get_us, attempt - 1);
+    for (int attempt = 1; attempt == 1 || !IsStable("memcpy", baseline.memcpy_us, attempt - 1) ||
+                          !IsStable("Redis SET", redis.sets.call_us, attempt - 1) ||
+                          !IsStable("Redis GET", redis.gets.call_us, attempt - 1);
          ++attempt) {
       baseline = {};
-      for (Way* way : ways) way->set_us.clear(), way->get_us.clear();
+      for (Way* way : ways) way->sets = way->gets = {};
       const Stopwatch watch;
-      for (uint64_t round = 0; redis.get_us.size() < rounds || watch.microseconds() < milliseconds * 1e3; ++round) {
+      for (uint64_t round = 0; redis.gets.call_us.size() < rounds || watch.microseconds() < milliseconds * 1e3;
+           ++round) {
         if (round % kCheckEvery == 0) Check(ways, from, round % states);
         else Round(ways, from, to, round, &baseline);
       }
     }
     for (Way* way : {static_cast<Way*>(&caller), static_cast<Way*>(&arena)}) {
-      Print(*way, "set", label, bytes, way->set_us, redis.set_us, baseline);
-      Print(*way, "get", label, bytes, way->get_us, redis.get_us, baseline);
+      Print(*way, "set", label, bytes, way->sets, redis.sets, baseline);
+      Print(*way, "get", label, bytes, way->gets, redis.gets, baseline);
     }
   }
 
@@ -309,6 +318,12 @@ class Bench {
     return us;
   }
 
+  static void Add(double call_us, const Way& way, Way::Samples* samples) {
+    samples->call_us.push_back(call_us);
+    if (way.last_copy_time > absl::ZeroDuration())
+      samples->copy_us.push_back(absl::ToDoubleMicroseconds(way.last_copy_time));
+  }
+
   void Round(absl::Span<Way* const> ways, const Buffers& from, const Buffers& to, uint64_t round, Baseline* baseline) {
     const size_t n = from.size(), operations = 2 * ways.size();
     size_t operation = 0;
@@ -324,12 +339,12 @@ class Bench {
     };
     for (Way* way : ways) {
       const size_t i = next();
-      way->set_us.push_back(Set(way, i));
+      Add(Set(way, i), *way, &way->sets);
       beside((i + n / 2) % n);
     }
     for (Way* way : ways) {
       const size_t i = next();
-      way->get_us.push_back(Get(way, i));
+      Add(Get(way, i), *way, &way->gets);
       beside((i + n / 2) % n);
     }
   }
@@ -350,9 +365,10 @@ class Bench {
   }
 
   static void Print(const Way& way, const std::string& operation, const std::string& label, uint64_t bytes,
-                    const std::vector<double>& us, const std::vector<double>& redis_us, const Baseline& baseline) {
+                    const Way::Samples& samples, const Way::Samples& redis_samples, const Baseline& baseline) {
+    const std::vector<double>& us = samples.call_us;
     const auto rate = [&](double us) { return static_cast<double>(bytes) / us * kGbPerS; };
-    const double value = rate(Median(us)), redis = rate(Median(redis_us));
+    const double value = rate(Median(us)), redis = rate(Median(redis_samples.call_us));
     const bool is_arena = way.label() == "arena";
     Figure figure(absl::StrCat("local_", operation, "_", label, "_", way.label()));
     figure.Set("value", value)
@@ -366,8 +382,9 @@ class Bench {
     figure.Set("redis_ratio", value / redis)
         .Set("call_us", Median(us))
         .Set("memcpy_us", Median(baseline.memcpy_us))
-        .Set("rpc_us", Median(baseline.rpc_us))
-        .Print();
+        .Set("rpc_us", Median(baseline.rpc_us));
+    if (!samples.copy_us.empty()) figure.Set("copy_us", Median(samples.copy_us));
+    figure.Print();
     if (is_arena) return;
     Figure(absl::StrCat("local_redis_", operation, "_", label, "_", way.label()))
         .Set("value", value)

@@ -58,6 +58,12 @@ ABSL_FLAG(ByteSize, max_arena_bytes, ByteSize{0},
           "of the hot budget, for all arenas and the slots reserved for them; 0: three quarters");
 ABSL_FLAG(absl::Duration, arena_token_timeout, absl::Seconds(1),
           "how long a worker may take from OpenArena's answer to its connection");
+ABSL_FLAG(bool, direct, false,
+          "workers may map their tenant's slots, and copy themselves: for workers that trust each other");
+ABSL_FLAG(ByteSize, max_pinned_bytes, ByteSize{0},
+          "of the hot budget, that workers may keep in their places with --direct; 0: half");
+ABSL_FLAG(ByteSize, max_granted_bytes, ByteSize{0},
+          "of the hot budget, that workers may write to with --direct; 0: a quarter");
 ABSL_FLAG(uint32_t, copy_threads, 0, "threads that copy between slots and arenas; 0: one a core, at most 8");
 ABSL_FLAG(uint64_t, max_names, 10'000'000, "sequences, snapshots and prefixes together");
 ABSL_FLAG(std::string, default_durability, "write-behind", "of names that do not say: volatile, write-behind or sync");
@@ -258,6 +264,14 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   flags.max_arena_bytes = absl::GetFlag(FLAGS_max_arena_bytes).bytes;
   if (flags.max_arena_bytes == 0) flags.max_arena_bytes = flags.hot_bytes / 4 * 3;
   if (flags.max_arena_bytes > flags.hot_bytes) return Bad("max-arena-bytes", "must be at most --hot-bytes, or 0");
+  flags.direct = absl::GetFlag(FLAGS_direct);
+  if (flags.direct && flags.arena_socket.empty()) return Bad("direct", "needs an --arena-socket");
+  flags.max_pinned_bytes = absl::GetFlag(FLAGS_max_pinned_bytes).bytes;
+  if (flags.max_pinned_bytes == 0) flags.max_pinned_bytes = flags.hot_bytes / 2;
+  if (flags.max_pinned_bytes > flags.hot_bytes) return Bad("max-pinned-bytes", "must be at most --hot-bytes, or 0");
+  flags.max_granted_bytes = absl::GetFlag(FLAGS_max_granted_bytes).bytes;
+  if (flags.max_granted_bytes == 0) flags.max_granted_bytes = flags.hot_bytes / 4;
+  if (flags.max_granted_bytes > flags.hot_bytes) return Bad("max-granted-bytes", "must be at most --hot-bytes, or 0");
   flags.arena_token_timeout = absl::GetFlag(FLAGS_arena_token_timeout);
   if (flags.arena_token_timeout <= absl::ZeroDuration() || flags.arena_token_timeout > absl::Hours(1)) {
     return Bad("arena-token-timeout", "must be more than 0 and at most 1h");

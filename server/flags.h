@@ -47,6 +47,8 @@ struct DaemonFlags {
   uint32_t max_arenas = 0;
   uint64_t max_arena_bytes = 0;
   absl::Duration arena_token_timeout;
+  bool direct = false;
+  uint64_t max_pinned_bytes = 0, max_granted_bytes = 0;
   size_t copy_threads = 0;
   uint64_t max_names = 0;
   Durability default_durability = Durability::kWriteBehind;

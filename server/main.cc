@@ -168,6 +168,15 @@ ArenaOptions ArenaOptionsOf(const DaemonFlags& flags, const Device& device) {
   return options;
 }
 
+LeaseOptions LeaseOptionsOf(const DaemonFlags& flags) {
+  LeaseOptions options;
+  options.max_leases = flags.max_arenas;
+  options.max_pinned_bytes = flags.max_pinned_bytes;
+  options.max_granted_bytes = flags.max_granted_bytes;
+  options.token_timeout = flags.arena_token_timeout;
+  return options;
+}
+
 // Where workers get their arenas; empty: nowhere. By default no file: whoever copies a data directory can't copy
 // sockets.
 std::string ArenaSocketPath(const DaemonFlags& flags) {
@@ -204,6 +213,7 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
 
   ResidencyOptions residency_options;
   residency_options.dirty_bytes_max = flags.hot_bytes / 4 * 3;
+  residency_options.owned_bytes_max = flags.max_granted_bytes;
   Residency residency(residency_options, device->get(), cold->get(), &clock);
   Store store(StoreOptionsOf(flags, incarnation), &residency, cold->get(), &clock);
   residency.SetMakeRoom([&store] { return store.EvictPrefix(); });
@@ -216,12 +226,21 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
                                           uint64_t bytes) { return residency.AllocateShared(op, tenant, bytes); },
                  .freed = [&residency] { residency.SharedMemoryFreed(); }},
                 &copies, &clock);
+  std::optional<Leases> leases;
+  if (flags.direct) {
+    leases.emplace(LeaseOptionsOf(flags), &store,
+                   LeaseMemory{.grant = [&residency](const Op& op, LayoutRef layout,
+                                                     OwnerId owner) { return residency.BeginOwned(op, layout, owner); },
+                               .end_owner = [&residency](OwnerId owner) { residency.EndOwner(owner); },
+                               .freed = [&residency] { residency.SharedMemoryFreed(); }},
+                   &clock);
+  }
   const std::string arena_path = ArenaSocketPath(flags);
   std::unique_ptr<ArenaSocket> arena_socket;
   if (!arena_path.empty()) {
     absl::StatusOr<std::unique_ptr<ArenaSocket>> started = ArenaSocket::Start(
         {.path = arena_path, .incarnation = incarnation, .uids = {flags.arena_uids.begin(), flags.arena_uids.end()}},
-        &arenas, &clock);
+        &arenas, leases ? &*leases : nullptr, &clock);
     if (!started.ok()) {
       store.Drain(Op()).IgnoreError();  // it was not used, so it stays clean
       return Fail(kUsage, "--arena-socket", started.status());
@@ -258,12 +277,14 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   service_options.executor_queue = flags.executor_queue;
   service_options.devices = [&device] { return ReportDevices(**device); };
   RpcMetrics rpc_metrics(MethodNames());
-  StatePoolService service(service_options, &store, arena_socket != nullptr ? &arenas : nullptr, &clock, &rpc_metrics);
+  StatePoolService service(service_options, &store, arena_socket != nullptr ? &arenas : nullptr,
+                           leases ? &*leases : nullptr, &clock, &rpc_metrics);
 
   std::unique_ptr<MetricsServer> metrics;
   if (!flags.metrics.empty()) {
     absl::StatusOr<std::unique_ptr<MetricsServer>> started = MetricsServer::Start(
-        flags.metrics, rpc_metrics, [&] { return TakeSnapshot(store, residency, arenas, copies, service); },
+        flags.metrics, rpc_metrics,
+        [&] { return TakeSnapshot(store, residency, arenas, leases ? &*leases : nullptr, copies, service); },
         STATEPOOL_VERSION, STATEPOOL_COMMIT);
     if (!started.ok()) {
       store.Drain(Op()).IgnoreError();  // it was not used, so it stays clean

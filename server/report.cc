@@ -3,7 +3,7 @@
 
 namespace statepool {
 
-MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas,
+MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas, const Leases* leases,
                              const CopyScheduler& copies, const StatePoolService& service) {
   const ArenaStats mapped = arenas.stats();
   const CopySchedulerStats copying = copies.stats();
@@ -29,6 +29,15 @@ MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, con
       {{"client", "hot"}, images.client_to_hot_bytes},  {{"hot", "client"}, service.sent_bytes()},
       {{"hot", "cold"}, images.hot_to_cold_bytes},      {{"cold", "hot"}, images.cold_to_hot_bytes},
       {{"hot", "arena"}, mapped.slots_to_arenas_bytes}, {{"arena", "hot"}, mapped.arenas_to_slots_bytes}};
+  if (leases != nullptr) {
+    const LeaseStats direct = leases->stats();
+    out.leases = direct.leases;
+    out.lease_bytes = {
+        {{"pinned"}, direct.pinned_bytes}, {{"mapped"}, direct.mapped_bytes}, {{"retired"}, direct.retired_bytes}};
+    out.lease_slots = {{{"pinned"}, direct.pins}, {{"granted"}, direct.grants}};
+    out.lease_slots_total = {
+        {{"pinned"}, direct.pins_total}, {{"granted"}, direct.granted_total}, {{"filled"}, direct.filled_total}};
+  }
   out.arenas = {{{"waiting"}, mapped.waiting}, {{"leased"}, mapped.leased}, {{"quarantined"}, mapped.quarantined}};
   out.arena_bytes = {{{"leased"}, mapped.leased_bytes}, {{"quarantined"}, mapped.quarantined_bytes}};
   out.reserved_slots = mapped.reserved_slots;

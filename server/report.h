@@ -16,8 +16,8 @@
 
 namespace statepool {
 
-// Thread-safe; takes each part's lock for a moment, one after the other.
-MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas,
+// `leases`: null for none. Thread-safe; takes each part's lock for a moment, one after the other.
+MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas, const Leases* leases,
                              const CopyScheduler& copies, const StatePoolService& service);
 
 std::vector<v1::DeviceInfo> ReportDevices(const Device& device);

@@ -21,6 +21,13 @@
 
 namespace statepool {
 
+// Where a state lies, for a process that may map it: bytes from the beginning of an extent (server/memory/device.h).
+class Extent;
+struct SlotPlace {
+  std::shared_ptr<Extent> extent;  // null: nobody else can map it
+  uint64_t offset = 0;
+};
+
 // Keeps an image's bytes where they can be read, for as long as it lives: a pinned slot never leaves its device.
 // Movable.
 class PinnedImage {
@@ -28,6 +35,7 @@ class PinnedImage {
   virtual ~PinnedImage() = default;
   virtual absl::string_view bytes() const = 0;  // exactly layout.state_bytes(), in host memory
   virtual absl::string_view attachment() const = 0;
+  virtual SlotPlace place() const { return {}; }
 };
 using Pin = std::unique_ptr<const PinnedImage>;
 
@@ -59,10 +67,11 @@ class ImageWriter {
   // Forgets what was appended: the state comes anew, into the same room.
   virtual void Restart() = 0;
 
-  // The other way to fill it, for copies that several threads share: the room itself, state_bytes() long, in host
-  // memory. Whoever wrote all of it gives FinishFilled the hashes of all leaves of what stands there.
+  // The other way to fill it, for copies that several threads share, or another process: the room itself, state_bytes()
+  // long, in host memory. Whoever wrote all of it gives FinishFilled the checksum of what stands there.
   virtual char* room() = 0;
-  virtual ImageRef FinishFilled(absl::Span<const LeafHash> leaves, absl::string_view attachment) = 0;
+  virtual SlotPlace place() const { return {}; }
+  virtual ImageRef FinishFilled(Checksum checksum, absl::string_view attachment) = 0;
 
   // The image. After it the writer is empty. Errors: BYTES_LENGTH_MISMATCH (bytes are missing), CHECKSUM_MISMATCH (of
   // the whole); then the writer is as it was.

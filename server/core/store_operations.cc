@@ -401,6 +401,11 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
       bytes.expected_checksum.reset();
     }
   }
+  if (bytes.image != nullptr && bytes.image->info().layout->fingerprint() != layout->fingerprint()) {
+    return Error(absl::StatusCode::kFailedPrecondition, "GRANT_UNKNOWN",
+                 "the slot was granted for another layout than the name has")
+        .Field("grant");
+  }
   absl::StatusOr<ImageRef> image = bytes.image;
   if (bytes.image == nullptr) image = images_->Write(op, layout, bytes);
   NoticeDeleted(op, *layout);

@@ -2,7 +2,6 @@
 #include "server/memory/arenas.h"
 
 #include <fcntl.h>
-#include <sys/random.h>
 
 #include <algorithm>
 #include <atomic>
@@ -16,11 +15,11 @@
 #include "absl/algorithm/container.h"
 #include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_set.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
 #include "server/memory/slot_pool.h"
+#include "server/memory/token.h"
 #include "spdlog/spdlog.h"
 
 namespace statepool {
@@ -37,12 +36,6 @@ constexpr uint32_t kWaitingMax = 8;  // calls that wait for their turn on one ar
 constexpr size_t kTaskRowsMax = 16;  // that one task copies an image into
 // What a pass of a Load leaves for the next one; never told to anyone.
 constexpr char kLater[] = "LATER";
-
-std::string RandomHex() {
-  char bytes[16];
-  if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes)) std::abort();
-  return absl::BytesToHexString({bytes, sizeof(bytes)});
-}
 
 // What is wrong with the list itself: then nothing is done.
 template <typename Item>
@@ -216,8 +209,8 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
   RETURN_IF_ERROR(shape.status());
 
   auto arena = std::make_shared<Arena>();
-  arena->id = RandomHex();
-  arena->token = RandomHex();
+  arena->id = RandomToken();
+  arena->token = RandomToken();
   arena->tenant = op.tenant;
   arena->layout = *layout;
   arena->shape = std::make_shared<const ArenaShape>(*std::move(shape));
@@ -379,7 +372,8 @@ bool Arenas::Free(const ArenaRef& arena) {
 // ----
 // Load
 
-absl::StatusOr<LoadAnswer> Arenas::Load(const Op& op, absl::string_view id, absl::Span<const LoadItem> items) {
+absl::StatusOr<LoadAnswer> Arenas::Load(const Op& op, absl::string_view id, absl::Span<const LoadItem> items,
+                                        const HoldPin& hold) {
   ArenaRef arena;
   RETURN_IF_ERROR(Take(op, id, &arena));
   const Turn turn(this, arena);
@@ -392,12 +386,12 @@ absl::StatusOr<LoadAnswer> Arenas::Load(const Op& op, absl::string_view id, absl
     answer.rows[i].status = items[i].refused;
     if (items[i].refused.ok()) waiting.push_back(i);
   }
-  while (!waiting.empty()) RETURN_IF_ERROR(LoadPass(op, arena.get(), items, &waiting, &answer));
+  while (!waiting.empty()) RETURN_IF_ERROR(LoadPass(op, arena.get(), items, hold, &waiting, &answer));
   return answer;
 }
 
 // Looks all waiting items up, and loads those whose images may be pinned together. The others wait on.
-absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
+absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items, const HoldPin& hold,
                               std::vector<size_t>* waiting, LoadAnswer* answer) {
   std::vector<Source> sources;
   for (const size_t i : *waiting) {
@@ -461,7 +455,7 @@ absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadI
     pinned.push_back(std::move((*found)[k]));
     at.push_back((*waiting)[k]);
   }
-  if (!pinned.empty()) RETURN_IF_ERROR(CopyIntoRows(op, arena, items, at, absl::MakeSpan(pinned), answer));
+  if (!pinned.empty()) RETURN_IF_ERROR(CopyIntoRows(op, arena, items, at, absl::MakeSpan(pinned), hold, answer));
   *waiting = std::move(later);
   return absl::OkStatus();
 }
@@ -469,10 +463,11 @@ absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadI
 // `found` are pinned, parallel to `copied`, which are indexes of items.
 absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
                                   absl::Span<const size_t> copied, absl::Span<absl::StatusOr<GetAnswer>> found,
-                                  LoadAnswer* answer) {
+                                  const HoldPin& hold, LoadAnswer* answer) {
   struct Gather {
     const char* state;
     std::vector<uint32_t> rows;
+    LeasedSlot slot;
   };
   std::vector<Gather> gathers;  // one for each image
   absl::flat_hash_map<ImageId, size_t> gather_of;
@@ -488,9 +483,27 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
     if (item.with_attachment) loaded.attachment = std::string(found[k]->pin->attachment());
     if (held) continue;
     const auto [it, is_new] = gather_of.try_emplace(found[k]->image, gathers.size());
-    if (is_new) gathers.push_back({found[k]->pin->bytes().data(), {}});
-    gathers[it->second].rows.push_back(item.row);
+    if (is_new) gathers.push_back({found[k]->pin->bytes().data(), {}, {}});
+    Gather& gather = gathers[it->second];
+    gather.rows.push_back(item.row);
     bytes += arena->layout->state_bytes();
+    if (!hold) continue;
+    if (is_new) {
+      absl::StatusOr<LeasedSlot> slot = hold(std::move(found[k]->pin));
+      RETURN_IF_ERROR(slot.status());
+      gather.slot = *slot;
+    }
+    loaded.slot = gather.slot;
+  }
+  const auto take_note = [&] {
+    for (size_t k = 0; k < copied.size(); ++k) {
+      const NameInfo& info = found[k]->info;
+      arena->rows[items[copied[k]].row] = {true, info.key, info.revision, info.version.id};
+    }
+  };
+  if (hold) {
+    take_note();
+    return absl::OkStatus();
   }
 
   const CopyPlan& plan = arena->shape->plan;
@@ -530,10 +543,7 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
     return status;
   }
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
-  for (size_t k = 0; k < copied.size(); ++k) {
-    const NameInfo& info = found[k]->info;
-    arena->rows[items[copied[k]].row] = {true, info.key, info.revision, info.version.id};
-  }
+  take_note();
   MutexLock lock(&mu_);
   stats_.slots_to_arenas_bytes += bytes;
   return absl::OkStatus();
@@ -599,6 +609,8 @@ absl::StatusOr<StoreAnswer> Arenas::Store(const Op& op, absl::string_view id, ab
     }
     if (const absl::StatusOr<LayoutRef> may = store_->LayoutOfSet(op, set); !may.ok()) {
       refuse(i, may.status());
+    } else if (item.image != nullptr && !item.attachment.empty()) {
+      refuse(i, Invalid("INVALID_OPTION", "attachment", "a granted slot has no room for an attachment"));
     } else if (item.attachment.size() > store_->options().max_attachment_bytes) {
       refuse(i, Invalid("INVALID_OPTION", "attachment",
                         absl::StrCat("an attachment has at most ", store_->options().max_attachment_bytes, " bytes")));
@@ -684,6 +696,10 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
   };
   for (size_t k = 0; k < stored.size(); ++k) {
     const StoreItem& item = items[stored[k]];
+    if (item.image != nullptr) {
+      images[k] = item.image;
+      continue;
+    }
     Scatter scatter{stored[k], nullptr, false, nullptr, std::vector<LeafHash>(leaves)};
     if (item.attachment.empty()) {
       MutexLock lock(&mu_);
@@ -723,7 +739,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
   }));
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
   for (size_t s = 0; s < scatters.size(); ++s) {
-    images[at[s]] = scatters[s].writer->FinishFilled(scatters[s].hashes, items[scatters[s].item].attachment);
+    images[at[s]] = scatters[s].writer->FinishFilled(HashRoot(scatters[s].hashes), items[scatters[s].item].attachment);
     scatters[s].writer = nullptr;
   }
   MutexLock lock(&mu_);

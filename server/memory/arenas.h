@@ -35,6 +35,7 @@
 #include "server/core/view.h"
 #include "server/memory/copy_scheduler.h"
 #include "server/memory/device.h"
+#include "server/memory/leases.h"
 
 namespace statepool {
 
@@ -56,6 +57,9 @@ struct ArenaMemory {
   std::function<absl::StatusOr<std::unique_ptr<SharedExtent>>(const Op& op, TenantId tenant, uint64_t bytes)> allocate;
   std::function<void()> freed;
 };
+
+// Takes a pinned image over, for a worker that copies itself.
+using HoldPin = std::function<absl::StatusOr<LeasedSlot>(Pin pin)>;
 
 // ---- requests and answers mirror the .proto's
 // An item may be refused already by whoever made it: then that is its status, and nothing else of it counts but its row
@@ -82,6 +86,7 @@ struct LoadedRow {
   NameInfo info;
   std::string attachment;
   bool copied = false;
+  std::optional<LeasedSlot> slot;  // to be copied by the caller
 };
 struct LoadAnswer {
   std::vector<LoadedRow> rows;
@@ -92,6 +97,7 @@ struct StoreItem {
   uint32_t row = 0;
   SetRequest set;  // without `select`; its layout is the arena's
   std::string attachment;
+  ImageRef image;  // what the worker made of the row; null: it is to be copied
   std::optional<uint32_t> accepted_length;
   bool any_revision = false, whole_row = false;
 };
@@ -127,7 +133,9 @@ class Arenas {
 
   // These block.
   absl::StatusOr<OpenedArena> Open(const Op& op, const OpenArenaRequest& request);
-  absl::StatusOr<LoadAnswer> Load(const Op& op, absl::string_view arena, absl::Span<const LoadItem> items);
+  // With `hold` nothing is copied: it gets each image that would be, once. After an error it may have got some.
+  absl::StatusOr<LoadAnswer> Load(const Op& op, absl::string_view arena, absl::Span<const LoadItem> items,
+                                  const HoldPin& hold = nullptr);
   absl::StatusOr<StoreAnswer> Store(const Op& op, absl::string_view arena, absl::Span<const StoreItem> items,
                                     bool all_or_none);
   // Frees the memory before it returns, if nobody has it mapped and no call is under way.
@@ -165,11 +173,11 @@ class Arenas {
   void EndLocked(Arena* arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Free(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
 
-  absl::Status LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items, std::vector<size_t>* waiting,
-                        LoadAnswer* answer);
+  absl::Status LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items, const HoldPin& hold,
+                        std::vector<size_t>* waiting, LoadAnswer* answer);
   absl::Status CopyIntoRows(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
                             absl::Span<const size_t> copied, absl::Span<absl::StatusOr<GetAnswer>> found,
-                            LoadAnswer* answer);
+                            const HoldPin& hold, LoadAnswer* answer);
   absl::StatusOr<std::vector<ImageRef>> CopyFromRows(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
                                                      absl::Span<const size_t> stored, StoreAnswer* answer);
 

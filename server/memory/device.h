@@ -8,9 +8,13 @@
 //
 // The host (HostDevice) and a GPU's virtual-memory API have the same interface. data() of an extent is an address of
 // the device; whether the CPU may follow it says host_accessible(), and CopyIn and CopyOut work in either case.
+//
+// Other processes may map an extent (the .proto's DIRECT). Who keeps one mapped keeps a reference to it: its memory
+// counts until the last reference goes.
 #ifndef STATEPOOL_SERVER_MEMORY_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_DEVICE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -28,19 +32,37 @@ inline constexpr uint64_t kDefaultChunkBytes = 2 << 20;
 // Chunks in one address range. Destroying it gives them back (a system call: not under a lock that others wait for).
 class Extent {
  public:
+  Extent() : id_(next_id_.fetch_add(1)) {}
   virtual ~Extent() = default;
+  Extent(const Extent&) = delete;
+  Extent& operator=(const Extent&) = delete;
+
+  uint64_t id() const { return id_; }  // no other extent's, as long as this process runs; not 0
   virtual char* data() const = 0;
   virtual uint64_t bytes() const = 0;  // a multiple of the device's chunk_bytes()
   virtual TenantId tenant() const = 0;
+
+  // What another process maps. Ours to close.
+  virtual int fd() const = 0;
+  // A sealed extent can't be mapped for writing by anyone any more; mappings that there are stay as they are.
+  virtual bool sealed() const = 0;
+  // False: another process, which had it unsealed, has seen to it that this can't be done.
+  virtual bool Seal() = 0;
+
+  // Its slots are used no more: whoever still has it mapped should drop it. Thread-safe.
+  void Retire() { retired_.store(true); }
+  bool retired() const { return retired_.load(); }
+
+ private:
+  static inline std::atomic<uint64_t> next_id_{1};
+  const uint64_t id_;
+  std::atomic<bool> retired_{false};
 };
 
 // Chunks that another process writes to (an arena). Its destructor takes them out of the device's account, so it comes
 // after Revoke succeeded, or after that process is gone.
 class SharedExtent : public Extent {
  public:
-  // What the other process maps. Ours to close.
-  virtual int fd() const = 0;
-
   // Gives the contents back to the system: whoever still maps them reads zeros, and data() is no more. True: nobody can
   // ever write to this memory again, so that it stays empty. False: another process may still have it mapped; call
   // again. REQUIRES: nobody of ours uses data().
@@ -60,7 +82,9 @@ class Device {
 
   // Zeroed chunks, backed by memory that is really there. REQUIRES: chunks >= 1. May take milliseconds: not under a
   // lock. Errors: HOT_FULL when the budget or the system is short of memory; it succeeds once enough extents are gone.
-  virtual absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks) = 0;
+  // `sealed`: from birth; else when Seal is called.
+  virtual absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks,
+                                                                 bool sealed = true) = 0;
 
   // The same, to be written to by another process. Never memory that was anyone's before.
   virtual absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) = 0;

@@ -35,8 +35,8 @@ absl::Status Full(absl::string_view message, uint64_t limit) {
 // What the system says when it has no more of something. Anything else is a defect of ours or of the machine.
 bool IsShortage(int error) { return error == ENOMEM || error == ENOSPC || error == EMFILE || error == ENFILE; }
 
-constexpr int kArenaSeals = F_SEAL_SHRINK | F_SEAL_GROW;
-constexpr int kSlotSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+constexpr int kSizeSeals = F_SEAL_SHRINK | F_SEAL_GROW;
+constexpr int kWriteSeals = F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
 
 // A new memfd, all of its pages there, mapped and then sealed. What was done before an error stays in *fd and *data.
 absl::Status MapMemory(const char* name, uint64_t bytes, int seals, int* fd, char** data, uint64_t limit) {
@@ -57,6 +57,13 @@ absl::Status MapMemory(const char* name, uint64_t bytes, int seals, int* fd, cha
 }
 
 }  // namespace
+
+bool HostExtent::Seal() {
+  if (sealed_.load()) return true;
+  const bool sealed = fcntl(fd_, F_ADD_SEALS, kWriteSeals) == 0 || (fcntl(fd_, F_GET_SEALS) & F_SEAL_FUTURE_WRITE) != 0;
+  sealed_.store(sealed);
+  return sealed;
+}
 
 HostExtent::~HostExtent() {
   if (data_ != nullptr) munmap(data_, bytes_);
@@ -115,13 +122,15 @@ absl::StatusOr<uint64_t> HostDevice::Reserve(uint64_t chunks) {
   return bytes;
 }
 
-absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tenant, uint64_t chunks) {
+absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed) {
   const absl::StatusOr<uint64_t> bytes = Reserve(chunks);
   if (!bytes.ok()) return bytes.status();
   std::unique_ptr<HostExtent> extent(
       new HostExtent(&used_, tenant, *bytes));  // from here on its destructor undoes everything
-  absl::Status status = MapMemory("statepool-slots", *bytes, kSlotSeals, &extent->fd_, &extent->data_, budget_bytes_);
+  const int seals = sealed ? kSizeSeals | kWriteSeals : kSizeSeals;
+  absl::Status status = MapMemory("statepool-slots", *bytes, seals, &extent->fd_, &extent->data_, budget_bytes_);
   if (!status.ok()) return status;
+  extent->sealed_ = sealed;
   return extent;
 }
 
@@ -129,7 +138,7 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> HostDevice::AllocateShared(TenantI
   const absl::StatusOr<uint64_t> bytes = Reserve(chunks);
   if (!bytes.ok()) return bytes.status();
   std::unique_ptr<HostSharedExtent> extent(new HostSharedExtent(&used_, tenant, *bytes));
-  absl::Status status = MapMemory("statepool-arena", *bytes, kArenaSeals, &extent->fd_, &extent->data_, budget_bytes_);
+  absl::Status status = MapMemory("statepool-arena", *bytes, kSizeSeals, &extent->fd_, &extent->data_, budget_bytes_);
   if (!status.ok()) return status;
   return extent;
 }

@@ -7,6 +7,9 @@
 // comes back by unmapping and closing it, which is why each extent has its own descriptor. Pages are allocated before
 // they are mapped: a machine that is short of memory gives an error here, not SIGBUS later.
 //
+// An extent that begins unsealed is sealed against shrinking and growing alone: a process that maps it for writing
+// before Seal() goes on writing there, and nobody else ever does.
+//
 // A shared extent's memfd is sealed against shrinking and growing alone. When it is revoked we unmap it and punch its
 // pages out, which takes them from every mapping; then F_SEAL_WRITE, which the kernel grants only when no writable
 // mapping is left and none can come.
@@ -30,7 +33,9 @@ class HostExtent final : public Extent {
   char* data() const override { return data_; }
   uint64_t bytes() const override { return bytes_; }
   TenantId tenant() const override { return tenant_; }
-  int fd() const { return fd_; }  // sealed against writing; ours to close
+  int fd() const override { return fd_; }
+  bool sealed() const override { return sealed_.load(); }
+  bool Seal() override;
 
  private:
   friend class HostDevice;
@@ -42,6 +47,7 @@ class HostExtent final : public Extent {
   const uint64_t bytes_;
   int fd_ = -1;
   char* data_ = nullptr;
+  std::atomic<bool> sealed_{false};
 };
 
 class HostSharedExtent final : public SharedExtent {
@@ -51,6 +57,8 @@ class HostSharedExtent final : public SharedExtent {
   uint64_t bytes() const override { return bytes_; }
   TenantId tenant() const override { return tenant_; }
   int fd() const override { return fd_; }
+  bool sealed() const override { return false; }
+  bool Seal() override { return false; }
   bool Revoke() override;
 
  private:
@@ -87,7 +95,7 @@ class HostDevice final : public Device {
   uint64_t budget_bytes() const override { return budget_bytes_; }
   uint64_t used_bytes() const override { return used_.load(); }
   bool host_accessible() const override { return true; }
-  absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks) override;
+  absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed = true) override;
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) override;
   absl::Status CopyIn(char* to, absl::string_view from) override;
   absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const override;

@@ -27,8 +27,11 @@ uint64_t ExtentChunks(uint64_t slot_bytes, uint64_t chunk_bytes) {
   return RoundUp(slot_bytes, chunk_bytes) / chunk_bytes;
 }
 
-SlotExtent::SlotExtent(uint64_t number, std::unique_ptr<Extent> extent, uint64_t slot_bytes)
-    : number_(number), extent_(std::move(extent)), slots_(static_cast<uint32_t>(extent_->bytes() / slot_bytes)) {
+SlotExtent::SlotExtent(uint64_t number, std::shared_ptr<Extent> extent, OwnerId owner, uint64_t slot_bytes)
+    : number_(number),
+      extent_(std::move(extent)),
+      owner_(owner),
+      slots_(static_cast<uint32_t>(extent_->bytes() / slot_bytes)) {
   is_used_.resize(slots_);
   free_.reserve(slots_);
   for (uint32_t i = slots_; i > 0; --i) free_.push_back(i - 1);
@@ -43,14 +46,24 @@ SlotPool::SlotPool(TenantId tenant, uint64_t state_bytes, uint64_t chunk_bytes)
 
 SlotPool::~SlotPool() { Require(used_slots_ == 0, "destroyed while slots are in use"); }
 
-std::optional<Slot> SlotPool::Allocate() {
-  if (with_room_.empty()) return std::nullopt;
-  SlotExtent* extent = extents_.at(*with_room_.begin()).get();
+void SlotPool::NoteRoom(const SlotExtent& extent) {
+  const std::pair<OwnerId, uint64_t> entry(extent.owner_, extent.number_);
+  if (!extent.free_.empty() && !extent.draining_ && !extent.owner_ended_) {
+    with_room_.insert(entry);
+  } else {
+    with_room_.erase(entry);
+  }
+}
+
+std::optional<Slot> SlotPool::Allocate(OwnerId owner) {
+  const auto first = with_room_.lower_bound({owner, 0});
+  if (first == with_room_.end() || first->first != owner) return std::nullopt;
+  SlotExtent* extent = extents_.at(first->second).get();
   if (extent->used() == 0) empty_.erase(extent->number_);
   const uint32_t index = extent->free_.back();
   extent->free_.pop_back();
   extent->is_used_[index] = true;
-  if (extent->free_.empty()) with_room_.erase(extent->number_);
+  NoteRoom(*extent);
   ++used_slots_;
   return Slot{extent->extent_->data() + index * slot_bytes_, extent, index};
 }
@@ -62,49 +75,59 @@ void SlotPool::Free(Slot slot) {
   extent->is_used_[slot.index] = false;
   extent->free_.push_back(slot.index);
   --used_slots_;
-  if (extent->draining_) return;
-  with_room_.insert(extent->number_);
-  if (extent->used() == 0) empty_.insert(extent->number_);
+  NoteRoom(*extent);
+  if (extent->used() == 0 && !extent->draining_) empty_.insert(extent->number_);
 }
 
-void SlotPool::AddExtent(std::unique_ptr<Extent> extent) {
+void SlotPool::AddExtent(std::shared_ptr<Extent> extent, OwnerId owner) {
   Require(extent->tenant() == tenant_, "an extent of another tenant");
   Require(extent->bytes() >= slot_bytes_, "an extent without room for a slot");
   const uint64_t number = next_number_++;
   extent_bytes_ += extent->bytes();
-  auto owned = std::make_unique<SlotExtent>(number, std::move(extent), slot_bytes_);
-  total_slots_ += owned->slots_;
-  extents_.emplace(number, std::move(owned));
-  with_room_.insert(number);
+  if (owner != 0) owned_bytes_ += extent->bytes();
+  auto cut = std::make_unique<SlotExtent>(number, std::move(extent), owner, slot_bytes_);
+  total_slots_ += cut->slots_;
+  NoteRoom(*cut);
+  extents_.emplace(number, std::move(cut));
   empty_.insert(number);
 }
 
-std::vector<std::unique_ptr<Extent>> SlotPool::TakeEmpty(size_t keep) {
-  std::vector<std::unique_ptr<Extent>> taken;
+std::vector<std::shared_ptr<Extent>> SlotPool::TakeEmpty(size_t keep) {
+  std::vector<std::shared_ptr<Extent>> taken;
   while (empty_.size() > keep) {
     const uint64_t number = *empty_.rbegin();
     auto it = extents_.find(number);
-    extent_bytes_ -= it->second->extent_->bytes();
-    total_slots_ -= it->second->slots_;
+    const SlotExtent& empty = *it->second;
+    extent_bytes_ -= empty.extent_->bytes();
+    if (empty.owner_ != 0) owned_bytes_ -= empty.extent_->bytes();
+    total_slots_ -= empty.slots_;
+    with_room_.erase({empty.owner_, number});
     taken.push_back(std::move(it->second->extent_));
+    taken.back()->Retire();
     extents_.erase(it);
     empty_.erase(number);
-    with_room_.erase(number);
   }
   return taken;
 }
 
 void SlotPool::SetDraining(SlotExtent* extent, bool draining) {
   extent->draining_ = draining;
-  with_room_.erase(extent->number_);
+  NoteRoom(*extent);
   empty_.erase(extent->number_);
-  if (draining) return;
-  if (!extent->free_.empty()) with_room_.insert(extent->number_);
-  if (extent->used() == 0) empty_.insert(extent->number_);
+  if (!draining && extent->used() == 0) empty_.insert(extent->number_);
+}
+
+void SlotPool::EndOwner(OwnerId owner) {
+  Require(owner != 0, "nobody's end");
+  for (const auto& [number, extent] : extents_) {
+    if (extent->owner_ != owner) continue;
+    extent->owner_ended_ = true;
+    NoteRoom(*extent);
+  }
 }
 
 void SlotPool::CheckInvariants(bool host_accessible) const {
-  uint64_t used = 0, total = 0, bytes = 0;
+  uint64_t used = 0, total = 0, bytes = 0, owned = 0;
   for (const auto& [number, extent] : extents_) {
     Require(extent->number_ == number, "an extent under another's number");
     Require(extent->extent_->tenant() == tenant_, "an extent of another tenant");
@@ -113,11 +136,13 @@ void SlotPool::CheckInvariants(bool host_accessible) const {
     const auto marked = static_cast<uint32_t>(std::count(extent->is_used_.begin(), extent->is_used_.end(), true));
     Require(marked == extent->used(), "the free list and the marks disagree");
     for (uint32_t index : extent->free_) Require(!extent->is_used_[index], "a used slot is on the free list");
-    Require(with_room_.contains(number) == (!extent->free_.empty() && !extent->draining_), "with_room_ is wrong");
+    const bool has_room = !extent->free_.empty() && !extent->draining_ && !extent->owner_ended_;
+    Require(with_room_.contains({extent->owner_, number}) == has_room, "with_room_ is wrong");
     Require(empty_.contains(number) == (extent->used() == 0 && !extent->draining_), "empty_ is wrong");
     used += extent->used();
     total += extent->slots_;
     bytes += extent->extent_->bytes();
+    if (extent->owner_ != 0) owned += extent->extent_->bytes();
     if (!host_accessible) continue;
     for (uint32_t i = 0; i < extent->slots_; ++i) {
       const char* slot = extent->extent_->data() + i * slot_bytes_;
@@ -125,7 +150,8 @@ void SlotPool::CheckInvariants(bool host_accessible) const {
               "padding is not zero");
     }
   }
-  Require(used == used_slots_ && total == total_slots_ && bytes == extent_bytes_, "the totals are wrong");
+  Require(used == used_slots_ && total == total_slots_ && bytes == extent_bytes_ && owned == owned_bytes_,
+          "the totals are wrong");
   Require(with_room_.size() <= extents_.size() && empty_.size() <= extents_.size(), "an extent is listed that is gone");
 }
 

@@ -96,6 +96,22 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
   out->set_rows(shape.rows);
   out->set_steps(shape.steps);
   out->set_device(identity_.arena_device);
+  if (in.with_plan()) {
+    for (const CopySegment& segment : shape.plan.segments()) {
+      v1::CopySegment* to = out->add_plan();
+      to->set_state_offset(segment.state_offset);
+      to->set_arena_offset(segment.arena_offset);
+      to->set_row_stride(segment.row_stride);
+      to->set_accept_stride(segment.accept_stride);
+      to->set_element_bytes(segment.element_bytes);
+      for (const CopyAxis& axis : segment.axes) {
+        to->add_sizes(axis.size);
+        to->add_strides(axis.row_stride);
+      }
+      to->set_clear_offset(segment.clear_offset);
+      to->set_clear_bytes(segment.clear_bytes);
+    }
+  }
   for (const ArenaTensor& tensor : shape.tensors) {
     const TensorSpec& spec = opened->layout->spec().tensors[tensor.tensor];
     v1::ArenaTensor* to = out->add_tensors();
@@ -114,8 +130,21 @@ absl::Status Handlers::Load(const Op& op, const v1::LoadRequest& in, v1::LoadRes
   if (arenas_ == nullptr) return ArenasOff();
   std::vector<LoadItem> items;
   for (const v1::LoadItem& item : in.items()) items.push_back(ToCore(item));
-  absl::StatusOr<LoadAnswer> answer = arenas_->Load(op, in.arena(), items);
-  if (!answer.ok()) return answer.status();
+  std::vector<uint64_t> held;
+  HoldPin hold;
+  if (!in.lease().empty()) {
+    if (absl::Status status = CheckLease(op, in.lease()); !status.ok()) return status;
+    hold = [&](Pin pin) {
+      absl::StatusOr<LeasedSlot> slot = leases_->Hold(op, in.lease(), std::move(pin));
+      if (slot.ok()) held.push_back(slot->id);
+      return slot;
+    };
+  }
+  absl::StatusOr<LoadAnswer> answer = arenas_->Load(op, in.arena(), items, hold);
+  if (!answer.ok()) {
+    if (hold) leases_->Unpin(in.lease(), held);
+    return answer.status();
+  }
   for (int i = 0; i < in.items_size(); ++i) {
     LoadedRow& row = answer->rows[static_cast<size_t>(i)];
     v1::LoadedRow* to = out->add_rows();
@@ -126,6 +155,7 @@ absl::Status Handlers::Load(const Op& op, const v1::LoadRequest& in, v1::LoadRes
     FillNameInfo(row.info, to->mutable_info());
     to->set_attachment(std::move(row.attachment));
     to->set_copied(row.copied);
+    if (row.slot.has_value()) FillSlot(*row.slot, to->mutable_slot());
   }
   *out->mutable_copy_time() = ToProto(answer->copy_time);
   return absl::OkStatus();
@@ -134,7 +164,16 @@ absl::Status Handlers::Load(const Op& op, const v1::LoadRequest& in, v1::LoadRes
 absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out) {
   if (arenas_ == nullptr) return ArenasOff();
   std::vector<StoreItem> items;
-  for (const v1::StoreItem& item : in.items()) items.push_back(ToCore(item));
+  if (!in.lease().empty()) {
+    if (absl::Status status = CheckLease(op, in.lease()); !status.ok()) return status;
+  }
+  for (const v1::StoreItem& item : in.items()) {
+    items.push_back(ToCore(item));
+    if (item.grant() == 0) continue;
+    absl::StatusOr<ImageRef> image = Filled(op, in.lease(), item);
+    items.back().refused.Update(image.status());
+    if (image.ok()) items.back().image = *std::move(image);
+  }
   const absl::StatusOr<StoreAnswer> answer = arenas_->Store(op, in.arena(), items, in.all_or_none());
   if (!answer.ok()) return answer.status();
   for (int i = 0; i < in.items_size(); ++i) {

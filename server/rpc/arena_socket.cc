@@ -20,6 +20,7 @@
 #include "server/core/error.h"
 #include "server/rpc/unix_socket.h"
 #include "spdlog/spdlog.h"
+#include "statepool/v1/statepool.pb.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77  // Linux 6.5
@@ -29,7 +30,11 @@ namespace statepool {
 namespace {
 
 constexpr size_t kTokenBytesMax = 64;
-constexpr int kRoundMs = 500;  // how late a connection without a token, or an arena that is gone, may be noticed
+// How late a connection without a token, an arena that is gone, or an extent to ask back may be noticed.
+constexpr int kRoundMs = 100;
+constexpr size_t kRequestBytesMax = 128 << 10;  // of a LeaseRequest
+constexpr int kUnpinMax = 8192;                 // in one
+constexpr int kRequestsAtOnce = 16;             // before others have their turn
 
 // What epoll tells of: a connection's id, and which of its descriptors.
 enum Which : uint64_t { kSocket = 0, kProcess = 1 };
@@ -73,8 +78,8 @@ std::string Quoted(absl::string_view text) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ArenaSocket>> ArenaSocket::Start(ArenaSocketOptions options, Arenas* arenas,
-                                                                const Clock* clock) {
-  std::unique_ptr<ArenaSocket> socket(new ArenaSocket(std::move(options), arenas, clock));
+                                                                Leases* leases, const Clock* clock) {
+  std::unique_ptr<ArenaSocket> socket(new ArenaSocket(std::move(options), arenas, leases, clock));
   if (absl::Status status = socket->Listen(); !status.ok()) return status;
   socket->thread_ = std::thread([s = socket.get()] { s->Run(); });
   return socket;
@@ -150,20 +155,31 @@ void ArenaSocket::Run() {
       if (it == connections_.end()) continue;
       Connection& connection = it->second;
       if ((key & 1) == kProcess) {
-        Close(&connection.pidfd);
-        arenas_->ProcessGone(connection.arena);
-        Close(&connection.socket);
-      } else if (connection.arena.empty()) {
+        ProcessGone(&connection);
+      } else if (!connection.has_token()) {
         Receive(it->first, &connection);
-      } else {
-        // It hung up, or sent something after its token: then it is no worker of ours.
-        Close(&connection.socket);
-        arenas_->LeaseEnded(connection.arena);
+      } else if (connection.lease.empty() || !Serve(connection)) {
+        // It hung up, or sent something that makes no sense, as all does after an arena's token.
+        HangUp(&connection);
       }
       if (connection.socket < 0 && connection.pidfd < 0) connections_.erase(it);
     }
     CloseLate();
+    AskBack();
   }
+}
+
+void ArenaSocket::HangUp(Connection* connection) const {
+  Close(&connection->socket);
+  if (!connection->arena.empty()) arenas_->LeaseEnded(connection->arena);
+  if (!connection->lease.empty()) leases_->LeaseEnded(connection->lease);
+}
+
+void ArenaSocket::ProcessGone(Connection* connection) const {
+  Close(&connection->pidfd);
+  if (!connection->arena.empty()) arenas_->ProcessGone(connection->arena);
+  if (!connection->lease.empty()) leases_->ProcessGone(connection->lease);
+  Close(&connection->socket);
 }
 
 void ArenaSocket::Accept() {
@@ -195,7 +211,7 @@ void ArenaSocket::Accept() {
     }
     connection.pid = peer.pid;
     const auto waiting = std::count_if(connections_.begin(), connections_.end(),
-                                       [](const auto& entry) { return entry.second.arena.empty(); });
+                                       [](const auto& entry) { return !entry.second.has_token(); });
     if (static_cast<size_t>(waiting) >= options_.max_connections) {
       Answer(connection, R"({"reason":"TOO_MANY_CONNECTIONS","message":"too many connections wait without a token"})",
              -1);
@@ -217,8 +233,8 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
     Answer(*connection, R"({"reason":"TOKEN_INVALID","message":"an empty message is no token"})", -1);
     return Close(&connection->socket);
   }
-  Arenas::Lease lease;
-  const absl::Status status = Admit({token, static_cast<size_t>(size)}, connection, &lease);
+  Arenas::Lease arena;
+  const absl::Status status = Admit({token, static_cast<size_t>(size)}, connection, &arena);
   if (!status.ok()) {
     spdlog::info("arena socket: process {} was refused: {}", connection->pid, std::string(status.message()));
     Answer(*connection,
@@ -228,16 +244,14 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
     Close(&connection->pidfd);
     return;
   }
-  connection->arena = lease.arena;
   Watch(connection->pidfd, KeyOf(id, kProcess));
-  const bool sent = Answer(*connection,
-                           absl::StrCat(R"({"arena":)", Quoted(lease.arena), R"(,"bytes":)", lease.bytes,
-                                        R"(,"incarnation":)", Quoted(options_.incarnation), "}"),
-                           lease.fd);
-  close(lease.fd);
-  if (sent) return;
-  Close(&connection->socket);
-  arenas_->LeaseEnded(connection->arena);
+  const std::string what = connection->arena.empty()
+                               ? absl::StrCat(R"({"lease":)", Quoted(connection->lease))
+                               : absl::StrCat(R"({"arena":)", Quoted(arena.arena), R"(,"bytes":)", arena.bytes);
+  const bool sent =
+      Answer(*connection, absl::StrCat(what, R"(,"incarnation":)", Quoted(options_.incarnation), "}"), arena.fd);
+  Close(&arena.fd);
+  if (!sent) HangUp(connection);
 }
 
 bool ArenaSocket::MayConnect(uid_t uid) const {
@@ -245,7 +259,7 @@ bool ArenaSocket::MayConnect(uid_t uid) const {
          std::find(options_.uids.begin(), options_.uids.end(), uid) != options_.uids.end();
 }
 
-absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection, Arenas::Lease* lease) const {
+absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection, Arenas::Lease* arena) const {
   connection->pidfd = PeerProcess(connection->socket, connection->pid);
   if (connection->pidfd < 0 && (errno == EMFILE || errno == ENFILE))
     return Refused("NO_DESCRIPTORS", "the daemon has no descriptor to spare; try again");
@@ -256,12 +270,66 @@ absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection,
         "is older than Linux 6.5");
   }
   absl::StatusOr<Arenas::Lease> connected = arenas_->Connect(token);
-  if (connected.ok()) *lease = *std::move(connected);
-  return connected.status();
+  if (connected.ok()) {
+    *arena = *std::move(connected);
+    connection->arena = arena->arena;
+    return absl::OkStatus();
+  }
+  if (leases_ == nullptr || ReasonOf(connected.status()) != "TOKEN_INVALID") return connected.status();
+  absl::StatusOr<std::string> lease = leases_->Connect(token);
+  if (lease.ok()) connection->lease = *std::move(lease);
+  return lease.status();
 }
 
-bool ArenaSocket::Answer(const Connection& connection, const std::string& text, int fd) const {
-  iovec data = {const_cast<char*>(text.data()), text.size()};
+bool ArenaSocket::Serve(const Connection& connection) const {
+  std::string bytes(kRequestBytesMax + 1, '\0');
+  for (int i = 0; i < kRequestsAtOnce; ++i) {
+    const ssize_t size = recv(connection.socket, bytes.data(), bytes.size(), 0);
+    if (size < 0) return errno == EAGAIN || errno == EINTR;
+    v1::LeaseRequest request;
+    const bool understood = size > 0 && static_cast<size_t>(size) <= kRequestBytesMax &&
+                            request.ParseFromArray(bytes.data(), static_cast<int>(size)) &&
+                            request.unpin_size() <= kUnpinMax && request.dropped_size() <= kUnpinMax;
+    if (!understood) return false;
+    leases_->Unpin(connection.lease, request.unpin());
+    leases_->Dropped(connection.lease, request.dropped());
+    if (request.extent() != 0 && !HandOut(connection, request.extent())) return false;
+  }
+  return true;
+}
+
+bool ArenaSocket::HandOut(const Connection& connection, uint64_t extent) const {
+  v1::LeaseEvent event;
+  event.set_extent(extent);
+  absl::StatusOr<Leases::Handout> handout = leases_->HandOut(connection.lease, extent);
+  int fd = -1;
+  if (handout.ok()) {
+    fd = handout->fd;
+    event.set_bytes(handout->bytes);
+    event.set_writable(handout->writable);
+  } else {
+    event.set_reason(ReasonOf(handout.status()));
+  }
+  const bool sent = Answer(connection, event.SerializeAsString(), fd);
+  Close(&fd);
+  return sent;
+}
+
+// Tells workers which extents the daemon wants back.
+void ArenaSocket::AskBack() const {
+  if (leases_ == nullptr) return;
+  for (const auto& [lease, extents] : leases_->Tend()) {
+    for (const auto& [id, connection] : connections_) {
+      if (connection.lease != lease || connection.socket < 0) continue;
+      v1::LeaseEvent event;
+      event.mutable_drop()->Add(extents.begin(), extents.end());
+      Answer(connection, event.SerializeAsString(), -1);
+    }
+  }
+}
+
+bool ArenaSocket::Answer(const Connection& connection, const std::string& message_bytes, int fd) const {
+  iovec data = {const_cast<char*>(message_bytes.data()), message_bytes.size()};
   msghdr message = {};
   message.msg_iov = &data;
   message.msg_iovlen = 1;
@@ -285,8 +353,9 @@ void ArenaSocket::CloseLate() {
   const MonoTime now = clock_->Now();
   for (auto it = connections_.begin(); it != connections_.end();) {
     Connection& connection = it->second;
-    const bool late = connection.arena.empty() && now >= connection.token_due;
-    const bool over = !connection.arena.empty() && arenas_->IsGone(connection.arena);
+    const bool late = !connection.has_token() && now >= connection.token_due;
+    const bool over = (!connection.arena.empty() && arenas_->IsGone(connection.arena)) ||
+                      (!connection.lease.empty() && leases_->IsGone(connection.lease));
     if (late || over) {
       if (late) Answer(connection, R"({"reason":"TOKEN_INVALID","message":"no token came in time"})", -1);
       Close(&connection.socket);

@@ -1,10 +1,12 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// ArenaSocket: hands arenas' memory to workers, and watches them. The protocol stands in the .proto (ARENAS).
+// ArenaSocket: hands arenas' memory, and slots' to direct leases, to workers, and watches them. The protocol stands in
+// the .proto (ARENAS, DIRECT).
 //
-// A thread of its own accepts connections, exchanges a token for a descriptor, and then waits for two things of each
-// connection: that it hangs up (the lease ends), and that the process that opened it is gone (its memory is free). The
-// process is watched through a pidfd, which can't come to mean another process.
+// A thread of its own accepts connections, exchanges a token for an arena or a direct lease, and then waits for two
+// things of each connection: that it hangs up (the lease ends), and that the process that opened it is gone (its memory
+// is free). The process is watched through a pidfd, which can't come to mean another process. What workers with a
+// direct lease send is answered as it comes; whoever does not take an answer is hung up on.
 #ifndef STATEPOOL_SERVER_RPC_ARENA_SOCKET_H_
 #define STATEPOOL_SERVER_RPC_ARENA_SOCKET_H_
 
@@ -22,6 +24,7 @@
 #include "absl/strings/string_view.h"
 #include "server/core/clock.h"
 #include "server/memory/arenas.h"
+#include "server/memory/leases.h"
 
 namespace statepool {
 
@@ -35,8 +38,8 @@ struct ArenaSocketOptions {
 
 class ArenaSocket {
  public:
-  // Listens. `arenas` must outlive it. Errors: the path can't be used.
-  static absl::StatusOr<std::unique_ptr<ArenaSocket>> Start(ArenaSocketOptions options, Arenas* arenas,
+  // Listens. `arenas` and `leases` (null: none) must outlive it. Errors: the path can't be used.
+  static absl::StatusOr<std::unique_ptr<ArenaSocket>> Start(ArenaSocketOptions options, Arenas* arenas, Leases* leases,
                                                             const Clock* clock);
   ~ArenaSocket();  // hangs up all connections, and removes the socket
   ArenaSocket(const ArenaSocket&) = delete;
@@ -49,27 +52,36 @@ class ArenaSocket {
     int pidfd = -1;   // -1: not known yet, or gone
     pid_t pid = 0;    // for people; 0 in another pid namespace
     MonoTime token_due = 0;
-    std::string arena;  // empty: no token yet
+    std::string arena, lease;  // one of them; both empty: no token yet
+
+    bool has_token() const { return !arena.empty() || !lease.empty(); }
   };
 
-  ArenaSocket(ArenaSocketOptions options, Arenas* arenas, const Clock* clock)
-      : options_(std::move(options)), arenas_(arenas), clock_(clock) {}
+  ArenaSocket(ArenaSocketOptions options, Arenas* arenas, Leases* leases, const Clock* clock)
+      : options_(std::move(options)), arenas_(arenas), leases_(leases), clock_(clock) {}
 
   bool is_abstract() const { return options_.path[0] == '@'; }
   absl::Status Listen();
   void Run();
   void Accept();
   void Receive(uint64_t id, Connection* connection);
-  // The arena for a token. Errors: the socket's own reasons.
-  absl::Status Admit(absl::string_view token, Connection* connection, Arenas::Lease* lease) const;
+  // What a token is for: the connection has it then, `arena` too if it is one. Errors: the socket's own reasons.
+  absl::Status Admit(absl::string_view token, Connection* connection, Arenas::Lease* arena) const;
   bool MayConnect(uid_t uid) const;
+  // Messages of a worker with a direct lease. False: it hung up, or is no worker of ours.
+  bool Serve(const Connection& connection) const;
+  bool HandOut(const Connection& connection, uint64_t extent) const;
+  void HangUp(Connection* connection) const;
+  void ProcessGone(Connection* connection) const;
   // False: the peer got nothing.
-  bool Answer(const Connection& connection, const std::string& text, int fd) const;
+  bool Answer(const Connection& connection, const std::string& message_bytes, int fd) const;
   void CloseLate();
+  void AskBack() const;
   void Watch(int fd, uint64_t key) const;
 
   const ArenaSocketOptions options_;
   Arenas* const arenas_;
+  Leases* const leases_;
   const Clock* const clock_;
   int listener_ = -1, epoll_ = -1, stop_ = -1;
   uint64_t next_id_ = 1;

@@ -46,7 +46,13 @@ absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesReque
   out->set_incarnation(identity_.incarnation);
   out->set_epoch(store_->epoch());
   for (v1::DeviceInfo& device : devices_()) *out->add_devices() = std::move(device);
-  out->set_copy_mode(arenas_ != nullptr ? "isolated" : "inline");
+  out->set_copy_mode(leases_ != nullptr ? "direct" : arenas_ != nullptr ? "isolated" : "inline");
+  if (leases_ != nullptr) {
+    out->set_max_leases(leases_->options().max_leases);
+    out->set_max_pins(leases_->options().max_pins);
+    out->set_max_pinned_bytes(leases_->options().max_pinned_bytes);
+    out->set_max_granted_bytes(leases_->options().max_granted_bytes);
+  }
   if (arenas_ != nullptr) {
     out->set_arena_socket(identity_.arena_socket);
     out->set_max_arenas(arenas_->options().max_arenas);
@@ -221,6 +227,8 @@ absl::Status WithIndexes(const absl::Status& status, absl::Span<const int> index
 
 absl::StatusOr<Handlers::SetArguments> Handlers::ToSet(const v1::SetRequest& in) {
   SetArguments set;
+  if (in.grant() != 0 && in.lease().empty())
+    return InvalidArgument("MISSING_FIELD", "lease", "a grant is one of a direct lease");
   set.request.sequence = in.sequence();
   set.request.layout = in.layout();
   set.request.position = in.position();
@@ -257,6 +265,8 @@ absl::Status Handlers::Create(const Op& op, const v1::CreateRequest& in, v1::Nam
 absl::StatusOr<Source> Handlers::GetSource(const v1::GetRequest& in) const {
   absl::StatusOr<NameKey> key = ToNameKey(in.name(), "name");
   if (!key.ok()) return key.status();
+  if (!in.lease().empty() && in.has_select())
+    return InvalidArgument("INVALID_OPTION", "lease", "a slot has a whole state: there is no part of it");
   Source source{*std::move(key), std::nullopt, in.layout(), in.version_id()};
   if (in.has_position()) source.position = in.position();
   return source;
@@ -292,6 +302,13 @@ absl::Status Handlers::Set(const Op& op, const v1::SetRequest& in, absl::Span<co
   const absl::StatusOr<SetArguments> set = ToSet(in);
   if (!set.ok()) return set.status();
   StateBytes bytes;
+  if (!in.lease().empty()) {
+    if (!data.empty()) return InvalidArgument("INVALID_OPTION", "data", "the bytes are in a granted slot already");
+    absl::StatusOr<ImageRef> image = Filled(op, in.lease(), in);
+    if (!image.ok()) return image.status();
+    bytes.image = *std::move(image);
+    return Answer(store_->Set(op, set->request, bytes), out);
+  }
   bytes.pieces = data;
   bytes.expected_checksum = set->checksum;
   bytes.attachment = set->attachment;
@@ -314,6 +331,7 @@ absl::StatusOr<std::vector<Handlers::PinnedPart>> Handlers::BatchGet(
   std::vector<int> item_of;  // of each source
   for (int i = 0; i < in.items_size(); ++i) {
     absl::StatusOr<Source> source = GetSource(in.items(i));
+    if (absl::Status status = WithoutLease(in.items(i)); !status.ok()) source = status;
     refused.push_back(source.status());
     if (!source.ok() && in.all_or_none()) break;  // it fails with this one, or with one before
     if (!source.ok()) continue;
@@ -432,7 +450,8 @@ absl::Status Handlers::BatchWrite(const Op& op, const v1::BatchWriteRequest& in,
         }
         absl::StatusOr<SetArguments> set = ToSet(item.set());
         status = set.status();
-        if (!set.ok()) break;
+        status.Update(WithoutLease(item.set()));
+        if (!status.ok()) break;
         attachments.push_back(std::move(set->attachment));
         StateBytes bytes;
         bytes.pieces = pieces.back();

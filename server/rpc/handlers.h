@@ -19,6 +19,7 @@
 #include "absl/types/span.h"
 #include "server/core/store.h"
 #include "server/memory/arenas.h"
+#include "server/memory/leases.h"
 #include "statepool/v1/statepool.pb.h"
 
 namespace statepool {
@@ -38,12 +39,13 @@ struct Identity {
 // The devices of this moment. Thread-safe; never blocks.
 using DeviceReport = std::function<std::vector<v1::DeviceInfo>()>;
 
-// Thread-safe. `store` and `arenas` must outlive it; without arenas (null) their RPCs say ARENAS_OFF. Errors are those
-// of the .proto. All may block but for GetCapabilities, GetLayout, ListLayouts, Describe, List and MatchPrefix.
+// Thread-safe. `store`, `arenas` and `leases` must outlive it; without arenas (null) their RPCs say ARENAS_OFF, without
+// leases what needs one DIRECT_OFF. Errors are those of the .proto. All may block but for GetCapabilities, GetLayout,
+// ListLayouts, Describe, List and MatchPrefix.
 class Handlers {
  public:
-  Handlers(statepool::Store* store, Arenas* arenas, Identity identity, DeviceReport devices)
-      : store_(store), arenas_(arenas), identity_(std::move(identity)), devices_(std::move(devices)) {}
+  Handlers(statepool::Store* store, Arenas* arenas, Leases* leases, Identity identity, DeviceReport devices)
+      : store_(store), arenas_(arenas), leases_(leases), identity_(std::move(identity)), devices_(std::move(devices)) {}
 
   absl::Status GetCapabilities(const Op& op, const v1::GetCapabilitiesRequest& in, v1::Capabilities* out);
   absl::Status RegisterLayout(const Op& op, const v1::RegisterLayoutRequest& in, v1::LayoutInfo* out);
@@ -70,6 +72,14 @@ class Handlers {
   absl::Status Load(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out);
   absl::Status Store(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out);
   absl::Status CloseArena(const Op& op, const v1::CloseArenaRequest& in, v1::CloseArenaResponse* out);
+
+  // direct_handlers.cc
+  absl::Status OpenDirect(const Op& op, const v1::OpenDirectRequest& in, v1::DirectLease* out);
+  absl::Status Grant(const Op& op, const v1::GrantRequest& in, v1::GrantResponse* out);
+  // Whether this lease may be used.
+  absl::Status CheckLease(const Op& op, absl::string_view lease) const;
+  // What FillGetResponse does, for a request with a lease: `out` has a slot, which is pinned for it.
+  absl::Status FillSlotResponse(const Op& op, GetAnswer answer, const v1::GetRequest& in, v1::GetResponse* out) const;
 
   // `in` lacks `data`, which comes as pieces.
   absl::Status Set(const Op& op, const v1::SetRequest& in, absl::Span<const absl::string_view> data, v1::NameInfo* out);
@@ -101,8 +111,13 @@ class Handlers {
                                                    v1::BatchGetResponse* out);
 
  private:
+  // The image that a worker wrote into a granted slot: `in` is a SetRequest or a StoreItem. direct_handlers.cc
+  template <typename Request>
+  absl::StatusOr<ImageRef> Filled(const Op& op, absl::string_view lease, const Request& in) const;
+
   statepool::Store* const store_;
   Arenas* const arenas_;
+  Leases* const leases_;
   const Identity identity_;
   const DeviceReport devices_;
 };

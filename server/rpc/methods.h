@@ -37,7 +37,9 @@
   X(OpenArena)                     \
   X(Load)                          \
   X(Store)                         \
-  X(CloseArena)
+  X(CloseArena)                    \
+  X(OpenDirect)                    \
+  X(Grant)
 
 #define STATEPOOL_METHODS(X) \
   STATEPOOL_UNARY_METHODS(X) \

@@ -10,21 +10,28 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/xxh3.h"
 #include "server/core/store.h"
+#include "server/memory/leases.h"
 #include "server/rpc/errors.h"
+#include "statepool/v1/statepool.pb.h"
 
 namespace statepool {
 
-// Hash of method and request: equal for equal requests, whatever their request_id. Maps, which would be in random
-// order, don't occur. A Set's data is not in it (RequestId).
+// Hash of method and request: equal for equal requests, whatever their request_id, and wherever their bytes lay. Maps,
+// which would be in random order, don't occur. A Set's data is not in it (RequestId).
 template <typename Request>
 uint64_t BodyHash(absl::string_view method, const Request& request) {
   Request body = request;
   body.clear_request_id();
+  // Where the bytes were is no part of what was asked for.
+  if constexpr (requires { body.clear_grant(); }) body.clear_grant();
+  if constexpr (requires { body.clear_lease(); }) body.clear_lease();
+  if constexpr (std::is_same_v<Request, v1::StoreItem>) body.clear_checksum();
   std::string bytes = absl::StrCat(method, "\n");
   google::protobuf::io::StringOutputStream stream(&bytes);  // appends
   google::protobuf::io::CodedOutputStream coded(&stream);
@@ -49,6 +56,19 @@ template <typename Request>
 std::optional<uint64_t> IfRevision(const Request& in) {
   if (in.has_if_revision()) return in.if_revision();
   return std::nullopt;
+}
+
+inline void FillSlot(const LeasedSlot& slot, v1::Slot* out) {
+  out->set_id(slot.id);
+  out->set_extent(slot.extent);
+  out->set_offset(slot.offset);
+}
+
+// Where a lease makes no sense: a batch, a stream.
+template <typename Request>
+absl::Status WithoutLease(const Request& in) {
+  if (in.lease().empty()) return absl::OkStatus();
+  return InvalidArgument("INVALID_OPTION", "lease", "only Get, Set, Load and Store take a direct lease");
 }
 
 // The error of item i of a batch, as the whole request sees it.

@@ -203,15 +203,15 @@ class StatePoolService::Call final : public grpc::ServerUnaryReactor, public Cal
   grpc::ByteBuffer* const response_;
 };
 
-StatePoolService::StatePoolService(ServiceOptions options, statepool::Store* store, Arenas* arenas, const Clock* clock,
-                                   RpcMetrics* metrics)
+StatePoolService::StatePoolService(ServiceOptions options, statepool::Store* store, Arenas* arenas, Leases* leases,
+                                   const Clock* clock, RpcMetrics* metrics)
     : options_(std::move(options)),
       store_(store),
       clock_(clock),
       metrics_(metrics),
       watchdog_(clock),
       uploads_(options_.uploads, store, clock, &watchdog_),
-      handlers_(store, arenas, options_.identity, options_.devices),
+      handlers_(store, arenas, leases, options_.identity, options_.devices),
       admission_(options_.identity.max_bytes_in_flight),
       executor_(options_.executor_threads, options_.executor_queue) {}
 
@@ -286,6 +286,8 @@ STATEPOOL_SERVE(OpenArena, Where::kExecutor)
 STATEPOOL_SERVE(Load, Where::kExecutor)
 STATEPOOL_SERVE(Store, Where::kExecutor)
 STATEPOOL_SERVE(CloseArena, Where::kExecutor)
+STATEPOOL_SERVE(OpenDirect, Where::kInline)
+STATEPOOL_SERVE(Grant, Where::kExecutor)
 #undef STATEPOOL_SERVE
 
 grpc::ServerUnaryReactor* StatePoolService::Set(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
@@ -377,9 +379,19 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
   if (absl::Status status = call->Parse(parsed.get()); !status.ok()) return call->Finish(status), call;
   absl::StatusOr<Source> source = handlers_.GetSource(*parsed);
   if (!source.ok()) return call->Finish(source.status()), call;
+  const bool direct = !parsed->lease().empty();
+  if (direct) {
+    if (absl::Status status = handlers_.CheckLease(call->op(), parsed->lease()); !status.ok())
+      return call->Finish(status), call;
+  }
 
-  const auto finish = [this, call, parsed](absl::StatusOr<GetAnswer> answer, SharedTicket ticket) {
+  const auto finish = [this, call, parsed, direct](absl::StatusOr<GetAnswer> answer, SharedTicket ticket) {
     if (!answer.ok()) return call->Finish(answer.status());
+    if (direct) {
+      v1::GetResponse response;
+      const absl::Status status = handlers_.FillSlotResponse(call->op(), *std::move(answer), *parsed, &response);
+      return call->Finish(status, response);
+    }
     if (ticket == nullptr) {
       absl::StatusOr<uint64_t> bytes = handlers_.AnswerBytes(*answer, *parsed);
       if (!bytes.ok()) return call->Finish(bytes.status());
@@ -402,11 +414,11 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
       return call;
     }
   }
-  call->Submit([this, call, parsed, finish, source = *std::move(source)] {
+  call->Submit([this, call, parsed, direct, finish, source = *std::move(source)] {
     // Admitted before the bytes are promoted, so that no work is done for an answer that would be refused.
     SharedTicket ticket;
     const auto admit = [&](absl::Span<absl::StatusOr<GetAnswer>> answers) {
-      if (!answers[0].ok()) return absl::OkStatus();
+      if (!answers[0].ok() || direct) return absl::OkStatus();
       absl::StatusOr<uint64_t> bytes = handlers_.AnswerBytes(*answers[0], *parsed);
       if (!bytes.ok()) return bytes.status();
       absl::StatusOr<SharedTicket> admitted = AdmitAnswer(*bytes);

@@ -50,8 +50,8 @@ struct ServiceOptions {
 // Thread-safe. Everything that it is given must outlive it; it must outlive the server that it is registered with.
 class StatePoolService final : public RawStatePoolService {
  public:
-  // `arenas`: null for none.
-  StatePoolService(ServiceOptions options, statepool::Store* store, Arenas* arenas, const Clock* clock,
+  // `arenas`, `leases`: null for none.
+  StatePoolService(ServiceOptions options, statepool::Store* store, Arenas* arenas, Leases* leases, const Clock* clock,
                    RpcMetrics* metrics);
   ~StatePoolService() override;
 

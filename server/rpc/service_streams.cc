@@ -15,6 +15,7 @@
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
+#include "server/rpc/requests.h"
 
 namespace statepool {
 namespace {
@@ -79,6 +80,7 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
 
   absl::Status Open() {
     if (absl::Status status = op().Check(*service_->clock_); !status.ok()) return status;
+    if (absl::Status status = WithoutLease(request_.get()); !status.ok()) return InGet(status);
     absl::StatusOr<Source> source = service_->handlers_.GetSource(request_.get());
     if (!source.ok()) return InGet(source.status());
     absl::StatusOr<GetAnswer> answer = service_->store_->Get(op(), *source);
@@ -235,6 +237,7 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
       return InvalidArgument("MISSING_FIELD", "head", "the first message of a stream says what is written");
     if (!chunk.head().data().empty())
       return InvalidArgument("INVALID_OPTION", "head.data", "the bytes go into the chunks' own data");
+    if (absl::Status status = WithoutLease(chunk.head()); !status.ok()) return BelowField(status, "head");
     absl::StatusOr<Handlers::SetArguments> set = Handlers::ToSet(chunk.head());
     if (!set.ok()) return BelowField(set.status(), "head");
     // Looked at before anything is made or taken over: a start that is refused changes nothing.

@@ -59,16 +59,18 @@ class RpcMetrics {
 
 // The daemon at one moment. Each map is one family; a key holds the values of its labels in the order of their names.
 struct MetricsSnapshot {
-  std::map<std::array<std::string, 2>, uint64_t> images_bytes;         // tier, device
-  std::map<std::array<std::string, 3>, uint64_t> slots;                // device, layout, state
-  std::map<std::array<std::string, 2>, uint64_t> device_bytes;         // device, state
-  std::map<std::array<std::string, 1>, uint64_t> names;                // kind
-  std::map<std::array<std::string, 1>, uint64_t> prefix_lookups;       // result
-  std::map<std::array<std::string, 1>, uint64_t> misses;               // reason
-  std::map<std::array<std::string, 2>, uint64_t> evictions;            // tier, reason
-  std::map<std::array<std::string, 2>, uint64_t> transfer_bytes;       // from, to
-  std::map<std::array<std::string, 1>, uint64_t> arenas, arena_bytes;  // state
-  std::map<std::array<std::string, 1>, uint64_t> copies;               // result
+  std::map<std::array<std::string, 2>, uint64_t> images_bytes;                                 // tier, device
+  std::map<std::array<std::string, 3>, uint64_t> slots;                                        // device, layout, state
+  std::map<std::array<std::string, 2>, uint64_t> device_bytes;                                 // device, state
+  std::map<std::array<std::string, 1>, uint64_t> names;                                        // kind
+  std::map<std::array<std::string, 1>, uint64_t> prefix_lookups;                               // result
+  std::map<std::array<std::string, 1>, uint64_t> misses;                                       // reason
+  std::map<std::array<std::string, 2>, uint64_t> evictions;                                    // tier, reason
+  std::map<std::array<std::string, 2>, uint64_t> transfer_bytes;                               // from, to
+  std::map<std::array<std::string, 1>, uint64_t> arenas, arena_bytes;                          // state
+  std::map<std::array<std::string, 1>, uint64_t> copies;                                       // result
+  std::map<std::array<std::string, 1>, uint64_t> lease_bytes, lease_slots, lease_slots_total;  // state
+  uint64_t leases = 0;
   uint64_t reserved_slots = 0, copy_jobs = 0, copy_waiting_bytes = 0;
   uint64_t spills = 0, promotions = 0;
   uint64_t dirty_bytes = 0;

@@ -77,6 +77,7 @@ class Residency::ResidentPin final : public PinnedImage {
 
   absl::string_view bytes() const override { return {Resident::Of(*image_)->slot.data, image_->bytes()}; }
   absl::string_view attachment() const override { return Resident::Of(*image_)->attachment; }
+  SlotPlace place() const override { return PlaceOf(Resident::Of(*image_)->slot); }
 
  private:
   Residency* const residency_;
@@ -86,7 +87,8 @@ class Residency::ResidentPin final : public PinnedImage {
 Residency::Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock)
     : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget),
                .keep_empty = options.keep_empty,
-               .dirty_bytes_max = options.dirty_bytes_max},
+               .dirty_bytes_max = options.dirty_bytes_max,
+               .owned_bytes_max = options.owned_bytes_max},
       device_(device),
       cold_(cold),
       clock_(clock),
@@ -231,6 +233,16 @@ std::shared_ptr<Residency::Resident> Residency::NewImage(Claim* claim, ImageInfo
 
 absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginWrite(const Op& op, LayoutRef layout,
                                                                    uint64_t attachment_bytes) {
+  return NewWriter(op, std::move(layout), attachment_bytes, /*owner=*/0);
+}
+
+absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginOwned(const Op& op, LayoutRef layout, OwnerId owner) {
+  Require(owner != 0, "a slot is to be nobody's own");
+  return NewWriter(op, std::move(layout), /*attachment_bytes=*/0, owner);
+}
+
+absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::NewWriter(const Op& op, LayoutRef layout,
+                                                                  uint64_t attachment_bytes, OwnerId owner) {
   if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
   auto writer = std::make_unique<Writer>(this, std::move(layout));
   {
@@ -238,7 +250,9 @@ absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginWrite(const Op& op,
     writer->claim_.pool = PoolFor(op.tenant, writer->layout_);
     Enter(writer->claim_.pool);
   }
-  if (absl::Status status = Acquire(op, attachment_bytes, &writer->claim_); !status.ok()) return status;
+  absl::Status status =
+      owner == 0 ? Acquire(op, attachment_bytes, &writer->claim_) : AcquireOwned(op, owner, &writer->claim_);
+  if (!status.ok()) return status;
   MutexLock lock(&mu_);
   writer->claim_.patient = true;
   --moving_;
@@ -271,11 +285,10 @@ absl::StatusOr<ImageRef> Residency::Writer::Finish(std::optional<Checksum> expec
   return residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/true);
 }
 
-ImageRef Residency::Writer::FinishFilled(absl::Span<const LeafHash> leaves, absl::string_view attachment) {
-  assert(leaves.size() == LeafCount(layout_->state_bytes()));
+ImageRef Residency::Writer::FinishFilled(Checksum checksum, absl::string_view attachment) {
   assert(attachment.size() == claim_.attachment_bytes);
   ImageInfo info{.id = claim_.residency->ids_.Next(), .tenant = claim_.pool->slots.tenant(), .layout = layout_};
-  info.checksum = HashRoot(leaves);
+  info.checksum = checksum;
   return claim_.residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/false);
 }
 

@@ -11,7 +11,8 @@
 // Pinned images and those being copied never leave. If nothing may leave but something is being moved by another
 // thread, a call waits for it, within its deadline; if nothing may leave at all it gets HOT_FULL at once. A slot of
 // another layout helps only when its whole extent is given back: so the extents that drain are those whose images all
-// come before this layout's own first, and of several the one used least recently.
+// come before this layout's own first, and of several the one used least recently. Extents that other processes have
+// mapped come back only when those let go of them: they drain when no other can, and no more of them than is needed.
 //
 // When more than `dirty_bytes_max` is in slots alone, a thread spills the next of 4. (and of 2.) ahead of time: so
 // whoever needs a slot finds a clean one, and waits for the disk only when all of the budget changes faster than the
@@ -55,6 +56,8 @@ struct ResidencyOptions {
   absl::Duration keep_empty = absl::Seconds(5);
   // Of the device's budget, of images that are not on disk: what is more is spilled before its slots are needed.
   uint64_t dirty_bytes_max = UINT64_MAX;
+  // Of the device's budget, of extents that other processes write to.
+  uint64_t owned_bytes_max = UINT64_MAX;
 };
 
 // A moment of the residency, for metrics and the status page.
@@ -115,7 +118,14 @@ class Residency final : public ImageStore {
   // Memory of the device that another process will write to (an arena), for which colder images leave. Blocks as Write
   // does. Errors: HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(const Op& op, TenantId tenant, uint64_t bytes);
-  // Such memory was destroyed: to whoever waits for room. Empty extents, perhaps of slots that belonged to it, go too.
+  // A slot that another process will write to, in an extent of its own: BeginWrite but for where room comes from. Only
+  // images in extents of this owner leave for it. Errors: also TOO_MUCH_GRANTED.
+  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginOwned(const Op& op, LayoutRef layout, OwnerId owner);
+  // No slot is given out any more that this owner can write to.
+  void EndOwner(OwnerId owner);
+
+  // Such memory, or the last reference to an extent, was destroyed: to whoever waits for room. Empty extents, perhaps
+  // of slots that belonged to it, go too.
   void SharedMemoryFreed();
 
   // Gives empty extents back now, and what was kept for deleted layouts, and waits until what was dropped before the
@@ -150,7 +160,7 @@ class Residency final : public ImageStore {
   // References held across a scope that has the lock: dropping one may run a destructor that takes it, so they are
   // declared before the lock.
   using Keep = absl::InlinedVector<std::shared_ptr<Resident>, 4>;
-  using Extents = std::vector<std::unique_ptr<Extent>>;
+  using Extents = std::vector<std::shared_ptr<Extent>>;
 
   enum class Step { kProgress, kNothingMayLeave, kSpillFailed };
 
@@ -160,6 +170,8 @@ class Residency final : public ImageStore {
   Pool* PoolFor(TenantId tenant, const LayoutRef& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Enter(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // a user more, and one less
   void Leave(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<std::unique_ptr<ImageWriter>> NewWriter(const Op& op, LayoutRef layout, uint64_t attachment_bytes,
+                                                         OwnerId owner);
   void Abandon(Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   // The image of a claim whose slot is filled.
   std::shared_ptr<Resident> NewImage(Claim* claim, ImageInfo info, absl::string_view attachment, bool from_client)
@@ -182,7 +194,9 @@ class Residency final : public ImageStore {
   // residency_eviction.cc: room on the device
   // REQUIRES: the claim has a pool.
   absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status Grow(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status AcquireOwned(const Op& op, OwnerId owner, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  void Claimed(Slot slot, Claim* claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBack(Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeEmptyExtents(size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeLongEmptyExtents() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -200,6 +214,8 @@ class Residency final : public ImageStore {
   // The newest image of an extent that could be emptied now; null if it could not.
   const VictimKey* NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Of extents that were given back and are still mapped elsewhere.
+  uint64_t LingeringBytes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropSlot(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // among those that may leave, if it may
   void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -229,6 +245,8 @@ class Residency final : public ImageStore {
   // Recovery: every adopted image, until RecoveryDone, which leaves their ids to the sweep.
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted_ ABSL_GUARDED_BY(mu_);
   bool recovered_ ABSL_GUARDED_BY(mu_) = false;
+
+  std::vector<std::weak_ptr<const Extent>> lingering_ ABSL_GUARDED_BY(mu_);  // those, some gone meanwhile
 
   uint64_t dirty_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of images that are hot and not on disk
   CondVar wake_spiller_;

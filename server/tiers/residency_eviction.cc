@@ -27,6 +27,13 @@ absl::Status TooLarge(uint64_t bytes, uint64_t limit) {
       .Meta("limit", limit);
 }
 
+absl::Status TooMuchGranted(uint64_t limit) {
+  return Error(absl::StatusCode::kResourceExhausted, "TOO_MUCH_GRANTED",
+               "direct leases have as much memory of their own as they may have together")
+      .Meta("limit", limit)
+      .RetryAfter(absl::Milliseconds(100));
+}
+
 // What a caller is told whose room could not be made because another image could not be written.
 absl::Status SpillError(const absl::Status& error, const Device& device) {
   const std::string reason = ReasonOf(error);
@@ -86,7 +93,7 @@ Residency::Extents Residency::TakeEmptyExtents(size_t keep_each) {
   Extents all;
   for (auto& [key, pool] : pools_) {
     if (pool->slots.empty_extents() <= keep_each) continue;
-    for (std::unique_ptr<Extent>& extent : pool->slots.TakeEmpty(keep_each)) all.push_back(std::move(extent));
+    for (std::shared_ptr<Extent>& extent : pool->slots.TakeEmpty(keep_each)) all.push_back(std::move(extent));
   }
   return all;
 }
@@ -97,7 +104,7 @@ Residency::Extents Residency::TakeLongEmptyExtents() {
   for (auto& [key, pool] : pools_) {
     const size_t empty = pool->slots.empty_extents();
     const size_t keep = std::max<size_t>(1, empty - std::min(empty, pool->fewest_empty));
-    for (std::unique_ptr<Extent>& extent : pool->slots.TakeEmpty(keep)) all.push_back(std::move(extent));
+    for (std::shared_ptr<Extent>& extent : pool->slots.TakeEmpty(keep)) all.push_back(std::move(extent));
     pool->fewest_empty = pool->slots.empty_extents();
     if (pool->fewest_empty > 1) WantTrim();
   }
@@ -110,7 +117,7 @@ Residency::Extents Residency::TakeDeletedPools() {
   absl::erase_if(pools_, [&](const auto& entry) {
     Pool& pool = *entry.second;
     if (pool.users > 0 || !pool.layout_deleted) return false;
-    for (std::unique_ptr<Extent>& extent : pool.slots.TakeEmpty(/*keep=*/0)) all.push_back(std::move(extent));
+    for (std::shared_ptr<Extent>& extent : pool.slots.TakeEmpty(/*keep=*/0)) all.push_back(std::move(extent));
     return true;
   });
   deleted_pools_ = 0;
@@ -125,6 +132,9 @@ void Residency::WantTrim() {
 }
 
 void Residency::GiveBack(Extents extents) {
+  for (const std::shared_ptr<Extent>& extent : extents) {
+    if (extent.use_count() > 1) lingering_.push_back(extent);
+  }
   ++moving_;
   {
     MutexUnlock unlock(&mu_);
@@ -134,17 +144,33 @@ void Residency::GiveBack(Extents extents) {
   Progress();
 }
 
-// A new extent for `pool`: of the size it likes, or one for a single slot. HOT_FULL if there is no memory for either.
-absl::Status Residency::Grow(Pool* pool) {
+uint64_t Residency::LingeringBytes() {
+  uint64_t bytes = 0;
+  lingering_.erase(std::remove_if(lingering_.begin(), lingering_.end(),
+                                  [&](const std::weak_ptr<const Extent>& reference) {
+                                    const std::shared_ptr<const Extent> extent = reference.lock();
+                                    if (extent != nullptr) bytes += extent->bytes();
+                                    return extent == nullptr;
+                                  }),
+                   lingering_.end());
+  return bytes;
+}
+
+// A new extent for `pool`, of at most so many bytes: of the size it likes, or one for a single slot. HOT_FULL if there
+// is no memory for either.
+absl::Status Residency::Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) {
   const uint64_t free_chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
   if (free_chunks < pool->slots.min_chunks()) return HotFull(*device_);
+  const uint64_t min_chunks = pool->slots.min_chunks();
+  const uint64_t first_try =
+      std::max(min_chunks, std::min(pool->slots.preferred_chunks(), most_bytes / device_->chunk_bytes()));
   ++moving_;
   absl::StatusOr<std::unique_ptr<Extent>> extent;
   {
     MutexUnlock unlock(&mu_);
-    extent = device_->AllocateExtent(pool->slots.tenant(), pool->slots.preferred_chunks());
-    if (absl::IsResourceExhausted(extent.status()) && pool->slots.min_chunks() != pool->slots.preferred_chunks()) {
-      extent = device_->AllocateExtent(pool->slots.tenant(), pool->slots.min_chunks());
+    extent = device_->AllocateExtent(pool->slots.tenant(), first_try, /*sealed=*/owner == 0);
+    if (absl::IsResourceExhausted(extent.status()) && min_chunks != first_try) {
+      extent = device_->AllocateExtent(pool->slots.tenant(), min_chunks, /*sealed=*/owner == 0);
     }
   }
   --moving_;
@@ -152,7 +178,7 @@ absl::Status Residency::Grow(Pool* pool) {
     changed_.SignalAll();  // to those who waited for us; nothing came free
     return extent.status();
   }
-  pool->slots.AddExtent(*std::move(extent));
+  pool->slots.AddExtent(*std::move(extent), owner);
   Progress();
   return absl::OkStatus();
 }
@@ -185,13 +211,10 @@ absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* 
       step = DropAttachment(op, !spill_error.ok(), &keep, &error);
     } else {
       if (std::optional<Slot> slot = pool->slots.Allocate()) {
-        claim->slot = *slot;
-        pool->fewest_empty = std::min(pool->fewest_empty, pool->slots.empty_extents());
-        ++claims_;
-        ++moving_;
+        Claimed(*slot, claim);
         return absl::OkStatus();
       }
-      const absl::Status grown = Grow(pool);
+      const absl::Status grown = Grow(pool, /*owner=*/0, device_->budget_bytes());
       if (grown.ok()) continue;
       if (!absl::IsResourceExhausted(grown)) return grown;
       if (Extents empty = TakeEmptyExtents(/*keep_each=*/0); !empty.empty()) {
@@ -212,6 +235,54 @@ absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* 
   }
 }
 
+void Residency::Claimed(Slot slot, Claim* claim) {
+  claim->slot = slot;
+  claim->pool->fewest_empty = std::min(claim->pool->fewest_empty, claim->pool->slots.empty_extents());
+  ++claims_;
+  ++moving_;
+}
+
+absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) {
+  Pool* const pool = claim->pool;
+  Keep keep;
+  MutexLock lock(&mu_);
+  const uint64_t least_bytes = pool->slots.min_chunks() * device_->chunk_bytes();
+  if (least_bytes > device_->budget_bytes()) return TooLarge(pool->slots.state_bytes(), device_->budget_bytes());
+  claim->has_attachment_room = true;  // for none
+  for (;;) {
+    if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    if (std::optional<Slot> slot = pool->slots.Allocate(owner)) {
+      Claimed(*slot, claim);
+      return absl::OkStatus();
+    }
+    uint64_t owned = 0;
+    for (const auto& [key, other] : pools_) owned += other->slots.owned_bytes();
+    const uint64_t most_bytes = options_.owned_bytes_max - std::min(owned, options_.owned_bytes_max);
+    if (least_bytes <= most_bytes) {
+      const absl::Status grown = Grow(pool, owner, most_bytes);
+      if (grown.ok()) continue;
+      if (!absl::IsResourceExhausted(grown)) return grown;
+    }
+    Resident* first = nullptr;
+    for (const auto& [extent, victims] : pool->extents) {
+      if (extent->owner() != owner || extent->draining()) continue;
+      for (Resident* image : victims.by_slot) {
+        if (image != nullptr && (first == nullptr || *image->listed < *first->listed)) first = image;
+      }
+    }
+    if (first == nullptr) {
+      return least_bytes <= most_bytes ? HotFull(*device_) : TooMuchGranted(options_.owned_bytes_max);
+    }
+    absl::Status error;
+    if (Evict(op, first, &keep, &error) == Step::kSpillFailed) return SpillError(error, *device_);
+  }
+}
+
+void Residency::EndOwner(OwnerId owner) {
+  MutexLock lock(&mu_);
+  for (const auto& [key, pool] : pools_) pool->slots.EndOwner(owner);
+}
+
 Residency::Step Residency::MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error) {
   const auto may_leave = [clean_only](const VictimKey& key) {
     return !(clean_only && key.dirty()) && !key.image->slot.extent->draining();
@@ -223,7 +294,7 @@ Residency::Step Residency::MakeRoomFor(const Op& op, Pool* pool, bool clean_only
     // Another layout's extent goes only if all in it should go before any image of this one.
     if (first->image->pool != pool) {
       const VictimKey* newest = NewestIfDrainable(*first->image->pool, first->image->slot.extent, clean_only);
-      if (newest != nullptr && *newest < *own)
+      if (newest != nullptr && *newest < *own && !first->image->slot.extent->is_mapped())
         return Drain(op, first->image->pool, first->image->slot.extent, keep, error);
     }
     return Evict(op, own->image, keep, error);
@@ -238,16 +309,20 @@ Residency::Step Residency::DrainFor(const Op& op, const Pool* except, uint64_t c
                                     absl::Status* error) {
   uint64_t free_chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
   const VictimKey* best = nullptr;
+  const VictimKey* best_mapped = nullptr;
   for (auto& [key, other] : pools_) {
     if (other.get() == except) continue;
     for (auto& [extent, victims] : other->extents) {
       const VictimKey* newest = NewestIfDrainable(*other, extent, clean_only);
       if (newest == nullptr) continue;
       free_chunks += extent->extent().bytes() / device_->chunk_bytes();
-      if (best == nullptr || *newest < *best) best = newest;
+      const VictimKey*& first = extent->is_mapped() ? best_mapped : best;
+      if (first == nullptr || *newest < *first) first = newest;
     }
   }
-  if (best == nullptr || free_chunks < chunks) return Step::kNothingMayLeave;
+  const uint64_t lingering_chunks = LingeringBytes() / device_->chunk_bytes();
+  if (best == nullptr && lingering_chunks < chunks) best = best_mapped;
+  if (best == nullptr || free_chunks + lingering_chunks < chunks) return Step::kNothingMayLeave;
   return Drain(op, best->image->pool, best->image->slot.extent, keep, error);
 }
 

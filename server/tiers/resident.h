@@ -93,6 +93,11 @@ struct Residency::Claim {
   bool patient = false;
 };
 
+inline SlotPlace PlaceOf(const Slot& slot) {
+  const std::shared_ptr<Extent>& extent = slot.extent->shared();
+  return {extent, static_cast<uint64_t>(slot.data - extent->data())};
+}
+
 // A state that comes chunk by chunk into its slot.
 class Residency::Writer final : public ImageWriter {
  public:
@@ -105,7 +110,8 @@ class Residency::Writer final : public ImageWriter {
     leaves_.clear();
   }
   char* room() override { return claim_.slot.data; }
-  ImageRef FinishFilled(absl::Span<const LeafHash> leaves, absl::string_view attachment) override;
+  SlotPlace place() const override { return PlaceOf(claim_.slot); }
+  ImageRef FinishFilled(Checksum checksum, absl::string_view attachment) override;
   absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override;
 
  private:

@@ -213,8 +213,8 @@ class FakeImageStore final : public ImageStore {
       bytes_.resize(layout_->state_bytes());
       return bytes_.data();
     }
-    ImageRef FinishFilled(absl::Span<const LeafHash> leaves, absl::string_view attachment) override {
-      return *Finish(HashRoot(leaves), attachment);
+    ImageRef FinishFilled(Checksum checksum, absl::string_view attachment) override {
+      return *Finish(checksum, attachment);
     }
     absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override {
       const absl::string_view piece = bytes_;

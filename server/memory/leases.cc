@@ -1,0 +1,401 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/memory/leases.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/error.h"
+#include "server/core/store_errors.h"
+#include "server/memory/token.h"
+#include "spdlog/spdlog.h"
+
+namespace statepool {
+namespace {
+
+absl::Status TooMany(absl::string_view reason, absl::string_view message, uint64_t limit) {
+  return Error(absl::StatusCode::kResourceExhausted, reason, message)
+      .Meta("limit", limit)
+      .RetryAfter(absl::Milliseconds(100));
+}
+
+}  // namespace
+
+struct Leases::Lease {
+  enum class State { kWaiting, kLeased, kEnded };
+  struct Mapped {
+    std::shared_ptr<Extent> extent;
+    bool handed_out = false;  // its descriptor was sent
+    bool told = false;        // that it should be dropped
+  };
+  struct Held {
+    Pin pin;
+    Place place;
+  };
+
+  std::string id, token;
+  TenantId tenant = kDefaultTenant;
+  OwnerId owner = 0;
+  State state = State::kWaiting;
+  MonoTime token_expires = 0;
+  bool process_gone = false;
+  uint64_t last_id = 0;  // of a pin or a grant
+  absl::flat_hash_map<uint64_t, Held> pins;
+  absl::flat_hash_map<uint64_t, std::unique_ptr<ImageWriter>> grants;
+  absl::flat_hash_map<uint64_t, Mapped> extents;
+
+  LeasedSlot Note(const SlotPlace& place) {
+    Mapped& mapped = extents[place.extent->id()];
+    if (mapped.extent == nullptr) mapped.extent = place.extent;
+    return {++last_id, place.extent->id(), place.offset};
+  }
+};
+
+struct Leases::Trash {
+  std::vector<Pin> pins;
+  std::vector<std::unique_ptr<ImageWriter>> grants;
+  std::vector<std::shared_ptr<Extent>> extents;
+  std::vector<OwnerId> owners;  // that ended
+};
+
+Leases::Leases(LeaseOptions options, statepool::Store* store, LeaseMemory memory, const Clock* clock)
+    : options_(options), store_(store), memory_(std::move(memory)), clock_(clock) {}
+
+Leases::~Leases() {
+  Trash trash;
+  {
+    MutexLock lock(&mu_);
+    std::vector<std::string> ids;
+    for (const auto& [id, lease] : leases_) ids.push_back(id);
+    for (const std::string& id : ids) {
+      Lease* lease = leases_.at(id).get();
+      lease->process_gone = true;
+      EndLocked(lease, &trash);
+      EraseIfGone(id, &trash);
+    }
+  }
+  Empty(&trash);
+}
+
+void Leases::Empty(Trash* trash) const {
+  for (const OwnerId owner : trash->owners) memory_.end_owner(owner);
+  trash->pins.clear();
+  trash->grants.clear();
+  if (trash->extents.empty()) return;
+  trash->extents.clear();
+  memory_.freed();
+}
+
+// ----
+// opening and ending
+
+absl::StatusOr<Leases::Opened> Leases::Open(const Op& op) {
+  auto lease = std::make_unique<Lease>();
+  lease->id = RandomToken();
+  lease->token = RandomToken();
+  lease->tenant = op.tenant;
+  lease->token_expires = After(clock_->Now(), options_.token_timeout);
+  Opened opened{lease->id, lease->token};
+  MutexLock lock(&mu_);
+  if (leases_.size() >= options_.max_leases)
+    return TooMany("TOO_MANY_LEASES", "there are too many direct leases already", options_.max_leases);
+  lease->owner = ++last_owner_;
+  leases_.emplace(opened.lease, std::move(lease));
+  return opened;
+}
+
+absl::StatusOr<Leases::Lease*> Leases::Find(const Op& op, absl::string_view id) const {
+  if (id.empty()) return Invalid("MISSING_FIELD", "lease", "name the direct lease");
+  const auto it = leases_.find(id);
+  if (it == leases_.end() || it->second->tenant != op.tenant || it->second->state == Lease::State::kEnded) {
+    return Error(absl::StatusCode::kNotFound, "LEASE_UNKNOWN",
+                 absl::StrCat("there is no direct lease '", id.substr(0, 64),
+                              "': its connection ended, or the daemon was started anew; open another"))
+        .Field("lease")
+        .Meta("incarnation", store_->options().incarnation);
+  }
+  if (it->second->state == Lease::State::kWaiting) {
+    return Error(absl::StatusCode::kFailedPrecondition, "LEASE_NOT_CONNECTED",
+                 "connect to the lease's socket with its token first")
+        .Field("lease");
+  }
+  return it->second.get();
+}
+
+absl::Status Leases::Check(const Op& op, absl::string_view lease) const {
+  MutexLock lock(&mu_);
+  return Find(op, lease).status();
+}
+
+absl::StatusOr<std::string> Leases::Connect(absl::string_view token) {
+  MutexLock lock(&mu_);
+  for (const auto& [id, lease] : leases_) {
+    if (lease->state != Lease::State::kWaiting || lease->token != token) continue;
+    if (clock_->Now() >= lease->token_expires) break;
+    lease->state = Lease::State::kLeased;
+    lease->token.clear();
+    return id;
+  }
+  return Error(absl::StatusCode::kUnauthenticated, "TOKEN_INVALID",
+               "nothing waits for this token: it is unknown, was used, or came too late; ask for another");
+}
+
+void Leases::EndLocked(Lease* lease, Trash* trash) {
+  if (lease->state == Lease::State::kEnded) return;
+  lease->state = Lease::State::kEnded;
+  while (!lease->pins.empty()) UnpinLocked(lease, lease->pins.begin()->first, trash);
+  for (auto& [id, grant] : lease->grants) trash->grants.push_back(std::move(grant));
+  lease->grants.clear();
+  trash->owners.push_back(lease->owner);
+}
+
+// Lets go of what cannot be mapped, and of the lease if there is nothing else.
+void Leases::EraseIfGone(absl::string_view id, Trash* trash) {
+  const auto it = leases_.find(id);
+  if (it == leases_.end() || it->second->state != Lease::State::kEnded) return;
+  Lease* const lease = it->second.get();
+  absl::erase_if(lease->extents, [&](auto& entry) {
+    if (entry.second.handed_out && !lease->process_gone) return false;
+    trash->extents.push_back(std::move(entry.second.extent));
+    return true;
+  });
+  if (lease->extents.empty()) leases_.erase(it);
+}
+
+void Leases::LeaseEnded(absl::string_view id) {
+  Trash trash;
+  {
+    MutexLock lock(&mu_);
+    const auto it = leases_.find(id);
+    if (it != leases_.end()) EndLocked(it->second.get(), &trash);
+    EraseIfGone(id, &trash);
+  }
+  Empty(&trash);
+}
+
+void Leases::ProcessGone(absl::string_view id) {
+  Trash trash;
+  {
+    MutexLock lock(&mu_);
+    const auto it = leases_.find(id);
+    if (it == leases_.end()) return;
+    it->second->process_gone = true;
+    EndLocked(it->second.get(), &trash);
+    EraseIfGone(id, &trash);
+  }
+  Empty(&trash);
+}
+
+bool Leases::IsGone(absl::string_view id) const {
+  MutexLock lock(&mu_);
+  return !leases_.contains(id);
+}
+
+// ----
+// pins
+
+absl::StatusOr<LeasedSlot> Leases::Hold(const Op& op, absl::string_view id, Pin pin) {
+  const SlotPlace place = pin->place();
+  const uint64_t bytes = pin->bytes().size();
+  MutexLock lock(&mu_);
+  absl::StatusOr<Lease*> found = Find(op, id);
+  RETURN_IF_ERROR(found.status());
+  Lease* const lease = *found;
+  if (lease->pins.size() >= options_.max_pins)
+    return TooMany("TOO_MANY_PINS", "this lease has too many slots pinned; let go of some", options_.max_pins);
+  PinnedSlot& slot = pinned_[{place.extent->id(), place.offset}];
+  if (slot.pins == 0 && bytes > options_.max_pinned_bytes - std::min(pinned_bytes_, options_.max_pinned_bytes)) {
+    pinned_.erase({place.extent->id(), place.offset});
+    return TooMany("TOO_MUCH_PINNED", "direct leases have too many bytes pinned; let go of some",
+                   options_.max_pinned_bytes);
+  }
+  if (slot.pins++ == 0) pinned_bytes_ += slot.bytes = bytes;
+  const LeasedSlot leased = lease->Note(place);
+  lease->pins.emplace(leased.id, Lease::Held{std::move(pin), {leased.extent, leased.offset}});
+  ++pins_total_;
+  return leased;
+}
+
+void Leases::UnpinLocked(Lease* lease, uint64_t pin, Trash* trash) {
+  const auto it = lease->pins.find(pin);
+  if (it == lease->pins.end()) return;
+  const auto slot = pinned_.find(it->second.place);
+  if (--slot->second.pins == 0) {
+    pinned_bytes_ -= slot->second.bytes;
+    pinned_.erase(slot);
+  }
+  trash->pins.push_back(std::move(it->second.pin));
+  lease->pins.erase(it);
+}
+
+void Leases::Unpin(absl::string_view id, absl::Span<const uint64_t> pins) {
+  Trash trash;
+  {
+    MutexLock lock(&mu_);
+    const auto it = leases_.find(id);
+    if (it == leases_.end()) return;
+    for (const uint64_t pin : pins) UnpinLocked(it->second.get(), pin, &trash);
+  }
+  Empty(&trash);
+}
+
+// ----
+// grants
+
+absl::StatusOr<std::vector<LeasedSlot>> Leases::Grant(const Op& op, absl::string_view id, absl::string_view layout,
+                                                      uint32_t count) {
+  OwnerId owner;
+  {
+    MutexLock lock(&mu_);
+    absl::StatusOr<Lease*> lease = Find(op, id);
+    RETURN_IF_ERROR(lease.status());
+    owner = (*lease)->owner;
+  }
+  if (layout.empty()) return Invalid("MISSING_FIELD", "layout", "name the layout");
+  if (count == 0 || count > options_.max_grants)
+    return Invalid("INVALID_OPTION", "count", absl::StrCat("1..", options_.max_grants, " slots are granted in a call"));
+  absl::StatusOr<LayoutRef> found = store_->layouts().Find(op.tenant, layout);
+  RETURN_IF_ERROR(found.status());
+  std::vector<LeasedSlot> slots;
+  while (slots.size() < count) {
+    absl::StatusOr<std::unique_ptr<ImageWriter>> writer = memory_.grant(op, *found, owner);
+    if (!writer.ok() && !slots.empty()) break;
+    RETURN_IF_ERROR(writer.status());
+    MutexLock lock(&mu_);
+    absl::StatusOr<Lease*> lease = Find(op, id);
+    if (!lease.ok()) {  // it ended meanwhile, and may have made an extent its own after that
+      MutexUnlock unlock(&mu_);
+      writer->reset();
+      memory_.end_owner(owner);
+      return lease.status();
+    }
+    slots.push_back((*lease)->Note((*writer)->place()));
+    (*lease)->grants.emplace(slots.back().id, *std::move(writer));
+    ++granted_total_;
+  }
+  return slots;
+}
+
+absl::StatusOr<ImageRef> Leases::Use(const Op& op, absl::string_view id, uint64_t grant, Checksum checksum) {
+  std::unique_ptr<ImageWriter> writer;
+  {
+    MutexLock lock(&mu_);
+    absl::StatusOr<Lease*> lease = Find(op, id);
+    RETURN_IF_ERROR(lease.status());
+    const auto it = (*lease)->grants.find(grant);
+    if (it != (*lease)->grants.end()) {
+      writer = std::move(it->second);
+      (*lease)->grants.erase(it);
+      ++filled_total_;
+    }
+  }
+  const auto unknown = [](absl::string_view message) -> absl::Status {
+    return Error(absl::StatusCode::kFailedPrecondition, "GRANT_UNKNOWN", message).Field("grant");
+  };
+  if (writer == nullptr) return unknown("this slot was not granted to the lease, or was used already; ask for another");
+  if (!writer->place().extent->Seal()) return unknown("the slot's extent was tampered with: it can't be sealed");
+  return writer->FinishFilled(checksum, /*attachment=*/"");
+}
+
+// ----
+// extents
+
+absl::StatusOr<Leases::Handout> Leases::HandOut(absl::string_view id, uint64_t extent) {
+  MutexLock lock(&mu_);
+  const auto lease = leases_.find(id);
+  if (lease == leases_.end() || lease->second->state != Lease::State::kLeased ||
+      !lease->second->extents.contains(extent))
+    return Error(absl::StatusCode::kNotFound, "EXTENT_UNKNOWN", "no slot of this lease lies in this extent");
+  Lease::Mapped& mapped = lease->second->extents.at(extent);
+  const bool writable = !mapped.extent->sealed();
+  const int fd = fcntl(mapped.extent->fd(), F_DUPFD_CLOEXEC, 0);
+  if (fd < 0) {
+    return Error(absl::StatusCode::kUnavailable, "NO_DESCRIPTORS",
+                 absl::StrCat("the daemon has no descriptor to spare: ", std::strerror(errno), "; try again"));
+  }
+  mapped.handed_out = true;
+  return Handout{fd, mapped.extent->bytes(), writable};
+}
+
+void Leases::DropLocked(Lease* lease, uint64_t extent, Trash* trash) {
+  const auto it = lease->extents.find(extent);
+  if (it == lease->extents.end()) return;
+  // Slots of it that the lease still has: then it will want to map it again.
+  const auto in_use = [&](const auto& held) { return held.second.place.first == extent; };
+  it->second.handed_out = false;
+  it->second.told = false;
+  if (std::any_of(lease->pins.begin(), lease->pins.end(), in_use)) return;
+  for (const auto& [id, grant] : lease->grants) {
+    if (grant->place().extent->id() == extent) return;
+  }
+  trash->extents.push_back(std::move(it->second.extent));
+  lease->extents.erase(it);
+}
+
+void Leases::Dropped(absl::string_view id, absl::Span<const uint64_t> extents) {
+  Trash trash;
+  {
+    MutexLock lock(&mu_);
+    const auto it = leases_.find(id);
+    if (it == leases_.end()) return;
+    for (const uint64_t extent : extents) DropLocked(it->second.get(), extent, &trash);
+    EraseIfGone(id, &trash);
+  }
+  Empty(&trash);
+}
+
+std::vector<std::pair<std::string, std::vector<uint64_t>>> Leases::Tend() {
+  std::vector<std::pair<std::string, std::vector<uint64_t>>> wanted;
+  Trash trash;
+  {
+    MutexLock lock(&mu_);
+    const MonoTime now = clock_->Now();
+    std::vector<std::string> late;
+    for (auto& [id, lease] : leases_) {
+      if (lease->state == Lease::State::kWaiting && now >= lease->token_expires) late.push_back(id);
+      if (lease->state != Lease::State::kLeased) continue;
+      std::vector<uint64_t> drop, unmapped;
+      for (auto& [extent, mapped] : lease->extents) {
+        if (!mapped.extent->retired()) continue;
+        if (!mapped.handed_out) unmapped.push_back(extent);
+        if (mapped.handed_out && !std::exchange(mapped.told, true)) drop.push_back(extent);
+      }
+      for (const uint64_t extent : unmapped) DropLocked(lease.get(), extent, &trash);
+      if (!drop.empty()) wanted.emplace_back(id, std::move(drop));
+    }
+    for (const std::string& id : late) {
+      spdlog::info("nobody connected to a direct lease in time: it is closed");
+      EndLocked(leases_.at(id).get(), &trash);
+      EraseIfGone(id, &trash);
+    }
+  }
+  Empty(&trash);
+  return wanted;
+}
+
+// ----
+// looking
+
+LeaseStats Leases::stats() const {
+  MutexLock lock(&mu_);
+  LeaseStats stats;
+  stats.pinned_bytes = pinned_bytes_;
+  stats.pins_total = pins_total_;
+  stats.granted_total = granted_total_;
+  stats.filled_total = filled_total_;
+  for (const auto& [id, lease] : leases_) {
+    stats.leases += lease->state == Lease::State::kLeased;
+    stats.pins += lease->pins.size();
+    stats.grants += lease->grants.size();
+    for (const auto& [extent, mapped] : lease->extents) {
+      if (mapped.handed_out) stats.mapped_bytes += mapped.extent->bytes();
+      if (mapped.handed_out && mapped.extent->retired()) stats.retired_bytes += mapped.extent->bytes();
+    }
+  }
+  return stats;
+}
+
+}  // namespace statepool

@@ -11,18 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/lane.h"
 #include "client/cpp/mapping.h"
 
 namespace statepool::client {
 namespace {
 
 constexpr absl::Duration kCloseTimeout = absl::Seconds(5);  // the socket tells the daemon as well
-
-CallOptions Until(absl::Time deadline) {
-  CallOptions call;
-  call.timeout = std::max(deadline - absl::Now(), absl::ZeroDuration());
-  return call;
-}
 
 absl::Status Refusal(absl::string_view reason, absl::string_view message) {
   return MakeError(absl::StatusCode::kFailedPrecondition, reason, "", message);
@@ -45,6 +40,17 @@ std::string ShapeOf(const v1::Arena& arena) {
   return shape.SerializeAsString();
 }
 
+// No answer came: the call may have been done, or go on.
+bool IsUnanswered(const absl::Status& error) {
+  return absl::IsUnavailable(error) || absl::IsDeadlineExceeded(error) || absl::IsCancelled(error);
+}
+
+absl::Duration ToDuration(const google::protobuf::Duration& duration) {
+  return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
+}
+
+}  // namespace
+
 uint64_t BytesOf(v1::DType dtype) {
   switch (dtype) {
     case v1::FLOAT64:
@@ -57,12 +63,6 @@ uint64_t BytesOf(v1::DType dtype) {
     default: return 1;
   }
 }
-
-absl::Duration ToDuration(const google::protobuf::Duration& duration) {
-  return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
-}
-
-}  // namespace
 
 v1::LoadItem LoadRow(uint32_t row, const v1::NameRef& name) {
   v1::LoadItem item;
@@ -81,9 +81,20 @@ v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t positio
 
 absl::StatusOr<std::unique_ptr<Arena>> Pool::OpenArena(absl::string_view layout, const ArenaOptions& options,
                                                        const CallOptions& call) const {
-  auto arena = absl::WrapUnique(new Arena(*this, layout, options));
+  auto arena = absl::WrapUnique(new Arena(Bare(), layout, options));
   const std::lock_guard lock(arena->mu_);
-  if (absl::Status status = arena->OpenLocked(arena->DeadlineOf(call)); !status.ok()) {
+  const absl::Time deadline = arena->DeadlineOf(call);
+  absl::Status status;
+  bool opened = false;
+  if (lane_ != nullptr && lane_->HasRows()) {  // what the pool keeps for itself gives way before anybody waits
+    arena->pool_ = std::make_unique<Pool>(Bare(/*max_attempts=*/1));
+    status = arena->OpenLocked(deadline);
+    arena->pool_ = std::make_unique<Pool>(Bare());
+    opened = status.ok();
+    if (absl::IsResourceExhausted(status)) (void)lane_->GiveWay();
+  }
+  if (!opened) status = arena->OpenLocked(deadline);
+  if (!status.ok()) {
     arena->closed_ = true;
     return status;
   }
@@ -162,7 +173,7 @@ absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, 
 
 template <typename Request, typename Response>
 absl::StatusOr<Response> Arena::Call(absl::StatusOr<Response> (Pool::*method)(const Request&, const CallOptions&) const,
-                                     Request* request, const CallOptions& call) {
+                                     Request* request, const CallOptions& call, absl::Status* unanswered) {
   if (IsForked()) return Forked();
   const absl::Time deadline = DeadlineOf(call);
   uint64_t generation;
@@ -171,16 +182,34 @@ absl::StatusOr<Response> Arena::Call(absl::StatusOr<Response> (Pool::*method)(co
     const std::lock_guard lock(mu_);
     if (closed_) return Closed();
     generation = generation_;
-    gone = known_.try_emplace(std::this_thread::get_id(), generation).first->second != generation;
+    gone =
+        unanswered == nullptr && known_.try_emplace(std::this_thread::get_id(), generation).first->second != generation;
     request->set_arena(id_);
   }
   if (gone) return Gone();
   absl::StatusOr<Response> response = ((*pool_).*method)(*request, Until(deadline));
   if (response.ok()) return response;
+  if (unanswered != nullptr && IsUnanswered(response.status())) *unanswered = response.status();
   if (!absl::IsUnavailable(response.status()) && GetErrorDetail(response.status()).reason != "ARENA_UNKNOWN")
     return response;
   if (absl::Status status = Revive(response.status(), generation, deadline); !status.ok()) return status;
   return Gone();
+}
+
+absl::StatusOr<v1::LoadResponse> Arena::LoadAnyhow(v1::LoadRequest request, const CallOptions& call,
+                                                   absl::Status* unanswered) {
+  absl::StatusOr<v1::LoadResponse> response = Call(&Pool::Load, &request, call, unanswered);
+  if (response.ok() && response->rows_size() != request.items_size())
+    return MalformedResponse("a LoadResponse has one entry for each item");
+  return response;
+}
+
+absl::StatusOr<v1::StoreResponse> Arena::StoreAnyhow(v1::StoreRequest request, const CallOptions& call,
+                                                     absl::Status* unanswered) {
+  absl::StatusOr<v1::StoreResponse> response = Call(&Pool::Store, &request, call, unanswered);
+  if (response.ok() && response->rows_size() != request.items_size())
+    return MalformedResponse("a StoreResponse has one entry for each item");
+  return response;
 }
 
 absl::Status Arena::Gone() {
@@ -311,6 +340,13 @@ void Arena::Close() {
     if (!forked) End(id_);
     lease_ = nullptr;  // no shutdown(): a parent's lease goes on
   }
+}
+
+void Arena::Drop() {
+  const std::lock_guard lock(mu_);
+  if (std::exchange(closed_, true)) return;
+  memory_ = nullptr;
+  lease_ = nullptr;
 }
 
 void Arena::End(const std::string& arena) const {

@@ -44,6 +44,7 @@
 
 namespace statepool::client {
 
+class Lane;
 class Range;
 struct Lease;
 
@@ -78,6 +79,9 @@ struct StoreAnswer {
   bool done = false;         // false: nothing was stored (all_or_none, and an item failed)
   absl::Duration copy_time;  // as in StoreResponse
 };
+
+// Of one element. 1 for what this client does not know.
+uint64_t BytesOf(v1::DType dtype);
 
 // Items of Load and Store that say nothing else.
 v1::LoadItem LoadRow(uint32_t row, const v1::NameRef& name);
@@ -128,15 +132,26 @@ class Arena {
   void Close();
 
  private:
+  friend class Lane;
   friend class Pool;
   Arena(const Pool& pool, absl::string_view layout, ArenaOptions options);
 
   absl::Time DeadlineOf(const CallOptions& call) const;
   bool IsForked() const;
-  // One call on the arena. Errors: also CONTENTS_GONE.
+  // One call on the arena. Errors: also CONTENTS_GONE. With `unanswered` the caller does not mind what the rows held,
+  // nor that another thread saw them go; the error that kept the answer of the call itself away is put there, if there
+  // was one: the call may have been done.
   template <typename Request, typename Response>
   absl::StatusOr<Response> Call(absl::StatusOr<Response> (Pool::*method)(const Request&, const CallOptions&) const,
-                                Request* request, const CallOptions& call);
+                                Request* request, const CallOptions& call, absl::Status* unanswered = nullptr);
+  // Load and Store for a caller that does not mind what the rows held (Call). The number of items is that of the
+  // answer.
+  absl::StatusOr<v1::LoadResponse> LoadAnyhow(v1::LoadRequest request, const CallOptions& call,
+                                              absl::Status* unanswered);
+  absl::StatusOr<v1::StoreResponse> StoreAnyhow(v1::StoreRequest request, const CallOptions& call,
+                                                absl::Status* unanswered);
+  // Close() without a word to the daemon, to which the socket's end is enough.
+  void Drop();
   // OK when the arena, lost after this generation, is open again; `error` if the daemon has it, or is not there.
   absl::Status Revive(const absl::Status& error, uint64_t generation, absl::Time deadline);
   absl::Status Gone();

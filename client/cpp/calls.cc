@@ -100,6 +100,12 @@ void SetDeadline(absl::Time deadline, grpc::ClientContext* context) {
   if (deadline != absl::InfiniteFuture()) context->set_deadline(absl::ToChronoTime(deadline));
 }
 
+CallOptions Until(absl::Time deadline) {
+  CallOptions call;
+  call.timeout = std::max(deadline - absl::Now(), absl::ZeroDuration());
+  return call;
+}
+
 absl::Status CompareChecksums(absl::string_view expected, absl::string_view actual) {
   if (expected == actual) return absl::OkStatus();
   return MakeError(absl::StatusCode::kDataLoss, "CORRUPT", "", "the bytes received don't have their checksum",

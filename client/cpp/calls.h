@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "client/cpp/statepool.h"
 
 namespace statepool::client {
 
@@ -39,6 +40,9 @@ std::optional<absl::Duration> RetryDelay(const absl::Status& status, int attempt
 
 // Infinite: none.
 void SetDeadline(absl::Time deadline, grpc::ClientContext* context);
+
+// What is left until then, as the timeout of a call.
+CallOptions Until(absl::Time deadline);
 
 // OK, or DATA_LOSS / CORRUPT.
 absl::Status CompareChecksums(absl::string_view expected, absl::string_view actual);

@@ -14,10 +14,12 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
+#include <fstream>
 #include <string>
 #include <vector>
 
 #include "absl/memory/memory.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -187,6 +189,17 @@ absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline) {
   if (absl::Status status = Check(arena, answer, descriptors); !status.ok()) return status;
   lease.memory = std::move(descriptors[0]);
   return lease;
+}
+
+bool IsHere(const std::string& socket) {
+  if (socket.empty()) return false;
+  if (socket[0] != '@') return access(socket.c_str(), F_OK) == 0;
+  std::ifstream sockets("/proc/net/unix");
+  if (!sockets) return true;
+  for (std::string line; std::getline(sockets, line);) {
+    if (absl::EndsWith(line, absl::StrCat(" ", socket))) return true;
+  }
+  return false;
 }
 
 }  // namespace statepool::client

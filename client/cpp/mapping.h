@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -68,6 +69,9 @@ struct Lease {
 // the daemon refuses (TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS); INTERNAL (BAD_MEMORY,
 // BAD_ANSWER) for what would not be safe to use.
 absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline);
+
+// Whether there is such a socket on this machine (Capabilities.arena_socket). Who can't tell says yes.
+bool IsHere(const std::string& socket);
 
 }  // namespace statepool::client
 

@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/lane.h"
 #include "kernels/checksum.h"
 
 namespace statepool::client {
@@ -98,12 +99,18 @@ absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& opt
     }
     return grpc::CreateCustomChannel(std::string(address), grpc::InsecureChannelCredentials(), own);
   };
-  return Pool(connect, options);
+  Pool pool(connect, options);
+  if (options.arenas) pool.lane_ = std::make_shared<Lane>(pool.Bare(/*max_attempts=*/1));
+  return pool;
+}
+
+absl::Time Pool::DeadlineOf(const CallOptions& call) const {
+  return absl::Now() + call.timeout.value_or(options_.timeout);
 }
 
 absl::Status Pool::Attempt(const CallOptions& call, bool may_repeat,
                            absl::FunctionRef<grpc::Status(absl::Time deadline)> attempt) const {
-  const absl::Time deadline = absl::Now() + call.timeout.value_or(options_.timeout);
+  const absl::Time deadline = DeadlineOf(call);
   for (int n = 1;; ++n) {
     const absl::Status status = FromGrpcStatus(attempt(deadline));
     if (status.ok() || !may_repeat || n >= options_.max_attempts) return status;
@@ -173,7 +180,9 @@ absl::StatusOr<v1::Capabilities> Pool::GetCapabilities(const CallOptions& call) 
 
 absl::StatusOr<v1::LayoutInfo> Pool::RegisterLayout(const v1::RegisterLayoutRequest& request,
                                                     const CallOptions& call) const {
-  return Unary(&Stub::RegisterLayout, request, call, true);
+  absl::StatusOr<v1::LayoutInfo> info = Unary(&Stub::RegisterLayout, request, call, true);
+  if (info.ok() && lane_ != nullptr) lane_->LearnLayout(*info);
+  return info;
 }
 
 absl::StatusOr<v1::LayoutInfo> Pool::RegisterLayout(const v1::Layout& layout, absl::string_view alias) const {
@@ -191,7 +200,9 @@ absl::StatusOr<v1::LayoutInfo> Pool::RegisterLayout(const v1::LayoutPreset& pres
 }
 
 absl::StatusOr<v1::LayoutInfo> Pool::GetLayout(const v1::GetLayoutRequest& request, const CallOptions& call) const {
-  return Unary(&Stub::GetLayout, request, call, true);
+  absl::StatusOr<v1::LayoutInfo> info = Unary(&Stub::GetLayout, request, call, true);
+  if (info.ok() && lane_ != nullptr) lane_->LearnLayout(*info);
+  return info;
 }
 
 absl::StatusOr<v1::LayoutInfo> Pool::GetLayout(absl::string_view layout) const {

@@ -59,6 +59,10 @@ struct Options {
   bool verify = true;
   // Of one message of a stream: a multiple of 65,536, at most 4 MiB. A stream needs memory for a few of them.
   uint32_t chunk_bytes = 1 << 20;
+  // Get, GetInto and Set of whole large states go through memory that the daemon shares with this process, where it is
+  // on the same machine (arena.h): faster, otherwise the same. Not Set with a request_id of the caller's, nor with a
+  // layout by its alias for a sequence that this pool has not seen.
+  bool arenas = true;
 };
 
 struct CallOptions {
@@ -97,7 +101,8 @@ class Checksummer {
 };
 
 // A state, or the part of one that was selected, as it arrived. Owns the bytes, in the pieces in which the transport
-// received them; states of one BatchGet own them together. Const methods are thread-safe.
+// received them (one, where it came through shared memory); states of one BatchGet own them together. Const methods are
+// thread-safe.
 class State {
  public:
   State(State&&) = default;
@@ -125,11 +130,12 @@ class State {
   v1::GetResponse small_;  // without data
   std::vector<absl::string_view> pieces_;
   uint64_t size_ = 0;
-  std::shared_ptr<const std::vector<wire::SplitMessage>> messages_;  // what the pieces point into
+  std::shared_ptr<const void> owner_;  // of what the pieces point into
 };
 
 class Arena;
 struct ArenaOptions;
+class Lane;
 
 // What became of a BatchWrite.
 struct BatchWriteAnswer {
@@ -139,8 +145,8 @@ struct BatchWriteAnswer {
 };
 
 // One daemon. Cheap to copy: copies share its connections, one each for small calls, Get, Set and streams, so that
-// neither a fork waits behind a state on its way nor one direction behind the other. All methods are thread-safe and
-// block.
+// neither a fork waits behind a state on its way nor one direction behind the other, and the memory of Options::arenas.
+// All methods are thread-safe and block.
 class Pool {
  public:
   // `address` is HOST:PORT or unix:PATH. Connects in the background, and again after a break: an absent daemon shows as
@@ -165,7 +171,7 @@ class Pool {
   absl::StatusOr<v1::NameInfo> Create(const v1::CreateRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::NameInfo> Create(absl::string_view sequence, absl::string_view layout) const;
 
-  // Reads a state, or the part that request.select names. The bytes are not copied after they were received. Beyond the
+  // Reads a state, or the part that request.select names. Bytes that came in a message are not copied again. Beyond the
   // contract's errors: DATA_LOSS / CORRUPT when they don't have the checksum that came with them (unless
   // Options::verify is off).
   absl::StatusOr<State> Get(const v1::GetRequest& request, const CallOptions& call = {}) const;
@@ -192,8 +198,8 @@ class Pool {
   absl::StatusOr<std::vector<absl::StatusOr<State>>> BatchGet(absl::Span<const v1::NameRef> names) const;
 
   // Writes a state, or the part of one that request.select names: the pieces, one after the other. They are sent from
-  // where they lie, without a copy (as a stream: with one). `request.data` must be empty; an empty `request.checksum`
-  // is computed here.
+  // where they lie, without a copy (as a stream, or through shared memory: with one). `request.data` must be empty; an
+  // empty `request.checksum` is computed here, where the bytes travel.
   //
   // Who keeps the memory alive: with `owner`, the client holds it for as long as the transport needs the pieces, and
   // nothing else is asked. Without, the pieces must stay valid and unchanged until the call returns, and the call
@@ -283,9 +289,11 @@ class Pool {
 
  private:
   friend class Arena;
+  friend class Lane;
   // `connect` makes a channel; for streams if its argument says so.
   Pool(absl::FunctionRef<std::shared_ptr<grpc::Channel>(bool)> connect, const Options& options);
 
+  absl::Time DeadlineOf(const CallOptions& call) const;
   // Calls `attempt` until it succeeds or must not be repeated.
   absl::Status Attempt(const CallOptions& call, bool may_repeat,
                        absl::FunctionRef<grpc::Status(absl::Time deadline)> attempt) const;
@@ -297,6 +305,20 @@ class Pool {
   absl::StatusOr<Response> Write(grpc::Status (v1::StatePool::Stub::*method)(grpc::ClientContext*, const Request&,
                                                                              Response*),
                                  const Request& request, const CallOptions& call) const;
+  // The same connections and options (but for max_attempts, unless that is 0) without what a pool keeps for itself.
+  Pool Bare(int max_attempts = 0) const;
+  // The answer of Get or GetInto through the lane; nothing: ask inline.
+  std::optional<absl::StatusOr<v1::GetResponse>> GetByLane(const v1::GetRequest& request, std::optional<uint64_t> bytes,
+                                                           absl::FunctionRef<char*(uint64_t bytes)> room,
+                                                           absl::Time deadline) const;
+  void Learn(const v1::NameInfo& info, absl::string_view layout) const;
+  // Get and Set inline: in one message, or as a stream.
+  absl::StatusOr<State> GetInline(const v1::GetRequest& request, const CallOptions& call, absl::Time deadline) const;
+  absl::StatusOr<v1::GetResponse> GetIntoInline(const v1::GetRequest& request, absl::Span<char> destination,
+                                                const CallOptions& call, absl::Time deadline) const;
+  absl::StatusOr<v1::NameInfo> SetInline(v1::SetRequest request, absl::Span<const absl::string_view> pieces,
+                                         std::shared_ptr<const void> owner, const CallOptions& call,
+                                         absl::Time deadline) const;
   // The answer to Get in one message, its bytes not verified yet.
   absl::StatusOr<State> Receive(const v1::GetRequest& request, const CallOptions& call) const;
   // Reads a stream to its end: `begin` gets its head once, `take` each verified chunk.
@@ -324,6 +346,7 @@ class Pool {
   std::shared_ptr<grpc::Channel> channel_, reads_, writes_, streams_;
   std::shared_ptr<v1::StatePool::Stub> stub_;
   Options options_;
+  std::shared_ptr<Lane> lane_;  // null: there is none
 };
 
 }  // namespace statepool::client

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/lane.h"
 #include "client/cpp/statepool.h"
 #include "kernels/checksum.h"
 
@@ -128,12 +129,56 @@ absl::StatusOr<State> Pool::Receive(const v1::GetRequest& request, const CallOpt
   state.size_ = split->data_bytes;
   auto messages = std::make_shared<std::vector<wire::SplitMessage>>();
   messages->push_back(*std::move(split));
-  state.messages_ = std::move(messages);
+  state.owner_ = std::move(messages);
   return state;
 }
 
+Pool Pool::Bare(int max_attempts) const {
+  Pool bare = *this;
+  bare.lane_ = nullptr;
+  if (max_attempts != 0) bare.options_.max_attempts = max_attempts;
+  return bare;
+}
+
+void Pool::Learn(const v1::NameInfo& info, absl::string_view layout) const {
+  if (lane_ != nullptr) lane_->Learn(info, layout);
+}
+
+std::optional<absl::StatusOr<v1::GetResponse>> Pool::GetByLane(const v1::GetRequest& request,
+                                                               std::optional<uint64_t> bytes,
+                                                               absl::FunctionRef<char*(uint64_t bytes)> room,
+                                                               absl::Time deadline) const {
+  if (lane_ == nullptr || request.has_select() || !request.lease().empty()) return std::nullopt;
+  return lane_->Get(request, bytes, room, options_.verify, deadline);
+}
+
 absl::StatusOr<State> Pool::Get(const v1::GetRequest& request, const CallOptions& call) const {
-  absl::StatusOr<State> state = Receive(request, call);
+  const absl::Time deadline = DeadlineOf(call);
+  State state;
+  const auto room = [&state](uint64_t bytes) {
+    std::shared_ptr<char[]> memory(new char[bytes]);  // not zeroed
+    char* const begin = memory.get();
+    state.pieces_ = {absl::string_view(begin, bytes)};
+    state.size_ = bytes;
+    state.owner_ = std::move(memory);
+    return begin;
+  };
+  std::optional<absl::StatusOr<v1::GetResponse>> answer = GetByLane(request, std::nullopt, room, deadline);
+  if (answer && !answer->ok()) return answer->status();
+  if (answer) {
+    state.small_ = **std::move(answer);
+  } else {
+    absl::StatusOr<State> received = GetInline(request, call, deadline);
+    if (!received.ok()) return received;
+    state = *std::move(received);
+  }
+  Learn(state.info(), request.layout());
+  return state;
+}
+
+absl::StatusOr<State> Pool::GetInline(const v1::GetRequest& request, const CallOptions& call,
+                                      absl::Time deadline) const {
+  absl::StatusOr<State> state = Receive(request, Until(deadline));
   if (DoesNotFit(state.status())) return GetByStream(request, call);
   if (!state.ok() || !options_.verify) return state;
   const absl::Status same = CompareChecksums(state->data_checksum(), ChecksumOfPieces(state->pieces()));
@@ -145,9 +190,20 @@ absl::StatusOr<State> Pool::Get(const v1::NameRef& name) const { return Get(GetR
 
 absl::StatusOr<v1::GetResponse> Pool::GetInto(const v1::GetRequest& request, absl::Span<char> destination,
                                               const CallOptions& call) const {
+  const absl::Time deadline = DeadlineOf(call);
+  const auto room = [&destination](uint64_t) { return destination.data(); };
+  std::optional<absl::StatusOr<v1::GetResponse>> by_lane = GetByLane(request, destination.size(), room, deadline);
+  absl::StatusOr<v1::GetResponse> answer =
+      by_lane ? *std::move(by_lane) : GetIntoInline(request, destination, call, deadline);
+  if (answer.ok()) Learn(answer->info(), request.layout());
+  return answer;
+}
+
+absl::StatusOr<v1::GetResponse> Pool::GetIntoInline(const v1::GetRequest& request, absl::Span<char> destination,
+                                                    const CallOptions& call, absl::Time deadline) const {
   if (destination.size() > static_cast<size_t>(options_.max_message_bytes))
     return GetIntoByStream(request, destination, call);
-  absl::StatusOr<State> state = Receive(request, call);
+  absl::StatusOr<State> state = Receive(request, Until(deadline));
   if (DoesNotFit(state.status())) return GetIntoByStream(request, destination, call);
   if (!state.ok()) return state.status();
   if (!options_.verify || state->size() != destination.size()) {
@@ -195,7 +251,7 @@ absl::StatusOr<std::vector<absl::StatusOr<State>>> Pool::BatchGet(const v1::Batc
       return MalformedResponse("an item's bytes lie outside the answer's");
     }
     state.pieces_ = Cut(data.data, item.data_offset(), state.size_);
-    state.messages_ = messages;
+    state.owner_ = messages;
     absl::Status same;
     if (options_.verify) same = CompareChecksums(state.data_checksum(), ChecksumOfPieces(state.pieces()));
     if (same.ok()) states.emplace_back(std::move(state));
@@ -241,6 +297,34 @@ absl::StatusOr<std::string> Pool::Send(const char* method, const std::string& fi
 absl::StatusOr<v1::NameInfo> Pool::Set(v1::SetRequest request, absl::Span<const absl::string_view> pieces,
                                        std::shared_ptr<const void> owner, const CallOptions& call) const {
   if (!request.data().empty()) return InvalidArgument("INVALID_OPTION", "data", "give the bytes as pieces");
+  const absl::Time deadline = DeadlineOf(call);
+  const std::string layout = request.layout();
+  absl::StatusOr<v1::NameInfo> info;
+  if (lane_ == nullptr || !request.request_id().empty() || request.has_select()) {
+    info = SetInline(std::move(request), pieces, std::move(owner), call, deadline);
+  } else {
+    request.set_request_id(NewRequestId());
+    Lane::SetOutcome outcome = lane_->Set(request, pieces, options_.max_attempts, deadline);
+    if (outcome.answer) {
+      info = *std::move(outcome.answer);
+    } else if (outcome.attempts == 0) {
+      request.clear_request_id();  // nobody heard of it
+      info = SetInline(std::move(request), pieces, std::move(owner), call, deadline);
+    } else {
+      Pool rest = *this;
+      rest.options_.max_attempts = std::max(options_.max_attempts - outcome.attempts, 1);
+      info = rest.SetInline(std::move(request), pieces, std::move(owner), call, deadline);
+      // It was stored, but the answer is lost.
+      if (!outcome.doubt.ok() && GetErrorDetail(info.status()).reason == "REQUEST_ID_REUSED") info = outcome.doubt;
+    }
+  }
+  if (info.ok()) Learn(*info, layout);
+  return info;
+}
+
+absl::StatusOr<v1::NameInfo> Pool::SetInline(v1::SetRequest request, absl::Span<const absl::string_view> pieces,
+                                             std::shared_ptr<const void> owner, const CallOptions& call,
+                                             absl::Time deadline) const {
   if (request.checksum().empty()) request.set_checksum(ChecksumOfPieces(pieces));
   const uint64_t bytes = TotalBytes(pieces) + request.attachment().size();
   if (bytes > static_cast<uint64_t>(options_.max_message_bytes)) {
@@ -250,7 +334,7 @@ absl::StatusOr<v1::NameInfo> Pool::Set(v1::SetRequest request, absl::Span<const 
   v1::SetRequest sent = request;  // a stream makes an id of its own, and knows then that nothing is kept under it
   if (sent.request_id().empty()) sent.set_request_id(NewRequestId());
   const absl::StatusOr<std::string> answer =
-      Send(kSetMethod, sent.SerializeAsString(), pieces, std::move(owner), true, call);
+      Send(kSetMethod, sent.SerializeAsString(), pieces, std::move(owner), true, Until(deadline));
   if (!request.has_select() && DoesNotFit(answer.status())) return SetPiecesByStream(std::move(request), pieces, call);
   if (!answer.ok()) return answer.status();
   v1::NameInfo info;

@@ -278,7 +278,7 @@ absl::StatusOr<State> Pool::GetByStream(const v1::GetRequest& request, const Cal
         call);
     if (head.ok()) {
       state.small_ = *std::move(head);
-      state.messages_ = std::move(messages);
+      state.owner_ = std::move(messages);
       return state;
     }
     if (n >= options_.max_attempts || !MayBeginAnew(request, head.status())) return head.status();

@@ -78,7 +78,9 @@ class OurWay final : public Way {
 
  private:
   static client::Pool Connect(const std::string& address) {
-    absl::StatusOr<client::Pool> pool = client::Pool::Connect(address);
+    client::Options options;
+    options.arenas = false;
+    absl::StatusOr<client::Pool> pool = client::Pool::Connect(address, options);
     if (!pool.ok()) NotMeasurable(pool.status().ToString());
     return *std::move(pool);
   }

@@ -1,8 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
 // The C++ client against the daemon at $STATEPOOL_SERVER, which has a hot budget of 128 MiB. test_cpp_client.py starts
-// one and runs this. With $STATEPOOL_RESTARTS it kills the daemon and starts it anew whenever a line "restart" comes
-// from here, and answers with a line.
+// one and runs this, and looks how many bytes went through arenas. With $STATEPOOL_RESTARTS it kills the daemon and
+// starts it anew whenever a line "restart" comes from here, and answers with a line.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "client/cpp/arena.h"
 #include "client/cpp/statepool.h"
@@ -45,10 +46,11 @@ class CppClientTest : public testing::Test {
     EXPECT_TRUE(!info.ok() || info->state_bytes() == kStateBytes);
   }
 
-  static Pool Connect(int max_message_bytes) {
+  static Pool Connect(int max_message_bytes, bool arenas = false) {
     Options options;
     options.max_message_bytes = max_message_bytes;
     options.chunk_bytes = 256 << 10;
+    options.arenas = arenas;
     return *Pool::Connect(getenv("STATEPOOL_SERVER"), options);
   }
 
@@ -100,6 +102,32 @@ class CppClientTest : public testing::Test {
       for (uint32_t layer = 0; layer < kLayers; ++layer) image.append(LayerOf(arena, name, layer, row), kLayerBytes);
     }
     return image;
+  }
+
+  // With a row of the fast lane for states of "cpp".
+  Pool ConnectLane() {
+    const Pool pool = Connect(64 << 20, /*arenas=*/true);
+    for (int i = 0; i < 10; ++i) EXPECT_TRUE(pool.Set(Name("/warm"), "cpp", i, StateOf(0)).ok());
+    return pool;
+  }
+
+  // What does not depend on which name it is, and when.
+  static std::string Told(v1::NameInfo info) {
+    info.clear_name();
+    info.set_durable_revision(info.durable_revision() == info.revision());
+    info.clear_revision();
+    info.clear_version_id();
+    info.set_parent_version_id(info.parent_version_id() > 0);
+    info.clear_create_time();
+    info.clear_flush_lag();
+    if (info.has_expire_time()) info.mutable_expire_time()->Clear();
+    return info.ShortDebugString();
+  }
+  static std::string Told(const absl::Status& status, const std::string& name) {
+    const ErrorDetail detail = GetErrorDetail(status);
+    std::string text = absl::StrCat(static_cast<int>(detail.code), " ", detail.reason, " ", detail.field, " ",
+                                    detail.message, " ", absl::StrJoin(detail.metadata, " ", absl::PairFormatter("=")));
+    return absl::StrReplaceAll(text, {{name, "NAME"}});
   }
 
   const Pool pool_, streaming_;
@@ -400,6 +428,140 @@ TEST_F(CppClientTest, AClosedArenaGivesItsMemoryBackAtOnce) {
     // Two of them would be more than the daemon has.
     const std::unique_ptr<Arena> arena = OpenArena({.rows = 12, .steps = 0, .view = {}, .on_reopen = {}});
     ASSERT_NE(arena, nullptr);
+  }
+}
+
+TEST_F(CppClientTest, LaneAndMessageGiveTheSameAnswers) {
+  const Pool lane = ConnectLane();
+  const std::string first = StateOf(1), second = StateOf(2);
+  std::vector<v1::SetRequest> requests(8);
+  requests[1].set_attachment(std::string(70'000, 'a'));
+  requests[2].set_exactness(v1::LOSSY);
+  requests[3].mutable_options()->set_durability(v1::SYNC);
+  requests[4].mutable_options()->set_durability(v1::VOLATILE);
+  requests[5].mutable_options()->mutable_ttl()->set_seconds(500);
+  requests[6].mutable_options()->set_max_history(3);
+  requests[7].set_if_revision(0);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    std::vector<std::string> told[2];
+    for (const Pool* pool : {&lane, &pool_}) {
+      v1::SetRequest request = requests[i];
+      request.set_sequence(Name(absl::StrCat("/", i, pool == &lane ? "/lane" : "/message")));
+      request.set_layout("cpp");
+      request.set_position(4);
+      const absl::string_view view = first;
+      const auto set = pool->Set(request, {view.substr(0, 77), view.substr(77)});
+      ASSERT_TRUE(set.ok()) << set.status();
+      request.set_position(9);
+      if (request.has_if_revision()) request.set_if_revision(set->revision());
+      const auto again = pool->Set(request, {second});
+      ASSERT_TRUE(again.ok()) << again.status();
+      EXPECT_GT(again->revision(), set->revision());
+      const auto state = pool->Get(SequenceRef(request.sequence()));
+      ASSERT_TRUE(state.ok()) << state.status();
+      EXPECT_TRUE(absl::StrJoin(state->pieces(), "") == second);
+      std::string room(kStateBytes, '\0');
+      v1::GetRequest get;
+      *get.mutable_name() = SequenceRef(request.sequence());
+      get.set_omit_attachment(true);
+      const auto into = pool->GetInto(get, absl::MakeSpan(room.data(), room.size()));
+      ASSERT_TRUE(into.ok()) << into.status();
+      EXPECT_TRUE(room == second);
+      EXPECT_EQ(into->attachment(), "");
+      told[pool == &lane] = {Told(*set),
+                             Told(*again),
+                             Told(state->info()),
+                             Told(into->info()),
+                             state->attachment(),
+                             std::string(state->data_checksum()),
+                             absl::StrCat(into->data_bytes()),
+                             into->data_checksum()};
+    }
+    EXPECT_EQ(told[0], told[1]) << requests[i].ShortDebugString();
+  }
+}
+
+TEST_F(CppClientTest, LaneAndMessageGiveTheSameErrors) {
+  const Pool lane = ConnectLane();
+  const std::string bytes = StateOf(1);
+  const std::string layout = lane.GetLayout("cpp")->fingerprint();
+  const auto get = [&](const Pool& pool, const v1::GetRequest& request) { return pool.Get(request).status(); };
+  const auto set = [&](const Pool& pool, const v1::SetRequest& request) { return pool.Set(request, {bytes}).status(); };
+  std::vector<std::string> told[2];
+  for (const Pool* pool : {&lane, &pool_}) {
+    const std::string name = Name(pool == &lane ? "/lane" : "/message");
+    const auto made = pool->Set(name, layout, 4, bytes);
+    ASSERT_TRUE(made.ok()) << made.status();
+    std::vector<absl::Status> errors;
+    v1::GetRequest request;
+    *request.mutable_name() = SequenceRef(name + "/never");
+    errors.push_back(get(*pool, request));
+    *request.mutable_name() = SnapshotRef(name);
+    errors.push_back(get(*pool, request));
+    *request.mutable_name() = SequenceRef(name + "//");
+    errors.push_back(get(*pool, request));
+    *request.mutable_name() = SequenceRef(name);
+    request.set_position(5);
+    errors.push_back(get(*pool, request));
+    request.clear_position();
+    request.set_version_id(uint64_t{1} << 50);
+    errors.push_back(get(*pool, request));
+    request.clear_version_id();
+    request.set_layout(std::string(64, '0'));
+    errors.push_back(get(*pool, request));
+    std::string room(5, '\0');
+    request.clear_layout();
+    errors.push_back(pool->GetInto(request, absl::MakeSpan(room.data(), room.size())).status());
+
+    v1::SetRequest write;
+    write.set_sequence(name);
+    write.set_layout(layout);
+    write.set_if_revision(0);
+    errors.push_back(set(*pool, write));
+    write.clear_if_revision();
+    write.set_position(-1);
+    errors.push_back(set(*pool, write));
+    write.set_position(5);
+    write.set_checksum(std::string(16, '0'));
+    errors.push_back(set(*pool, write));
+    write.clear_checksum();
+    write.set_attachment(std::string(3 << 20, 'a'));
+    errors.push_back(set(*pool, write));
+    write.clear_attachment();
+    write.mutable_options()->set_max_history(1'000'000);
+    errors.push_back(set(*pool, write));
+    write.clear_options();
+    write.clear_layout();
+    write.set_sequence(name + "/never");
+    errors.push_back(set(*pool, write));
+    for (const absl::Status& error : errors) {
+      EXPECT_FALSE(error.ok());
+      told[pool == &lane].push_back(
+          absl::StrReplaceAll(Told(error, name), {{absl::StrCat(made->revision()), "REVISION"}}));
+    }
+    EXPECT_EQ(pool->Describe(SequenceRef(name))->revision(), made->revision());
+  }
+  EXPECT_EQ(told[0], told[1]);
+}
+
+TEST_F(CppClientTest, LaneGoesOnAfterARestart) {
+  if (getenv("STATEPOOL_RESTARTS") == nullptr) GTEST_SKIP() << "nobody restarts the daemon";
+  const Pool lane = ConnectLane();
+  v1::SetRequest request;
+  request.set_sequence(Name());
+  request.set_layout("cpp");
+  request.mutable_options()->set_durability(v1::SYNC);
+  for (uint32_t i = 0; i < 3; ++i) {
+    request.set_position(i);
+    const std::string bytes = StateOf(i);
+    const auto set = lane.Set(request, {bytes});
+    ASSERT_TRUE(set.ok()) << set.status();
+    std::puts("restart");
+    std::fflush(stdout);
+    ASSERT_NE(std::getchar(), EOF);
+    const auto state = lane.Get(SequenceRef(Name()));
+    ASSERT_TRUE(state.ok()) << state.status();
+    EXPECT_TRUE(absl::StrJoin(state->pieces(), "") == bytes);
   }
 }
 

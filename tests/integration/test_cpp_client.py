@@ -1,13 +1,30 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """The C++ client against the real daemon: cpp_client.cc."""
 import os
+import re
 import subprocess
+import urllib.request
 
 import pytest
 
 from daemon_process import BINARY
 
 TESTS = BINARY.parent / "tests" / "cpp_client"
+STATE_BYTES = 2_400_000
+
+
+def moved(daemon):
+    """How many states of cpp_client.cc the daemon copied from arenas, and to them."""
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://{daemon.ready['metrics']}/metrics") as answer:
+        text = answer.read().decode()
+    return [int(sum(map(float, re.findall(rf'^statepool_transfer_bytes_total{{{ways}}} (\S+)$', text, re.M))) / STATE_BYTES)
+            for ways in ('from="arena",to="hot"', 'from="hot",to="arena"')]
+
+
+def run(daemon, tests):
+    done = subprocess.run([TESTS, f"--gtest_filter={tests}"], env={**os.environ, "STATEPOOL_SERVER": daemon.unix_address}, capture_output=True, text=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("over", ["tcp", "unix"])
@@ -17,7 +34,14 @@ def test_the_cpp_client_does_what_its_header_says(own_daemon, over):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_an_arena_outlives_the_daemon_s_restart(own_daemon):
+def test_large_states_go_through_shared_memory(own_daemon):
+    """Both Gets of 8 names, and their second Set, when the alias of their layout is known."""
+    run(own_daemon, "*LaneAndMessageGiveTheSameAnswers")
+    stored, loaded = moved(own_daemon)
+    assert stored >= 8 and loaded == 16
+
+
+def test_arenas_and_the_lane_outlive_the_daemon_s_restart(own_daemon):
     environment = {**os.environ, "STATEPOOL_SERVER": own_daemon.unix_address, "STATEPOOL_RESTARTS": "1"}
     told, restarts = [], 0
     with subprocess.Popen([TESTS, "--gtest_filter=*Restart*"], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -30,4 +54,4 @@ def test_an_arena_outlives_the_daemon_s_restart(own_daemon):
                 restarts += 1
                 process.stdin.write("\n")
                 process.stdin.flush()
-    assert (process.returncode, restarts) == (0, 1), "".join(told)
+    assert (process.returncode, restarts) == (0, 4), "".join(told)

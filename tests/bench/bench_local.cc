@@ -3,12 +3,14 @@
 // Figures `local_*`: plain Set and Get of whole states between processes of one machine, beside memcpy of the same
 // bytes and Redis over its Unix socket.
 //
-//   statepool_bench_local --isolated=ADDRESS --empty=ADDRESS --redis=SOCKET --seed=N --sizes=BYTES,... --rounds=N
-//                         --milliseconds=N
+//   statepool_bench_local --isolated=ADDRESS --direct=ADDRESS --empty=ADDRESS --redis=SOCKET --seed=N --sizes=BYTES,...
+//                         --rounds=N --milliseconds=N
 //
 // What is measured is what one thread gets that uses our C++ client as it is, checksums on, one call at a time:
 //   isolated  Pool::Set of the caller's buffer, and Pool::GetInto into one
 //   arena     Arena::Store and Arena::Load of one row of an arena of the caller's own
+//   direct    the same as isolated, of a daemon with --direct
+//   view      Pool::GetView of such a daemon, until the view is given back
 // Names are VOLATILE and have no history, so that no disk is in the way. Redis: hiredis, redisCommandArgv for SET and
 // GET, no persistence; a reply is freed when the clock has stopped.
 //
@@ -23,6 +25,10 @@
 //
 // A state has a stamp in each leaf of 64 KiB, another one with each Set, which every Get must give. Every
 // kCheckEvery-th round is not timed: there each way gets the state that it has just set, and every byte is compared.
+//
+// Views have rounds of their own, with one view of each size and an empty RPC after each. Nobody reads the bytes there:
+// that is what a view costs, whatever its size. In rounds that are not timed a view must still have the bytes that it
+// was got with when another version was set meanwhile, and the next view those of that version, every one of them.
 #include <hiredis/hiredis.h>
 #include <sys/mman.h>
 
@@ -39,8 +45,9 @@ namespace {
 constexpr uint64_t kColdBytes = 320'000'000;  // at least so many in each set of buffers
 constexpr uint64_t kLeafBytes = 65536;
 constexpr uint64_t kCheckEvery = 8;
-constexpr uint64_t kLargeBytes = 4'000'000;  // of states from here on the arena's goal is judged
-constexpr double kIsolatedGoal = 0.30, kArenaGoal = 0.5, kRedisGoal = 2;
+constexpr uint64_t kViewCheckEvery = 256;
+// Of views: the slowest size against an empty RPC and against the fastest size.
+constexpr double kViewGoal = 2, kViewSizesGoal = 1.2;
 constexpr double kGbPerS = 1e-3;  // of bytes a microsecond
 
 template <typename Answer>
@@ -146,6 +153,17 @@ class PoolWay final : public Way {
   const Buffers &from_, &to_;
 };
 
+// What `way` is to reach beside memcpy and beside Redis, at least; 0: it is only told.
+double MemcpyGoal(absl::string_view way, absl::string_view operation, uint64_t bytes) {
+  if (way == "isolated") return 0.30;
+  if (way == "arena") return bytes >= 4'000'000 ? 0.5 : 0;
+  return operation == "set" ? 0.5 : 0;
+}
+double RedisGoal(absl::string_view way, absl::string_view operation, uint64_t bytes) {
+  if (way == "isolated") return 2;
+  return way == "direct" && operation == "get" && bytes >= 20'000'000 ? 5 : 0;
+}
+
 // Rows [0, n) are what is stored, rows [n, 2n) are loaded.
 class ArenaWay final : public Way {
  public:
@@ -241,14 +259,21 @@ class Bench {
   explicit Bench(const Arguments& arguments)
       : arguments_(arguments),
         empty_(arguments.Text("empty")),
+        isolated_(arguments.Text("isolated")),
+        direct_(arguments.Text("direct")),
         random_((static_cast<uint64_t>(arguments.Number("seed")) * 0x9e3779b97f4a7c15) | 1) {}
 
   int Run() {
+    RequireMode(isolated_, "isolated");
+    RequireMode(direct_, "direct");
+    std::vector<uint64_t> sizes;
     for (absl::string_view text : absl::StrSplit(arguments_.Text("sizes"), ',')) {
       uint64_t bytes;
       if (!absl::SimpleAtoi(text, &bytes) || bytes == 0) NotMeasurable("--sizes is no list of bytes");
-      Measure(bytes);
+      sizes.push_back(bytes);
     }
+    for (const uint64_t bytes : sizes) Measure(bytes);
+    MeasureViews(sizes);
     Figure("local_wrong")
         .Set("value", static_cast<double>(wrong_))
         .Text("unit", "wrong answers")
@@ -263,18 +288,32 @@ class Bench {
     std::vector<double> memcpy_us, rpc_us;
   };
 
+  static void RequireMode(const Connection& daemon, absl::string_view mode) {
+    const auto capabilities = daemon.Call(&v1::StatePool::Stub::GetCapabilities, v1::GetCapabilitiesRequest());
+    if (capabilities.copy_mode() != mode)
+      NotMeasurable(absl::StrCat("a daemon is ", capabilities.copy_mode(), ", not ", mode));
+  }
+  static std::string LabelOf(uint64_t bytes) { return absl::StrCat(static_cast<double>(bytes) / 1e6, "MB"); }
+
+  double EmptyRpc() const {
+    const Stopwatch watch;
+    empty_.Call(&v1::StatePool::Stub::GetCapabilities, v1::GetCapabilitiesRequest());
+    return watch.microseconds();
+  }
+
   void Measure(uint64_t bytes) {
-    const std::string label = absl::StrCat(static_cast<double>(bytes) / 1e6, "MB");
+    const std::string label = LabelOf(bytes);
     std::fprintf(stderr, "local: %s\n", label.c_str());
     const size_t states = (kColdBytes + bytes - 1) / bytes;
     const Buffers from(states, bytes), to(states, bytes);
     for (size_t i = 0; i < states; ++i) FillRandom(&random_, from[i]);
-    const std::string& isolated = arguments_.Text("isolated");
-    const std::string layout = Connection(isolated).RegisterLayout(bytes);
-    PoolWay caller("isolated", isolated, layout, from, to);
-    ArenaWay arena("arena", isolated, layout, from);
+    const std::string layout = isolated_.RegisterLayout(bytes);
+    direct_.RegisterLayout(bytes);
+    PoolWay isolated("isolated", arguments_.Text("isolated"), layout, from, to);
+    ArenaWay arena("arena", arguments_.Text("isolated"), layout, from);
+    PoolWay direct("direct", arguments_.Text("direct"), layout, from, to);
     RedisWay redis(arguments_.Text("redis"), from);
-    Way* const ways[] = {&caller, &arena, &redis};
+    Way* const ways[] = {&isolated, &arena, &direct, &redis};
     for (Way* way : ways) {
       for (size_t i = 0; i < states; ++i) Set(way, i);
       for (size_t i = 0; i < states; ++i) Get(way, i);
@@ -296,7 +335,7 @@ class Bench {
         else Round(ways, from, to, round, &baseline);
       }
     }
-    for (Way* way : {static_cast<Way*>(&caller), static_cast<Way*>(&arena)}) {
+    for (Way* way : absl::MakeSpan(ways).first(std::size(ways) - 1)) {
       Print(*way, "set", label, bytes, way->sets, redis.sets, baseline);
       Print(*way, "get", label, bytes, way->gets, redis.gets, baseline);
     }
@@ -313,7 +352,7 @@ class Bench {
     const Stopwatch watch;
     way->Get(i);
     const double us = watch.microseconds();
-    Count(HasStamp(way->Got(i), way->stamp(i)), *way);
+    Count(HasStamp(way->Got(i), way->stamp(i)), way->label());
     way->Forget(i);
     return us;
   }
@@ -330,12 +369,10 @@ class Bench {
     // Each operation goes through all states, and a state rests for about `n` operations. Gets are behind Sets.
     const auto next = [&] { return (round + n - operation++ * n / operations) % n; };
     const auto beside = [&](size_t i) {
-      Stopwatch watch;
+      const Stopwatch watch;
       std::memcpy(to[(i + 1) % n].data(), from[i].data(), from[i].size());
       baseline->memcpy_us.push_back(watch.microseconds());
-      watch = Stopwatch();
-      empty_.Call(&v1::StatePool::Stub::GetCapabilities, v1::GetCapabilitiesRequest());
-      baseline->rpc_us.push_back(watch.microseconds());
+      baseline->rpc_us.push_back(EmptyRpc());
     };
     for (Way* way : ways) {
       const size_t i = next();
@@ -354,14 +391,14 @@ class Bench {
       Set(way, i);
       way->Get(i);
       Stamp(from[i], way->stamp(i));  // else it is what an arena's row was filled with
-      Count(way->Got(i) == absl::string_view(from[i].data(), from[i].size()), *way);
+      Count(way->Got(i) == absl::string_view(from[i].data(), from[i].size()), way->label());
       way->Forget(i);
     }
   }
 
-  void Count(bool right, const Way& way) {
+  void Count(bool right, absl::string_view way) {
     ++checked_;
-    if (!right && wrong_++ == 0) std::fprintf(stderr, "local: wrong bytes, %s\n", way.label().c_str());
+    if (!right && wrong_++ == 0) std::fprintf(stderr, "local: wrong bytes, %s\n", std::string(way).c_str());
   }
 
   static void Print(const Way& way, const std::string& operation, const std::string& label, uint64_t bytes,
@@ -369,7 +406,6 @@ class Bench {
     const std::vector<double>& us = samples.call_us;
     const auto rate = [&](double us) { return static_cast<double>(bytes) / us * kGbPerS; };
     const double value = rate(Median(us)), redis = rate(Median(redis_samples.call_us));
-    const bool is_arena = way.label() == "arena";
     Figure figure(absl::StrCat("local_", operation, "_", label, "_", way.label()));
     figure.Set("value", value)
         .Text("unit", "GB/s")
@@ -377,15 +413,15 @@ class Bench {
         .Set("p50", value)
         .Set("p99", rate(Quantile(us, 0.99)))
         .Baseline("memcpy by one thread, p50", rate(Median(baseline.memcpy_us)));
-    if (!is_arena) figure.GoalAtLeast("ratio", kIsolatedGoal);
-    else if (bytes >= kLargeBytes) figure.GoalAtLeast("ratio", kArenaGoal);
+    if (const double goal = MemcpyGoal(way.label(), operation, bytes); goal > 0) figure.GoalAtLeast("ratio", goal);
     figure.Set("redis_ratio", value / redis)
         .Set("call_us", Median(us))
         .Set("memcpy_us", Median(baseline.memcpy_us))
         .Set("rpc_us", Median(baseline.rpc_us));
     if (!samples.copy_us.empty()) figure.Set("copy_us", Median(samples.copy_us));
     figure.Print();
-    if (is_arena) return;
+    const double goal = RedisGoal(way.label(), operation, bytes);
+    if (goal == 0) return;
     Figure(absl::StrCat("local_redis_", operation, "_", label, "_", way.label()))
         .Set("value", value)
         .Text("unit", "GB/s")
@@ -393,12 +429,92 @@ class Bench {
         .Set("p50", value)
         .Set("p99", rate(Quantile(us, 0.99)))
         .Baseline(absl::StrCat("Redis ", operation == "set" ? "SET" : "GET", ", Unix socket, p50"), redis)
-        .GoalAtLeast("ratio", kRedisGoal)
+        .GoalAtLeast("ratio", goal)
         .Print();
   }
 
+  // A sequence whose views are taken.
+  struct Viewed {
+    std::string name, layout, state;
+    uint64_t stamp = 0;
+    std::vector<double> us;
+  };
+
+  void MeasureViews(const std::vector<uint64_t>& sizes) {
+    std::fprintf(stderr, "local: views\n");
+    const client::Pool pool = Must(client::Pool::Connect(arguments_.Text("direct")), "Connect");
+    std::vector<Viewed> all;
+    for (const uint64_t bytes : sizes) {
+      Viewed& viewed = all.emplace_back();
+      viewed.name = absl::StrCat("local/view/", bytes);
+      viewed.layout = direct_.RegisterLayout(bytes);
+      viewed.state.resize(bytes);
+      FillRandom(&random_, absl::MakeSpan(viewed.state.data(), bytes));
+      SetViewed(pool, &viewed);
+    }
+    std::vector<double> rpc_us;
+    const double milliseconds = static_cast<double>(arguments_.Number("milliseconds"));
+    const auto rounds = static_cast<uint64_t>(arguments_.Number("rounds"));
+    for (int attempt = 1; attempt == 1 || !IsStable("an empty RPC", rpc_us, attempt - 1); ++attempt) {
+      rpc_us.clear();
+      for (Viewed& viewed : all) viewed.us.clear();
+      const Stopwatch watch;
+      for (uint64_t round = 0; all[0].us.size() < rounds || watch.microseconds() < milliseconds * 1e3; ++round) {
+        for (Viewed& viewed : all) {
+          if (round % kViewCheckEvery == 0) {
+            CheckView(pool, &viewed);
+            continue;
+          }
+          const Stopwatch view_watch;
+          { const client::StateView view = View(pool, viewed); }
+          viewed.us.push_back(view_watch.microseconds());
+          rpc_us.push_back(EmptyRpc());
+        }
+      }
+    }
+    const auto slower = [](const Viewed& a, const Viewed& b) { return Median(a.us) < Median(b.us); };
+    const auto [fastest, slowest] = std::minmax_element(all.begin(), all.end(), slower);
+    for (const Viewed& viewed : all) {
+      Figure(absl::StrCat("local_view_", LabelOf(viewed.state.size()), "_direct"))
+          .Samples(viewed.us, "us", 1)
+          .Baseline("empty RPC, p50", Median(rpc_us))
+          .Goal("ratio", kViewGoal)
+          .Print();
+    }
+    Figure("local_view_sizes_direct")
+        .Samples(slowest->us, "us", 1)
+        .Baseline(absl::StrCat("view of ", LabelOf(fastest->state.size()), ", p50"), Median(fastest->us))
+        .Goal("ratio", kViewSizesGoal)
+        .Text("slowest", LabelOf(slowest->state.size()))
+        .Print();
+  }
+
+  static client::StateView View(const client::Pool& pool, const Viewed& viewed) {
+    return Must(pool.GetView(client::SequenceRef(viewed.name)), "GetView");
+  }
+
+  void SetViewed(const client::Pool& pool, Viewed* viewed) {
+    Stamp(absl::MakeSpan(viewed->state.data(), viewed->state.size()), viewed->stamp = ++last_stamp_);
+    v1::SetRequest request;
+    request.set_sequence(viewed->name);
+    request.set_layout(viewed->layout);
+    request.set_position(1);
+    request.mutable_options()->set_durability(v1::VOLATILE);
+    request.mutable_options()->set_max_history(1);
+    Must(pool.Set(std::move(request), {viewed->state}), "Set");
+  }
+
+  void CheckView(const client::Pool& pool, Viewed* viewed) {
+    const client::StateView before = View(pool, *viewed);
+    Count(before.bytes() == viewed->state, "view");
+    const uint64_t stamp = viewed->stamp;
+    SetViewed(pool, viewed);
+    Count(HasStamp(before.bytes(), stamp), "view");
+    Count(View(pool, *viewed).bytes() == viewed->state, "view");
+  }
+
   const Arguments arguments_;
-  const Connection empty_;
+  const Connection empty_, isolated_, direct_;
   uint64_t random_, last_stamp_ = 0;
   uint64_t wrong_ = 0, checked_ = 0;
 };

@@ -231,7 +231,7 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
     leases.emplace(LeaseOptionsOf(flags), &store,
                    LeaseMemory{.grant = [&residency](const Op& op, LayoutRef layout,
                                                      OwnerId owner) { return residency.BeginOwned(op, layout, owner); },
-                               .end_owner = [&residency](OwnerId owner) { residency.EndOwner(owner); },
+                               .end_owner = [&residency](OwnerId owner, bool gone) { residency.EndOwner(owner, gone); },
                                .freed = [&residency] { residency.SharedMemoryFreed(); }},
                    &clock);
   }

@@ -25,6 +25,7 @@ int Run(const std::vector<std::string>& words) {
     return 0;
   }
   client::Options options;
+  options.arenas = options.direct = false;  // they pay from a few calls on
   options.timeout = args->Seconds("timeout", options.timeout);
   const char* const environment = getenv("STATEPOOL_SERVER");
   const std::string server =

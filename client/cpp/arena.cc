@@ -5,18 +5,30 @@
 
 #include <algorithm>
 #include <mutex>
+#include <system_error>
+#include <thread>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/direct.h"
 #include "client/cpp/lane.h"
 #include "client/cpp/mapping.h"
+#include "kernels/checksum.h"
+#include "kernels/copy_plan.h"
 
 namespace statepool::client {
 namespace {
 
+// Copies of so many bytes in one call go past the caches.
+constexpr uint64_t kStreamingLoadBytes = 4 << 20;
+constexpr uint64_t kStreamingStoreBytes = 1 << 20;
+// And of so many are shared with a second thread: much more than a thread costs.
+constexpr uint64_t kSharedBytesMin = 8 << 20;
+constexpr absl::Duration kRefusedPause = absl::Seconds(30);
 constexpr absl::Duration kCloseTimeout = absl::Seconds(5);  // the socket tells the daemon as well
 
 absl::Status Refusal(absl::string_view reason, absl::string_view message) {
@@ -37,12 +49,81 @@ std::string ShapeOf(const v1::Arena& arena) {
   shape.set_bytes(arena.bytes());
   shape.set_row_bytes(arena.row_bytes());
   *shape.mutable_tensors() = arena.tensors();
+  *shape.mutable_plan() = arena.plan();
   return shape.SerializeAsString();
 }
 
-// No answer came: the call may have been done, or go on.
-bool IsUnanswered(const absl::Status& error) {
-  return absl::IsUnavailable(error) || absl::IsDeadlineExceeded(error) || absl::IsCancelled(error);
+// Runs work(begin, end) over [0, n): by two threads, half each, where there is much to copy.
+void Share(uint64_t bytes, uint64_t n, absl::FunctionRef<void(uint64_t begin, uint64_t end)> work) {
+  uint64_t middle = bytes < kSharedBytesMin ? n : n / 2;
+  std::thread other;
+  if (middle < n) {
+    try {
+      other = std::thread([&work, middle, n] { work(middle, n); });
+    } catch (const std::system_error&) {  // there is no thread to be had
+      middle = n;
+    }
+  }
+  work(0, middle);
+  if (other.joinable()) other.join();
+}
+
+// The plan of an arena; null if there is none, or not one within its memory.
+std::unique_ptr<const CopyPlan> PlanOf(const v1::Arena& arena) {
+  const uint64_t bytes = arena.bytes();
+  uint64_t state_bytes = 0;
+  std::vector<CopySegment> segments;
+  for (const v1::CopySegment& from : arena.plan()) {
+    // Both ends of what is touched, from the first row and accepted length to the last.
+    const auto fits = [&](uint64_t begin, uint64_t end, bool accepted) {
+      const auto reach = [&](uint64_t steps, uint64_t stride) {
+        if (end > bytes || (steps > 0 && stride > (bytes - end) / steps)) return false;
+        end += steps * stride;
+        return true;
+      };
+      if (begin > bytes || !reach(std::max(arena.rows(), 1u) - 1, from.row_stride())) return false;
+      if (!accepted) return true;
+      if (!reach(std::max(arena.steps(), 1u) - 1, from.accept_stride())) return false;
+      for (int i = 0; i < from.sizes_size(); ++i) {
+        if (from.sizes(i) == 0 || !reach(from.sizes(i) - 1, from.strides(i))) return false;
+      }
+      return true;
+    };
+    CopySegment& to = segments.emplace_back();
+    to.state_offset = from.state_offset();
+    to.arena_offset = from.arena_offset();
+    to.row_stride = from.row_stride();
+    to.accept_stride = from.accept_stride();
+    to.element_bytes = from.element_bytes();
+    to.clear_offset = from.clear_offset();
+    to.clear_bytes = from.clear_bytes();
+    const bool is_element =
+        to.element_bytes == 1 || to.element_bytes == 2 || to.element_bytes == 4 || to.element_bytes == 8;
+    if (!is_element || from.sizes_size() != from.strides_size() || to.state_offset != state_bytes ||
+        to.arena_offset > bytes || to.clear_offset > bytes || to.clear_bytes > bytes ||
+        !fits(to.arena_offset, to.arena_offset + to.element_bytes, true) ||
+        !fits(to.clear_offset, to.clear_offset + to.clear_bytes, false)) {
+      return nullptr;
+    }
+    uint64_t elements = 1;
+    for (int i = 0; i < from.sizes_size(); ++i) {
+      if (from.sizes(i) > bytes / elements) return nullptr;
+      elements *= from.sizes(i);
+      to.axes.push_back({from.sizes(i), from.strides(i)});
+    }
+    if (elements > bytes / to.element_bytes) return nullptr;
+    state_bytes += elements * to.element_bytes;
+  }
+  if (segments.empty() || state_bytes > bytes) return nullptr;
+  return std::make_unique<const CopyPlan>(std::move(segments), state_bytes);
+}
+
+uint32_t AcceptedOf(const v1::StoreItem& item) { return item.has_accepted_length() ? item.accepted_length() : 1; }
+
+void ToProto(absl::Duration from, google::protobuf::Duration* to) {
+  const timespec time = absl::ToTimespec(from);
+  to->set_seconds(time.tv_sec);
+  to->set_nanos(static_cast<int32_t>(time.tv_nsec));
 }
 
 absl::Duration ToDuration(const google::protobuf::Duration& duration) {
@@ -82,6 +163,8 @@ v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t positio
 absl::StatusOr<std::unique_ptr<Arena>> Pool::OpenArena(absl::string_view layout, const ArenaOptions& options,
                                                        const CallOptions& call) const {
   auto arena = absl::WrapUnique(new Arena(Bare(), layout, options));
+  arena->direct_ = direct_;
+  arena->request_.set_with_plan(direct_ != nullptr);
   const std::lock_guard lock(arena->mu_);
   const absl::Time deadline = arena->DeadlineOf(call);
   absl::Status status;
@@ -130,10 +213,19 @@ std::string Arena::incarnation() const {
 absl::StatusOr<LoadAnswer> Arena::Load(absl::Span<const v1::LoadItem> items, const CallOptions& call) {
   v1::LoadRequest request;
   request.mutable_items()->Add(items.begin(), items.end());
-  absl::StatusOr<v1::LoadResponse> response = Call(&Pool::Load, &request, call);
+  const absl::Time deadline = DeadlineOf(call);
+  std::optional<absl::StatusOr<v1::LoadResponse>> directly = LoadDirectly(&request, Until(deadline));
+  absl::StatusOr<v1::LoadResponse> response =
+      directly ? *std::move(directly) : Call(&Pool::Load, &request, Until(deadline));
   if (!response.ok()) return response.status();
   if (response->rows_size() != request.items_size())
     return MalformedResponse("a LoadResponse has one entry for each item");
+  if (plan_ != nullptr) {
+    const std::lock_guard lock(mu_);
+    for (int i = 0; i < request.items_size(); ++i) {
+      if (!response->rows(i).has_error()) doubtful_rows_.erase(request.items(i).row());
+    }
+  }
   LoadAnswer answer;
   answer.copy_time = ToDuration(response->copy_time());
   for (v1::LoadedRow& row : *response->mutable_rows()) {
@@ -154,7 +246,10 @@ absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, 
   for (v1::StoreItem& item : *request.mutable_items()) {
     if (item.request_id().empty()) item.set_request_id(NewRequestId());
   }
-  absl::StatusOr<v1::StoreResponse> response = Call(&Pool::Store, &request, call);
+  const absl::Time deadline = DeadlineOf(call);
+  std::optional<absl::StatusOr<v1::StoreResponse>> directly = StoreDirectly(&request, Until(deadline));
+  absl::StatusOr<v1::StoreResponse> response =
+      directly ? *std::move(directly) : Call(&Pool::Store, &request, Until(deadline));
   if (!response.ok()) return response.status();
   if (response->rows_size() != request.items_size())
     return MalformedResponse("a StoreResponse has one entry for each item");
@@ -169,6 +264,152 @@ absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, 
     }
   }
   return answer;
+}
+
+// ---- by a direct way
+
+void Arena::Doubt(v1::LoadRequest* request) {
+  const std::lock_guard lock(mu_);
+  for (v1::LoadItem& item : *request->mutable_items()) {
+    doubtful_rows_.insert(item.row());
+    item.clear_row_unmodified();
+  }
+}
+
+std::optional<absl::StatusOr<v1::LoadResponse>> Arena::LoadDirectly(v1::LoadRequest* request, const CallOptions& call) {
+  if (plan_ == nullptr || IsForked()) return std::nullopt;
+  {
+    const std::lock_guard lock(mu_);
+    for (v1::LoadItem& item : *request->mutable_items()) {
+      if (doubtful_rows_.contains(item.row())) item.clear_row_unmodified();
+    }
+  }
+  const std::shared_ptr<DirectLease> lease = direct_->Lease(absl::Now() + *call.timeout);
+  if (lease == nullptr) return std::nullopt;
+  request->set_lease(lease->id());
+  absl::StatusOr<v1::LoadResponse> response = Call(&Pool::LoadOnce, request, call);
+  request->clear_lease();
+  if (!response.ok()) {
+    const std::string reason = GetErrorDetail(response.status()).reason;
+    direct_->Judge(lease, response.status());
+    if (reason == "CONTENTS_GONE" || reason == "ARENA_CLOSED" || reason == "ARENA_CHANGED") return response;
+    Doubt(request);
+    // Some of its rows may be pinned.
+    if (reason == "TOO_MANY_PINS" || reason == "TOO_MUCH_PINNED") direct_->Retire(lease);
+    if (absl::IsDeadlineExceeded(response.status())) return response;
+    return std::nullopt;
+  }
+  if (response->rows_size() != request->items_size()) return response;
+  struct Source {
+    std::unique_ptr<const DirectLease::Held> held;
+    std::vector<uint32_t> rows;
+  };
+  absl::flat_hash_map<uint64_t, Source> sources;  // by pin
+  absl::Status status;
+  for (int i = 0; i < response->rows_size(); ++i) {
+    v1::LoadedRow& row = *response->mutable_rows(i);
+    if (!row.has_slot()) continue;
+    if (request->items(i).row() >= rows() || row.info().state_bytes() != plan_->state_bytes()) {
+      status = MalformedResponse("a row with a slot of another layout");
+      break;
+    }
+    Source& source = sources[row.slot().id()];
+    source.rows.push_back(request->items(i).row());
+    if (source.held == nullptr) {
+      absl::StatusOr<std::unique_ptr<const DirectLease::Held>> held = lease->Hold(row.slot(), plan_->state_bytes());
+      status = held.status();
+      if (!held.ok()) break;
+      source.held = *std::move(held);
+    }
+    row.clear_slot();
+  }
+  if (!status.ok()) {
+    direct_->Judge(lease, status);
+    direct_->Retire(lease);
+    Doubt(request);
+    return std::nullopt;
+  }
+  const uint64_t bytes = plan_->state_bytes() * static_cast<uint64_t>(response->rows_size());
+  const CopyHint hint = bytes > kStreamingLoadBytes ? CopyHint::kStreaming : CopyHint::kCached;
+  const absl::Time start = absl::Now();
+  for (const auto& [pin, source] : sources) {
+    for (const uint32_t row : source.rows) plan_->Clear(memory_->data(), row);
+  }
+  Share(bytes, plan_->state_bytes(), [&](uint64_t begin, uint64_t end) {
+    for (const auto& [pin, source] : sources)
+      plan_->Gather(source.held->data(), begin, end, memory_->data(), source.rows, hint);
+  });
+  ToProto(absl::Now() - start, response->mutable_copy_time());
+  return response;
+}
+
+std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreRequest* request,
+                                                                      const CallOptions& call) {
+  const auto count = static_cast<size_t>(request->items_size());
+  if (plan_ == nullptr || IsForked() || count == 0) return std::nullopt;
+  for (const v1::StoreItem& item : request->items()) {
+    const uint32_t accepted = AcceptedOf(item);
+    if (!item.attachment().empty() || item.row() >= rows() || accepted < 1 || accepted > std::max(steps(), 1u))
+      return std::nullopt;
+  }
+  {
+    const std::lock_guard lock(mu_);
+    if (closed_ || (count >= refused_grants_ && absl::Now() < refused_until_)) return std::nullopt;
+  }
+  const absl::Time deadline = absl::Now() + *call.timeout;
+  const std::shared_ptr<DirectLease> lease = direct_->Lease(deadline);
+  if (lease == nullptr) return std::nullopt;
+  absl::StatusOr<std::vector<DirectLease::Granted>> grants =
+      lease->Take(*pool_, layout(), plan_->state_bytes(), count, deadline);
+  if (!grants.ok()) {
+    direct_->Judge(lease, grants.status());
+    if (count > 1) direct_->Retire(lease);  // it may have more than a stock now, which only its end gives back
+    const std::lock_guard lock(mu_);
+    refused_grants_ = count;
+    refused_until_ = absl::Now() + kRefusedPause;
+    return std::nullopt;
+  }
+  const uint64_t bytes = plan_->state_bytes() * count;
+  const CopyHint hint = bytes > kStreamingStoreBytes ? CopyHint::kStreaming : CopyHint::kCached;
+  const uint64_t leaves = LeafCount(plan_->state_bytes());
+  std::vector<LeafHash> hashes(leaves * count);
+  const absl::Time start = absl::Now();
+  Share(bytes, leaves, [&](uint64_t first, uint64_t last) {
+    for (size_t i = 0; i < count; ++i) {
+      const v1::StoreItem& item = request->items(static_cast<int>(i));
+      plan_->ScatterLeaves(memory_->data(), item.row(), AcceptedOf(item), first, last, (*grants)[i].data(),
+                           hashes.data() + i * leaves + first, hint);
+    }
+  });
+  for (size_t i = 0; i < count; ++i) {
+    v1::StoreItem& item = *request->mutable_items(static_cast<int>(i));
+    item.set_grant((*grants)[i].slot.id());
+    item.set_checksum(ChecksumToHex(HashRoot(absl::MakeSpan(hashes).subspan(i * leaves, leaves))));
+  }
+  const absl::Duration copy_time = absl::Now() - start;
+  request->set_lease(lease->id());
+  absl::StatusOr<v1::StoreResponse> response = Call(&Pool::StoreOnce, request, Until(deadline));
+  request->clear_lease();
+  for (v1::StoreItem& item : *request->mutable_items()) {
+    item.clear_grant();
+    item.clear_checksum();
+  }
+  if (response.ok()) {
+    ToProto(copy_time, response->mutable_copy_time());
+    for (const v1::StoredRow& row : response->rows()) {
+      // Those that were stored are answered by their request_id.
+      if (row.has_error() && GetErrorDetail(FromItemError(row.error())).reason == "GRANT_UNKNOWN") return std::nullopt;
+    }
+    return response;
+  }
+  const absl::Status& error = response.status();
+  const std::string reason = GetErrorDetail(error).reason;
+  direct_->Judge(lease, error);
+  if (reason == "LEASE_UNKNOWN" || reason == "LEASE_NOT_CONNECTED" || reason == "DIRECT_OFF") return std::nullopt;
+  const std::optional<absl::Duration> delay = RetryDelay(error, 1);
+  if (!delay || pool_->options_.max_attempts < 2 || absl::Now() + *delay >= deadline) return response;
+  absl::SleepFor(*delay);
+  return std::nullopt;
 }
 
 template <typename Request, typename Response>
@@ -254,6 +495,7 @@ absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
     table_.clear_token();
     request_.set_layout(table.layout());  // whatever becomes of an alias
     if (absl::Status status = MakeTensorsLocked(); !status.ok()) return status;
+    plan_ = PlanOf(table_);
   }
   if (absl::Status status = memory_->Put(lease->memory.get()); !status.ok()) return status;
   lease->memory = Descriptor();
@@ -261,6 +503,7 @@ absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
   id_ = table.arena();
   incarnation_ = table.incarnation();
   known_[std::this_thread::get_id()] = ++generation_;
+  doubtful_rows_.clear();
   return absl::OkStatus();
 }
 

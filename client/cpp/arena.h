@@ -29,11 +29,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -41,6 +43,10 @@
 #include "absl/types/span.h"
 #include "client/cpp/statepool.h"
 #include "statepool/v1/statepool.pb.h"
+
+namespace statepool {
+class CopyPlan;
+}
 
 namespace statepool::client {
 
@@ -71,13 +77,13 @@ struct ArenaTensor {
 struct LoadAnswer {
   // What each row holds now, or the error of the item, in the order of the items.
   std::vector<absl::StatusOr<v1::LoadedRow>> rows;
-  absl::Duration copy_time;  // as in LoadResponse
+  absl::Duration copy_time;  // as in LoadResponse; by a direct way, of this process's copy
 };
 struct StoreAnswer {
   // What was stored, or the error of the item, in the order of the items.
   std::vector<absl::StatusOr<v1::NameInfo>> rows;
   bool done = false;         // false: nothing was stored (all_or_none, and an item failed)
-  absl::Duration copy_time;  // as in StoreResponse
+  absl::Duration copy_time;  // as in LoadAnswer
 };
 
 // Of one element. 1 for what this client does not know.
@@ -88,6 +94,10 @@ v1::LoadItem LoadRow(uint32_t row, const v1::NameRef& name);
 v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t position);
 
 // Rows for states of a layout. Made by Pool::OpenArena; keeps the pool's connections.
+//
+// Where the daemon lets its workers (Options::direct), this process copies between rows and the daemon's slots itself,
+// in the thread that calls and, from 8 MiB on, one more. Otherwise, and for items with an attachment to store or when
+// the daemon has no slots to give, the daemon copies. The answers are the same.
 //
 // Threads: Load and Store may be called from any thread, also at once for different rows. Nobody else may touch a row
 // meanwhile. Close, Reopen and the destructor want all others to have let go of the rows.
@@ -150,6 +160,13 @@ class Arena {
                                               absl::Status* unanswered);
   absl::StatusOr<v1::StoreResponse> StoreAnyhow(v1::StoreRequest request, const CallOptions& call,
                                                 absl::Status* unanswered);
+  // Load and Store by a direct way; nothing: let the daemon copy. The request is then as it was, but for row_unmodified
+  // of rows that the daemon may take for what they are not.
+  std::optional<absl::StatusOr<v1::LoadResponse>> LoadDirectly(v1::LoadRequest* request, const CallOptions& call);
+  std::optional<absl::StatusOr<v1::StoreResponse>> StoreDirectly(v1::StoreRequest* request, const CallOptions& call);
+  // Rows that the daemon may take for what they are not, because this process did not copy what it was to copy: until
+  // the next Load they count as modified.
+  void Doubt(v1::LoadRequest* request);
   // Close() without a word to the daemon, to which the socket's end is enough.
   void Drop();
   // OK when the arena, lost after this generation, is open again; `error` if the daemon has it, or is not there.
@@ -167,9 +184,11 @@ class Arena {
 
   const pid_t pid_;
   std::unique_ptr<const Pool> pool_;
+  std::shared_ptr<Direct> direct_;  // null: there are no direct ways
   const std::function<void(Arena&)> on_reopen_;
   v1::Arena table_;  // as the daemon told it first
   std::vector<ArenaTensor> tensors_;
+  std::unique_ptr<const CopyPlan> plan_;  // null: the daemon copies
 
   // Of what follows; held while it is opened again. std, for ThreadSanitizer does not see into Debian's Abseil.
   mutable std::mutex mu_;
@@ -178,6 +197,10 @@ class Arena {
   uint64_t generation_ = 0;  // grows with each opening
   // The newest generation that each thread knows of that used the arena.
   absl::flat_hash_map<std::thread::id, uint64_t> known_;
+  absl::flat_hash_set<uint32_t> doubtful_rows_;
+  // So many grants could not be had, and are not asked for until then.
+  size_t refused_grants_ = 0;
+  absl::Time refused_until_ = absl::InfinitePast();
   std::string id_;
   std::string incarnation_;
   std::unique_ptr<Range> memory_;

@@ -100,6 +100,10 @@ void SetDeadline(absl::Time deadline, grpc::ClientContext* context) {
   if (deadline != absl::InfiniteFuture()) context->set_deadline(absl::ToChronoTime(deadline));
 }
 
+bool IsUnanswered(const absl::Status& error) {
+  return absl::IsUnavailable(error) || absl::IsDeadlineExceeded(error) || absl::IsCancelled(error);
+}
+
 CallOptions Until(absl::Time deadline) {
   CallOptions call;
   call.timeout = std::max(deadline - absl::Now(), absl::ZeroDuration());

@@ -41,6 +41,9 @@ std::optional<absl::Duration> RetryDelay(const absl::Status& status, int attempt
 // Infinite: none.
 void SetDeadline(absl::Time deadline, grpc::ClientContext* context);
 
+// No answer came: the call may have been done, or go on.
+bool IsUnanswered(const absl::Status& error);
+
 // What is left until then, as the timeout of a call.
 CallOptions Until(absl::Time deadline);
 

@@ -100,17 +100,25 @@ bool Exchange(int socket, const sockaddr_un& address, socklen_t size, const std:
   return true;
 }
 
-absl::Status Check(const v1::Arena& arena, const std::string& answer, const std::vector<Descriptor>& descriptors) {
-  if (answer.empty()) return Unreachable(arena.socket(), "the daemon hung up");
+std::string TextOf(const google::protobuf::Struct& told, const char* field) {
+  const auto it = told.fields().find(field);
+  return it == told.fields().end() ? std::string() : it->second.string_value();
+}
+
+// What a socket told, or the error that it told.
+absl::StatusOr<google::protobuf::Struct> Read(const std::string& path, const std::string& answer) {
+  if (answer.empty()) return Unreachable(path, "the daemon hung up");
   google::protobuf::Struct told;
   if (!google::protobuf::util::JsonStringToMessage(answer, &told).ok())
     return BadAnswer(absl::StrCat("'", absl::string_view(answer).substr(0, 100), "'"));
-  const auto text = [&told](const char* field) {
-    const auto it = told.fields().find(field);
-    return it == told.fields().end() ? std::string() : it->second.string_value();
-  };
-  if (const std::string reason = text("reason"); !reason.empty())
-    return MakeError(CodeOfRefusal(reason), reason, "token", text("message"));
+  if (const std::string reason = TextOf(told, "reason"); !reason.empty())
+    return MakeError(CodeOfRefusal(reason), reason, "token", TextOf(told, "message"));
+  return told;
+}
+
+absl::Status Check(const v1::Arena& arena, const google::protobuf::Struct& told,
+                   const std::vector<Descriptor>& descriptors) {
+  const auto text = [&told](const char* field) { return TextOf(told, field); };
   // A number, exact up to 2^53, or text.
   uint64_t bytes = 0;
   if (const auto it = told.fields().find("bytes"); it != told.fields().end()) {
@@ -135,6 +143,33 @@ absl::Status Check(const v1::Arena& arena, const std::string& answer, const std:
         absl::StrCat("the arena's memory could shrink or grow under us: its seals are 0x", absl::Hex(seals)));
   }
   return absl::OkStatus();
+}
+
+// Connects and sends a token: what the daemon answered.
+absl::StatusOr<Descriptor> Take(const std::string& path, const std::string& token, absl::Time deadline,
+                                google::protobuf::Struct* told, std::vector<Descriptor>* descriptors) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path) return BadAnswer("with a path that is no socket's");
+  std::memcpy(address.sun_path, path.data(), path.size());
+  // "@name": in the abstract namespace, where every byte counts.
+  const bool is_abstract = path[0] == '@';
+  if (is_abstract) address.sun_path[0] = '\0';
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size() + (is_abstract ? 0 : 1));
+  Descriptor connection(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  if (connection.get() < 0) return Unreachable(path, std::strerror(errno));
+  if (deadline != absl::InfiniteFuture()) {  // a timeout of 0 would be none
+    const timeval left = absl::ToTimeval(std::max(deadline - absl::Now(), absl::Milliseconds(1)));
+    for (const int option : {SO_SNDTIMEO, SO_RCVTIMEO})  // the first holds for connect as well
+      setsockopt(connection.get(), SOL_SOCKET, option, &left, sizeof left);
+  }
+  std::string answer;
+  if (!Exchange(connection.get(), address, size, token, &answer, descriptors))
+    return Unreachable(path, std::strerror(errno));
+  absl::StatusOr<google::protobuf::Struct> read = Read(path, answer);
+  if (!read.ok()) return read.status();
+  *told = *std::move(read);
+  return connection;
 }
 
 }  // namespace
@@ -166,29 +201,22 @@ absl::Status Range::Vacate() {
 }
 
 absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline) {
-  const std::string& path = arena.socket();
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (path.empty() || path.size() >= sizeof address.sun_path) return BadAnswer("with a path that is no socket's");
-  std::memcpy(address.sun_path, path.data(), path.size());
-  // "@name": in the abstract namespace, where every byte counts.
-  const bool is_abstract = path[0] == '@';
-  if (is_abstract) address.sun_path[0] = '\0';
-  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + path.size() + (is_abstract ? 0 : 1));
-  Lease lease{Descriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)), Descriptor()};
-  if (lease.socket.get() < 0) return Unreachable(path, std::strerror(errno));
-  if (deadline != absl::InfiniteFuture()) {  // a timeout of 0 would be none
-    const timeval left = absl::ToTimeval(std::max(deadline - absl::Now(), absl::Milliseconds(1)));
-    for (const int option : {SO_SNDTIMEO, SO_RCVTIMEO})  // the first holds for connect as well
-      setsockopt(lease.socket.get(), SOL_SOCKET, option, &left, sizeof left);
-  }
-  std::string answer;
   std::vector<Descriptor> descriptors;
-  if (!Exchange(lease.socket.get(), address, size, arena.token(), &answer, &descriptors))
-    return Unreachable(path, std::strerror(errno));
-  if (absl::Status status = Check(arena, answer, descriptors); !status.ok()) return status;
-  lease.memory = std::move(descriptors[0]);
-  return lease;
+  google::protobuf::Struct told;
+  absl::StatusOr<Descriptor> socket = Take(arena.socket(), arena.token(), deadline, &told, &descriptors);
+  if (!socket.ok()) return socket.status();
+  if (absl::Status status = Check(arena, told, descriptors); !status.ok()) return status;
+  return Lease{*std::move(socket), std::move(descriptors[0])};
+}
+
+absl::StatusOr<Descriptor> TakeDirectLease(const v1::DirectLease& lease, absl::Time deadline) {
+  std::vector<Descriptor> descriptors;
+  google::protobuf::Struct told;
+  absl::StatusOr<Descriptor> socket = Take(lease.socket(), lease.token(), deadline, &told, &descriptors);
+  if (!socket.ok()) return socket;
+  if (TextOf(told, "lease") != lease.lease() || TextOf(told, "incarnation") != lease.incarnation())
+    return BadAnswer(absl::StrCat("of lease '", TextOf(told, "lease"), "', not of '", lease.lease(), "'"));
+  return socket;
 }
 
 bool IsHere(const std::string& socket) {

@@ -70,6 +70,9 @@ struct Lease {
 // BAD_ANSWER) for what would not be safe to use.
 absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline);
 
+// The connection of a direct lease. Errors: those of TakeLease.
+absl::StatusOr<Descriptor> TakeDirectLease(const v1::DirectLease& lease, absl::Time deadline);
+
 // Whether there is such a socket on this machine (Capabilities.arena_socket). Who can't tell says yes.
 bool IsHere(const std::string& socket);
 

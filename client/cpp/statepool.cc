@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/direct.h"
 #include "client/cpp/lane.h"
 #include "kernels/checksum.h"
 
@@ -100,6 +101,7 @@ absl::StatusOr<Pool> Pool::Connect(absl::string_view address, const Options& opt
     return grpc::CreateCustomChannel(std::string(address), grpc::InsecureChannelCredentials(), own);
   };
   Pool pool(connect, options);
+  if (options.direct) pool.direct_ = std::make_shared<Direct>(pool.Bare(/*max_attempts=*/1));
   if (options.arenas) pool.lane_ = std::make_shared<Lane>(pool.Bare(/*max_attempts=*/1));
   return pool;
 }
@@ -395,6 +397,24 @@ absl::StatusOr<v1::FlushResponse> Pool::Flush(const v1::FlushRequest& request, c
   return Unary(&Stub::Flush, request, call, true);
 }
 
+// ---- of direct ways
+
+absl::StatusOr<v1::DirectLease> Pool::OpenDirect(const CallOptions& call) const {
+  return Unary(&Stub::OpenDirect, v1::OpenDirectRequest(), call, false);
+}
+
+absl::StatusOr<v1::GrantResponse> Pool::Grant(const v1::GrantRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Grant, request, call, false);
+}
+
+absl::StatusOr<v1::GetResponse> Pool::GetOnce(const v1::GetRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Get, request, call, false);
+}
+
+absl::StatusOr<v1::NameInfo> Pool::SetOnce(const v1::SetRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Set, request, call, false);
+}
+
 // ---- of arenas
 
 absl::StatusOr<v1::Arena> Pool::OpenArena(const v1::OpenArenaRequest& request, const CallOptions& call) const {
@@ -407,6 +427,14 @@ absl::StatusOr<v1::LoadResponse> Pool::Load(const v1::LoadRequest& request, cons
 
 absl::StatusOr<v1::StoreResponse> Pool::Store(const v1::StoreRequest& request, const CallOptions& call) const {
   return Unary(&Stub::Store, request, call, true);
+}
+
+absl::StatusOr<v1::LoadResponse> Pool::LoadOnce(const v1::LoadRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Load, request, call, false);
+}
+
+absl::StatusOr<v1::StoreResponse> Pool::StoreOnce(const v1::StoreRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Store, request, call, false);
 }
 
 absl::StatusOr<v1::CloseArenaResponse> Pool::CloseArena(const v1::CloseArenaRequest& request,

@@ -63,6 +63,9 @@ struct Options {
   // on the same machine (arena.h): faster, otherwise the same. Not Set with a request_id of the caller's, nor with a
   // layout by its alias for a sequence that this pool has not seen.
   bool arenas = true;
+  // Where the daemon lets its workers (Capabilities.copy_mode "direct"), states are read and written in the daemon's
+  // own memory, which this process maps: GetView without a copy, everything else with one of this process's making.
+  bool direct = true;
 };
 
 struct CallOptions {
@@ -133,8 +136,42 @@ class State {
   std::shared_ptr<const void> owner_;  // of what the pieces point into
 };
 
+// A state to look at. Where the daemon lets its workers (Options::direct) these are the bytes in its own memory, which
+// it keeps there unchanged for as long as this lives, whatever becomes of the name; elsewhere a copy. Read-only: a
+// write to memory of the daemon's ends the process. Const methods are thread-safe.
+//
+// It may outlive the Pool, and a restart of the daemon. So many bytes as all leases may pin together
+// (Capabilities.max_pinned_bytes) are all that views can have; further ones are copies. In a forked child it must not
+// be used.
+class StateView {
+ public:
+  StateView(StateView&&) = default;
+  StateView& operator=(StateView&&) = default;
+
+  const v1::NameInfo& info() const { return small_.info(); }
+  const std::string& attachment() const { return small_.attachment(); }
+  // Valid while this StateView lives, also when it is moved.
+  absl::string_view bytes() const { return bytes_; }
+  uint64_t size() const { return bytes_.size(); }
+
+  // Whether the bytes have their checksum: one pass over them. What is in the daemon's memory was verified when it came
+  // there, and is not again. Errors: DATA_LOSS (CORRUPT).
+  absl::Status Verify() const;
+
+ private:
+  friend class Direct;
+  friend class Pool;
+  StateView() = default;
+
+  v1::GetResponse small_;  // without data
+  absl::string_view bytes_;
+  std::shared_ptr<const void> owner_;  // of what the bytes are in
+};
+
 class Arena;
 struct ArenaOptions;
+class Direct;
+class DirectLease;
 class Lane;
 
 // What became of a BatchWrite.
@@ -176,6 +213,11 @@ class Pool {
   // Options::verify is off).
   absl::StatusOr<State> Get(const v1::GetRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<State> Get(const v1::NameRef& name) const;
+
+  // The same without a copy, where direct ways are to be had (StateView): costs the same whatever the size. Elsewhere,
+  // and for a part, as Get.
+  absl::StatusOr<StateView> GetView(const v1::GetRequest& request, const CallOptions& call = {}) const;
+  absl::StatusOr<StateView> GetView(const v1::NameRef& name) const;
 
   // The same into the caller's memory, verified while it is copied: one pass instead of two. The answer's `data` is
   // empty. On an error `destination` may hold part of a state. Errors: also BYTES_LENGTH_MISMATCH unless the state has
@@ -289,6 +331,8 @@ class Pool {
 
  private:
   friend class Arena;
+  friend class Direct;
+  friend class DirectLease;
   friend class Lane;
   // `connect` makes a channel; for streams if its argument says so.
   Pool(absl::FunctionRef<std::shared_ptr<grpc::Channel>(bool)> connect, const Options& options);
@@ -307,10 +351,11 @@ class Pool {
                                  const Request& request, const CallOptions& call) const;
   // The same connections and options (but for max_attempts, unless that is 0) without what a pool keeps for itself.
   Pool Bare(int max_attempts = 0) const;
-  // The answer of Get or GetInto through the lane; nothing: ask inline.
-  std::optional<absl::StatusOr<v1::GetResponse>> GetByLane(const v1::GetRequest& request, std::optional<uint64_t> bytes,
-                                                           absl::FunctionRef<char*(uint64_t bytes)> room,
-                                                           absl::Time deadline) const;
+  // The answer of Get or GetInto by a direct way or the lane, its bytes in the room that `room` gave for so many;
+  // nothing: ask inline.
+  std::optional<absl::StatusOr<v1::GetResponse>> GetHere(const v1::GetRequest& request, std::optional<uint64_t> bytes,
+                                                         absl::FunctionRef<char*(uint64_t bytes)> room,
+                                                         absl::Time deadline) const;
   void Learn(const v1::NameInfo& info, absl::string_view layout) const;
   // Get and Set inline: in one message, or as a stream.
   absl::StatusOr<State> GetInline(const v1::GetRequest& request, const CallOptions& call, absl::Time deadline) const;
@@ -336,17 +381,26 @@ class Pool {
                                    absl::Span<const absl::string_view> pieces, std::shared_ptr<const void> owner,
                                    bool may_repeat, const CallOptions& call) const;
 
+  // For Direct: one attempt.
+  absl::StatusOr<v1::DirectLease> OpenDirect(const CallOptions& call) const;
+  absl::StatusOr<v1::GrantResponse> Grant(const v1::GrantRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::GetResponse> GetOnce(const v1::GetRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::NameInfo> SetOnce(const v1::SetRequest& request, const CallOptions& call) const;
+
   // For Arena.
   absl::StatusOr<v1::Arena> OpenArena(const v1::OpenArenaRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::LoadResponse> Load(const v1::LoadRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::StoreResponse> Store(const v1::StoreRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::LoadResponse> LoadOnce(const v1::LoadRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::StoreResponse> StoreOnce(const v1::StoreRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::CloseArenaResponse> CloseArena(const v1::CloseArenaRequest& request,
                                                     const CallOptions& call) const;
 
   std::shared_ptr<grpc::Channel> channel_, reads_, writes_, streams_;
   std::shared_ptr<v1::StatePool::Stub> stub_;
   Options options_;
-  std::shared_ptr<Lane> lane_;  // null: there is none
+  std::shared_ptr<Lane> lane_;      // null: there is none
+  std::shared_ptr<Direct> direct_;  // likewise
 };
 
 }  // namespace statepool::client

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/direct.h"
 #include "client/cpp/lane.h"
 #include "client/cpp/statepool.h"
 #include "kernels/checksum.h"
@@ -136,21 +137,72 @@ absl::StatusOr<State> Pool::Receive(const v1::GetRequest& request, const CallOpt
 Pool Pool::Bare(int max_attempts) const {
   Pool bare = *this;
   bare.lane_ = nullptr;
+  bare.direct_ = nullptr;
   if (max_attempts != 0) bare.options_.max_attempts = max_attempts;
   return bare;
 }
 
 void Pool::Learn(const v1::NameInfo& info, absl::string_view layout) const {
+  if (direct_ != nullptr) direct_->Learn(info);
   if (lane_ != nullptr) lane_->Learn(info, layout);
 }
 
-std::optional<absl::StatusOr<v1::GetResponse>> Pool::GetByLane(const v1::GetRequest& request,
-                                                               std::optional<uint64_t> bytes,
-                                                               absl::FunctionRef<char*(uint64_t bytes)> room,
-                                                               absl::Time deadline) const {
-  if (lane_ == nullptr || request.has_select() || !request.lease().empty()) return std::nullopt;
+std::optional<absl::StatusOr<v1::GetResponse>> Pool::GetHere(const v1::GetRequest& request,
+                                                             std::optional<uint64_t> bytes,
+                                                             absl::FunctionRef<char*(uint64_t bytes)> room,
+                                                             absl::Time deadline) const {
+  if (request.has_select() || !request.lease().empty()) return std::nullopt;
+  if (direct_ != nullptr && (bytes ? *bytes >= Direct::kStateBytesMin : direct_->expects_large())) {
+    std::optional<absl::StatusOr<StateView>> view = direct_->Get(request, deadline);
+    if (view && !view->ok()) return view->status();
+    if (view && bytes.value_or((*view)->size()) == (*view)->size()) {
+      char* const to = room((*view)->size());
+      if (!options_.verify) {
+        std::memcpy(to, (*view)->bytes().data(), (*view)->size());
+        return std::move((*view)->small_);
+      }
+      CopyHasher hasher(to, (*view)->size());
+      hasher.Append((*view)->bytes());
+      const absl::Status same = CompareChecksums((*view)->info().checksum(), ChecksumToHex(HashRoot(hasher.Finish())));
+      if (!same.ok()) return same;
+      return std::move((*view)->small_);
+    }
+  }
+  if (lane_ == nullptr) return std::nullopt;
   return lane_->Get(request, bytes, room, options_.verify, deadline);
 }
+
+absl::Status StateView::Verify() const {
+  const std::string& checksum = small_.data_checksum().empty() ? info().checksum() : small_.data_checksum();
+  return CompareChecksums(checksum, ChecksumToHex(ChecksumOf(bytes_)));
+}
+
+absl::StatusOr<StateView> Pool::GetView(const v1::GetRequest& request, const CallOptions& call) const {
+  const absl::Time deadline = DeadlineOf(call);
+  CallOptions rest = call;
+  if (direct_ != nullptr && !request.has_select()) {
+    std::optional<absl::StatusOr<StateView>> view = direct_->Get(request, deadline);
+    if (view && view->ok()) Learn((*view)->info(), request.layout());
+    if (view) return *std::move(view);
+    rest.timeout = Until(deadline).timeout;
+  }
+  absl::StatusOr<State> state = Get(request, rest);
+  if (!state.ok()) return state.status();
+  StateView view;
+  view.small_ = std::move(state->small_);
+  if (state->pieces_.size() == 1) {
+    view.bytes_ = state->pieces_.front();
+    view.owner_ = std::move(state->owner_);
+  } else {
+    std::shared_ptr<char[]> memory(new char[state->size_]);
+    (void)state->CopyTo(memory.get(), state->size_);
+    view.bytes_ = absl::string_view(memory.get(), state->size_);
+    view.owner_ = std::move(memory);
+  }
+  return view;
+}
+
+absl::StatusOr<StateView> Pool::GetView(const v1::NameRef& name) const { return GetView(GetRequestFor(name)); }
 
 absl::StatusOr<State> Pool::Get(const v1::GetRequest& request, const CallOptions& call) const {
   const absl::Time deadline = DeadlineOf(call);
@@ -163,7 +215,7 @@ absl::StatusOr<State> Pool::Get(const v1::GetRequest& request, const CallOptions
     state.owner_ = std::move(memory);
     return begin;
   };
-  std::optional<absl::StatusOr<v1::GetResponse>> answer = GetByLane(request, std::nullopt, room, deadline);
+  std::optional<absl::StatusOr<v1::GetResponse>> answer = GetHere(request, std::nullopt, room, deadline);
   if (answer && !answer->ok()) return answer->status();
   if (answer) {
     state.small_ = **std::move(answer);
@@ -192,9 +244,9 @@ absl::StatusOr<v1::GetResponse> Pool::GetInto(const v1::GetRequest& request, abs
                                               const CallOptions& call) const {
   const absl::Time deadline = DeadlineOf(call);
   const auto room = [&destination](uint64_t) { return destination.data(); };
-  std::optional<absl::StatusOr<v1::GetResponse>> by_lane = GetByLane(request, destination.size(), room, deadline);
+  std::optional<absl::StatusOr<v1::GetResponse>> here = GetHere(request, destination.size(), room, deadline);
   absl::StatusOr<v1::GetResponse> answer =
-      by_lane ? *std::move(by_lane) : GetIntoInline(request, destination, call, deadline);
+      here ? *std::move(here) : GetIntoInline(request, destination, call, deadline);
   if (answer.ok()) Learn(answer->info(), request.layout());
   return answer;
 }
@@ -299,27 +351,32 @@ absl::StatusOr<v1::NameInfo> Pool::Set(v1::SetRequest request, absl::Span<const 
   if (!request.data().empty()) return InvalidArgument("INVALID_OPTION", "data", "give the bytes as pieces");
   const absl::Time deadline = DeadlineOf(call);
   const std::string layout = request.layout();
-  absl::StatusOr<v1::NameInfo> info;
-  if (lane_ == nullptr || !request.request_id().empty() || request.has_select()) {
-    info = SetInline(std::move(request), pieces, std::move(owner), call, deadline);
-  } else {
+  const bool is_whole = !request.has_select() && request.lease().empty();
+  std::optional<absl::StatusOr<v1::NameInfo>> info;
+  absl::Status doubt;
+  int attempts = 0;  // that were used up
+  if (direct_ != nullptr && is_whole && request.attachment().empty() && TotalBytes(pieces) >= Direct::kStateBytesMin) {
+    Direct::SetOutcome outcome = direct_->Set(&request, pieces, options_.max_attempts, deadline);
+    info = std::move(outcome.answer);
+    attempts = outcome.attempts;
+  }
+  if (!info && lane_ != nullptr && is_whole && request.request_id().empty()) {
     request.set_request_id(NewRequestId());
     Lane::SetOutcome outcome = lane_->Set(request, pieces, options_.max_attempts, deadline);
-    if (outcome.answer) {
-      info = *std::move(outcome.answer);
-    } else if (outcome.attempts == 0) {
-      request.clear_request_id();  // nobody heard of it
-      info = SetInline(std::move(request), pieces, std::move(owner), call, deadline);
-    } else {
-      Pool rest = *this;
-      rest.options_.max_attempts = std::max(options_.max_attempts - outcome.attempts, 1);
-      info = rest.SetInline(std::move(request), pieces, std::move(owner), call, deadline);
-      // It was stored, but the answer is lost.
-      if (!outcome.doubt.ok() && GetErrorDetail(info.status()).reason == "REQUEST_ID_REUSED") info = outcome.doubt;
-    }
+    info = std::move(outcome.answer);
+    doubt = outcome.doubt;
+    attempts = outcome.attempts;
+    if (attempts == 0) request.clear_request_id();  // nobody heard of it
   }
-  if (info.ok()) Learn(*info, layout);
-  return info;
+  if (!info) {
+    Pool rest = *this;
+    rest.options_.max_attempts = std::max(options_.max_attempts - attempts, 1);
+    info = rest.SetInline(std::move(request), pieces, std::move(owner), call, deadline);
+    // It was stored, but the answer is lost.
+    if (!doubt.ok() && GetErrorDetail(info->status()).reason == "REQUEST_ID_REUSED") info = doubt;
+  }
+  if (info->ok()) Learn(**info, layout);
+  return *std::move(info);
 }
 
 absl::StatusOr<v1::NameInfo> Pool::SetInline(v1::SetRequest request, absl::Span<const absl::string_view> pieces,

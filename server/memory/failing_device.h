@@ -28,7 +28,8 @@ class FailingDevice final : public Device {
   uint64_t budget_bytes() const override { return inner_->budget_bytes(); }
   uint64_t used_bytes() const override { return inner_->used_bytes(); }
   bool host_accessible() const override { return inner_->host_accessible(); }
-  absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed) override {
+  absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks,
+                                                         bool sealed = true) override {
     if (absl::Status status = fault_(tenant, chunks); !status.ok()) return status;
     return inner_->AllocateExtent(tenant, chunks, sealed);
   }

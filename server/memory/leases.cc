@@ -58,7 +58,7 @@ struct Leases::Trash {
   std::vector<Pin> pins;
   std::vector<std::unique_ptr<ImageWriter>> grants;
   std::vector<std::shared_ptr<Extent>> extents;
-  std::vector<OwnerId> owners;  // that ended
+  std::vector<OwnerId> owners, gone;  // that ended, and whose processes are gone
 };
 
 Leases::Leases(LeaseOptions options, statepool::Store* store, LeaseMemory memory, const Clock* clock)
@@ -74,6 +74,7 @@ Leases::~Leases() {
       Lease* lease = leases_.at(id).get();
       lease->process_gone = true;
       EndLocked(lease, &trash);
+      trash.gone.push_back(lease->owner);
       EraseIfGone(id, &trash);
     }
   }
@@ -81,9 +82,10 @@ Leases::~Leases() {
 }
 
 void Leases::Empty(Trash* trash) const {
-  for (const OwnerId owner : trash->owners) memory_.end_owner(owner);
+  for (const OwnerId owner : trash->owners) memory_.end_owner(owner, /*gone=*/false);
   trash->pins.clear();
   trash->grants.clear();
+  for (const OwnerId owner : trash->gone) memory_.end_owner(owner, /*gone=*/true);
   if (trash->extents.empty()) return;
   trash->extents.clear();
   memory_.freed();
@@ -184,6 +186,7 @@ void Leases::ProcessGone(absl::string_view id) {
     if (it == leases_.end()) return;
     it->second->process_gone = true;
     EndLocked(it->second.get(), &trash);
+    trash.gone.push_back(it->second->owner);
     EraseIfGone(id, &trash);
   }
   Empty(&trash);
@@ -269,7 +272,7 @@ absl::StatusOr<std::vector<LeasedSlot>> Leases::Grant(const Op& op, absl::string
     if (!lease.ok()) {  // it ended meanwhile, and may have made an extent its own after that
       MutexUnlock unlock(&mu_);
       writer->reset();
-      memory_.end_owner(owner);
+      memory_.end_owner(owner, /*gone=*/false);
       return lease.status();
     }
     slots.push_back((*lease)->Note((*writer)->place()));

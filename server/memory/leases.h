@@ -4,8 +4,9 @@
 // in the .proto (DIRECT).
 //
 // A lease's life: *waiting* from Open until its token is used; *leased* while its connection lasts; then its pins and
-// grants go at once, and nothing is granted any more in extents that it can write to. What it has mapped is kept until
-// it says that it dropped it, or its process is gone: an extent's memory comes back with the last reference to it.
+// grants go at once, and nothing is granted any more in extents that it can write to, before its process is gone. What
+// it has mapped is kept until it says that it dropped it, or its process is gone: an extent's memory comes back with
+// the last reference to it.
 #ifndef STATEPOOL_SERVER_MEMORY_LEASES_H_
 #define STATEPOOL_SERVER_MEMORY_LEASES_H_
 
@@ -41,8 +42,8 @@ struct LeaseOptions {
 // Where slots to write to come from (Residency).
 struct LeaseMemory {
   std::function<absl::StatusOr<std::unique_ptr<ImageWriter>>(const Op& op, LayoutRef layout, OwnerId owner)> grant;
-  std::function<void(OwnerId owner)> end_owner;
-  std::function<void()> freed;  // a reference to an extent went
+  std::function<void(OwnerId owner, bool gone)> end_owner;  // gone: its process too
+  std::function<void()> freed;                              // a reference to an extent went
 };
 
 // A slot that is pinned for a lease, or granted to it.

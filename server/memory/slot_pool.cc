@@ -94,20 +94,32 @@ void SlotPool::AddExtent(std::shared_ptr<Extent> extent, OwnerId owner) {
 
 std::vector<std::shared_ptr<Extent>> SlotPool::TakeEmpty(size_t keep) {
   std::vector<std::shared_ptr<Extent>> taken;
-  while (empty_.size() > keep) {
-    const uint64_t number = *empty_.rbegin();
-    auto it = extents_.find(number);
-    const SlotExtent& empty = *it->second;
-    extent_bytes_ -= empty.extent_->bytes();
-    if (empty.owner_ != 0) owned_bytes_ -= empty.extent_->bytes();
-    total_slots_ -= empty.slots_;
-    with_room_.erase({empty.owner_, number});
-    taken.push_back(std::move(it->second->extent_));
-    taken.back()->Retire();
-    extents_.erase(it);
-    empty_.erase(number);
-  }
+  while (empty_.size() > keep) taken.push_back(Take(*empty_.rbegin()));
   return taken;
+}
+
+std::vector<std::shared_ptr<Extent>> SlotPool::TakeEmptyOwned() {
+  std::vector<uint64_t> numbers;
+  for (const uint64_t number : empty_) {
+    if (extents_.at(number)->owner_ != 0) numbers.push_back(number);
+  }
+  std::vector<std::shared_ptr<Extent>> taken;
+  for (const uint64_t number : numbers) taken.push_back(Take(number));
+  return taken;
+}
+
+// REQUIRES: it is empty.
+std::shared_ptr<Extent> SlotPool::Take(uint64_t number) {
+  const auto it = extents_.find(number);
+  std::shared_ptr<Extent> extent = std::move(it->second->extent_);
+  extent_bytes_ -= extent->bytes();
+  if (it->second->owner_ != 0) owned_bytes_ -= extent->bytes();
+  total_slots_ -= it->second->slots_;
+  with_room_.erase({it->second->owner_, number});
+  empty_.erase(number);
+  extents_.erase(it);
+  extent->Retire();
+  return extent;
 }
 
 void SlotPool::SetDraining(SlotExtent* extent, bool draining) {
@@ -122,6 +134,17 @@ void SlotPool::EndOwner(OwnerId owner) {
   for (const auto& [number, extent] : extents_) {
     if (extent->owner_ != owner) continue;
     extent->owner_ended_ = true;
+    NoteRoom(*extent);
+  }
+}
+
+void SlotPool::OwnerGone(OwnerId owner) {
+  EndOwner(owner);
+  for (const auto& [number, extent] : extents_) {
+    if (extent->owner_ != owner || !extent->extent_->Seal()) continue;
+    owned_bytes_ -= extent->extent_->bytes();
+    extent->owner_ = 0;
+    extent->owner_ended_ = false;
     NoteRoom(*extent);
   }
 }

@@ -7,7 +7,7 @@
 // both outside its lock. An extent is one tenant's, so a chunk is too.
 //
 // An extent may have an *owner*, another process that can write to it: then its slots are allocated for this owner
-// alone, and for nobody once the owner's end is told.
+// alone, for nobody when it has ended, and for all again when the process is gone.
 //
 // A slot is state_bytes() rounded up to SlotAlignment. The padding is zero from the extent's birth and nobody writes
 // it. A slot that was freed keeps its old bytes until it is allocated again; its next owner writes all state_bytes()
@@ -61,7 +61,7 @@ class SlotExtent {
   friend class SlotPool;
   const uint64_t number_;  // age: the older, the sooner its slots are used
   std::shared_ptr<Extent> extent_;
-  const OwnerId owner_;
+  OwnerId owner_;
   const uint32_t slots_;
   std::vector<uint32_t> free_;
   std::vector<bool> is_used_;
@@ -104,13 +104,17 @@ class SlotPool {
   void SetDraining(SlotExtent* extent, bool draining);
   // No slot of this owner's extents is allocated any more. REQUIRES: owner is not 0.
   void EndOwner(OwnerId owner);
+  // Its process is gone: its extents have no owner now, but for those that can't be sealed.
+  void OwnerGone(OwnerId owner);
+  // Gives out empty extents that have an owner, and retires them.
+  std::vector<std::shared_ptr<Extent>> TakeEmptyOwned();
 
   size_t extents() const { return extents_.size(); }
   size_t empty_extents() const { return empty_.size(); }
   uint64_t used_slots() const { return used_slots_; }
   uint64_t free_slots() const { return total_slots_ - used_slots_; }
   uint64_t extent_bytes() const { return extent_bytes_; }
-  uint64_t owned_bytes() const { return owned_bytes_; }  // of them, of extents that have an owner, or had one
+  uint64_t owned_bytes() const { return owned_bytes_; }  // of them, of extents that have an owner
 
   // Aborts when the pool contradicts itself, or when padding is not zero in memory that the CPU can read.
   void CheckInvariants(bool host_accessible) const;
@@ -119,6 +123,7 @@ class SlotPool {
   using ByNumber = absl::btree_set<uint64_t>;
 
   void NoteRoom(const SlotExtent& extent);  // whether it has any
+  std::shared_ptr<Extent> Take(uint64_t number);
 
   const TenantId tenant_;
   const uint64_t state_bytes_;

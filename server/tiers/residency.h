@@ -13,6 +13,7 @@
 // another layout helps only when its whole extent is given back: so the extents that drain are those whose images all
 // come before this layout's own first, and of several the one used least recently. Extents that other processes have
 // mapped come back only when those let go of them: they drain when no other can, and no more of them than is needed.
+// Those that others write to come back whole as well, for a free slot in them is of use to their owner alone.
 //
 // When more than `dirty_bytes_max` is in slots alone, a thread spills the next of 4. (and of 2.) ahead of time: so
 // whoever needs a slot finds a clean one, and waits for the disk only when all of the budget changes faster than the
@@ -118,11 +119,12 @@ class Residency final : public ImageStore {
   // Memory of the device that another process will write to (an arena), for which colder images leave. Blocks as Write
   // does. Errors: HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(const Op& op, TenantId tenant, uint64_t bytes);
-  // A slot that another process will write to, in an extent of its own: BeginWrite but for where room comes from. Only
-  // images in extents of this owner leave for it. Errors: also TOO_MUCH_GRANTED.
+  // A slot that another process will write to, in an extent of its own. Whole extents drain for it, or, where its kind
+  // has as much as it may, images in this owner's extents leave. Errors: those of BeginWrite, and TOO_MUCH_GRANTED.
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginOwned(const Op& op, LayoutRef layout, OwnerId owner);
-  // No slot is given out any more that this owner can write to.
-  void EndOwner(OwnerId owner);
+  // No slot is given out any more that this owner can write to; when its process is gone (`gone`) nobody can, and its
+  // extents are like all others.
+  void EndOwner(OwnerId owner, bool gone);
 
   // Such memory, or the last reference to an extent, was destroyed: to whoever waits for room. Empty extents, perhaps
   // of slots that belonged to it, go too.
@@ -195,6 +197,8 @@ class Residency final : public ImageStore {
   // REQUIRES: the claim has a pool.
   absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status AcquireOwned(const Op& op, OwnerId owner, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  Step EvictOwned(const Op& op, Pool* pool, OwnerId owner, bool clean_only, Keep* keep, absl::Status* error)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Claimed(Slot slot, Claim* claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveBack(Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -249,8 +249,10 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
   const uint64_t least_bytes = pool->slots.min_chunks() * device_->chunk_bytes();
   if (least_bytes > device_->budget_bytes()) return TooLarge(pool->slots.state_bytes(), device_->budget_bytes());
   claim->has_attachment_room = true;  // for none
+  absl::Status spill_error;
   for (;;) {
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    const uint64_t progress = progress_;
     if (std::optional<Slot> slot = pool->slots.Allocate(owner)) {
       Claimed(*slot, claim);
       return absl::OkStatus();
@@ -258,37 +260,64 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
     uint64_t owned = 0;
     for (const auto& [key, other] : pools_) owned += other->slots.owned_bytes();
     const uint64_t most_bytes = options_.owned_bytes_max - std::min(owned, options_.owned_bytes_max);
-    if (least_bytes <= most_bytes) {
+    const bool may_grow = least_bytes <= most_bytes;
+    Extents empty;
+    if (may_grow) {
       const absl::Status grown = Grow(pool, owner, most_bytes);
       if (grown.ok()) continue;
       if (!absl::IsResourceExhausted(grown)) return grown;
-    }
-    Resident* first = nullptr;
-    for (const auto& [extent, victims] : pool->extents) {
-      if (extent->owner() != owner || extent->draining()) continue;
-      for (Resident* image : victims.by_slot) {
-        if (image != nullptr && (first == nullptr || *image->listed < *first->listed)) first = image;
+      empty = TakeEmptyExtents(/*keep_each=*/0);
+    } else {
+      for (auto& [key, other] : pools_) {
+        for (std::shared_ptr<Extent>& extent : other->slots.TakeEmptyOwned()) empty.push_back(std::move(extent));
       }
     }
-    if (first == nullptr) {
-      return least_bytes <= most_bytes ? HotFull(*device_) : TooMuchGranted(options_.owned_bytes_max);
+    if (!empty.empty()) {
+      GiveBack(std::move(empty));
+      continue;
     }
+    Step step = Step::kNothingMayLeave;
     absl::Status error;
-    if (Evict(op, first, &keep, &error) == Step::kSpillFailed) return SpillError(error, *device_);
+    if (may_grow) step = DrainFor(op, /*except=*/nullptr, pool->slots.min_chunks(), !spill_error.ok(), &keep, &error);
+    if (step == Step::kNothingMayLeave) step = EvictOwned(op, pool, owner, !spill_error.ok(), &keep, &error);
+    if (step == Step::kSpillFailed) spill_error = error;
+    if (step != Step::kNothingMayLeave || progress != progress_) continue;
+    if (!may_grow && spill_error.ok()) return TooMuchGranted(options_.owned_bytes_max);
+    if (moving_ == 0) return spill_error.ok() ? HotFull(*device_) : SpillError(spill_error, *device_);
+    WaitForChange(op);
   }
 }
 
-void Residency::EndOwner(OwnerId owner) {
+// The image whose turn is first in this owner's extents.
+Residency::Step Residency::EvictOwned(const Op& op, Pool* pool, OwnerId owner, bool clean_only, Keep* keep,
+                                      absl::Status* error) {
+  Resident* first = nullptr;
+  for (const auto& [extent, victims] : pool->extents) {
+    if (extent->owner() != owner || extent->draining()) continue;
+    for (Resident* image : victims.by_slot) {
+      if (image == nullptr || (clean_only && image->listed->dirty())) continue;
+      if (first == nullptr || *image->listed < *first->listed) first = image;
+    }
+  }
+  return first == nullptr ? Step::kNothingMayLeave : Evict(op, first, keep, error);
+}
+
+void Residency::EndOwner(OwnerId owner, bool gone) {
   MutexLock lock(&mu_);
-  for (const auto& [key, pool] : pools_) pool->slots.EndOwner(owner);
+  for (const auto& [key, pool] : pools_) {
+    if (gone) pool->slots.OwnerGone(owner);
+    else pool->slots.EndOwner(owner);
+    if (pool->slots.empty_extents() > 1) WantTrim();
+  }
+  Progress();
 }
 
 Residency::Step Residency::MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error) {
   const auto may_leave = [clean_only](const VictimKey& key) {
-    return !(clean_only && key.dirty()) && !key.image->slot.extent->draining();
+    const SlotExtent& extent = *key.image->slot.extent;
+    return !(clean_only && key.dirty()) && !extent.draining() && extent.owner() == 0;
   };
   const auto first = std::find_if(victims_.begin(), victims_.end(), may_leave);
-  if (first == victims_.end()) return Step::kNothingMayLeave;
   const auto own = std::find_if(pool->victims.begin(), pool->victims.end(), may_leave);
   if (own != pool->victims.end()) {
     // Another layout's extent goes only if all in it should go before any image of this one.
@@ -304,15 +333,16 @@ Residency::Step Residency::MakeRoomFor(const Op& op, Pool* pool, bool clean_only
   return DrainFor(op, pool, pool->slots.min_chunks(), clean_only, keep, error);
 }
 
-// Empties the extent whose turn is first, if enough could be emptied for `chunks`. Not of `except`.
+// Empties the extent whose turn is first, if enough could be emptied for `chunks`. Of `except` only those that have an
+// owner.
 Residency::Step Residency::DrainFor(const Op& op, const Pool* except, uint64_t chunks, bool clean_only, Keep* keep,
                                     absl::Status* error) {
   uint64_t free_chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
   const VictimKey* best = nullptr;
   const VictimKey* best_mapped = nullptr;
   for (auto& [key, other] : pools_) {
-    if (other.get() == except) continue;
     for (auto& [extent, victims] : other->extents) {
+      if (other.get() == except && extent->owner() == 0) continue;
       const VictimKey* newest = NewestIfDrainable(*other, extent, clean_only);
       if (newest == nullptr) continue;
       free_chunks += extent->extent().bytes() / device_->chunk_bytes();

@@ -79,7 +79,7 @@ class OurWay final : public Way {
  private:
   static client::Pool Connect(const std::string& address) {
     client::Options options;
-    options.arenas = false;
+    options.arenas = options.direct = false;
     absl::StatusOr<client::Pool> pool = client::Pool::Connect(address, options);
     if (!pool.ok()) NotMeasurable(pool.status().ToString());
     return *std::move(pool);

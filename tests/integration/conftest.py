@@ -16,6 +16,7 @@ PROTO = "statepool/v1/statepool.proto"
 def pytest_configure(config):
     config.addinivalue_line("markers", "rpc(method, ...): the test calls these RPCs, successfully")
     config.addinivalue_line("markers", "provokes((code, reason), ...): the test gets these errors")
+    config.addinivalue_line("markers", "flags(flag, ...): the test wants a daemon of its own, with these")
 
 
 @pytest.fixture(scope="module")

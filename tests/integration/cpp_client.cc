@@ -2,20 +2,26 @@
 //
 // The C++ client against the daemon at $STATEPOOL_SERVER, which has a hot budget of 128 MiB. test_cpp_client.py starts
 // one and runs this, and looks how many bytes went through arenas. With $STATEPOOL_RESTARTS it kills the daemon and
-// starts it anew whenever a line "restart" comes from here, and answers with a line.
+// starts it anew whenever a line "restart" comes from here, and answers with a line. With $STATEPOOL_DIRECT the daemon
+// has direct ways, and they are used.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <optional>
 #include <random>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "client/cpp/arena.h"
+#include "client/cpp/direct.h"
 #include "client/cpp/statepool.h"
 
 namespace statepool::client {
@@ -46,11 +52,14 @@ class CppClientTest : public testing::Test {
     EXPECT_TRUE(!info.ok() || info->state_bytes() == kStateBytes);
   }
 
-  static Pool Connect(int max_message_bytes, bool arenas = false) {
+  static bool IsDirect() { return getenv("STATEPOOL_DIRECT") != nullptr; }
+
+  static Pool Connect(int max_message_bytes, bool arenas = false, bool direct = IsDirect()) {
     Options options;
     options.max_message_bytes = max_message_bytes;
     options.chunk_bytes = 256 << 10;
     options.arenas = arenas;
+    options.direct = direct;
     return *Pool::Connect(getenv("STATEPOOL_SERVER"), options);
   }
 
@@ -106,7 +115,7 @@ class CppClientTest : public testing::Test {
 
   // With a row of the fast lane for states of "cpp".
   Pool ConnectLane() {
-    const Pool pool = Connect(64 << 20, /*arenas=*/true);
+    const Pool pool = Connect(64 << 20, /*arenas=*/true, /*direct=*/false);
     for (int i = 0; i < 10; ++i) EXPECT_TRUE(pool.Set(Name("/warm"), "cpp", i, StateOf(0)).ok());
     return pool;
   }
@@ -129,6 +138,8 @@ class CppClientTest : public testing::Test {
                                     detail.message, " ", absl::StrJoin(detail.metadata, " ", absl::PairFormatter("=")));
     return absl::StrReplaceAll(text, {{name, "NAME"}});
   }
+
+  void ExpectSameErrors(const Pool& other);
 
   const Pool pool_, streaming_;
 };
@@ -481,15 +492,16 @@ TEST_F(CppClientTest, LaneAndMessageGiveTheSameAnswers) {
   }
 }
 
-TEST_F(CppClientTest, LaneAndMessageGiveTheSameErrors) {
-  const Pool lane = ConnectLane();
+// Calls that fail, through `other` and in messages.
+void CppClientTest::ExpectSameErrors(const Pool& other) {
+  const Pool messages = Connect(64 << 20, false, false);
   const std::string bytes = StateOf(1);
-  const std::string layout = lane.GetLayout("cpp")->fingerprint();
+  const std::string layout = other.GetLayout("cpp")->fingerprint();
   const auto get = [&](const Pool& pool, const v1::GetRequest& request) { return pool.Get(request).status(); };
   const auto set = [&](const Pool& pool, const v1::SetRequest& request) { return pool.Set(request, {bytes}).status(); };
   std::vector<std::string> told[2];
-  for (const Pool* pool : {&lane, &pool_}) {
-    const std::string name = Name(pool == &lane ? "/lane" : "/message");
+  for (const Pool* pool : {&other, &messages}) {
+    const std::string name = Name(pool == &other ? "/other" : "/message");
     const auto made = pool->Set(name, layout, 4, bytes);
     ASSERT_TRUE(made.ok()) << made.status();
     std::vector<absl::Status> errors;
@@ -536,13 +548,15 @@ TEST_F(CppClientTest, LaneAndMessageGiveTheSameErrors) {
     errors.push_back(set(*pool, write));
     for (const absl::Status& error : errors) {
       EXPECT_FALSE(error.ok());
-      told[pool == &lane].push_back(
+      told[pool == &other].push_back(
           absl::StrReplaceAll(Told(error, name), {{absl::StrCat(made->revision()), "REVISION"}}));
     }
     EXPECT_EQ(pool->Describe(SequenceRef(name))->revision(), made->revision());
   }
   EXPECT_EQ(told[0], told[1]);
 }
+
+TEST_F(CppClientTest, LaneAndMessageGiveTheSameErrors) { ExpectSameErrors(ConnectLane()); }
 
 TEST_F(CppClientTest, LaneGoesOnAfterARestart) {
   if (getenv("STATEPOOL_RESTARTS") == nullptr) GTEST_SKIP() << "nobody restarts the daemon";
@@ -563,6 +577,305 @@ TEST_F(CppClientTest, LaneGoesOnAfterARestart) {
     ASSERT_TRUE(state.ok()) << state.status();
     EXPECT_TRUE(absl::StrJoin(state->pieces(), "") == bytes);
   }
+}
+
+class DirectTest : public CppClientTest {
+ protected:
+  void SetUp() override {
+    if (!IsDirect()) GTEST_SKIP() << "the daemon has no direct ways";
+  }
+
+  // As /proc/self/maps shows the memory at this address: its permissions and name.
+  static std::string MappingOf(const char* address) {
+    std::ifstream maps("/proc/self/maps");
+    const auto at = reinterpret_cast<uintptr_t>(address);
+    for (std::string line; std::getline(maps, line);) {
+      uintptr_t begin = 0, end = 0;
+      char permissions[5] = {}, name[200] = {};
+      std::sscanf(line.c_str(), "%lx-%lx %4s %*s %*s %*s %199s", &begin, &end, permissions, name);
+      if (begin <= at && at < end) return absl::StrCat(permissions, " ", name);
+    }
+    return "nothing";
+  }
+
+  static bool IsTheDaemonsMemory(const StateView& view) {
+    const std::string first = MappingOf(view.bytes().data());
+    return absl::StrContains(first, "s /memfd:") && first == MappingOf(view.bytes().data() + view.size() - 1);
+  }
+
+  const Pool inline_ = Connect(64 << 20, false, false);
+};
+
+TEST_F(DirectTest, AViewIsTheDaemonsMemoryAndCannotBeWrittenTo) {
+  const std::string bytes = StateOf(1);
+  v1::SetRequest request;
+  request.set_sequence(Name());
+  request.set_layout("cpp");
+  request.set_position(3);
+  request.set_attachment("logits");
+  ASSERT_TRUE(inline_.Set(request, {bytes}).ok());
+  std::optional<StateView> moved;
+  {
+    const Pool pool = Connect(64 << 20);
+    auto view = pool.GetView(SequenceRef(Name()));
+    ASSERT_TRUE(view.ok()) << view.status();
+    EXPECT_TRUE(IsTheDaemonsMemory(*view)) << MappingOf(view->bytes().data());
+    EXPECT_EQ(view->info().position(), 3);
+    EXPECT_EQ(view->attachment(), "logits");
+    EXPECT_EQ(view->size(), kStateBytes);
+    moved = *std::move(view);
+  }
+  EXPECT_TRUE(moved->bytes() == bytes) << "it outlives the pool";
+  EXPECT_TRUE(moved->Verify().ok());
+  const auto page = reinterpret_cast<uintptr_t>(moved->bytes().data()) & ~uintptr_t{4095};
+  EXPECT_TRUE(absl::StartsWith(MappingOf(moved->bytes().data()), "r--s"));
+  EXPECT_EQ(mprotect(reinterpret_cast<void*>(page), 4096, PROT_READ | PROT_WRITE), -1);
+}
+
+TEST_F(DirectTest, WhatAViewShowsStaysWhateverBecomesOfTheName) {
+  const std::string bytes = StateOf(1);
+  Make(Name(), bytes, 1);
+  const auto view = pool_.GetView(SequenceRef(Name()));
+  const auto again = pool_.GetView(SequenceRef(Name()));
+  ASSERT_TRUE(view.ok() && again.ok()) << view.status();
+  EXPECT_TRUE(IsTheDaemonsMemory(*view));
+  EXPECT_EQ(view->bytes().data(), again->bytes().data());
+  for (uint32_t i = 0; i < 80; ++i) {  // more than the hot budget
+    const std::string other = StateOf(100 + i);
+    ASSERT_TRUE((i % 2 ? pool_ : inline_).Set(Name(absl::StrCat("/", i % 60)), "cpp", i, other).ok());
+  }
+  Make(Name(), StateOf(2), 2);
+  EXPECT_TRUE(view->bytes() == bytes);
+  EXPECT_TRUE(view->Verify().ok());
+  ASSERT_TRUE(pool_.Delete(SequenceRef(Name())).ok());
+  EXPECT_TRUE(view->bytes() == bytes);
+  for (uint32_t i = 20; i < 80; ++i) {
+    const auto state = (i % 3 ? pool_ : inline_).Get(SequenceRef(Name(absl::StrCat("/", i % 60))));
+    ASSERT_TRUE(state.ok()) << state.status();
+    ASSERT_TRUE(absl::StrJoin(state->pieces(), "") == StateOf(100 + i)) << i;
+  }
+}
+
+TEST_F(DirectTest, AViewOfWhatCannotBePinnedIsACopy) {
+  std::vector<StateView> views;
+  size_t copies = 0;
+  for (uint32_t i = 0; i < 40; ++i) {  // of 2.4 MB; 64 MiB may be pinned
+    Make(Name(absl::StrCat("/", i)), StateOf(i));
+    auto view = pool_.GetView(SequenceRef(Name(absl::StrCat("/", i))));
+    ASSERT_TRUE(view.ok()) << view.status();
+    if (!IsTheDaemonsMemory(*view)) ++copies;
+    views.push_back(*std::move(view));
+  }
+  EXPECT_GT(copies, 0u);
+  EXPECT_LT(copies, 30u);
+  for (uint32_t i = 0; i < 40; ++i) EXPECT_TRUE(views[i].bytes() == StateOf(i)) << i;
+  views.clear();
+  const auto view = pool_.GetView(SequenceRef(Name("/39")));
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_TRUE(IsTheDaemonsMemory(*view)) << "pins were given back";
+  v1::GetRequest part;
+  *part.mutable_name() = SequenceRef(Name("/39"));
+  part.mutable_select()->add_tensors("b");
+  const auto selected = pool_.GetView(part);
+  ASSERT_TRUE(selected.ok()) << selected.status();
+  EXPECT_TRUE(selected->bytes() == view->bytes().substr(kLayers * kLayerBytes));
+  EXPECT_TRUE(selected->Verify().ok());
+}
+
+TEST_F(DirectTest, DirectWaysAndMessagesGiveTheSameAnswers) {
+  const std::string first = StateOf(1), second = StateOf(2);
+  std::vector<v1::SetRequest> requests(7);
+  requests[1].set_request_id("mine");
+  requests[2].set_exactness(v1::LOSSY);
+  requests[3].mutable_options()->set_durability(v1::SYNC);
+  requests[4].set_checksum(ChecksumOfPieces({first}));
+  requests[5].mutable_options()->mutable_ttl()->set_seconds(500);
+  requests[6].set_if_revision(0);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    std::vector<std::string> told[2];
+    for (const Pool* pool : {&pool_, &inline_}) {
+      const Pool* const other = pool == &pool_ ? &inline_ : &pool_;
+      v1::SetRequest request = requests[i];
+      request.set_sequence(Name(absl::StrCat("/", i, pool == &pool_ ? "/direct" : "/message")));
+      request.set_layout("cpp");
+      request.set_position(4);
+      const absl::string_view view = first;
+      const auto set = pool->Set(request, {view.substr(0, 77), view.substr(77)});
+      ASSERT_TRUE(set.ok()) << set.status();
+      if (!request.request_id().empty()) {
+        const auto replayed = other->Set(request, {first});
+        ASSERT_TRUE(replayed.ok()) << replayed.status();
+        EXPECT_TRUE(replayed->replayed() && replayed->revision() == set->revision());
+      }
+      request.set_position(9);
+      request.clear_checksum();
+      request.clear_request_id();
+      request.clear_layout();
+      if (request.has_if_revision()) request.set_if_revision(set->revision());
+      const auto again = pool->Set(request, {second});
+      ASSERT_TRUE(again.ok()) << again.status();
+      told[pool == &pool_] = {Told(*set), Told(*again)};
+      for (const Pool* reader : {pool, other}) {
+        const auto state = reader->Get(SequenceRef(request.sequence()));
+        ASSERT_TRUE(state.ok()) << state.status();
+        EXPECT_TRUE(absl::StrJoin(state->pieces(), "") == second);
+        std::string room(kStateBytes, '\0');
+        v1::GetRequest get;
+        *get.mutable_name() = SequenceRef(request.sequence());
+        const auto into = reader->GetInto(get, absl::MakeSpan(room.data(), room.size()));
+        ASSERT_TRUE(into.ok()) << into.status();
+        EXPECT_TRUE(room == second);
+        for (const std::string& text : {Told(state->info()), Told(into->info()), std::string(state->data_checksum()),
+                                        absl::StrCat(into->data_bytes()), into->data_checksum()}) {
+          if (reader == pool) told[pool == &pool_].push_back(text);
+        }
+      }
+    }
+    EXPECT_EQ(told[0], told[1]) << requests[i].ShortDebugString();
+  }
+}
+
+TEST_F(DirectTest, DirectWaysAndMessagesGiveTheSameErrors) { ExpectSameErrors(Connect(64 << 20)); }
+
+TEST_F(DirectTest, RowsAreGatheredAndScatteredAsTheDaemonWould) {
+  v1::Layout layout;
+  layout.set_model_id(Name());
+  for (const auto& [name, kind] : {std::pair{"conv", v1::CONV}, {"ssm", v1::RECURRENT}}) {
+    v1::TensorSpec& tensor = *layout.add_tensors();
+    tensor.set_name(name);
+    tensor.set_kind(kind);
+    for (uint32_t layer = 0; layer < 3; ++layer) tensor.add_layers(layer);
+    tensor.set_dtype(kind == v1::CONV ? v1::BFLOAT16 : v1::FLOAT32);
+    for (const auto& [axis, size] :
+         kind == v1::CONV ? std::vector<std::pair<std::string, uint64_t>>{{"tap", 3}, {"c", 77}}
+                          : std::vector<std::pair<std::string, uint64_t>>{{"h", 5}, {"k", 200}, {"v", 31}}) {
+      tensor.add_axes()->set_name(axis);
+      tensor.mutable_axes()->rbegin()->set_size(size);
+    }
+  }
+  const auto info = pool_.RegisterLayout(layout, Name());
+  ASSERT_TRUE(info.ok()) << info.status();
+  const std::string x = StateOf(1, info->state_bytes()), y = StateOf(2, info->state_bytes());
+  ASSERT_TRUE(pool_.Set(Name("/x"), Name(), 1, x).ok() && inline_.Set(Name("/y"), Name(), 2, y).ok());
+  ArenaOptions options;
+  options.rows = 3;
+  options.steps = 2;
+  options.view.set_layers(v1::View::LAYER_MAJOR);
+  options.view.set_conv_padding(1);
+  options.view.set_num_spec(2);
+  v1::AxisOrder& order = *options.view.add_axis_orders();
+  order.set_tensor("ssm");
+  for (const char* axis : {"v", "h", "k"}) order.add_axes(axis);
+  std::vector<std::string> memory[2];
+  for (const Pool* pool : {&pool_, &inline_}) {
+    std::vector<std::string>& seen = memory[pool == &pool_];
+    const auto arena = pool->OpenArena(Name(), options);
+    ASSERT_TRUE(arena.ok()) << arena.status();
+    const ArenaTensor& first = (*arena)->tensors().front();
+    char* const begin = static_cast<char*>(first.data);
+    const size_t bytes = (*arena)->bytes() - 4096;
+    std::memset(begin, 0x55, bytes);
+    v1::LoadItem missing = LoadRow(1, SequenceRef(Name("/nobody")));
+    const auto loaded =
+        (*arena)->Load({LoadRow(2, SequenceRef(Name("/x"))), missing, LoadRow(0, SequenceRef(Name("/x")))});
+    ASSERT_TRUE(loaded.ok()) << loaded.status();
+    EXPECT_TRUE(loaded->rows[0]->copied() && !loaded->rows[0]->has_slot());
+    EXPECT_EQ(ReasonOf(loaded->rows[1].status()), "NEVER_CREATED");
+    seen.emplace_back(begin, bytes);
+    ASSERT_TRUE((*arena)->Load({LoadRow(1, SequenceRef(Name("/y")))}).ok());
+    v1::LoadItem same = LoadRow(1, SequenceRef(Name("/y")));
+    same.set_row_unmodified(true);
+    const auto held = (*arena)->Load({same});
+    ASSERT_TRUE(held.ok()) << held.status();
+    EXPECT_FALSE(held->rows[0]->copied());
+    seen.emplace_back(begin, bytes);
+    // Bytes that no Load wrote are in later steps.
+    for (const uint32_t accepted : {1u, 2u}) {
+      const std::string name = Name(absl::StrCat(pool == &pool_ ? "/direct/" : "/isolated/", accepted));
+      v1::StoreItem item = StoreRow(1, name, 5), other = StoreRow(2, name + "/other", 6);
+      item.set_accepted_length(accepted);
+      const auto stored = (*arena)->Store({item, other});
+      ASSERT_TRUE(stored.ok()) << stored.status();
+      for (const auto& row : stored->rows) ASSERT_TRUE(row.ok()) << row.status();
+      for (const std::string& written : {name, name + "/other"}) {
+        const auto state = inline_.Get(SequenceRef(written));
+        ASSERT_TRUE(state.ok()) << state.status();
+        seen.push_back(absl::StrJoin(state->pieces(), ""));
+      }
+    }
+    EXPECT_TRUE(seen[2] == y && seen[3] == x && seen[4] != y && seen[5] == x);
+    v1::StoreItem wrong = StoreRow(1, Name("/wrong"), 7);
+    wrong.set_accepted_length(3);
+    EXPECT_EQ(ReasonOf((*arena)->Store({wrong})->rows[0].status()), "INVALID_ACCEPTED_LENGTH");
+    wrong.set_accepted_length(1);
+    wrong.set_attachment("logits");
+    EXPECT_TRUE((*arena)->Store({wrong})->rows[0].ok());
+    EXPECT_EQ(inline_.Get(SequenceRef(Name("/wrong")))->attachment(), "logits");
+  }
+  EXPECT_TRUE(memory[0] == memory[1]);
+}
+
+TEST_F(DirectTest, AStateThatIsNotWhatItsWriterSaidIsFoundWhenItLeaves) {
+  const std::string fingerprint = pool_.GetLayout("cpp")->fingerprint();
+  const auto stub = v1::StatePool::NewStub(pool_.channel());
+  v1::DirectLease table;
+  grpc::ClientContext contexts[3];
+  ASSERT_TRUE(stub->OpenDirect(&contexts[0], v1::OpenDirectRequest(), &table).ok());
+  absl::StatusOr<Descriptor> socket = TakeDirectLease(table, absl::Now() + absl::Seconds(10));
+  ASSERT_TRUE(socket.ok()) << socket.status();
+  const auto lease = std::make_shared<DirectLease>(table.lease(), *std::move(socket));
+  const auto grants = lease->Take(pool_, fingerprint, kStateBytes, 1, absl::Now() + absl::Seconds(10));
+  ASSERT_TRUE(grants.ok()) << grants.status();
+  const std::string bytes = StateOf(1);
+  std::memcpy(grants->front().data(), bytes.data(), bytes.size());
+  v1::SetRequest request;
+  request.set_sequence(Name());
+  request.set_layout("cpp");
+  request.set_lease(table.lease());
+  request.set_grant(grants->front().slot.id());
+  request.set_checksum(ChecksumOfPieces({StateOf(2)}));
+  v1::NameInfo info;
+  ASSERT_TRUE(stub->Set(&contexts[1], request, &info).ok());
+  v1::FlushRequest flush;
+  *flush.add_names() = SequenceRef(Name());
+  EXPECT_EQ(ReasonOf(pool_.Flush(flush).status()), "CORRUPT");
+  request.set_request_id("again");
+  EXPECT_EQ(ReasonOf(FromGrpcStatus(stub->Set(&contexts[2], request, &info))), "GRANT_UNKNOWN") << "it is used up";
+  ASSERT_TRUE(pool_.Delete(SequenceRef(Name())).ok());
+}
+
+TEST_F(DirectTest, ViewsOutliveARestartAndAfterItAllGoesOn) {
+  if (getenv("STATEPOOL_RESTARTS") == nullptr) GTEST_SKIP() << "nobody restarts the daemon";
+  const std::string bytes = StateOf(1);
+  v1::SetRequest request;
+  request.set_sequence(Name());
+  request.set_layout("cpp");
+  request.mutable_options()->set_durability(v1::SYNC);
+  ASSERT_TRUE(pool_.Set(request, {bytes}).ok());
+  const auto view = pool_.GetView(SequenceRef(Name()));
+  ASSERT_TRUE(view.ok()) << view.status();
+  ASSERT_TRUE(IsTheDaemonsMemory(*view));
+  for (uint32_t i = 2; i < 4; ++i) {
+    std::puts("restart");
+    std::fflush(stdout);
+    ASSERT_NE(std::getchar(), EOF);
+    EXPECT_TRUE(view->bytes() == bytes);
+    const auto now = pool_.GetView(SequenceRef(Name()));
+    ASSERT_TRUE(now.ok()) << now.status();
+    EXPECT_TRUE(now->bytes() == StateOf(i - 1));
+    const std::string next = StateOf(i);
+    ASSERT_TRUE(pool_.Set(request, {next}).ok());
+    // The daemon is there again, and with it the direct ways.
+    bool is_direct = false;
+    for (int attempt = 0; attempt < 300 && !is_direct; ++attempt) {
+      const auto found = pool_.GetView(SequenceRef(Name()));
+      ASSERT_TRUE(found.ok() && found->bytes() == next) << found.status();
+      is_direct = IsTheDaemonsMemory(*found);
+      if (!is_direct) absl::SleepFor(absl::Milliseconds(10));
+    }
+    EXPECT_TRUE(is_direct);
+  }
+  EXPECT_TRUE(view->bytes() == bytes);
 }
 
 TEST_F(CppClientTest, AfterARestartAnArenaIsAtTheSameAddressesAndItsContentsAreGone) {

@@ -21,9 +21,9 @@ def moved(daemon):
             for ways in ('from="arena",to="hot"', 'from="hot",to="arena"')]
 
 
-def run(daemon, tests):
-    done = subprocess.run([TESTS, f"--gtest_filter={tests}"], env={**os.environ, "STATEPOOL_SERVER": daemon.unix_address}, capture_output=True, text=True,
-                          timeout=300)
+def run(daemon, tests, **environment):
+    done = subprocess.run([TESTS, f"--gtest_filter={tests}"], env={**os.environ, "STATEPOOL_SERVER": daemon.unix_address, **environment},
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -41,8 +41,15 @@ def test_large_states_go_through_shared_memory(own_daemon):
     assert stored >= 8 and loaded == 16
 
 
-def test_arenas_and_the_lane_outlive_the_daemon_s_restart(own_daemon):
-    environment = {**os.environ, "STATEPOOL_SERVER": own_daemon.unix_address, "STATEPOOL_RESTARTS": "1"}
+def test_the_cpp_client_does_the_same_directly(start):
+    daemon = start("--direct")
+    run(daemon, "*", STATEPOOL_DIRECT="1")
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_arenas_the_lane_and_views_outlive_the_daemon_s_restart(start, direct):
+    own_daemon = start(*["--direct"] if direct else [])
+    environment = {**os.environ, "STATEPOOL_SERVER": own_daemon.unix_address, "STATEPOOL_RESTARTS": "1", **({"STATEPOOL_DIRECT": "1"} if direct else {})}
     told, restarts = [], 0
     with subprocess.Popen([TESTS, "--gtest_filter=*Restart*"], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT) as process:
@@ -54,4 +61,4 @@ def test_arenas_and_the_lane_outlive_the_daemon_s_restart(own_daemon):
                 restarts += 1
                 process.stdin.write("\n")
                 process.stdin.flush()
-    assert (process.returncode, restarts) == (0, 4), "".join(told)
+    assert (process.returncode, restarts) == (0, 6 if direct else 4), "".join(told)

@@ -635,15 +635,15 @@ def test_limits_of_bytes_and_names(pb, start, errors):
 
 
 @contextlib.contextmanager
-def connected(arena):
-    """The arena's connection, which is its lease."""
+def connected(opened):
+    """The connection of an arena or a direct lease: its id."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.connect(re.sub("^@", "\0", arena.socket))
-        connection.send(arena.token)
+        connection.connect(re.sub("^@", "\0", opened.socket))
+        connection.send(opened.token)
         _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
         for descriptor in descriptors:
             os.close(descriptor)
-        yield arena.arena
+        yield opened.arena if hasattr(opened, "arena") else opened.lease
 
 
 @pytest.mark.provokes(("INVALID_ARGUMENT", "INVALID_VIEW"), ("INVALID_ARGUMENT", "ROW_OUT_OF_RANGE"), ("INVALID_ARGUMENT", "DUPLICATE_ROW"),
@@ -697,6 +697,95 @@ def test_a_daemon_without_arenas(pb, start, errors):
                           (client.CloseArena, pb.CloseArenaRequest())):
         with errors.expected("FAILED_PRECONDITION", "ARENAS_OFF"):
             call(request)
+
+
+@pytest.mark.provokes(("FAILED_PRECONDITION", "DIRECT_OFF"))
+def test_a_daemon_without_direct_ways(pb, client, errors):
+    client.set("a")
+    assert client.GetCapabilities(pb.GetCapabilitiesRequest()).copy_mode == "isolated"
+    with errors.expected("FAILED_PRECONDITION", "DIRECT_OFF"):
+        client.OpenDirect(pb.OpenDirectRequest())
+    with errors.expected("FAILED_PRECONDITION", "DIRECT_OFF"):
+        client.Grant(pb.GrantRequest(lease="x", layout="m", count=1))
+    with errors.expected("FAILED_PRECONDITION", "DIRECT_OFF"):
+        client.get("a", lease="x")
+    with errors.expected("FAILED_PRECONDITION", "DIRECT_OFF"):
+        client.set("a", data=b"", lease="x", grant=1, checksum=checksum(state(1)))
+
+
+@pytest.mark.provokes(("NOT_FOUND", "LEASE_UNKNOWN"), ("FAILED_PRECONDITION", "LEASE_NOT_CONNECTED"), ("FAILED_PRECONDITION", "GRANT_UNKNOWN"))
+def test_requests_of_direct_leases_that_make_no_sense(pb, start, errors):
+    _, client = start("--direct=true", "--arena-token-timeout=1h")
+    client.set("a")
+    opened = client.OpenDirect(pb.OpenDirectRequest())
+    digest = checksum(state(1))
+
+    def refused(code, reason, lease):
+        with errors.expected(code, reason, "lease"):
+            client.Grant(pb.GrantRequest(lease=lease, layout="m", count=1))
+        with errors.expected(code, reason, "lease"):
+            client.get("a", lease=lease)
+        with errors.expected(code, reason, "lease"):
+            client.set("a", data=b"", lease=lease, grant=1, checksum=digest)
+
+    refused("FAILED_PRECONDITION", "LEASE_NOT_CONNECTED", opened.lease)
+    with connected(opened) as lease:
+        slot, = client.Grant(pb.GrantRequest(lease=lease, layout="m", count=1)).slots
+        with errors.expected("INVALID_ARGUMENT", "INVALID_OPTION", "count"):
+            client.Grant(pb.GrantRequest(lease=lease, layout="m", count=65))
+        with errors.expected("NOT_FOUND", "LAYOUT_UNKNOWN", "layout"):
+            client.Grant(pb.GrantRequest(lease=lease, layout="never", count=1))
+        for fields, reason, field in [({"checksum": ""}, "MISSING_FIELD", "checksum"), ({"attachment": b"x"}, "INVALID_OPTION", "attachment"),
+                                      ({"data": state(1)}, "INVALID_OPTION", "data"), ({"lease": ""}, "MISSING_FIELD", "lease")]:
+            with errors.expected("INVALID_ARGUMENT", reason, field):
+                client.set("a", **{"data": b"", "lease": lease, "grant": slot.id, "checksum": digest, **fields})
+        with errors.expected("INVALID_ARGUMENT", "INVALID_OPTION", "lease"):
+            client.get("a", lease=lease, select=pb.Select(tensors=["t"]))
+        client.register("other")
+        slot, = client.Grant(pb.GrantRequest(lease=lease, layout="other", count=1)).slots
+        for grant in (slot.id, slot.id, slot.id + 1):  # of another layout, and used up by that; used; never granted
+            with errors.expected("FAILED_PRECONDITION", "GRANT_UNKNOWN", "grant"):
+                client.set("a", data=b"", lease=lease, grant=grant, checksum=digest)
+        with connected(client.OpenArena(pb.OpenArenaRequest(layout="m", rows=1))) as arena:
+            stored, = client.Store(pb.StoreRequest(arena=arena, lease=lease, items=[pb.StoreItem(
+                row=0, sequence="b", position=1, whole_row=True, grant=slot.id, checksum=digest)])).rows
+            errors.check(stored.error, "GRANT_UNKNOWN", "items[0].grant")
+    eventually(lambda: code_of(lambda: client.get("a", lease=lease)) == grpc.StatusCode.NOT_FOUND)
+    refused("NOT_FOUND", "LEASE_UNKNOWN", lease)
+
+
+@pytest.mark.provokes(("RESOURCE_EXHAUSTED", "TOO_MANY_LEASES"), ("RESOURCE_EXHAUSTED", "TOO_MANY_PINS"), ("RESOURCE_EXHAUSTED", "TOO_MUCH_PINNED"),
+                      ("RESOURCE_EXHAUSTED", "TOO_MUCH_GRANTED"))
+def test_limits_of_direct_leases(pb, start, errors):
+    _, client = start("--direct=true", "--max-arenas=2", "--max-pinned-bytes=1MiB", "--max-granted-bytes=1", "--arena-token-timeout=1h")
+    told = client.GetCapabilities(pb.GetCapabilitiesRequest())
+    assert (told.copy_mode, told.max_leases, told.max_pinned_bytes, told.max_granted_bytes) == ("direct", 2, 1 * MIB, 1)
+    with connected(client.OpenDirect(pb.OpenDirectRequest())) as lease:
+        client.OpenDirect(pb.OpenDirectRequest())
+        with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_LEASES"):
+            client.OpenDirect(pb.OpenDirectRequest())
+        with errors.expected("RESOURCE_EXHAUSTED", "TOO_MUCH_GRANTED"):
+            client.Grant(pb.GrantRequest(lease=lease, layout="m", count=1))
+        for i in range(6):
+            client.set(f"large/{i}", i)
+        for i in range(5):
+            assert client.get(f"large/{i}", lease=lease).HasField("slot")
+        with errors.expected("RESOURCE_EXHAUSTED", "TOO_MUCH_PINNED"):
+            client.get("large/5", lease=lease)
+        # Small ones, many in one Load: each is a pin of its own.
+        client.register("small", 16)
+        rows = min(told.max_arena_rows, 1024)
+        for begin in range(0, rows, told.max_batch):
+            names = range(begin, min(begin + told.max_batch, rows))
+            done = client.BatchWrite(pb.BatchWriteRequest(data=b"".join(i.to_bytes(16, "little") for i in names), items=[pb.BatchWriteItem(
+                set=pb.SetRequest(sequence=f"small/{i}", layout="small", position=1), data_bytes=16) for i in names]))
+            assert done.done and not any(r.HasField("error") for r in done.results)
+        with connected(client.OpenArena(pb.OpenArenaRequest(layout="small", rows=rows))) as arena:
+            request = pb.LoadRequest(arena=arena, lease=lease, items=[pb.LoadItem(row=i, name=client.ref(f"small/{i}")) for i in range(rows)])
+            for _ in range((told.max_pins - 5) // rows):
+                assert not any(row.HasField("error") for row in client.Load(request).rows)
+            with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_PINS"):
+                client.Load(request)
 
 
 @pytest.mark.provokes(("RESOURCE_EXHAUSTED", "FLUSH_BEHIND"))

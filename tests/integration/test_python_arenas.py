@@ -99,6 +99,23 @@ def is_mapped(address):
     return any(int(a, 16) <= address < int(b, 16) for a, b in (line.split()[0].split("-") for line in mappings().splitlines()))
 
 
+@pytest.fixture(scope="module", params=["isolated", "direct"])
+def daemon(tmp_path_factory, request):
+    """A daemon for all tests of this file, once for each way to copy."""
+    daemon = Daemon(tmp_path_factory.mktemp("daemon"), f"--direct={request.param == 'direct'}").start()
+    yield daemon
+    assert daemon.process.poll() is None, f"the daemon died; {daemon.log_tail()}"
+    daemon.stop()
+
+
+@pytest.fixture(params=["isolated", "direct"])
+def own_daemon(tmp_path, request):
+    daemon = Daemon(tmp_path, f"--direct={request.param == 'direct'}").start()
+    yield daemon
+    if daemon.process is not None:
+        daemon.stop()
+
+
 @pytest.fixture
 def pool(daemon):
     with statepool.connect(daemon.address, timeout=20, retries=0) as pool:

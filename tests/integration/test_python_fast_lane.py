@@ -20,7 +20,7 @@ import pytest
 
 import statepool
 from daemon_process import Daemon, eventually
-from statepool import _lane, _mapping, errors
+from statepool import _lane, _mapping, _seen, errors
 from statepool.layouts import Layout, Tensor
 
 LAYOUT = Layout("fast-lane", (
@@ -28,10 +28,10 @@ LAYOUT = Layout("fast-lane", (
     Tensor("ssm", [0, 2], "float32", {"head": 4, "value": 125, "key": 131}, kind="recurrent"),
 ))
 TWIN = Layout("fast-lane-twin", LAYOUT.tensors)
-SMALL = Layout("fast-lane-small", [Tensor("x", [0], "uint8", {"a": _lane.STATE_BYTES_MIN - 1})])
+SMALL = Layout("fast-lane-small", [Tensor("x", [0], "uint8", {"a": _seen.LARGE_BYTES - 1})])
 NBYTES = LAYOUT.state_bytes
 WAYS = ["lane", "inline"]
-assert _lane.STATE_BYTES_MIN < NBYTES < 1 << 20
+assert _seen.LARGE_BYTES < NBYTES < 1 << 20
 
 
 def image(n, layout=LAYOUT):
@@ -366,7 +366,7 @@ def test_without_arenas_or_room_for_them_nothing_is_opened(start, at_once, calls
     daemon = start(*flags)
     with connect(daemon.address) as pool:
         works(pool, "s")
-        assert (calls["OpenArena"], rows_of(pool)) == (opens, opens) and calls["GetCapabilities"] <= 1
+        assert (calls["OpenArena"], rows_of(pool)) == (opens, opens) and calls["GetCapabilities"] <= 2
         if not opens:
             assert Moved(daemon).before[:2] == [0, 0]
 
@@ -586,7 +586,7 @@ pool._lane._lock.acquire()
 pid = os.fork()
 if pid == 0:
     assert pool._lane._take(pool, layout.fingerprint, None) is None
-    pool._lane.learn(None)
+    pool._seen.learn(None)
     assert not pool._lane.give_way()
     pool._lane.close()
     del pool._lane._slots

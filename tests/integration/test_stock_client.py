@@ -1,5 +1,6 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Every RPC, called through the stubs that stock grpcio-tools generates from the .proto, with nothing of ours in between."""
+import json
 import mmap
 import os
 import socket
@@ -15,9 +16,11 @@ from wire import checksum, error_info, reason_of
 
 
 @pytest.fixture
-def call(request, stubs, daemon):
-    """call.Method(request). After the test: every RPC that it is marked with was answered."""
+def call(request, stubs):
+    """call.Method(request), of a daemon of its own if the test is marked with flags. After the test: every RPC that it is marked with was answered."""
     answered = set()
+    flags = request.node.get_closest_marker("flags")
+    daemon = request.getfixturevalue("start")(*flags.args) if flags else request.getfixturevalue("daemon")
 
     class Call:
         def __getattr__(self, method):
@@ -515,3 +518,48 @@ def test_states_are_loaded_into_memory_computed_on_there_and_stored(pb, call, wr
         del tensor
         memory.close()
         assert call.CloseArena(pb.CloseArenaRequest(arena=arena.arena)).closed
+
+
+@pytest.mark.rpc("OpenDirect", "Grant")
+@pytest.mark.flags("--direct")
+def test_states_are_read_and_written_where_they_lie(pb, call, written, name):
+    assert call.GetCapabilities(pb.GetCapabilitiesRequest()).copy_mode == "direct"
+    sequence = pb.NameRef(sequence=name)
+    direct = call.OpenDirect(pb.OpenDirectRequest())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as lease:
+        lease.settimeout(20)
+        lease.connect("\0" + direct.socket[1:] if direct.socket.startswith("@") else direct.socket)
+        lease.send(direct.token)
+        assert json.loads(lease.recv(4096)) == {"lease": direct.lease, "incarnation": direct.incarnation}
+
+        def extent(slot, writable):
+            lease.send(pb.LeaseRequest(extent=slot.extent).SerializeToString())
+            answer, (descriptor,), _, _ = socket.recv_fds(lease, 4096, 1)
+            event = pb.LeaseEvent.FromString(answer)
+            assert (event.extent, event.writable) == (slot.extent, writable)
+            memory = mmap.mmap(descriptor, event.bytes, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+            return descriptor, memory
+
+        def bytes_of(memory, slot):
+            return memory[slot.offset:slot.offset + 70_000]
+
+        got = call.Get(pb.GetRequest(name=sequence, lease=direct.lease))
+        assert (got.info.position, got.attachment, got.data, got.data_bytes) == (8, b"logits", b"", 70_000)
+        descriptor, memory = extent(got.slot, writable=False)
+        assert bytes_of(memory, got.slot) == image(8)
+        granted, = call.Grant(pb.GrantRequest(lease=direct.lease, layout="stock", count=1)).slots
+        own_descriptor, own = extent(granted, writable=True)
+        own[granted.offset:granted.offset + 70_000] = image(12)
+        info = call.Set(pb.SetRequest(sequence=name, position=12, lease=direct.lease, grant=granted.id, checksum=checksum(image(12))))
+        assert (info.position, info.checksum) == (12, checksum(image(12)))
+        assert call.Get(pb.GetRequest(name=sequence)).data == image(12)
+        for sealed in (descriptor, own_descriptor):
+            with pytest.raises(PermissionError):
+                mmap.mmap(sealed, 4096, access=mmap.ACCESS_WRITE)
+            os.close(sealed)
+        again = call.Get(pb.GetRequest(name=sequence, lease=direct.lease)).slot
+        assert (again.extent, again.offset) == (granted.extent, granted.offset) and bytes_of(own, again) == image(12)
+        assert bytes_of(memory, got.slot) == image(8)  # as long as it is pinned
+        lease.send(pb.LeaseRequest(unpin=[got.slot.id, again.id]).SerializeToString())
+        memory.close()
+        own.close()

@@ -85,7 +85,7 @@ void World::Start() {
   identity.incarnation = incarnation_;
   identity.max_message_bytes = identity.max_bytes_in_flight = identity.max_state_bytes = 16 << 20;
   identity.max_stream_state_bytes = kHotBytes;
-  handlers_ = std::make_unique<Handlers>(store_.get(), /*arenas=*/nullptr, identity,
+  handlers_ = std::make_unique<Handlers>(store_.get(), /*arenas=*/nullptr, /*leases=*/nullptr, identity,
                                          [] { return std::vector<v1::DeviceInfo>(1); });
 }
 

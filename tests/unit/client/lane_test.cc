@@ -251,6 +251,7 @@ class LaneTest : public testing::Test {
     Options options;
     options.timeout = absl::Seconds(10);
     options.max_attempts = max_attempts;
+    options.direct = false;
     return options;
   }
 

@@ -89,6 +89,23 @@ TEST(HostDevice, LetsAnotherHolderOfTheDescriptorReadOnly) {
   extent->data()[0] = 'w';  // we still can
 }
 
+TEST(HostDevice, WhatWasMappedBeforeTheSealStaysWritableAndNothingElseIs) {
+  const auto device = MakeDevice(1_MiB);
+  const auto extent = *device->AllocateExtent(0, 1, /*sealed=*/false);
+  EXPECT_FALSE(extent->sealed());
+  void* mapped = mmap(nullptr, 64_KiB, PROT_READ | PROT_WRITE, MAP_SHARED, extent->fd(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  EXPECT_EQ(ftruncate(extent->fd(), 0), -1);
+  ASSERT_TRUE(extent->Seal());
+  ASSERT_TRUE(extent->Seal());
+  EXPECT_TRUE(extent->sealed());
+  std::strcpy(static_cast<char*>(mapped), "theirs");
+  EXPECT_STREQ(extent->data(), "theirs");
+  EXPECT_EQ(mmap(nullptr, 64_KiB, PROT_READ | PROT_WRITE, MAP_SHARED, extent->fd(), 0), MAP_FAILED);
+  EXPECT_EQ(pwrite(extent->fd(), "x", 1, 0), -1);
+  munmap(mapped, 64_KiB);
+}
+
 TEST(HostDevice, NeverShowsOneTenantsBytesToTheNext) {
   const auto device = MakeDevice(64_KiB);
   for (TenantId tenant = 0; tenant < 8; ++tenant) {

@@ -46,6 +46,36 @@ class SlotPoolTest : public testing::Test {
   std::unique_ptr<SlotPool> pool_;
 };
 
+TEST_F(SlotPoolTest, AnOwnersSlotsAreForThisOwnerAloneAndForNobodyAfterItsEnd) {
+  MakePool(kChunk / 4);
+  pool_->AddExtent(*device_->AllocateExtent(0, 1), /*owner=*/7);
+  EXPECT_EQ(pool_->owned_bytes(), kChunk);
+  EXPECT_FALSE(pool_->Allocate().has_value());
+  EXPECT_FALSE(pool_->Allocate(6).has_value());
+  const Slot slot = *pool_->Allocate(7), own = Take();
+  EXPECT_NE(slot.extent, own.extent);
+  pool_->EndOwner(7);
+  pool_->CheckInvariants(true);
+  EXPECT_FALSE(pool_->Allocate(7).has_value());
+  pool_->SetDraining(slot.extent, true);
+  pool_->SetDraining(slot.extent, false);
+  EXPECT_FALSE(pool_->Allocate(7).has_value());
+  Free(slot);
+  EXPECT_FALSE(pool_->Allocate(7).has_value());
+  pool_->OwnerGone(7);
+  pool_->CheckInvariants(true);
+  EXPECT_EQ(pool_->owned_bytes(), 0u);
+  const Slot again = *pool_->Allocate();
+  EXPECT_EQ(again.extent, slot.extent);
+  Free(again);
+  Free(own);
+  const auto empty = pool_->TakeEmpty(0);
+  EXPECT_EQ(empty.size(), 2u);
+  EXPECT_TRUE(empty[0]->retired());
+  EXPECT_EQ(pool_->owned_bytes(), 0u);
+  pool_->CheckInvariants(true);
+}
+
 TEST(ExtentChunks, WasteAtMostAnEighthWhereSixteenChunksCanDoIt) {
   for (uint64_t slot = 256; slot < 20 * kChunk; slot += 7 * 256) {
     const uint64_t chunks = ExtentChunks(slot, kChunk);

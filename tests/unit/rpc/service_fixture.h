@@ -42,7 +42,8 @@ class ServiceTest : public ::testing::Test {
     options.uploads = {3, 64 << 20, kUploadTimeout};
     options.stream_timeout = kStreamTimeout;
     options.devices = [] { return std::vector<v1::DeviceInfo>(1); };
-    service_ = std::make_unique<StatePoolService>(options, &store_, /*arenas=*/nullptr, &clock_, &metrics_);
+    service_ = std::make_unique<StatePoolService>(options, &store_, /*arenas=*/nullptr, /*leases=*/nullptr, &clock_,
+                                                  &metrics_);
     const ServerOptions server_options{{"127.0.0.1:0"}, 16 << 20, 256 << 20};
     absl::StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(server_options, service_.get());
     EXPECT_TRUE(server.ok()) << server.status();

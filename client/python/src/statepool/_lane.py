@@ -24,14 +24,13 @@ import numpy.typing as npt
 
 from . import _wire, arenas, errors
 from ._calls import Attempts
+from ._seen import LARGE_BYTES, Seen
 from .names import Info
 from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
     from .client import Pool
 
-STATE_BYTES_MIN = 256 << 10
-"""Smaller states go inline: from about half of this on the lane is faster, from here on clearly."""
 CALLS_MIN = 8
 """So many calls with states of a layout find no row before one more is made: that costs about what so many calls save."""
 ROWS_MAX = 4
@@ -42,16 +41,14 @@ OPEN_TIMEOUT_S = 2.0
 """How long a call may be held up by opening an arena that then is not to be had."""
 PAUSE_S = 30.0
 """How long none is opened after that."""
-_NAMES_MAX = 4096
 _PASSING = ("", "DRAINING", "DEADLINE", "QUEUE_FULL", "CONTENTS_GONE")  # after these the arena is as good as before, or opens again by itself
-
-Name = tuple[str, str]  # kind, name
 
 
 class Lane:
     """The arenas of a pool's fast lane. Thread-safe; in a forked child everything goes inline."""
 
-    def __init__(self, enabled: bool) -> None:
+    def __init__(self, enabled: bool, seen: Seen) -> None:
+        self._seen = seen
         self._enabled = enabled and sys.platform.startswith("linux")
         self._pid = os.getpid()
         self._lock = threading.Lock()  # of what follows
@@ -61,10 +58,6 @@ class Lane:
         self._bytes_max: int | None = None  # unknown before somebody asked
         self._opening = False
         self._paused_until = 0.0
-        # What was seen of large states: sizes of layouts, and layouts and revisions of names. Hints, which the daemon checks.
-        self._sizes: dict[str, int] = {}
-        self._names: dict[Name, tuple[str, int]] = {}
-        self._newest = ""  # layout of the newest answer; empty: that was a small state
 
     def close(self) -> None:
         """Drops the arenas; for the daemon it is enough that their sockets hang up."""
@@ -77,30 +70,13 @@ class Lane:
     def has_rows(self) -> bool:
         return self._bytes > 0
 
-    def learn(self, info: Info) -> None:
-        """Takes note of an answer, of either way."""
-        if not self._enabled or os.getpid() != self._pid:
-            return
-        name = info.kind, info.name
-        with self._lock:
-            if info.state_bytes < STATE_BYTES_MIN:
-                self._names.pop(name, None)
-                self._newest = ""
-                return
-            if len(self._names) >= _NAMES_MAX or len(self._sizes) >= _NAMES_MAX:
-                self._names.clear()
-                self._sizes.clear()
-            self._names[name] = info.layout, info.revision
-            self._sizes[info.layout] = info.state_bytes
-            self._newest = info.layout
-
     def get(self, pool: Pool, request: pb.GetRequest, out: memoryview | None, attempts: Attempts) -> tuple[Info, memoryview, bytes] | None:
         """What Get answers, its bytes (those of `out` if that is given) and attachment, not yet verified; None: ask inline."""
         layout = request.layout
         if not layout and self._enabled:
             kind = request.name.WhichOneof("name") or ""
             # Of names never seen it is a guess; when it is wrong the daemon says LAYOUT_MISMATCH.
-            layout, _ = self._names.get((kind, getattr(request.name, kind, "")), (self._newest, 0))
+            layout, _ = self._seen.of_name(kind, getattr(request.name, kind, "")) or (self._seen.newest, 0)
         with self._slot(pool, layout, None if out is None else len(out)) as slot:
             if slot is None:
                 return None
@@ -129,7 +105,7 @@ class Lane:
         layout = head.layout
         if not layout and self._enabled:
             # It must be there, and have that layout: so it does if it has the revision that was seen last.
-            layout, revision = self._names.get(("sequence", head.sequence), ("", 0))
+            layout, revision = self._seen.of_name("sequence", head.sequence) or ("", 0)
             if if_revision is None:
                 if_revision = revision
             elif if_revision == 0:
@@ -179,9 +155,8 @@ class Lane:
         if not layout or not self._enabled or os.getpid() != self._pid:
             return None
         with self._lock:
-            known = pool._connection.layouts.get(layout)
-            size = known.state_bytes if known is not None else self._sizes.get(layout, 0)
-            if size < STATE_BYTES_MIN or nbytes not in (None, size):
+            size = self._seen.size_of(layout)
+            if size < LARGE_BYTES or nbytes not in (None, size):
                 return None
             slots = self._slots.get(layout, [])
             for slot in slots:

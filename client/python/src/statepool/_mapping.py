@@ -1,5 +1,7 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
-"""An arena's memory in this process: the addresses it lies at, and the socket that it comes through. Linux only; imported when there is an arena."""
+"""The daemon's memory in this process, that of arenas and of direct leases: the addresses it lies at, and the socket that it comes through.
+
+Linux only; imported when there is some."""
 from __future__ import annotations
 
 import contextlib
@@ -30,6 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -62,8 +65,8 @@ class Range:
         _map(self.address, self.nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1)
 
 
-def connect(arena: pb.Arena, timeout: float) -> tuple[socket.socket, int]:
-    """The lease of this arena, and the descriptor of its memory, which is the caller's to close. timeout: seconds.
+def connect(opened: pb.Arena | pb.DirectLease, timeout: float) -> tuple[socket.socket, int | None]:
+    """The lease of this arena, and the descriptor of its memory, which is the caller's to close; or a direct lease, and no descriptor. timeout: seconds.
 
     Unavailable (SOCKET_UNREACHABLE) when the daemon is on another machine, or gone; what the daemon refuses (TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN,
     TOO_MANY_CONNECTIONS); StatepoolError (BAD_MEMORY, BAD_ANSWER) for what would not be safe to use.
@@ -73,18 +76,22 @@ def connect(arena: pb.Arena, timeout: float) -> tuple[socket.socket, int]:
     try:
         try:
             lease.settimeout(max(timeout, 0.001))
-            lease.connect(address_of(arena.socket))
+            lease.connect(address_of(opened.socket))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused already: the answer says why
-                lease.send(arena.token)
+                lease.send(opened.token)
             try:
                 answer, fds, _, _ = socket.recv_fds(lease, _ANSWER_BYTES_MAX, 4, socket.MSG_CMSG_CLOEXEC)
             except ConnectionResetError:  # told once, before the answer that is there
                 answer, fds, _, _ = socket.recv_fds(lease, _ANSWER_BYTES_MAX, 4, socket.MSG_CMSG_CLOEXEC)
             lease.settimeout(None)
         except OSError as failure:
-            raise errors.made("UNAVAILABLE", "SOCKET_UNREACHABLE", f"{arena.socket}: {failure}; an arena needs the daemon on this machine",
+            raise errors.made("UNAVAILABLE", "SOCKET_UNREACHABLE", f"{opened.socket}: {failure}; this needs the daemon on this machine",
                               "socket") from failure
-        _check(arena, answer, fds)
+        if isinstance(opened, pb.DirectLease):
+            _check(opened.socket, answer, fds, {"lease": opened.lease, "incarnation": opened.incarnation}, 0)
+            return lease, None
+        _check(opened.socket, answer, fds, {"arena": opened.arena, "bytes": str(opened.bytes), "incarnation": opened.incarnation}, 1)
+        check_memory(fds[0], opened.bytes)
         return lease, fds.pop()
     except BaseException:
         lease.close()
@@ -92,6 +99,36 @@ def connect(arena: pb.Arena, timeout: float) -> tuple[socket.socket, int]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def map_new(fd: int, nbytes: int, *, writable: bool = False) -> int:
+    """Maps the beginning of the memory that `fd` is, shared: the address. Exhausted when the process has no room.
+
+    writable  to be written, with all its pages there, and not in the children of this process. Otherwise pages come with their first use
+    """
+    if not writable:
+        return _map(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd)
+    address = _map(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_POPULATE, fd)
+    _libc.madvise(address, nbytes, mmap.MADV_DONTFORK)
+    return address
+
+
+def unmap(address: int, nbytes: int) -> None:
+    """REQUIRES: nobody uses what is mapped there."""
+    _libc.munmap(address, nbytes)
+
+
+def check_memory(fd: int, nbytes: int) -> None:
+    """StatepoolError (BAD_MEMORY) unless it has so many bytes, and can't lose them."""
+    size = os.fstat(fd).st_size
+    if size < nbytes:
+        raise errors.made("INTERNAL", "BAD_MEMORY", f"the daemon's memory has {size} bytes, not {nbytes}", "bytes", expected=nbytes, actual=size)
+    try:
+        seals = fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError:
+        seals = 0  # no memfd
+    if seals & _SEALS != _SEALS:
+        raise errors.made("INTERNAL", "BAD_MEMORY", f"the daemon's memory could shrink or grow under us: its seals are {seals:#x}")
 
 
 def address_of(path: str) -> str:
@@ -110,31 +147,20 @@ def is_here(path: str) -> bool:
         return True  # who can't tell may try
 
 
-def _check(arena: pb.Arena, answer: bytes, fds: list[int]) -> None:
+def _check(path: str, answer: bytes, fds: list[int], expected: dict[str, str], fds_expected: int) -> None:
     if not answer:
-        raise errors.made("UNAVAILABLE", "SOCKET_UNREACHABLE", f"{arena.socket}: the daemon hung up", "socket")
+        raise errors.made("UNAVAILABLE", "SOCKET_UNREACHABLE", f"{path}: the daemon hung up", "socket")
     try:
         told: Any = json.loads(answer)
         reason = told.get("reason")
     except (ValueError, AttributeError) as failure:
-        raise errors.made("INTERNAL", "BAD_ANSWER", f"the arena's socket answered {answer[:100]!r}", "socket") from failure
+        raise errors.made("INTERNAL", "BAD_ANSWER", f"the daemon's socket answered {answer[:100]!r}", "socket") from failure
     if reason:
         raise errors.made(_REFUSALS.get(reason, "UNKNOWN"), str(reason), str(told.get("message", "")), "token")
-    expected = {"arena": arena.arena, "bytes": str(arena.bytes), "incarnation": arena.incarnation}
     actual = {key: str(told.get(key)) for key in expected}
-    if actual != expected or len(fds) != 1:
-        raise errors.made("INTERNAL", "BAD_ANSWER", f"the arena's socket answered {actual} and {len(fds)} descriptors, not {expected} and one",
-                          "socket")
-    size = os.fstat(fds[0]).st_size
-    if size < arena.bytes:
-        raise errors.made("INTERNAL", "BAD_MEMORY", f"the arena's memory has {size} bytes, not {arena.bytes}", "bytes", expected=arena.bytes,
-                          actual=size)
-    try:
-        seals = fcntl.fcntl(fds[0], _F_GET_SEALS)
-    except OSError:
-        seals = 0  # no memfd
-    if seals & _SEALS != _SEALS:
-        raise errors.made("INTERNAL", "BAD_MEMORY", f"the arena's memory could shrink or grow under us: its seals are {seals:#x}")
+    if actual != expected or len(fds) != fds_expected:
+        raise errors.made("INTERNAL", "BAD_ANSWER", f"the daemon's socket answered {actual} and {len(fds)} descriptors, not {expected} and "
+                          f"{fds_expected}", "socket")
 
 
 def _map(address: int | None, nbytes: int, protection: int, flags: int, fd: int) -> int:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import xxhash
 from google.protobuf.message import DecodeError, Message
 
-LEAF_BYTES = 65536
+from . import _kernels
+
+LEAF_BYTES = _kernels.LEAF_BYTES
 _DATA_TAG = 15 << 3 | 2  # field 15, length-delimited
 
 Buffer = Any  # what memoryview takes, C-contiguous
@@ -23,7 +24,7 @@ Buffer = Any  # what memoryview takes, C-contiguous
 
 def checksum_of(*pieces: Buffer) -> str:
     """The checksum (16 lower-case hex digits) of the image that the pieces are when laid end to end. Thread-safe."""
-    return root_of(leaves_of(*pieces))
+    return _kernels.hash_of([as_bytes(piece) for piece in pieces])
 
 
 def root_of(leaves: bytes | bytearray) -> str:
@@ -33,26 +34,15 @@ def root_of(leaves: bytes | bytearray) -> str:
 
 def leaves_of(*pieces: Buffer) -> bytes:
     """The hashes of the leaves, 8 little-endian bytes each. Those of chunks that begin at multiples of LEAF_BYTES may be joined."""
-    leaves: list[int] = []
-    partial = xxhash.xxh3_64()
-    filled = 0  # bytes in `partial`
-    for piece in map(as_bytes, pieces):
-        at = 0
-        while at < len(piece):
-            part = piece[at:at + LEAF_BYTES - filled]
-            at += len(part)
-            if len(part) == LEAF_BYTES:
-                leaves.append(xxhash.xxh3_64_intdigest(part))
-                continue
-            partial.update(part)
-            filled += len(part)
-            if filled == LEAF_BYTES:
-                leaves.append(partial.intdigest())
-                partial.reset()
-                filled = 0
-    if filled:
-        leaves.append(partial.intdigest())
-    return struct.pack(f"<{len(leaves)}Q", *leaves)
+    return _kernels.leaves_of(map(as_bytes, pieces))
+
+
+def copy_and_hash(to: Buffer, *pieces: Buffer) -> str:
+    """Copies the pieces to `to`, laid end to end, and gives the checksum of what was written, in one pass.
+
+    REQUIRES: `to` is writable, as long as all pieces, and shares no byte with them.
+    """
+    return _kernels.copy_and_hash(as_bytes(to), [as_bytes(piece) for piece in pieces])
 
 
 class Pieces:

@@ -7,7 +7,9 @@ rows of arenas that the pool keeps for it. Linux only.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import math
 import operator
 import os
 import sys
@@ -19,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import _requests, errors, names
+from . import _direct, _kernels, _requests, errors, names
 from ._calls import Attempts
 from ._requests import Ttl
 from .layouts import DTYPES, Array, Layout
@@ -152,8 +154,8 @@ class Arena:
     After os.fork() it is the parent's: in the child load and store raise Conflict (FORKED), and close() drops what the child has of it, no more.
     """
 
-    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts) -> None:
-        """attempts: those of opening it."""
+    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts, *, direct: bool = True) -> None:
+        """attempts: those of opening it. direct: this process copies where it may."""
         self._closed = True
         self._pool = pool
         self._connection = pool._connection
@@ -164,6 +166,8 @@ class Arena:
         self._told = threading.local()  # .generation: the newest one that this thread knows of
         self._lease: socket.socket | None = None
         self._memory: Range | None = None
+        self._plan: _kernels.Plan | None = None  # None: the daemon copies
+        self._doubtful: set[int] = set()  # rows that the daemon may take for loaded, and nobody copied to
         self._table: pb.Arena  # as the daemon told it first
         self._name = ""  # what the daemon calls it
         self._tensors: dict[str, Any] = {}
@@ -173,8 +177,10 @@ class Arena:
         self.on_reopen: Callable[[Arena], object] | None = None
         self._closed = False
         try:
+            self._request.with_plan = direct and _kernels.available and pool._direct.lease(pool, attempts) is not None
             self._open(attempts)
             self._make_arrays()
+            self._make_plan()
         except BaseException:
             self.close()
             raise
@@ -240,9 +246,17 @@ class Arena:
 
     def _load(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None) -> list[Loaded | errors.StatepoolError]:
         while True:
-            answer = self._call("Load", request, pb.LoadResponse.FromString, attempts, generation)
-            results = [_error(item, r.error) if r.HasField("error") else Loaded(Info.from_proto(r.info), r.attachment, r.copied)
-                       for item, r in zip(request.items, answer.rows)]
+            results = self._load_directly(request, attempts, generation)
+            left = [i for i, result in enumerate(results) if result is None]
+            if left:
+                rest = pb.LoadRequest(items=[request.items[i] for i in left])
+                for item in rest.items:
+                    item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
+                answer = self._call("Load", rest, pb.LoadResponse.FromString, attempts, generation)
+                for i, item, r in zip(left, rest.items, answer.rows):
+                    results[i] = _error(item, r.error) if r.HasField("error") else Loaded(Info.from_proto(r.info), r.attachment, r.copied)
+                    if not r.HasField("error"):
+                        self._doubtful.discard(item.row)
             again = next((r for r in results if isinstance(r, errors.StatepoolError) and r.retry_after is not None), None)
             if again is None:
                 return results
@@ -251,15 +265,91 @@ class Arena:
             except errors.StatepoolError:
                 return results
 
+    def _load_directly(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None) -> list[Any]:
+        """A Load whose copies are done here. The results; None where it is for the daemon to load the row, and to copy."""
+        plan, memory = self._plan, self._memory
+        lease = None if plan is None or memory is None else self._pool._direct.lease(self._pool, attempts)
+        if plan is None or memory is None or lease is None:
+            return [None] * len(request.items)
+        direct = pb.LoadRequest(items=request.items, lease=lease.id)
+        rows = {item.row for item in request.items}
+        for item in direct.items:
+            item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
+        self._doubtful.update(rows)
+        try:
+            answer = self._call("Load", direct, pb.LoadResponse.FromString, Attempts(attempts.timeout(), 0), generation)
+        except errors.StatepoolError as error:
+            if _direct.goes_on(lease, error):
+                return [None] * len(request.items)
+            raise
+        slots: dict[int, tuple[pb.Slot, list[int]]] = {}  # by pin
+        for r, item in zip(answer.rows, request.items):
+            if r.HasField("slot"):
+                slots.setdefault(r.slot.id, (r.slot, []))[1].append(item.row)
+            else:
+                self._doubtful.discard(item.row)  # what it holds is what it held
+        for slot, of_slot in slots.values():
+            pin = lease.pin(slot, plan.state_bytes)
+            if pin is not None:
+                plan.gather(pin.address, memory.address, of_slot)
+                self._doubtful.difference_update(of_slot)
+        results: list[Any] = []
+        for item, r in zip(request.items, answer.rows):
+            if r.HasField("error"):
+                refusal = _error(item, r.error)
+                results.append(None if refusal.reason in _direct.SHORTAGES else refusal)
+            elif item.row in self._doubtful:
+                results.append(None)
+            else:
+                results.append(Loaded(Info.from_proto(r.info), r.attachment, r.copied))
+        return results
+
     def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None) -> list[Info | errors.StatepoolError]:
         while True:
-            answer = self._call("Store", request, pb.StoreResponse.FromString, attempts, generation)
+            answer = self._store_directly(request, attempts, generation)
+            if answer is None:
+                answer = self._call("Store", request, pb.StoreResponse.FromString, attempts, generation)
             results = [_error(item, r.error) if r.HasField("error") else Info.from_proto(r.info) for item, r in zip(request.items, answer.rows)]
             failed = [r for r in results if isinstance(r, errors.StatepoolError)]
             if answer.done or not request.all_or_none or not failed:
                 return results
             # Nothing was stored, and those that could have been wait for the others.
             attempts.wait(next((e for e in failed if e.reason != "BATCH_ABORTED"), failed[0]))
+
+    def _store_directly(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None) -> pb.StoreResponse | None:
+        """A Store whose copies are done here. None: it is for the daemon to do, with the same requests."""
+        plan, memory, count = self._plan, self._memory, len(request.items)
+        if plan is None or memory is None or any(
+                item.attachment or item.row >= plan.rows or not 1 <= _accepted(item) <= plan.accepted_max for item in request.items):
+            return None
+        if generation not in (None, self._generation):
+            return None  # the other way says what is to be said
+        lease = self._pool._direct.lease(self._pool, attempts)
+        grants = [] if lease is None else lease.take_grants(self._pool, self._table.layout, plan.state_bytes, count, attempts)
+        if lease is None or not grants:
+            return None
+        try:
+            direct = pb.StoreRequest()
+            direct.CopyFrom(request)
+            direct.lease = lease.id
+            for item, grant in zip(direct.items, grants):
+                item.checksum = plan.scatter(memory.address, item.row, _accepted(item), grant.address)
+                item.grant = grant.id
+            answer = self._call("Store", direct, pb.StoreResponse.FromString, Attempts(attempts.timeout(), 0), generation)
+        except errors.StatepoolError as error:
+            if _direct.goes_on(lease, error):
+                return None
+            raise
+        finally:
+            lease.done_with(grants)
+        short = [i for i, row in enumerate(answer.rows) if row.HasField("error") and errors.from_status(row.error).reason in _direct.SHORTAGES]
+        if short and request.all_or_none:
+            return None  # nothing was stored
+        if short:
+            rest = pb.StoreRequest(items=[request.items[i] for i in short])
+            for i, row in zip(short, self._call("Store", rest, pb.StoreResponse.FromString, attempts, generation).rows):
+                answer.rows[i].CopyFrom(row)
+        return answer
 
     def _call(self, method: str, request: pb.LoadRequest | pb.StoreRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
               generation: int | None) -> _Answer:
@@ -360,6 +450,7 @@ class Arena:
         if self._memory is not None:
             _check_same(self._table, table)
         lease, fd = _mapping.connect(table, attempts.timeout())
+        assert fd is not None
         try:
             if self._memory is None:
                 self._memory = _mapping.Range(table.bytes)
@@ -440,6 +531,14 @@ class Arena:
         except (errors.StatepoolError, ValueError, RuntimeError):
             pass  # ValueError: the channel was closed before; RuntimeError: the interpreter is about to end
 
+    def _make_plan(self) -> None:
+        """REQUIRES: the arena is open. Its layout never changes, so neither does the plan."""
+        if not self._table.plan:
+            return
+        state_bytes = sum(segment.element_bytes * math.prod(segment.sizes) for segment in self._table.plan)
+        with contextlib.suppress(ValueError):  # then the daemon copies
+            self._plan = _kernels.Plan(self._table.plan, state_bytes, self._table.bytes, self._table.rows, max(self._table.steps, 1))
+
     def _make_arrays(self) -> None:
         assert self._memory is not None
         memory = np.asarray(self._memory)
@@ -484,6 +583,10 @@ def _store_item(i: int, row: SupportsIndex, item: StoreItem | Sequence | str, po
         accepted_length=_of_row(row, item.accepted, accepted), if_revision=item.if_revision, any_revision=item.any_revision, whole_row=item.whole_row,
         options=_requests.options(item.durability, item.ttl, item.expire_at, item.max_history), request_id=_requests.id_or_new(item.request_id),
         attachment=item.attachment, exactness=_requests.enum(pb.Exactness, item.exactness, "exactness"))
+
+
+def _accepted(item: pb.StoreItem) -> int:
+    return item.accepted_length if item.HasField("accepted_length") else 1
 
 
 def _of_row(row: Any, own: int | None, given: int | Mapping[int, int] | None) -> int | None:
@@ -594,7 +697,7 @@ class _Shelf:
     """An arena whose rows are buffers. free: those that nobody has, to take from and give back without a lock."""
 
     def __init__(self, pool: Pool, layout: Layout, rows: int, attempts: Attempts) -> None:
-        self.arena = Arena(pool, layout, rows, 0, View("row_major"), attempts)
+        self.arena = Arena(pool, layout, rows, 0, View("row_major"), attempts, direct=False)
         self.free = collections.deque(range(rows))
         first = self.arena[layout.tensors[0].name]
         base = np.asarray(self.arena._memory).__array_interface__["data"][0]

@@ -13,7 +13,9 @@ from google.protobuf.message import Message
 
 from . import _lane, _requests, _wire, arenas, batches, errors, names, streams
 from ._calls import Attempts, Connection
+from ._direct import Direct
 from ._requests import Tokens, Ttl
+from ._seen import Seen
 from .arenas import Arena, Buffers, LoadItem, Rooms, StoreItem, View
 from .layouts import Layout, Preset
 from .names import Deletion, Durability, Exactness, Expiry, Image, Info, Match, Name, Out, Prefix, Room, Sequence, Snapshot, State, Upload
@@ -32,7 +34,8 @@ RETRIES = 5
 _SURELY_FITS_BYTES = 1 << 20  # not worth asking the daemon for its limit
 
 def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
-            max_message_bytes: int = MAX_MESSAGE_BYTES, credentials: grpc.ChannelCredentials | None = None, arenas: bool = True) -> Pool:
+            max_message_bytes: int = MAX_MESSAGE_BYTES, credentials: grpc.ChannelCredentials | None = None, arenas: bool = True,
+            direct: bool = True) -> Pool:
     """A client of the daemon at "host:port" or "unix:/path". Nothing is sent before the first call.
 
     timeout            seconds that a call may take, its retries included (DeadlineExceeded)
@@ -42,6 +45,7 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
     max_message_bytes  limit of a message, either way; the daemon has one of its own. Larger states travel as streams
     credentials        for TLS; None: plain text
     arenas             get and set of large states may go through arenas that the pool opens for itself: see Pool, fast lane
+    direct             states may be read and written in the daemon's own memory where it lets its workers: see Pool, direct ways
     """
     options = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -59,7 +63,7 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
     ]
     channel = (grpc.insecure_channel(address, options) if credentials is None
                else grpc.secure_channel(address, credentials, options))
-    return Pool(channel, timeout=timeout, retries=retries, verify=verify, max_message_bytes=max_message_bytes, arenas=arenas)
+    return Pool(channel, timeout=timeout, retries=retries, verify=verify, max_message_bytes=max_message_bytes, arenas=arenas, direct=direct)
 
 
 class Pool:
@@ -78,6 +82,13 @@ class Pool:
     until the pool is closed; a layout has as many rows as threads used it at once, up to 4; all rows together at most a sixteenth of
     Capabilities.max_arena_bytes; they give way to arenas and buffers that you ask this pool for. connect(arenas=False) turns it off.
 
+    Direct ways: with a daemon of this machine that lets its workers (Capabilities.copy_mode "direct"), get(copy=False) gives views of the daemon's own
+    memory, get and set of whole states of 256 KiB and more copy from and to there, in one pass with their checksum, and load and store of arenas are
+    done by this process, where the library of kernels is there (_kernels). This goes before the fast lane, and again nothing else tells. A set() with an
+    attachment goes another way, so does what the fast lane leaves to messages, but for a request_id of yours; and everything does whenever the
+    daemon has no room for it: then none is tried for a while. Limits: the daemon's memory stays mapped for reuse, up to
+    1 GiB where no view is used any more; up to 64 MiB of granted slots, or one, wait for sets of each layout. connect(direct=False) turns it off.
+
     Options of names, wherever a method takes them:
       durability   "volatile", "write_behind" or "sync"; None: keep, inherit, or the daemon's default
       ttl          idle seconds (or a timedelta) until the name expires; math.inf: never; None: keep, inherit, or the default
@@ -88,17 +99,20 @@ class Pool:
     """
 
     def __init__(self, channel: grpc.Channel, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
-                 max_message_bytes: int = MAX_MESSAGE_BYTES, arenas: bool = True) -> None:
+                 max_message_bytes: int = MAX_MESSAGE_BYTES, arenas: bool = True, direct: bool = True) -> None:
         """On a channel of the caller's own, whose limit is max_message_bytes. Closing the pool closes it."""
         self._connection = Connection(channel, max_message_bytes)
         self._timeout = timeout
         self._retries = retries
         self._verify = verify
         self._rooms = Rooms()
-        self._lane = _lane.Lane(arenas)
+        self._seen = Seen(self._connection.layouts)
+        self._lane = _lane.Lane(arenas, self._seen)
+        self._direct = Direct(direct, self._seen)
 
     def close(self) -> None:
-        """Ends the connection. Calls in flight fail."""
+        """Ends the connection. Calls in flight fail. States of get(copy=False) stay as they are."""
+        self._direct.close()
         self._lane.close()
         self._rooms.close()
         self._connection.channel.close()
@@ -117,7 +131,9 @@ class Pool:
         other._retries = self._retries if retries is None else retries
         other._verify = self._verify
         other._rooms = self._rooms
+        other._seen = self._seen
         other._lane = self._lane
+        other._direct = self._direct
         return other
 
     # ----------------------------------------------------------------------------------------------------------- layouts
@@ -178,11 +194,13 @@ class Pool:
 
     def get(self, source: Name | Match | str, position: int | None = None, *, tensors: Iterable[str] | None = None,
             layers: Iterable[int] | None = None, version_id: int | None = None, layout: Layout | str = "", attachment: bool = True,
-            out: Out | None = None) -> State:
+            out: Out | None = None, copy: bool = True) -> State:
         """Name.get of any source; a str is a sequence."""
         attempts = self._attempts()
         row = None
         if out is not None:
+            if not copy:
+                raise errors.invalid("INVALID_OPTION", "what is to be in `out` is copied", "copy")
             if _wire.as_bytes(out).readonly:
                 raise errors.invalid("INVALID_OPTION", "out is read-only", "out")
             row = arenas.row_of(out)
@@ -193,7 +211,16 @@ class Pool:
                 return State(self, loaded.info, _wire.as_bytes(out), loaded.attachment)
         request = _requests.get(source, position, layout, tensors, layers, version_id, attachment)
         if tensors is None and layers is None:
-            answer = self._lane.get(self, request, None if out is None else _wire.as_bytes(out), attempts)
+            view = None if out is None else _wire.as_bytes(out)
+            pinned = self._direct.get(self, request, attempts, copy=copy)
+            if pinned is not None:
+                answered, slot = pinned
+                if copy:
+                    return self._state(request, answered, slot, view if view is not None else np.empty(len(slot), np.uint8))
+                info = Info.from_proto(answered.info)
+                self._seen.learn(info)
+                return State(self, info, slot, answered.attachment)
+            answer = self._lane.get(self, request, view, attempts)
             if answer is not None:
                 return self._verified(request, *answer)
         try:
@@ -207,12 +234,7 @@ class Pool:
                 if out is None:
                     state.data = state.data.toreadonly()
                 return state
-        state = self._state(request, pb.GetResponse.FromString(rest), data)
-        if out is not None:
-            view = _exactly(out, len(data))
-            view[:] = data
-            state.data = view
-        return state
+        return self._state(request, pb.GetResponse.FromString(rest), data, out)
 
     def get_into(self, source: Name | Match | str, room: Room, position: int | None = None, *, tensors: Iterable[str] | None = None,
                  layers: Iterable[int] | None = None, version_id: int | None = None, layout: Layout | str = "", attachment: bool = True,
@@ -294,18 +316,21 @@ class Pool:
         head = _requests.set(name, position, chosen, layout, if_revision, attachment, exactness, durability, ttl, expire_at, max_history,
                              request_id)
         doubt = None
-        if chosen is None and request_id is None:
-            info, doubt = self._lane.set(self, head, _wire.Pieces(pieces), attempts)
-            if info is not None:
-                self._lane.learn(info)
-                return info
+        if chosen is None:
+            stored = self._direct.set(self, head, [_wire.as_bytes(piece) for piece in pieces], attempts)
+            # After an attempt there (head.checksum) it goes in a message alone: only to the daemon's Set it is the same request.
+            if stored is None and request_id is None and not head.checksum:
+                stored, doubt = self._lane.set(self, head, _wire.Pieces(pieces), attempts)
+            if stored is not None:
+                self._seen.learn(stored)
+                return stored
         try:
             info = self._set(head, pieces, attempts)
         except errors.InvalidArgument as error:
             if doubt is not None and error.reason == "REQUEST_ID_REUSED":
                 raise doubt  # it was stored, but the answer is lost
             raise
-        self._lane.learn(info)
+        self._seen.learn(info)
         return info
 
     def _set(self, head: pb.SetRequest, pieces: SequenceOf[_wire.Buffer], attempts: Attempts) -> Info:
@@ -571,17 +596,29 @@ class Pool:
     def _sequence(self, info: Info) -> Sequence:
         return Sequence(self, info.name, position=info.position, revision=info.revision, replayed=info.replayed)
 
-    def _state(self, request: pb.GetRequest, response: pb.GetResponse, data: memoryview) -> State:
-        """The state that this is the answer for. DataLoss."""
-        return self._verified(request, Info.from_proto(response.info), data, response.attachment, response.data_checksum)
+    def _state(self, request: pb.GetRequest, response: pb.GetResponse, data: memoryview, to: _wire.Buffer | None = None) -> State:
+        """The state that this is the answer for, whose bytes are here, or are copied to `to`. DataLoss; InvalidArgument when they don't fit."""
+        info = Info.from_proto(response.info)
+        if to is None:
+            return self._verified(request, info, data, response.attachment, response.data_checksum)
+        room = _exactly(to, len(data))
+        actual = None
+        if self._verify:
+            actual = _wire.copy_and_hash(room, data)
+        else:
+            np.copyto(np.frombuffer(room, np.uint8), np.frombuffer(data, np.uint8))
+        return self._checked(request, info, room, response.attachment, response.data_checksum, actual)
 
     def _verified(self, request: pb.GetRequest, info: Info, data: memoryview, attachment: bytes, data_checksum: str = "") -> State:
-        self._lane.learn(info)
+        return self._checked(request, info, data, attachment, data_checksum, _wire.checksum_of(data) if self._verify else None)
+
+    def _checked(self, request: pb.GetRequest, info: Info, data: memoryview, attachment: bytes, data_checksum: str, actual: str | None) -> State:
+        """actual: the checksum that `data` has, unless nobody wants to know."""
+        self._seen.learn(info)
         expected = data_checksum or info.checksum
-        if self._verify and _wire.checksum_of(data) != expected:
-            raise errors.DataLoss("DATA_LOSS", "CHECKSUM_MISMATCH", f"{info.kind} {info.name!r} did not arrive as it was stored", "data",
-                                  {"expected": expected, "actual": _wire.checksum_of(data)})
-        return State(self, info, data, attachment, request.select if request.HasField("select") else None)
+        if actual is not None and actual != expected:
+            raise names.wrong_bytes(info, expected, actual)
+        return State(self, info, data, attachment, request.select if request.HasField("select") else None, expected)
 
     def _receive(self, request: pb.GetRequest, stream: StateStream, room: SequenceOf[_wire.Buffer], progress: Progress | None) -> State:
         """Reads all of `stream` into the buffers, laid end to end."""
@@ -596,7 +633,7 @@ class Pool:
             if progress is not None:
                 progress(at, stream.nbytes)
         data = _wire.as_bytes(room[0])[:at] if len(room) == 1 else memoryview(b"")  # arrays are the caller's to find again
-        return State(self, stream.info, data, stream.attachment, request.select if request.HasField("select") else None)
+        return State(self, stream.info, data, stream.attachment, request.select if request.HasField("select") else None, stream.data_checksum)
 
     def _fits(self, nbytes: int, attempts: Attempts) -> bool:
         """Whether a request of this size fits a message, as far as is known."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import errors, layouts
+from . import _wire, errors, layouts
 from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
@@ -117,15 +117,18 @@ class Deletion:
 
 
 class State:
-    """The bytes of one version, or of a part of it, verified against their checksum. Immutable; may be used from any thread.
+    """The bytes of one version, or of a part of it, verified against their checksum unless Pool.get(copy=False) gave them. Immutable; may be used from any
+    thread.
 
     data        view of the bytes, Layout.state_bytes long (Part.nbytes for a part); read-only unless the caller gave the memory
     attachment  the opaque bytes beside it
     info        all that the daemon said of the version; its checksum and state_bytes are those of the whole image
     """
 
-    def __init__(self, pool: Pool, info: Info, data: memoryview, attachment: bytes, select: pb.Select | None = None) -> None:
+    def __init__(self, pool: Pool, info: Info, data: memoryview, attachment: bytes, select: pb.Select | None = None, data_checksum: str = "") -> None:
+        """data_checksum: of `data`; needed for a part."""
         self._pool = pool
+        self._data_checksum = data_checksum or info.checksum
         self._select = select
         self.info = info
         self.data = data
@@ -144,6 +147,12 @@ class State:
     @property
     def checksum(self) -> str:
         return self.info.checksum
+
+    def verify(self) -> None:
+        """Raises DataLoss unless the bytes have, now, the checksum that the daemon told."""
+        actual = _wire.checksum_of(*([self.data] if len(self.data) else self.part.pieces(self.tensors)))
+        if actual != self._data_checksum:
+            raise wrong_bytes(self.info, self._data_checksum, actual)
 
     @functools.cached_property
     def part(self) -> layouts.Part:
@@ -176,7 +185,8 @@ class Name:
         return pb.NameRef(**{self.kind: self.name})
 
     def get(self, position: int | None = None, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
-            version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True, out: Out | None = None) -> State:
+            version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True, out: Out | None = None,
+            copy: bool = True) -> State:
         """The bytes: of the head, of the newest version of the ring at exactly `position`, or of the version with this id. Counts as a use.
 
         tensors, layers  only these tensors, only these of the model's layers; None: all
@@ -184,9 +194,14 @@ class Name:
         attachment       False: leave the attachment out
         out              where they are to be: a writable contiguous buffer of their length, of which State.data is a view then. After an error its
                          contents are undefined. A buffer of Pool.empty goes through shared memory, and takes states of its layout
+        copy             False: where the daemon is on this machine and lets its workers (Capabilities.copy_mode "direct"), State.data is a view of
+                         the daemon's own memory, which can't be written. No byte is copied, nor verified again: State.verify() does that. The bytes
+                         stay as they are, whatever becomes of the name, and keep their place in the daemon's memory, until the last array or view of
+                         them is gone. Where that can't be, or not now (also for parts), it is a copy as always. Not with `out`
         A state that fits no message comes as a stream. NotFound (also LAYOUT_MISMATCH, POSITION_MISMATCH, VERSION_MISMATCH), DataLoss, Exhausted.
         """
-        return self._pool.get(self, position, tensors=tensors, layers=layers, version_id=version_id, layout=layout, attachment=attachment, out=out)
+        return self._pool.get(self, position, tensors=tensors, layers=layers, version_id=version_id, layout=layout, attachment=attachment, out=out,
+                              copy=copy)
 
     def get_into(self, room: Room, position: int | None = None, *, tensors: Iterable[str] | None = None, layers: Iterable[int] | None = None,
                  version_id: int | None = None, layout: layouts.Layout | str = "", attachment: bool = True, chunk_bytes: int | None = None,
@@ -326,6 +341,11 @@ def ref_of(source: Name | Match | str) -> pb.NameRef:
             raise errors.invalid("MISSING_FIELD", f"this match is a miss: {source.miss_reason}", "source")
         return source.matches[0].ref
     return source.ref
+
+
+def wrong_bytes(info: Info, expected: str, actual: str) -> errors.DataLoss:
+    return errors.DataLoss("DATA_LOSS", "CHECKSUM_MISMATCH", f"{info.kind} {info.name!r} is not here as it was stored", "data",
+                           {"expected": expected, "actual": actual})
 
 
 def enum_name(enum: Any, number: int) -> str:

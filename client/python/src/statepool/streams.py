@@ -82,6 +82,7 @@ class StateStream(Iterator[memoryview]):
         self.info = Info.from_proto(self._head.info)
         self.attachment = self._head.attachment
         self.nbytes = self._head.data_bytes
+        self.data_checksum: str = self._head.data_checksum
 
     def __next__(self) -> memoryview:
         while True:

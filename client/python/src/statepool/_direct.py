@@ -1,0 +1,510 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""The direct ways (DIRECT in statepool.proto): states are read and written where the daemon of this machine has them, and no byte travels.
+
+A pool has one direct lease at a time, opened at the first call that it is good for, where Capabilities.copy_mode is "direct". Pool.get(copy=False) gives
+views of the daemon's slots; other gets of large states copy from there; sets of large states write into slots that the daemon granted; arenas are copied
+to and from by this process. What can't go this way, or not now, goes as it would without, and with the same answer.
+"""
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from . import _kernels, _wire, errors
+from ._calls import Attempts
+from ._seen import LARGE_BYTES, Seen
+from .names import Info
+from .v1 import statepool_pb2 as pb
+
+if TYPE_CHECKING:
+    from .client import Pool
+
+GET_BYTES_MIN = LARGE_BYTES
+"""A get that copies, of a smaller state, goes as it would without."""
+SET_BYTES_MIN = LARGE_BYTES
+"""The same for sets."""
+IDLE_BYTES_MAX = 1 << 30
+"""So much of the daemon's memory stays mapped where no pin is used any more; beyond it what was used longest ago goes. Extents of the lease's own are not
+counted: Capabilities.max_granted_bytes bounds them."""
+STOCK_BYTES_MAX = 64 << 20
+"""Granted slots that wait to be used, for each layout: so many bytes or one slot, and at most STOCK_MAX."""
+STOCK_MAX = 8
+OPEN_TIMEOUT_S = 2.0
+"""How long a call may be held up by opening a lease that then is not to be had."""
+PAUSE_S = 30.0
+"""How long none is opened after that."""
+PAUSE_UNAVAILABLE_S = 0.5
+"""The same if the daemon was not there."""
+GRANT_PAUSE_S = 1.0
+"""How long a lease asks for no slots after it got none."""
+ANSWER_TIMEOUT_S = 5.0
+"""How long the daemon may take for a descriptor; then the lease is given up."""
+_UNPINS_MAX, _DROPPED_MAX = 8192, 1024  # in one message
+_EVENT_BYTES_MAX = 256 << 10
+_GRANTS_MAX = 64  # in one call
+
+_LEASE_GONE = ("LEASE_UNKNOWN", "LEASE_NOT_CONNECTED", "DIRECT_OFF")
+SHORTAGES = (*_LEASE_GONE, "TOO_MANY_PINS", "TOO_MUCH_PINNED", "TOO_MUCH_GRANTED", "GRANT_UNKNOWN")
+"""Reasons that only a direct call fails for: without a lease it may do."""
+
+
+class Direct:
+    """The direct lease of a pool. Thread-safe; in a forked child there is none."""
+
+    def __init__(self, enabled: bool, seen: Seen) -> None:
+        self._enabled = enabled and sys.platform.startswith("linux")
+        self._seen = seen
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # of what follows; held while a lease is opened
+        self._lease: Lease | None = None
+        self._paused_until = 0.0
+
+    def close(self) -> None:
+        """The lease ends when no view is left."""
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._enabled = False
+                lease, self._lease = self._lease, None
+            if lease is not None:
+                lease.retire()
+
+    def lease(self, pool: Pool, attempts: Attempts) -> Lease | None:
+        """The lease, opened if need be; None: there is none to be had now."""
+        if not self._enabled or os.getpid() != self._pid:
+            return None
+        lease = self._lease
+        if lease is not None and lease.is_good():
+            return lease
+        if time.monotonic() < self._paused_until:
+            return None
+        with self._lock:
+            if self._lease is not None and not self._lease.ended and not self._lease.retired:
+                return self._lease  # another thread was first
+            if not self._enabled or time.monotonic() < self._paused_until:
+                return None
+            try:
+                self._lease = self._open(pool, attempts)
+            except errors.Unavailable as error:
+                self._paused_until = time.monotonic() + (PAUSE_S if error.reason == "SOCKET_UNREACHABLE" else PAUSE_UNAVAILABLE_S)
+                return None
+            except Exception:  # whatever it is, there are ways that do without
+                self._lease = None
+            if self._lease is None:
+                self._paused_until = time.monotonic() + PAUSE_S
+            return self._lease
+
+    def get(self, pool: Pool, request: pb.GetRequest, attempts: Attempts, *, copy: bool) -> tuple[pb.GetResponse, memoryview] | None:
+        """What Get answers, and a view of the slot with the bytes, which is pinned as long as somebody has the view. None: ask in another way.
+
+        copy  the bytes will be copied: only large states are worth it. REQUIRES: no `select`.
+        """
+        if copy and self._size_wanted(request) < GET_BYTES_MIN:
+            return None
+        lease = self.lease(pool, attempts)
+        if lease is None:
+            return None
+        direct = pb.GetRequest()
+        direct.CopyFrom(request)
+        direct.lease = lease.id
+        try:
+            answer = pool._connection.call("Get", direct, pb.GetResponse.FromString, Attempts(attempts.timeout(), 0))
+        except errors.StatepoolError as error:
+            if goes_on(lease, error):
+                return None
+            raise
+        pin = lease.pin(answer.slot, answer.data_bytes) if answer.HasField("slot") else None
+        return None if pin is None else (answer, pin.view())
+
+    def set(self, pool: Pool, head: pb.SetRequest, pieces: Sequence[memoryview], attempts: Attempts) -> Info | None:
+        """The answer of Set, whose request is `head` and these bytes. None: it is to be tried in another way, with this same head, which has a checksum
+        if it may have been done here."""
+        layout = head.layout
+        if not layout:
+            layout, _ = self._seen.of_name("sequence", head.sequence) or ("", 0)
+        nbytes = sum(map(len, pieces))
+        if nbytes < SET_BYTES_MIN or self._seen.size_of(layout) != nbytes or head.attachment or head.HasField("select"):
+            return None
+        while True:
+            lease = self.lease(pool, attempts)
+            grants = [] if lease is None else lease.take_grants(pool, layout, nbytes, 1, attempts)
+            if lease is None or not grants:
+                return None
+            grant, = grants
+            direct = pb.SetRequest()
+            try:
+                head.checksum = _kernels.copy_and_hash(grant.view(), pieces)
+                direct.CopyFrom(head)
+                direct.lease, direct.grant = lease.id, grant.id
+                info = pool._connection.call("Set", direct, pb.NameInfo.FromString, Attempts(attempts.timeout(), 0))
+                return Info.from_proto(info)
+            except errors.StatepoolError as error:
+                if not goes_on(lease, error):
+                    raise
+                if error.reason in SHORTAGES:
+                    return None
+                attempts.wait(error)  # and once more, with another slot
+            finally:
+                lease.done_with(grants)
+
+    def _size_wanted(self, request: pb.GetRequest) -> int:
+        """Bytes of the state that is asked for, as far as anybody knows."""
+        layout = request.layout
+        if not layout:
+            kind = request.name.WhichOneof("name") or ""
+            layout, _ = self._seen.of_name(kind, getattr(request.name, kind, "")) or (self._seen.newest, 0)
+        return self._seen.size_of(layout)
+
+    def _open(self, pool: Pool, attempts: Attempts) -> Lease | None:
+        """A new lease. Errors: those of the daemon, and of its socket."""
+        quick = pool.with_options(timeout=min(attempts.timeout(), OPEN_TIMEOUT_S), retries=0)
+        if quick.capabilities().copy_mode != "direct":
+            return None
+        from . import _mapping  # Linux alone has it
+
+        opened = quick._call("OpenDirect", pb.OpenDirectRequest(), pb.DirectLease.FromString)
+        connection, _ = _mapping.connect(opened, OPEN_TIMEOUT_S)
+        return Lease(opened.lease, connection)
+
+
+class Lease:
+    """A direct lease: the connection, what is mapped of the daemon's memory, and the granted slots in stock. Thread-safe.
+
+    Nothing here waits for the daemon but pin() and take_grants(), for descriptors. It has no thread of its own: the daemon's events are read with each
+    call that uses the lease. When it has ended its memory stays mapped where somebody uses it.
+    """
+
+    def __init__(self, id: str, connection: socket.socket) -> None:
+        self.id = id
+        self.ended = False
+        self.retired = False
+        self._pid = os.getpid()
+        self._released: collections.deque[tuple[int, _Extent | None]] = collections.deque()  # pins (0: a grant) and their extents; from any thread
+        self._lock = threading.Lock()  # of what follows; who had it calls settle() afterwards
+        self._connection = connection
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
+        self._extents: collections.OrderedDict[int, _Extent] = collections.OrderedDict()  # by id, those that were used longest ago first
+        self._idle_bytes = 0  # of extents that count for IDLE_BYTES_MAX
+        self._unpin: list[int] = []  # to be told
+        self._dropped: list[int] = []
+        self._stock_lock = threading.Lock()  # of _stock, and of asking for more; before _lock
+        self._stock: dict[str, list[Grant]] = {}  # by layout
+        self._no_grants_until = 0.0
+
+    def __del__(self) -> None:
+        self._connection.close()  # no shutdown(): a parent's lease goes on
+
+    def is_good(self) -> bool:
+        """Reads what the daemon has said; whether the lease is good for another call."""
+        with self._lock:
+            self._read_events()
+            self._tell()
+        self.settle()
+        return not self.ended and not self.retired
+
+    def end(self) -> None:
+        """Ends it. What is in use stays mapped."""
+        with self._lock:
+            self._end()
+        self.retire()
+
+    def retire(self) -> None:
+        """It is for no further call, and ends with the last view: the pool was closed, or a call that got no answer may have left a pin or a grant, which
+        nobody could give back."""
+        self.retired = True
+        if self._stock_lock.acquire(blocking=False):  # who else has it will do this
+            try:
+                self._give_up_stock()
+            finally:
+                self._stock_lock.release()
+        with self._lock:
+            self._end_if_idle()
+        self.settle()
+
+    def _give_up_stock(self) -> None:
+        """REQUIRES: _stock_lock."""
+        stock = [grant for grants in self._stock.values() for grant in grants]
+        self._stock = {}
+        self.done_with(stock)
+
+    def pin(self, slot: pb.Slot, nbytes: int) -> Pin | None:
+        """The pin of a slot that the daemon has just pinned, with so many bytes; None: they can't be seen from here, and the pin is given back."""
+        with self._lock:
+            extent = self._extent(slot.extent)
+            if extent is None or slot.offset + nbytes > extent.nbytes:
+                self._released.append((slot.id, None))
+                extent = None
+            else:
+                self._use(extent)
+        self.settle()
+        return None if extent is None else Pin(self, slot.id, extent, extent.address + slot.offset, nbytes)
+
+    def take_grants(self, pool: Pool, layout: str, nbytes: int, count: int, attempts: Attempts) -> list[Grant]:
+        """So many granted slots for states of this layout, or none. The caller's, until done_with(). DeadlineExceeded."""
+        refused: errors.StatepoolError | None = None
+        with self._stock_lock:
+            stock = self._stock.setdefault(layout, [])
+            while len(stock) < count and not self.ended and time.monotonic() >= self._no_grants_until:
+                wanted = max(count - len(stock), min(STOCK_MAX, STOCK_BYTES_MAX // nbytes))
+                request = pb.GrantRequest(lease=self.id, layout=layout, count=min(wanted, _GRANTS_MAX))
+                found: list[Grant] = []
+                try:
+                    answer = pool._connection.call("Grant", request, pb.GrantResponse.FromString, Attempts(attempts.timeout(), 0))
+                    found = [grant for slot in answer.slots if (grant := self._grant(slot, nbytes)) is not None]
+                except errors.StatepoolError as error:
+                    refused = error
+                stock += found
+                if not found:
+                    self._no_grants_until = time.monotonic() + GRANT_PAUSE_S
+                    break
+            taken = stock[:count] if len(stock) >= count else []
+            del stock[:len(taken)]
+            if self.ended or self.retired:
+                self._give_up_stock()
+        if refused is not None:
+            goes_on(self, refused)
+            if isinstance(refused, errors.DeadlineExceeded):
+                raise refused
+        return taken
+
+    def done_with(self, grants: Sequence[Grant]) -> None:
+        """They were used up, by whatever call named them."""
+        self._released.extend((0, grant.extent) for grant in grants)
+        self.settle()
+
+    def settle(self) -> None:
+        """Gives back what is not used any more. May be called from anywhere, finalizers too: it never waits."""
+        if os.getpid() != self._pid or sys.is_finalizing():
+            return
+        while self._released and self._lock.acquire(blocking=False):  # who else has it will be here
+            try:
+                self._give_back()
+            finally:
+                self._lock.release()
+
+    # ------------------------------------------------------------------------------------------------- REQUIRES: _lock
+
+    def _give_back(self) -> None:
+        while self._released:
+            pin, extent = self._released.popleft()
+            if pin:
+                self._unpin.append(pin)
+            if extent is not None:
+                extent.users -= 1
+                if not extent.users:
+                    self._idle_bytes += extent.counted
+                    if extent.doomed or self.ended:
+                        self._unmap(extent)
+        idle = (e for e in list(self._extents.values()) if not e.users and e.counted)
+        while self._idle_bytes > IDLE_BYTES_MAX:
+            self._unmap(next(idle))
+        self._end_if_idle()
+        self._tell()
+
+    def _end_if_idle(self) -> None:
+        if self.retired and not any(extent.users for extent in self._extents.values()):
+            self._end()
+
+    def _use(self, extent: _Extent) -> None:
+        if not extent.users:
+            self._idle_bytes -= extent.counted
+        extent.users += 1
+        self._extents.move_to_end(extent.id)
+
+    def _unmap(self, extent: _Extent) -> None:
+        """REQUIRES: nobody uses it."""
+        del self._extents[extent.id]
+        self._idle_bytes -= extent.counted
+        extent.unmap()
+        self._dropped.append(extent.id)
+
+    def _end(self) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        for extent in list(self._extents.values()):
+            if not extent.users:
+                self._unmap(extent)
+        self._tell()
+        self._connection.close()
+
+    def _grant(self, slot: pb.Slot, nbytes: int) -> Grant | None:
+        """A slot that the daemon has just granted; None: it can't be written from here. Takes the lock itself."""
+        grant = None
+        with self._lock:
+            extent = self._extent(slot.extent)
+            if extent is not None and extent.writable_address is not None and slot.offset + nbytes <= extent.nbytes:
+                self._use(extent)
+                grant = Grant(slot.id, extent, extent.writable_address + slot.offset, nbytes)
+        self.settle()
+        return grant
+
+    def _extent(self, id: int) -> _Extent | None:
+        """What is mapped of this extent, now or before; None: it can't be had."""
+        found = None if self.ended else self._extents.get(id)
+        if found is not None or self.ended:
+            return found
+        self._read_events()
+        if not self._tell(extent=id):
+            self._end()  # the daemon does not read
+            return None
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while not self.ended:
+            event, fd = self._read_event(deadline)
+            if event is None:
+                self._end()  # its answer would come when another is expected
+            elif event.extent:
+                try:
+                    if event.extent != id or (fd is None) != bool(event.reason):
+                        self._end()
+                    elif fd is not None:
+                        return self._map(event, fd)
+                    return None
+                finally:
+                    if fd is not None:
+                        os.close(fd)
+        return None
+
+    def _map(self, event: pb.LeaseEvent, fd: int) -> _Extent | None:
+        try:
+            extent = _Extent(event, fd)
+        except (errors.StatepoolError, OSError):
+            self._dropped.append(event.extent)
+            return None
+        self._extents[extent.id] = extent
+        self._idle_bytes += extent.counted
+        return extent
+
+    def _tell(self, extent: int = 0) -> bool:
+        """Sends what the daemon is to know, without waiting for it; what it has no room for is kept. Whether `extent` was asked for."""
+        while self._connection.fileno() >= 0 and (extent or self._unpin or self._dropped):
+            request = pb.LeaseRequest(extent=extent, unpin=self._unpin[:_UNPINS_MAX], dropped=self._dropped[:_DROPPED_MAX])
+            try:
+                self._connection.send(request.SerializeToString(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._end()
+                return False
+            del self._unpin[:_UNPINS_MAX], self._dropped[:_DROPPED_MAX]
+            if extent:
+                return True
+        return False
+
+    def _read_events(self) -> None:
+        """All that is there."""
+        while not self.ended:
+            event, fd = self._read_event(0)
+            if fd is not None:
+                os.close(fd)  # nobody asked for it
+            if event is None:
+                return
+
+    def _read_event(self, deadline: float) -> tuple[pb.LeaseEvent | None, int | None]:
+        """The next event, of which `drop` is done, and its descriptor, which is the caller's to close. None: there is none before the deadline (0: now),
+        or the lease has ended."""
+        if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000 if deadline else 0):
+            return None, None
+        data, flags = b"", 0  # as when it has hung up
+        fds: list[int] = []
+        with contextlib.suppress(OSError):
+            data, fds, flags, _ = socket.recv_fds(self._connection, _EVENT_BYTES_MAX, 4, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+        try:
+            if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 1:
+                raise DecodeError
+            event = pb.LeaseEvent.FromString(data)
+        except DecodeError:
+            for fd in fds:
+                os.close(fd)
+            self._end()
+            return None, None
+        for id in event.drop:
+            extent = self._extents.get(id)
+            if extent is not None:
+                extent.doomed = True
+                if not extent.users:
+                    self._unmap(extent)
+        return event, fds[0] if fds else None
+
+
+class _Extent:
+    """Memory of the daemon's, mapped for reading; if it came unsealed also for writing. Guarded by its lease's lock."""
+
+    def __init__(self, event: pb.LeaseEvent, fd: int) -> None:
+        """StatepoolError when it would not be safe to use, or when there is no room."""
+        from . import _mapping
+
+        _mapping.check_memory(fd, event.bytes)
+        self.id = event.extent
+        self.nbytes = event.bytes
+        self.users = 0  # pins and grants
+        self.doomed = False  # the daemon wants it back
+        self.counted = 0 if event.writable else event.bytes  # for IDLE_BYTES_MAX
+        self.address = _mapping.map_new(fd, event.bytes)
+        self.writable_address: int | None = None
+        if event.writable:
+            try:
+                self.writable_address = _mapping.map_new(fd, event.bytes, writable=True)
+            except errors.StatepoolError:
+                _mapping.unmap(self.address, self.nbytes)
+                raise
+
+    def unmap(self) -> None:
+        """REQUIRES: no users."""
+        from . import _mapping
+
+        _mapping.unmap(self.address, self.nbytes)
+        if self.writable_address is not None:
+            _mapping.unmap(self.writable_address, self.nbytes)
+
+
+class Pin:
+    """A pinned slot. numpy makes an array of it that can't be written, and that keeps it alive; the slot is given back when this object is gone."""
+
+    def __init__(self, lease: Lease, id: int, extent: _Extent, address: int, nbytes: int) -> None:
+        self._lease = lease
+        self._id = id
+        self._extent = extent
+        self.address = address
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, True)}
+
+    def __del__(self) -> None:
+        self._lease._released.append((self._id, self._extent))
+        self._lease.settle()
+
+    def view(self) -> memoryview:
+        return _wire.as_bytes(np.asarray(self))
+
+
+class Grant:
+    """A granted slot, to be written by whoever took it from its lease."""
+
+    def __init__(self, id: int, extent: _Extent, address: int, nbytes: int) -> None:
+        self.id = id
+        self.extent = extent
+        self.address = address
+        self.__array_interface__: dict[str, Any] = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, False)}
+
+    def view(self) -> memoryview:
+        return _wire.as_bytes(np.asarray(self))
+
+
+def goes_on(lease: Lease, error: errors.StatepoolError) -> bool:
+    """Whether a call that failed so with this lease may still do without one. Ends the lease if the daemon says that it has; retires it if nobody
+    answered."""
+    if error.reason in _LEASE_GONE:
+        lease.end()
+    elif not error.reason:
+        lease.retire()
+    return error.reason in SHORTAGES or isinstance(error, (errors.Unavailable, errors.Exhausted))

@@ -1,0 +1,175 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "kernels/c_api.h"
+
+#include <exception>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "kernels/checksum.h"
+#include "kernels/copy_plan.h"
+
+struct statepool_kernels_plan {
+  statepool::CopyPlan plan;
+  uint32_t rows, accepted_max;
+};
+
+namespace statepool {
+namespace {
+
+constexpr size_t kSegmentsMax = 65536;
+constexpr uint32_t kAxesMax = 16;
+// Larger copies go past the caches.
+constexpr uint64_t kStreamingGatherBytes = 4 << 20;
+constexpr uint64_t kStreamingScatterBytes = 1 << 20;
+
+CopyHint HintOf(uint64_t bytes, uint64_t streaming) {
+  return bytes > streaming ? CopyHint::kStreaming : CopyHint::kCached;
+}
+
+// Calls write(), which may run out of memory.
+template <typename Write>
+int Guarded(Write write) {
+  try {
+    write();
+    return STATEPOOL_KERNELS_OK;
+  } catch (const std::exception&) {
+    return STATEPOOL_KERNELS_NO_MEMORY;
+  }
+}
+
+absl::string_view ViewOf(const statepool_kernels_piece& piece) {
+  return {static_cast<const char*>(piece.data), static_cast<size_t>(piece.size)};
+}
+
+// A sum of products that must not exceed 64 bits.
+class Sum {
+ public:
+  explicit Sum(uint64_t first) : value_(first) {}
+  void Add(uint64_t a, uint64_t b = 1) {
+    uint64_t product = 0;
+    if (__builtin_mul_overflow(a, b, &product) || __builtin_add_overflow(value_, product, &value_)) fits_ = false;
+  }
+  bool IsAtMost(uint64_t limit) const { return fits_ && value_ <= limit; }
+
+ private:
+  uint64_t value_;
+  bool fits_ = true;
+};
+
+struct Shape {
+  uint64_t arena_bytes;
+  uint32_t rows, accepted_max;
+};
+
+// Whether the segment is `bytes` long, which must be at most `bytes_max`, and lies within the arena.
+bool IsSound(const statepool_kernels_segment& segment, const Shape& shape, uint64_t bytes_max, uint64_t* bytes) {
+  const uint32_t element = segment.element_bytes;
+  if ((element != 1 && element != 2 && element != 4 && element != 8) || segment.axis_count > kAxesMax) return false;
+  Sum end(segment.arena_offset);
+  end.Add(element);
+  end.Add(shape.rows - 1, segment.row_stride);
+  end.Add(shape.accepted_max - 1, segment.accept_stride);
+  *bytes = element;
+  for (uint32_t axis = 0; axis < segment.axis_count; ++axis) {
+    const uint64_t size = segment.sizes[axis];
+    if (size == 0 || __builtin_mul_overflow(*bytes, size, bytes) || *bytes > bytes_max) return false;
+    end.Add(size - 1, segment.strides[axis]);
+  }
+  Sum clear_end(segment.clear_bytes == 0 ? 0 : segment.clear_offset);
+  clear_end.Add(segment.clear_bytes);
+  if (segment.clear_bytes != 0) clear_end.Add(shape.rows - 1, segment.row_stride);
+  return *bytes <= bytes_max && end.IsAtMost(shape.arena_bytes) && clear_end.IsAtMost(shape.arena_bytes);
+}
+
+CopySegment SegmentOf(const statepool_kernels_segment& from) {
+  CopySegment segment = {.state_offset = from.state_offset,
+                         .arena_offset = from.arena_offset,
+                         .row_stride = from.row_stride,
+                         .accept_stride = from.accept_stride,
+                         .element_bytes = from.element_bytes,
+                         .axes = {},
+                         .clear_offset = from.clear_offset,
+                         .clear_bytes = from.clear_bytes};
+  for (uint32_t axis = 0; axis < from.axis_count; ++axis) {
+    segment.axes.push_back({.size = from.sizes[axis], .row_stride = from.strides[axis]});
+  }
+  return segment;
+}
+
+}  // namespace
+}  // namespace statepool
+
+uint32_t statepool_kernels_version(void) { return STATEPOOL_KERNELS_VERSION; }
+
+int statepool_kernels_hash(const statepool_kernels_piece* pieces, size_t count, uint64_t* root) {
+  return statepool::Guarded([&] {
+    std::vector<absl::string_view> views;
+    views.reserve(count);
+    for (size_t i = 0; i < count; ++i) views.push_back(statepool::ViewOf(pieces[i]));
+    *root = statepool::ChecksumOfPieces(views);
+  });
+}
+
+int statepool_kernels_copy_and_hash(void* to, const statepool_kernels_piece* pieces, size_t count, uint64_t* root) {
+  return statepool::Guarded([&] {
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; ++i) bytes += pieces[i].size;
+    statepool::CopyHasher hasher(static_cast<char*>(to), bytes);
+    for (size_t i = 0; i < count; ++i) hasher.Append(statepool::ViewOf(pieces[i]));
+    *root = statepool::HashRoot(hasher.Finish());
+  });
+}
+
+statepool_kernels_plan* statepool_kernels_plan_create(const statepool_kernels_segment* segments, size_t count,
+                                                      uint64_t state_bytes, uint64_t arena_bytes, uint32_t rows,
+                                                      uint32_t accepted_max) {
+  if (count > statepool::kSegmentsMax || rows == 0 || accepted_max == 0) return nullptr;
+  statepool_kernels_plan* plan = nullptr;
+  statepool::Guarded([&] {
+    std::vector<statepool::CopySegment> copies;
+    copies.reserve(count);
+    uint64_t end = 0, bytes = 0;
+    for (size_t i = 0; i < count; ++i, end += bytes) {
+      if (segments[i].state_offset != end ||
+          !statepool::IsSound(segments[i], {arena_bytes, rows, accepted_max}, state_bytes - end, &bytes)) {
+        return;
+      }
+      copies.push_back(statepool::SegmentOf(segments[i]));
+    }
+    if (end != state_bytes) return;
+    plan = new statepool_kernels_plan{statepool::CopyPlan(std::move(copies), state_bytes), rows, accepted_max};
+  });
+  return plan;
+}
+
+void statepool_kernels_plan_destroy(statepool_kernels_plan* plan) { delete plan; }
+
+int statepool_kernels_gather(const statepool_kernels_plan* plan, const void* state, void* arena, const uint32_t* rows,
+                             size_t row_count) {
+  for (size_t i = 0; i < row_count; ++i) {
+    if (rows[i] >= plan->rows) return STATEPOOL_KERNELS_INVALID;
+  }
+  return statepool::Guarded([&] {
+    char* const to = static_cast<char*>(arena);
+    const uint64_t bytes = plan->plan.state_bytes();
+    for (size_t i = 0; i < row_count; ++i) plan->plan.Clear(to, rows[i]);
+    plan->plan.Gather(static_cast<const char*>(state), 0, bytes, to, absl::MakeConstSpan(rows, row_count),
+                      statepool::HintOf(bytes * row_count, statepool::kStreamingGatherBytes));
+  });
+}
+
+int statepool_kernels_scatter(const statepool_kernels_plan* plan, const void* arena, uint32_t row, uint32_t accepted,
+                              void* state, uint64_t* root) {
+  if (row >= plan->rows || accepted == 0 || accepted > plan->accepted_max) return STATEPOOL_KERNELS_INVALID;
+  return statepool::Guarded([&] {
+    const uint64_t bytes = plan->plan.state_bytes();
+    std::vector<statepool::LeafHash> leaves(statepool::LeafCount(bytes));
+    plan->plan.ScatterLeaves(static_cast<const char*>(arena), row, accepted, 0, leaves.size(),
+                             static_cast<char*>(state), leaves.data(),
+                             statepool::HintOf(bytes, statepool::kStreamingScatterBytes));
+    *root = statepool::HashRoot(leaves);
+  });
+}

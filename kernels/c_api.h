@@ -1,0 +1,91 @@
+/* Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+ *
+ * The kernels for programs in other languages: a shared library (target statepool_kernels_c, libstatepool_kernels.so)
+ * with these functions and nothing else, which needs no library but those of the compiler.
+ *
+ * A *root* is the checksum of an image (checksum.h). Sizes, strides and offsets are in bytes unless they say otherwise.
+ * No function keeps a pointer that it is given, but for plans, which are copied. All are thread-safe; none throws.
+ * Those that can fail give 0, or null, for success and failure as they say.
+ */
+#ifndef STATEPOOL_KERNELS_C_API_H_
+#define STATEPOOL_KERNELS_C_API_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define STATEPOOL_KERNELS_EXPORT __attribute__((visibility("default")))
+
+/* Grows with each change of what follows: a program refuses a library of another version. */
+#define STATEPOOL_KERNELS_VERSION 1
+STATEPOOL_KERNELS_EXPORT uint32_t statepool_kernels_version(void);
+
+/* What the functions that give an int give. */
+enum {
+  STATEPOOL_KERNELS_OK = 0,
+  STATEPOOL_KERNELS_INVALID = 1,   /* an argument is out of its range; nothing was written */
+  STATEPOOL_KERNELS_NO_MEMORY = 2, /* what was to be written is undefined */
+};
+
+/* Bytes of the caller's. */
+typedef struct {
+  const void* data;
+  uint64_t size;
+} statepool_kernels_piece;
+
+/* *root = that of the image that the pieces are when laid end to end. Fails for lack of memory alone. */
+STATEPOOL_KERNELS_EXPORT int statepool_kernels_hash(const statepool_kernels_piece* pieces, size_t count,
+                                                    uint64_t* root);
+
+/* Copies the pieces to `to`, end to end, and hashes them on their way: the root is that of the bytes that were written,
+ * also when somebody writes to the pieces meanwhile. REQUIRES: `to` has room for all and overlaps with none. */
+STATEPOOL_KERNELS_EXPORT int statepool_kernels_copy_and_hash(void* to, const statepool_kernels_piece* pieces,
+                                                             size_t count, uint64_t* root);
+
+/* One layer of one tensor: the message CopySegment of statepool.proto, field by field. */
+typedef struct {
+  uint64_t state_offset;
+  uint64_t arena_offset;
+  uint64_t row_stride;
+  uint64_t accept_stride;
+  uint64_t clear_offset;
+  uint64_t clear_bytes;
+  const uint64_t* sizes;   /* of its axes, axis_count of them */
+  const uint64_t* strides; /* of the same */
+  uint32_t element_bytes;
+  uint32_t axis_count;
+} statepool_kernels_segment;
+
+/* How a state lies in the rows of an arena. Immutable. */
+typedef struct statepool_kernels_plan statepool_kernels_plan;
+
+/* A plan for an arena of `arena_bytes` with so many rows, of which accepted lengths of 1..accepted_max may be stored.
+ * Null when the segments do not make up a state of state_bytes, or when any of it would lie outside of the arena: with
+ * a plan nothing else is ever read or written there. Null also for lack of memory. At most 65,536 segments of at most
+ * 16 axes. */
+STATEPOOL_KERNELS_EXPORT statepool_kernels_plan* statepool_kernels_plan_create(
+    const statepool_kernels_segment* segments, size_t count, uint64_t state_bytes, uint64_t arena_bytes, uint32_t rows,
+    uint32_t accepted_max);
+
+/* Frees it; null is fine. REQUIRES: nobody uses it. */
+STATEPOOL_KERNELS_EXPORT void statepool_kernels_plan_destroy(statepool_kernels_plan* plan);
+
+/* Copies a state into the first step of each of these rows, and makes zero what only the arena has there: what Load
+ * does. REQUIRES: `state` and `arena` are what the plan says, and nobody else writes to these rows. INVALID: no such
+ * row. */
+STATEPOOL_KERNELS_EXPORT int statepool_kernels_gather(const statepool_kernels_plan* plan, const void* state,
+                                                      void* arena, const uint32_t* rows, size_t row_count);
+
+/* Writes the state that the row holds after `accepted` steps to `state`, with the root of what was written, also when
+ * somebody writes to the row meanwhile: what Store does. INVALID: no such row or accepted length. */
+STATEPOOL_KERNELS_EXPORT int statepool_kernels_scatter(const statepool_kernels_plan* plan, const void* arena,
+                                                       uint32_t row, uint32_t accepted, void* state, uint64_t* root);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* STATEPOOL_KERNELS_C_API_H_ */

@@ -1,9 +1,11 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The baseline of the `control` and `clients` figures: what gRPC alone costs. A server whose GetCapabilities is an
-// empty unary callback (empty request, empty answer), whose Get gives the same 80,000 bytes whatever it is asked, and
-// whose Set takes any message and forgets it; these two raw, as the daemon's are. It prints its address and serves
+// The baseline of the `control`, `clients` and `local` figures: what gRPC alone costs. A server whose GetCapabilities
+// is an empty unary callback (empty request, empty answer), whose Get gives the same 80,000 bytes whatever it is asked,
+// and whose Set takes any message and forgets it; these two raw, as the daemon's are. It prints its address and serves
 // until its stdin ends.
+//
+//   statepool_bench_empty_server [unix:PATH]    default: a free port of the loopback
 #include <grpcpp/grpcpp.h>
 #include <malloc.h>
 
@@ -53,7 +55,7 @@ class EmptyService final : public Base {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   // As the daemon (server/main.cc).
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   mallopt(M_MMAP_THRESHOLD, 32 << 20);
@@ -62,12 +64,14 @@ int main() {
   EmptyService service;
   int port = 0;
   grpc::ServerBuilder builder;
-  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  std::string address = argc > 1 ? argv[1] : "127.0.0.1:0";
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 1 << 20);
   builder.RegisterService(&service);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr) return 2;
-  std::printf("{\"event\":\"ready\",\"listen\":[\"127.0.0.1:%d\"]}\n", port);
+  if (argc <= 1) address = "127.0.0.1:" + std::to_string(port);
+  std::printf("{\"event\":\"ready\",\"listen\":[\"%s\"]}\n", address.c_str());
   std::fflush(stdout);
   while (std::getchar() != EOF) {
   }

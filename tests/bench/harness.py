@@ -123,10 +123,10 @@ def process(command, **options):
 
 
 @contextlib.contextmanager
-def server(command, log):
+def server(command, log, **options):
     """A child that tells with one line of JSON where it listens; gives (process, address)."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with log.open("wb") as stderr, process(command, stderr=stderr, **pipes) as child:
+    options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with log.open("wb") as stderr, process(command, stderr=stderr, **options) as child:
         line = child.stdout.readline()
         if not line:
             raise NotMeasurable(f"{command[0]} did not get ready: {log.read_text(errors='replace')[-2000:]}")

@@ -624,3 +624,29 @@ def test_closing_the_pool_gives_the_rows_back(start, at_once):
         works(pool, "s")
         assert scrape(daemon)['statepool_arenas{state="leased"}'] == 1
     eventually(lambda: sum(v for k, v in scrape(daemon).items() if k.startswith("statepool_arenas{")) == 0)
+
+
+@pytest.mark.parametrize("lost", ["Store", "Load"])
+def test_a_row_is_left_alone_until_a_call_without_an_answer_has_ended(pool, name, monkeypatch, lost):
+    works(pool, name, 1)
+    slot, = pool._lane._slots[pool.describe(name).layout]
+    real, seen = statepool._calls.Connection.call, []
+
+    def call(self, method, *arguments):
+        if method == lost and not seen:
+            seen.append("lost")
+            raise errors.made("DEADLINE_EXCEEDED", "", "planted")
+        if method in ("Load", "Store"):
+            seen.append((method, slot.row.tobytes() == image(9)))
+        return real(self, method, *arguments)
+
+    monkeypatch.setattr(statepool._calls.Connection, "call", call)
+    if lost == "Store":
+        with pytest.raises(statepool.DeadlineExceeded):
+            pool.set(name, image(8), 8)
+    else:
+        pool.get(name)
+    assert pool.set(name, image(9), 9).position == 9
+    assert pool.set(name, image(9), 10).position == 10
+    assert seen == ["lost", ("Load", False), ("Store", True), ("Store", True)]
+    assert bytes(pool.get(name).data) == image(9)

@@ -87,8 +87,10 @@ class Lane:
             try:
                 result, = slot.arena._load(load, Attempts(attempts.timeout(), 0), None)
             except errors.StatepoolError as error:
+                slot.unsettled = not error.reason
                 self._failed(layout, slot, error)
                 return None
+            slot.unsettled = False  # calls on an arena take turns
             if isinstance(result, errors.NotFound) and result.reason not in ("LAYOUT_MISMATCH", "LAYOUT_UNKNOWN"):
                 raise arenas._alone(result)  # Get says the same
             if isinstance(result, errors.StatepoolError):
@@ -112,7 +114,7 @@ class Lane:
                 layout = ""
         doubt: errors.StatepoolError | None = None
         with self._slot(pool, layout, pieces.nbytes) as slot:
-            if slot is None:
+            if slot is None or not slot.settle(attempts):
                 return None, None
             store = pb.StoreRequest(items=[pb.StoreItem(
                 row=0, sequence=head.sequence, position=head.position, whole_row=True, if_revision=if_revision, any_revision=if_revision is None,
@@ -122,9 +124,11 @@ class Lane:
                 slot.fill(pieces)
                 try:
                     result, = slot.arena._store(store, Attempts(attempts.timeout(), 0), None)
-                except errors.DeadlineExceeded:
+                except errors.DeadlineExceeded as error:
+                    slot.unsettled = not error.reason
                     raise
                 except errors.StatepoolError as error:
+                    slot.unsettled = not error.reason
                     doubt = doubt or _unanswered(error)
                     if doubt is None or not isinstance(error, (errors.Unavailable, errors.ContentsGone)) or error.reason not in _PASSING:
                         self._failed(layout, slot, error)
@@ -133,6 +137,7 @@ class Lane:
                         attempts.wait(error)
                     # After ContentsGone the arena is there again, and its daemon knows whether it has the write.
                 else:
+                    slot.unsettled = False
                     if isinstance(result, Info):
                         return result, None
                     if result.reason == "REVISION_MISMATCH" and head.layout:
@@ -236,8 +241,20 @@ class _Slot:
 
     def __init__(self, shelf: arenas._Shelf, nbytes: int) -> None:
         self.busy = True
+        self.unsettled = False  # a call got no answer: the daemon may still be copying to or from the row
         self.arena = shelf.arena
         self.row: npt.NDArray[np.uint8] = np.asarray(shelf.arena._memory)[shelf.begin:shelf.begin + nbytes]
+
+    def settle(self, attempts: Attempts) -> bool:
+        """Whether the row may be written to: the daemon serves one call on an arena at a time, and refuses this one when its turn has come."""
+        if self.unsettled:
+            try:
+                self.arena._call("Load", pb.LoadRequest(), pb.LoadResponse.FromString, Attempts(attempts.timeout(), 0), None)
+            except (errors.InvalidArgument, errors.ContentsGone):
+                self.unsettled = False
+            except errors.StatepoolError:
+                pass
+        return not self.unsettled
 
     def fill(self, pieces: _wire.Pieces) -> None:
         at = 0

@@ -143,7 +143,8 @@ class Arena:
     incarnation    of the daemon that has it
     on_reopen      called with the arena after each reopening, in the thread that did it, before ContentsGone is raised: what it raises comes instead
 
-    Threads: load and store may be called from any thread, also at once for different rows. Nobody else may touch a row meanwhile.
+    Threads: load and store may be called from any thread, also at once for different rows. Nobody else may touch a row meanwhile: also not after a call
+    that got no answer (DeadlineExceeded or Unavailable without a reason), until another load or store of this arena is answered.
     The arrays stay valid as long as they live, also after close(): then they hold zeros, or what was there. They keep the memory as well, which counts
     against the daemon's budget until it is unmapped: drop them.
 

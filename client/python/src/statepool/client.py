@@ -556,7 +556,8 @@ class Pool:
         arenas are not to be had. A row is free for another buffer when its array and all views of it are gone.
         Limits: rows are the pool's until it is closed, and count as those of open_arena: as many as were ever in use at once, and at most as many
         again (up to arenas.SPARE_BYTES at a time). Exhausted (TOO_MANY_ARENAS, ARENA_TOO_LARGE, HOT_FULL).
-        A restart of the daemon makes zeros of them all; then set() of each raises ContentsGone once, unless get() has filled it.
+        A restart of the daemon makes zeros of them all; then set() of each raises ContentsGone once, unless get() has filled it. After a call that got no
+        answer the daemon may still be copying: leave the buffer as it is until another call with it is answered.
         """
         layout = layout if isinstance(layout, Layout) else self.get_layout(layout)
         try:

@@ -163,8 +163,8 @@ v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t positio
 absl::StatusOr<std::unique_ptr<Arena>> Pool::OpenArena(absl::string_view layout, const ArenaOptions& options,
                                                        const CallOptions& call) const {
   auto arena = absl::WrapUnique(new Arena(Bare(), layout, options));
-  arena->direct_ = direct_;
-  arena->request_.set_with_plan(direct_ != nullptr);
+  if (options.direct) arena->direct_ = direct_;
+  arena->request_.set_with_plan(arena->direct_ != nullptr);
   const std::lock_guard lock(arena->mu_);
   const absl::Time deadline = arena->DeadlineOf(call);
   absl::Status status;

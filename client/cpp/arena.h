@@ -58,9 +58,12 @@ struct ArenaOptions {
   uint32_t rows = 64;
   uint32_t steps = 0;  // states that a row holds, for speculative decoding: 0 (one, without an axis of its own) ..
                        // Capabilities.max_arena_steps
-  v1::View view;       // unset: the layout's own axes, a tensor for each layer
+  v1::View view = {};  // unset: the layout's own axes, a tensor for each layer
+  // This process copies, not the daemon, where it may (Options::direct): the daemon's threads are left to others. Else
+  // they share the work of a large copy.
+  bool direct = false;
   // Called after each reopening, in the thread that did it, before CONTENTS_GONE is returned. Must not close the arena.
-  std::function<void(Arena& arena)> on_reopen;
+  std::function<void(Arena& arena)> on_reopen = {};
 };
 
 // One tensor of an arena. Its bytes lie at the same address until the arena is closed.

@@ -215,16 +215,26 @@ absl::StatusOr<LeasedSlot> Leases::Hold(const Op& op, absl::string_view id, Pin 
     return TooMany("TOO_MUCH_PINNED", "direct leases have too many bytes pinned; let go of some",
                    options_.max_pinned_bytes);
   }
-  if (slot.pins++ == 0) pinned_bytes_ += slot.bytes = bytes;
+  if (slot.pins == 0) {
+    slot.bytes = bytes;
+    pinned_bytes_ += bytes;
+  }
+  ++slot.pins;
   const LeasedSlot leased = lease->Note(place);
   lease->pins.emplace(leased.id, Lease::Held{std::move(pin), {leased.extent, leased.offset}});
   ++pins_total_;
   return leased;
 }
 
-void Leases::UnpinLocked(Lease* lease, uint64_t pin, Trash* trash) {
-  const auto it = lease->pins.find(pin);
-  if (it == lease->pins.end()) return;
+void Leases::UnpinLocked(Lease* lease, uint64_t id, Trash* trash) {
+  const auto it = lease->pins.find(id);
+  if (it == lease->pins.end()) {
+    const auto grant = lease->grants.find(id);
+    if (grant == lease->grants.end()) return;
+    trash->grants.push_back(std::move(grant->second));
+    lease->grants.erase(grant);
+    return;
+  }
   const auto slot = pinned_.find(it->second.place);
   if (--slot->second.pins == 0) {
     pinned_bytes_ -= slot->second.bytes;
@@ -234,13 +244,13 @@ void Leases::UnpinLocked(Lease* lease, uint64_t pin, Trash* trash) {
   lease->pins.erase(it);
 }
 
-void Leases::Unpin(absl::string_view id, absl::Span<const uint64_t> pins) {
+void Leases::Unpin(absl::string_view lease, absl::Span<const uint64_t> ids) {
   Trash trash;
   {
     MutexLock lock(&mu_);
-    const auto it = leases_.find(id);
+    const auto it = leases_.find(lease);
     if (it == leases_.end()) return;
-    for (const uint64_t pin : pins) UnpinLocked(it->second.get(), pin, &trash);
+    for (const uint64_t id : ids) UnpinLocked(it->second.get(), id, &trash);
   }
   Empty(&trash);
 }

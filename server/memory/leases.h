@@ -81,7 +81,8 @@ class Leases {
   absl::Status Check(const Op& op, absl::string_view lease) const;
   // Keeps an image pinned for a lease. Errors: also TOO_MANY_PINS, TOO_MUCH_PINNED.
   absl::StatusOr<LeasedSlot> Hold(const Op& op, absl::string_view lease, Pin pin);
-  void Unpin(absl::string_view lease, absl::Span<const uint64_t> pins);
+  // Pins, and grants that are not used. Unknown ones are skipped.
+  void Unpin(absl::string_view lease, absl::Span<const uint64_t> ids);
 
   // At least one slot, at most `count`. Blocks.
   absl::StatusOr<std::vector<LeasedSlot>> Grant(const Op& op, absl::string_view lease, absl::string_view layout,
@@ -117,7 +118,7 @@ class Leases {
   struct Trash;
 
   absl::StatusOr<Lease*> Find(const Op& op, absl::string_view id) const ABSL_SHARED_LOCKS_REQUIRED(mu_);
-  void UnpinLocked(Lease* lease, uint64_t pin, Trash* trash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void UnpinLocked(Lease* lease, uint64_t id, Trash* trash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndLocked(Lease* lease, Trash* trash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropLocked(Lease* lease, uint64_t extent, Trash* trash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EraseIfGone(absl::string_view id, Trash* trash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -88,7 +88,7 @@ class Life:
     # ------------------------------------------------------------------------------------------------------ living
 
     def live(self):
-        with statepool.connect(self.plan.address, timeout=TIMEOUT_S, direct=True) as self.pool:
+        with statepool.connect(self.plan.address, timeout=TIMEOUT_S) as self.pool:
             self.real_call, self.pool._connection.call = self.pool._connection.call, self.call
             self.layout = self.pool.register_layout(words.LAYOUT)
             self.settle(range(self.plan.rows) if self.plan.verify else self.oracle.unsure())
@@ -151,7 +151,7 @@ class Life:
     def open(self):
         with self.phase(OPEN):
             view = View(VIEWS[(self.plan.lane + self.plan.life) % len(VIEWS)])
-            self.arena = self.pool.open_arena(self.layout, rows=self.plan.rows, view=view)
+            self.arena = self.pool.open_arena(self.layout, rows=self.plan.rows, view=view, direct=bool(self.plan.direct))
         self.hung_up = False
         self.cells, at = [], 0
         for tensor in words.LAYOUT.tensors:

@@ -82,7 +82,9 @@ class CppClientTest : public testing::Test {
 
   static std::string ReasonOf(const absl::Status& status) { return GetErrorDetail(status).reason; }
 
-  std::unique_ptr<Arena> OpenArena(const ArenaOptions& options) {
+  // Copied to and from by this process, where the daemon lets it.
+  std::unique_ptr<Arena> OpenArena(ArenaOptions options) {
+    options.direct = true;
     absl::StatusOr<std::unique_ptr<Arena>> arena = pool_.OpenArena("cpp", options);
     EXPECT_TRUE(arena.ok()) << arena.status();
     return arena.ok() ? *std::move(arena) : nullptr;
@@ -406,7 +408,7 @@ TEST_F(CppClientTest, RowsOfAnArenaHoldTheStatesInEachView) {
 
 TEST_F(CppClientTest, AStoreIsOfTheRevisionThatWasLoadedAndAllOrNoneIfSoAsked) {
   Make(Name(), StateOf(1), 3);
-  const std::unique_ptr<Arena> arena = OpenArena({.rows = 2, .steps = 0, .view = {}, .on_reopen = {}});
+  const std::unique_ptr<Arena> arena = OpenArena({.rows = 2});
   ASSERT_NE(arena, nullptr);
   ASSERT_TRUE(arena->Load({LoadRow(0, SequenceRef(Name())), LoadRow(1, SequenceRef(Name()))}).ok());
   Make(Name(), StateOf(2), 4);
@@ -437,7 +439,7 @@ TEST_F(CppClientTest, ArenasAreRefusedWithTheDaemonsReason) {
 TEST_F(CppClientTest, AClosedArenaGivesItsMemoryBackAtOnce) {
   for (int i = 0; i < 8; ++i) {
     // Two of them would be more than the daemon has.
-    const std::unique_ptr<Arena> arena = OpenArena({.rows = 12, .steps = 0, .view = {}, .on_reopen = {}});
+    const std::unique_ptr<Arena> arena = OpenArena({.rows = 12});
     ASSERT_NE(arena, nullptr);
   }
 }
@@ -758,6 +760,7 @@ TEST_F(DirectTest, RowsAreGatheredAndScatteredAsTheDaemonWould) {
   const std::string x = StateOf(1, info->state_bytes()), y = StateOf(2, info->state_bytes());
   ASSERT_TRUE(pool_.Set(Name("/x"), Name(), 1, x).ok() && inline_.Set(Name("/y"), Name(), 2, y).ok());
   ArenaOptions options;
+  options.direct = true;
   options.rows = 3;
   options.steps = 2;
   options.view.set_layers(v1::View::LAYER_MAJOR);

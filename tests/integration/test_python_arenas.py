@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import gc
 import json
 import os
@@ -99,6 +100,12 @@ def is_mapped(address):
     return any(int(a, 16) <= address < int(b, 16) for a, b in (line.split()[0].split("-") for line in mappings().splitlines()))
 
 
+@pytest.fixture(autouse=True)
+def direct(monkeypatch):
+    """This process copies to and from arenas where the daemon lets it."""
+    monkeypatch.setattr(statepool.Pool, "open_arena", functools.partialmethod(statepool.Pool.open_arena, direct=True))
+
+
 @pytest.fixture(scope="module", params=["isolated", "direct"])
 def daemon(tmp_path_factory, request):
     """A daemon for all tests of this file, once for each way to copy."""
@@ -118,7 +125,7 @@ def own_daemon(tmp_path, request):
 
 @pytest.fixture
 def pool(daemon):
-    with statepool.connect(daemon.address, timeout=20, retries=0, direct=True) as pool:
+    with statepool.connect(daemon.address, timeout=20, retries=0) as pool:
         pool.register_layout(LAYOUT, alias="arena")
         pool.register_layout(OTHER, alias="other")
         yield pool
@@ -654,7 +661,7 @@ def test_arrays_outlive_their_arena_and_the_memory_goes_with_the_last_of_them(po
 def test_arena_pool_and_daemon_may_end_in_any_order(tmp_path, order):
     daemon = Daemon(tmp_path).start()
     try:
-        pool = statepool.connect(daemon.address, timeout=10, retries=0, direct=True)
+        pool = statepool.connect(daemon.address, timeout=10, retries=0)
         pool.register_layout(LAYOUT)
         arena = pool.open_arena(LAYOUT, rows=2)
         address = addresses(arena)["ssm", 0]
@@ -674,7 +681,7 @@ import os, sys, time
 import numpy as np
 import statepool
 from statepool import StoreItem
-pool = statepool.connect(sys.argv[1], timeout=10, retries=0, direct=True)
+pool = statepool.connect(sys.argv[1], timeout=10, retries=0)
 pool.register_layout(statepool.layouts.Layout("m", [statepool.layouts.Tensor("x", [0], "float32", {"a": 1024})]), alias="m")
 arena = pool.open_arena("m", rows=2)
 x = arena["x"][0]
@@ -733,7 +740,7 @@ print("done")
 def test_a_daemon_without_arenas_says_so_and_buffers_are_ordinary_memory(tmp_path, calls):
     daemon = Daemon(tmp_path, "--arena-socket=").start()
     try:
-        with statepool.connect(daemon.address, timeout=10, retries=0, direct=True) as pool:
+        with statepool.connect(daemon.address, timeout=10, retries=0) as pool:
             pool.register_layout(LAYOUT)
             assert pool.capabilities().arena_socket == ""
             with pytest.raises(statepool.Conflict) as error:
@@ -753,7 +760,7 @@ def test_a_daemon_without_arenas_says_so_and_buffers_are_ordinary_memory(tmp_pat
 
 @pytest.fixture
 def own_pool(own_daemon):
-    with statepool.connect(own_daemon.unix_address, timeout=20, direct=True) as pool:
+    with statepool.connect(own_daemon.unix_address, timeout=20) as pool:
         pool.register_layout(LAYOUT, alias="arena")
         yield pool
 
@@ -925,7 +932,7 @@ def test_rows_of_buffers_are_used_again(pool, calls):
 def test_a_buffer_of_one_pool_is_plain_memory_to_another(daemon, pool, name, calls):
     buffer, = pool.empty(LAYOUT)
     buffer[:] = np.frombuffer(image(1), np.uint8)
-    with statepool.connect(daemon.address, timeout=20, direct=True) as other:
+    with statepool.connect(daemon.address, timeout=20) as other:
         calls.clear()
         other.set(name, buffer, 4)
         buffer[:] = 0

@@ -76,7 +76,7 @@ def transferred(daemon):
 
 @contextlib.contextmanager
 def connected(daemon, **options):
-    with statepool.connect(daemon.address, **{"timeout": 20, "retries": 2, "arenas": False, "direct": True, **options}) as pool:
+    with statepool.connect(daemon.address, **{"timeout": 20, "retries": 2, "arenas": False, **options}) as pool:
         for layout in (LAYOUT, SMALL):
             pool.register_layout(layout, alias=layout.model_id)
         yield pool
@@ -316,7 +316,7 @@ def test_what_was_set_directly_is_there_after_a_restart(start):
 
 
 def test_after_a_restart_the_next_need_opens_another_lease(own_direct, calls):
-    with statepool.connect(own_direct.unix_address, timeout=20, retries=5, arenas=False, direct=True) as pool:
+    with statepool.connect(own_direct.unix_address, timeout=20, retries=5, arenas=False) as pool:
         pool.register_layout(LAYOUT)
         pool.set("s", image(1), 1, layout=LAYOUT, durability="sync")
         view = pool.get("s", copy=False)
@@ -383,7 +383,7 @@ def test_shortages_of_slots_are_nobody_s_errors(start, calls):
             pool.set("s", image(i), i, layout=LAYOUT)
         assert calls["Set+"] == 0 and calls["Set"] == 3 and calls["Grant"] == 1
         assert bytes(pool.get("s", copy=False).data) == image(2)
-        with pool.open_arena(LAYOUT, rows=1) as arena:
+        with pool.open_arena(LAYOUT, rows=1, direct=True) as arena:
             arena.load({0: "s"})
             arena.store({0: "t"}, position=3)
         assert bytes(pool.get("t").data) == image(2)
@@ -420,7 +420,7 @@ def test_many_threads_read_and_write(daemon, name):
 FORK = """
 import gc, os, sys
 import statepool
-pool = statepool.connect(sys.argv[1], arenas=False, direct=True)
+pool = statepool.connect(sys.argv[1], arenas=False)
 view = pool.get(sys.argv[2], copy=False)
 want = bytes(view.data)
 pool._direct._lease._lock.acquire()
@@ -523,7 +523,7 @@ def test_what_the_daemon_wants_back_is_unmapped_when_nobody_uses_it(start):
 @pytest.mark.parametrize("steps, view", [(0, statepool.View()), (3, statepool.View("row_major", conv_padding=1, num_spec=3))])
 def test_arenas_are_copied_to_and_from_by_this_process(daemon, pool, inline, name, calls, steps, view):
     pool.set(name, image(1), 1, layout=LAYOUT)
-    with pool.open_arena(LAYOUT, rows=4, steps=steps, view=view) as arena:
+    with pool.open_arena(LAYOUT, rows=4, steps=steps, view=view, direct=True) as arena:
         before = transferred(daemon)
         loaded = arena.load({0: name, 1: name, 3: LoadItem(name, 1)})
         assert all(item.copied and item.info.checksum == checksum(image(1)) for item in loaded.values())
@@ -542,7 +542,7 @@ def test_arenas_are_copied_to_and_from_by_this_process(daemon, pool, inline, nam
 
 def test_a_row_that_could_not_be_copied_here_is_loaded_by_the_daemon(daemon, pool, name, monkeypatch):
     pool.set(name, image(1), 1, layout=LAYOUT)
-    with pool.open_arena(LAYOUT, rows=2, view=statepool.View("row_major")) as arena:
+    with pool.open_arena(LAYOUT, rows=2, view=statepool.View("row_major"), direct=True) as arena:
         monkeypatch.setattr(_direct.Lease, "pin", lambda self, slot, nbytes: None)
         before = transferred(daemon)
         # To the daemon the row holds it already: that must not be taken for granted.
@@ -563,7 +563,7 @@ def test_a_load_without_an_answer_leaves_no_row_that_is_taken_for_loaded(daemon,
             raise errors.DeadlineExceeded("DEADLINE_EXCEEDED", "", "too late")
         return answer
 
-    with pool.open_arena(LAYOUT, rows=1, view=statepool.View("row_major")) as arena:
+    with pool.open_arena(LAYOUT, rows=1, view=statepool.View("row_major"), direct=True) as arena:
         monkeypatch.setattr(statepool._calls.Connection, "call", call)
         with pytest.raises(statepool.DeadlineExceeded):
             arena.load({0: name})
@@ -575,7 +575,7 @@ def test_a_load_without_an_answer_leaves_no_row_that_is_taken_for_loaded(daemon,
 
 def test_without_the_library_the_daemon_copies_for_arenas(daemon, pool, name, no_library, calls):
     pool.set(name, image(1), 1, layout=LAYOUT)
-    with pool.open_arena(LAYOUT, rows=1) as arena:
+    with pool.open_arena(LAYOUT, rows=1, direct=True) as arena:
         arena.load({0: name})
         arena.store({0: f"{name}/b"}, position=1)
     assert calls["Load"] == calls["Store"] == 1 and calls["Load+"] == calls["Store+"] == 0
@@ -747,7 +747,7 @@ def test_what_makes_no_sense_on_the_connection_ends_the_lease(daemon, pool, name
 WORKER = """
 import sys, time
 import statepool
-pool = statepool.connect(sys.argv[1], arenas=False, direct=True)
+pool = statepool.connect(sys.argv[1], arenas=False)
 views = [pool.get(sys.argv[2], copy=False) for _ in range(3)]
 pool.set(sys.argv[2] + "/w", bytes(views[0].data), 1, layout=views[0].info.layout)
 print("there", flush=True)

@@ -290,6 +290,10 @@ TEST_F(LeasesTest, WhatADeadWorkerStoredStays) {
   auto mapping = Map(lease, slot.extent);
   std::memset(mapping->at(slot), 'g', kState);
   const absl::StatusOr<ImageRef> image = leases_->Use({}, lease, slot.id, SumOf('g'));
+  const LeasedSlot unused = GrantOne(lease);
+  leases_->Unpin(lease, {{unused.id}});
+  EXPECT_EQ(leases_->stats().grants, 0u);
+  EXPECT_EQ(ReasonOf(leases_->Use({}, lease, unused.id, SumOf('g')).status()), "GRANT_UNKNOWN");
   GrantOne(lease);
   EXPECT_EQ(leases_->stats().grants, 1u);
   mapping.reset();

@@ -3,7 +3,7 @@
 
 A pool has one direct lease at a time, opened at the first call that it is good for, where Capabilities.copy_mode is "direct". Pool.get(copy=False) gives
 views of the daemon's slots; other gets of large states copy from there; sets of large states write into slots that the daemon granted; arenas are copied
-to and from by this process if the pool was made so. What can't go this way, or not now, goes as it would without, and with the same answer.
+to and from by this process if they were opened so. What can't go this way, or not now, goes as it would without, and with the same answer.
 """
 from __future__ import annotations
 
@@ -62,10 +62,8 @@ SHORTAGES = (*_LEASE_GONE, "TOO_MANY_PINS", "TOO_MUCH_PINNED", "TOO_MUCH_GRANTED
 class Direct:
     """The direct lease of a pool. Thread-safe; in a forked child there is none."""
 
-    def __init__(self, enabled: bool | None, seen: Seen) -> None:
-        """enabled: None: for gets and sets, not for arenas."""
-        self._enabled = enabled is not False and sys.platform.startswith("linux")
-        self.for_arenas = enabled is True
+    def __init__(self, enabled: bool, seen: Seen) -> None:
+        self._enabled = enabled and sys.platform.startswith("linux")
         self._seen = seen
         self._pid = os.getpid()
         self._lock = threading.Lock()  # of what follows; held while a lease is opened

@@ -155,7 +155,7 @@ class Arena:
     After os.fork() it is the parent's: in the child load and store raise Conflict (FORKED), and close() drops what the child has of it, no more.
     """
 
-    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts, *, direct: bool = True) -> None:
+    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts, *, direct: bool = False) -> None:
         """attempts: those of opening it. direct: this process copies where it may."""
         self._closed = True
         self._pool = pool
@@ -178,8 +178,7 @@ class Arena:
         self.on_reopen: Callable[[Arena], object] | None = None
         self._closed = False
         try:
-            wanted = direct and pool._direct.for_arenas and _kernels.available
-            self._request.with_plan = wanted and pool._direct.lease(pool, attempts) is not None
+            self._request.with_plan = direct and _kernels.available and pool._direct.lease(pool, attempts) is not None
             self._open(attempts)
             self._make_arrays()
             self._make_plan()
@@ -699,7 +698,7 @@ class _Shelf:
     """An arena whose rows are buffers. free: those that nobody has, to take from and give back without a lock."""
 
     def __init__(self, pool: Pool, layout: Layout, rows: int, attempts: Attempts) -> None:
-        self.arena = Arena(pool, layout, rows, 0, View("row_major"), attempts, direct=False)
+        self.arena = Arena(pool, layout, rows, 0, View("row_major"), attempts)
         self.free = collections.deque(range(rows))
         first = self.arena[layout.tensors[0].name]
         base = np.asarray(self.arena._memory).__array_interface__["data"][0]

@@ -35,7 +35,7 @@ _SURELY_FITS_BYTES = 1 << 20  # not worth asking the daemon for its limit
 
 def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
             max_message_bytes: int = MAX_MESSAGE_BYTES, credentials: grpc.ChannelCredentials | None = None, arenas: bool = True,
-            direct: bool | None = None) -> Pool:
+            direct: bool = True) -> Pool:
     """A client of the daemon at "host:port" or "unix:/path". Nothing is sent before the first call.
 
     timeout            seconds that a call may take, its retries included (DeadlineExceeded)
@@ -45,8 +45,7 @@ def connect(address: str, *, timeout: float = TIMEOUT_S, retries: int = RETRIES,
     max_message_bytes  limit of a message, either way; the daemon has one of its own. Larger states travel as streams
     credentials        for TLS; None: plain text
     arenas             get and set of large states may go through arenas that the pool opens for itself: see Pool, fast lane
-    direct             states may be read and written in the daemon's own memory where it lets its workers: see Pool, direct ways. True: this process
-                       copies to and from arenas as well, instead of the daemon, whose threads share that work
+    direct             states may be read and written in the daemon's own memory where it lets its workers: see Pool, direct ways
     """
     options = [
         ("grpc.max_send_message_length", max_message_bytes),
@@ -100,7 +99,7 @@ class Pool:
     """
 
     def __init__(self, channel: grpc.Channel, *, timeout: float = TIMEOUT_S, retries: int = RETRIES, verify: bool = True,
-                 max_message_bytes: int = MAX_MESSAGE_BYTES, arenas: bool = True, direct: bool | None = None) -> None:
+                 max_message_bytes: int = MAX_MESSAGE_BYTES, arenas: bool = True, direct: bool = True) -> None:
         """On a channel of the caller's own, whose limit is max_message_bytes. Closing the pool closes it."""
         self._connection = Connection(channel, max_message_bytes)
         self._timeout = timeout
@@ -530,20 +529,22 @@ class Pool:
 
     # ---------------------------------------------------------------------------------------------------------- arenas
 
-    def open_arena(self, layout: Layout | str, rows: int = 64, steps: int = 0, view: View = View()) -> Arena:
+    def open_arena(self, layout: Layout | str, rows: int = 64, steps: int = 0, view: View = View(), *, direct: bool = False) -> Arena:
         """Memory of the daemon's on this machine, with rows for so many states of a layout, in the shapes that `view` says. See Arena.
 
-        steps  states that a row holds, for speculative decoding: 0 (one, without an axis of its own) .. Capabilities.max_arena_steps
+        steps   states that a row holds, for speculative decoding: 0 (one, without an axis of its own) .. Capabilities.max_arena_steps
+        direct  this process copies, in the thread that calls, where it may (direct ways): the daemon's threads are left to others. Otherwise the daemon
+                does, and its threads share the work
         InvalidArgument (INVALID_VIEW, INVALID_OPTION); NotFound (LAYOUT_UNKNOWN); Exhausted (TOO_MANY_ARENAS, ARENA_TOO_LARGE, HOT_FULL); Conflict
         (ARENAS_OFF: Capabilities.arena_socket is empty); Unavailable (SOCKET_UNREACHABLE: the daemon is on another machine).
         """
         if self._lane.has_rows:
             try:
-                return Arena(self, layout, rows, steps, view, self._attempts(retry=False))
+                return Arena(self, layout, rows, steps, view, self._attempts(retry=False), direct=direct)
             except (errors.Exhausted, errors.Unavailable) as error:
                 if isinstance(error, errors.Exhausted):
                     self._lane.give_way()
-        return Arena(self, layout, rows, steps, view, self._attempts())
+        return Arena(self, layout, rows, steps, view, self._attempts(), direct=direct)
 
     def empty(self, layout: Layout | str, count: int = 1) -> Buffers:
         """Arrays of Layout.state_bytes (uint8) for `get(out=...)` and `set`, which then go through memory shared with the daemon, not in messages.

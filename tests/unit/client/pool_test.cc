@@ -285,6 +285,7 @@ class StalledPeer {
 Options Impatient() {
   Options options;
   options.timeout = absl::Milliseconds(300);
+  options.arenas = options.direct = false;  // what a message does is the question here
   return options;
 }
 

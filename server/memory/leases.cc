@@ -374,7 +374,7 @@ std::vector<std::pair<std::string, std::vector<uint64_t>>> Leases::Tend() {
       for (auto& [extent, mapped] : lease->extents) {
         if (!mapped.extent->retired()) continue;
         if (!mapped.handed_out) unmapped.push_back(extent);
-        if (mapped.handed_out && !std::exchange(mapped.told, true)) drop.push_back(extent);
+        if (mapped.handed_out && drop.size() < kToldMax && !std::exchange(mapped.told, true)) drop.push_back(extent);
       }
       for (const uint64_t extent : unmapped) DropLocked(lease.get(), extent, &trash);
       if (!drop.empty()) wanted.emplace_back(id, std::move(drop));
@@ -387,6 +387,16 @@ std::vector<std::pair<std::string, std::vector<uint64_t>>> Leases::Tend() {
   }
   Empty(&trash);
   return wanted;
+}
+
+void Leases::NotTold(absl::string_view id, absl::Span<const uint64_t> extents) {
+  MutexLock lock(&mu_);
+  const auto lease = leases_.find(id);
+  if (lease == leases_.end()) return;
+  for (const uint64_t extent : extents) {
+    const auto mapped = lease->second->extents.find(extent);
+    if (mapped != lease->second->extents.end()) mapped->second.told = false;
+  }
 }
 
 // ----

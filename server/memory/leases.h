@@ -105,8 +105,12 @@ class Leases {
   void LeaseEnded(absl::string_view lease);    // its connection is gone
   void ProcessGone(absl::string_view lease);   // and so is the process
   bool IsGone(absl::string_view lease) const;  // there is nothing to watch any more
-  // Ends leases that nobody connected to. Gives the extents that leases should drop and were not told of yet.
+  // Ends leases that nobody connected to. Gives the extents that leases should drop and were not told of yet, at most
+  // kToldMax for each.
+  static constexpr size_t kToldMax = 1024;
   std::vector<std::pair<std::string, std::vector<uint64_t>>> Tend();
+  // They could not be told.
+  void NotTold(absl::string_view lease, absl::Span<const uint64_t> extents);
 
   LeaseStats stats() const;
 

@@ -323,7 +323,7 @@ void ArenaSocket::AskBack() const {
       if (connection.lease != lease || connection.socket < 0) continue;
       v1::LeaseEvent event;
       event.mutable_drop()->Add(extents.begin(), extents.end());
-      Answer(connection, event.SerializeAsString(), -1);
+      if (!Answer(connection, event.SerializeAsString(), -1)) leases_->NotTold(lease, extents);
     }
   }
 }

@@ -207,6 +207,9 @@ TEST_F(LeasesTest, AnExtentThatIsNeededNoMoreIsAskedBackOnceAndComesBackWhenDrop
   EXPECT_EQ(wanted[0].first, lease);
   EXPECT_EQ(wanted[0].second, std::vector<uint64_t>{slot->extent});
   EXPECT_TRUE(leases_->Tend().empty());
+  leases_->NotTold(lease, wanted[0].second);
+  EXPECT_EQ(leases_->Tend().size(), 1u);
+  EXPECT_TRUE(leases_->Tend().empty());
   EXPECT_EQ(leases_->stats().retired_bytes, kChunk);
   mapping.reset();
   leases_->Dropped(lease, {{slot->extent}});

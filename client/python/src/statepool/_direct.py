@@ -4,6 +4,9 @@
 A pool has one direct lease at a time, opened at the first call that it is good for, where Capabilities.copy_mode is "direct". Pool.get(copy=False) gives
 views of the daemon's slots; other gets of large states copy from there; sets of large states write into slots that the daemon granted; arenas are copied
 to and from by this process if they were opened so. What can't go this way, or not now, goes as it would without, and with the same answer.
+
+A lease has a thread of its own, a daemon thread that ends with it. It gives the daemon back what it asks for, and granted slots that no set used for
+STOCK_IDLE_S.
 """
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +41,17 @@ SET_BYTES_MIN = LARGE_BYTES
 IDLE_BYTES_MAX = 1 << 30
 """So much of the daemon's memory stays mapped where no pin is used any more; beyond it what was used longest ago goes. Extents of the lease's own are not
 counted: Capabilities.max_granted_bytes bounds them."""
+IDLE_SHARE = 4
+"""And at most this part of Capabilities.max_pinned_bytes."""
 STOCK_BYTES_MAX = 64 << 20
 """Granted slots that wait to be used, for each layout: so many bytes or one slot, and at most STOCK_MAX."""
+STOCK_SHARE = 16
+"""And at most this part of Capabilities.max_granted_bytes, or one slot."""
 STOCK_MAX = 8
+STOCK_IDLE_S = 1.0
+"""The stock is given back when no set used it for so long."""
+TELL_PAUSE_S = 0.1
+"""What the daemon had no room for is told again after so long."""
 OPEN_TIMEOUT_S = 2.0
 """How long a call may be held up by opening a lease that then is not to be had."""
 PAUSE_S = 30.0
@@ -168,42 +180,61 @@ class Direct:
     def _open(self, pool: Pool, attempts: Attempts) -> Lease | None:
         """A new lease. Errors: those of the daemon, and of its socket."""
         quick = pool.with_options(timeout=min(attempts.timeout(), OPEN_TIMEOUT_S), retries=0)
-        if quick.capabilities().copy_mode != "direct":
+        limits = quick.capabilities()
+        if limits.copy_mode != "direct":
             return None
         from . import _mapping  # Linux alone has it
 
         opened = quick._call("OpenDirect", pb.OpenDirectRequest(), pb.DirectLease.FromString)
         connection, _ = _mapping.connect(opened, OPEN_TIMEOUT_S)
-        return Lease(opened.lease, connection)
+        return Lease(opened.lease, connection, limits.max_pinned_bytes // IDLE_SHARE, limits.max_granted_bytes // STOCK_SHARE)
 
 
 class Lease:
     """A direct lease: the connection, what is mapped of the daemon's memory, and the granted slots in stock. Thread-safe.
 
-    Nothing here waits for the daemon but pin() and take_grants(), for descriptors. It has no thread of its own: the daemon's events are read with each
-    call that uses the lease. When it has ended its memory stays mapped where somebody uses it.
+    Nothing here waits for the daemon but pin() and take_grants(), for descriptors. The daemon's events are read with each call that uses the lease, and
+    by a thread as they come. When it has ended its memory stays mapped where somebody uses it.
     """
 
-    def __init__(self, id: str, connection: socket.socket) -> None:
+    def __init__(self, id: str, connection: socket.socket, idle_bytes_max: int, stock_bytes_max: int) -> None:
+        """Takes the connection. idle_bytes_max, stock_bytes_max: limits besides IDLE_BYTES_MAX and STOCK_BYTES_MAX. OSError, RuntimeError when the process
+        can't have the thread."""
         self.id = id
         self.ended = False
         self.retired = False
         self._pid = os.getpid()
-        self._released: collections.deque[tuple[int, _Extent | None]] = collections.deque()  # pins (0: a grant) and their extents; from any thread
+        self._idle_bytes_max = idle_bytes_max
+        self._stock_bytes_max = stock_bytes_max
+        self._released: collections.deque[tuple[int, _Extent | None]] = collections.deque()  # pins (0: a used grant) and their extents; from any thread
         self._lock = threading.Lock()  # of what follows; who had it calls settle() afterwards
-        self._connection = connection
+        self._connection = connection  # not to be used once it has ended
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
         self._extents: collections.OrderedDict[int, _Extent] = collections.OrderedDict()  # by id, those that were used longest ago first
         self._idle_bytes = 0  # of extents that count for IDLE_BYTES_MAX
+        self._asked = 0  # the extent whose descriptor is on its way
         self._unpin: list[int] = []  # to be told
         self._dropped: list[int] = []
-        self._stock_lock = threading.Lock()  # of _stock, and of asking for more; before _lock
+        self._untold = False  # the daemon had no room for it
+        self._hung_up = False
+        self._stock_lock = threading.Lock()  # of what follows, and of asking for more; before _lock
         self._stock: dict[str, list[Grant]] = {}  # by layout
+        self._stock_used_at = 0.0
         self._no_grants_until = 0.0
+        try:
+            self._watch = _Watch(self, connection)
+        except BaseException:
+            self.ended = True
+            connection.close()
+            raise
 
     def __del__(self) -> None:
-        self._connection.close()  # no shutdown(): a parent's lease goes on
+        if os.getpid() != self._pid:
+            if not self.ended:
+                self._watch.close()  # no shutdown(): a parent's lease goes on
+        else:
+            self.retire()
 
     def is_good(self) -> bool:
         """Reads what the daemon has said; whether the lease is good for another call."""
@@ -222,6 +253,8 @@ class Lease:
     def retire(self) -> None:
         """It is for no further call, and ends with the last view: the pool was closed, or a call that got no answer may have left a pin or a grant, which
         nobody could give back."""
+        if os.getpid() != self._pid or sys.is_finalizing():
+            return
         self.retired = True
         if self._stock_lock.acquire(blocking=False):  # who else has it will do this
             try:
@@ -236,7 +269,29 @@ class Lease:
         """REQUIRES: _stock_lock."""
         stock = [grant for grants in self._stock.values() for grant in grants]
         self._stock = {}
-        self.done_with(stock)
+        self._released.extend((grant.id, grant.extent) for grant in stock)
+        self.settle()
+
+    def attend(self) -> float | None:
+        """What its thread does: reads what the daemon has said, and gives an idle stock back. Seconds until it is to do so again if nothing happens; None:
+        it need not."""
+        with self._lock:
+            self._read_events()
+            self._tell()
+            pauses = [TELL_PAUSE_S] if self._untold and not self.ended else []
+        if not self._stock_lock.acquire(blocking=False):
+            pauses.append(STOCK_IDLE_S)
+        else:
+            try:
+                left = self._stock_used_at + STOCK_IDLE_S - time.monotonic()
+                if any(self._stock.values()) and left > 0:
+                    pauses.append(left)
+                else:
+                    self._give_up_stock()
+            finally:
+                self._stock_lock.release()
+        self.settle()
+        return min(pauses, default=None)
 
     def pin(self, slot: pb.Slot, nbytes: int) -> Pin | None:
         """The pin of a slot that the daemon has just pinned, with so many bytes; None: they can't be seen from here, and the pin is given back."""
@@ -256,7 +311,7 @@ class Lease:
         with self._stock_lock:
             stock = self._stock.setdefault(layout, [])
             while len(stock) < count and not self.ended and time.monotonic() >= self._no_grants_until:
-                wanted = max(count - len(stock), min(STOCK_MAX, STOCK_BYTES_MAX // nbytes))
+                wanted = max(count - len(stock), min(STOCK_MAX, min(STOCK_BYTES_MAX, self._stock_bytes_max) // nbytes))
                 request = pb.GrantRequest(lease=self.id, layout=layout, count=min(wanted, _GRANTS_MAX))
                 found: list[Grant] = []
                 try:
@@ -265,11 +320,16 @@ class Lease:
                 except errors.StatepoolError as error:
                     refused = error
                 stock += found
+                self._stock_used_at = time.monotonic()
+                with self._lock:
+                    if not self.ended:
+                        self._watch.wake()
                 if not found:
                     self._no_grants_until = time.monotonic() + GRANT_PAUSE_S
                     break
             taken = stock[:count] if len(stock) >= count else []
             del stock[:len(taken)]
+            self._stock_used_at = time.monotonic()
             if self.ended or self.retired:
                 self._give_up_stock()
         if refused is not None:
@@ -307,7 +367,7 @@ class Lease:
                     if extent.doomed or self.ended:
                         self._unmap(extent)
         idle = (e for e in list(self._extents.values()) if not e.users and e.counted)
-        while self._idle_bytes > IDLE_BYTES_MAX:
+        while self._idle_bytes > min(IDLE_BYTES_MAX, self._idle_bytes_max):
             self._unmap(next(idle))
         self._end_if_idle()
         self._tell()
@@ -336,8 +396,13 @@ class Lease:
         for extent in list(self._extents.values()):
             if not extent.users:
                 self._unmap(extent)
+        if self._asked:
+            self._dropped.append(self._asked)  # to the daemon it is mapped, wherever its descriptor is
         self._tell()
-        self._connection.close()
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # children may have copies of it
+        self._hung_up = True
+        self._watch.end()
 
     def _grant(self, slot: pb.Slot, nbytes: int) -> Grant | None:
         """A slot that the daemon has just granted; None: it can't be written from here. Takes the lock itself."""
@@ -347,6 +412,8 @@ class Lease:
             if extent is not None and extent.writable_address is not None and slot.offset + nbytes <= extent.nbytes:
                 self._use(extent)
                 grant = Grant(slot.id, extent, extent.writable_address + slot.offset, nbytes)
+            else:
+                self._released.append((slot.id, None))
         self.settle()
         return grant
 
@@ -359,6 +426,7 @@ class Lease:
         if not self._tell(extent=id):
             self._end()  # the daemon does not read
             return None
+        self._asked = id
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
         while not self.ended:
             event, fd = self._read_event(deadline)
@@ -368,9 +436,9 @@ class Lease:
                 try:
                     if event.extent != id or (fd is None) != bool(event.reason):
                         self._end()
-                    elif fd is not None:
-                        return self._map(event, fd)
-                    return None
+                        return None
+                    self._asked = 0
+                    return None if fd is None else self._map(event, fd)
                 finally:
                     if fd is not None:
                         os.close(fd)
@@ -388,16 +456,20 @@ class Lease:
 
     def _tell(self, extent: int = 0) -> bool:
         """Sends what the daemon is to know, without waiting for it; what it has no room for is kept. Whether `extent` was asked for."""
-        while self._connection.fileno() >= 0 and (extent or self._unpin or self._dropped):
+        while not self._hung_up and (extent or self._unpin or self._dropped):
             request = pb.LeaseRequest(extent=extent, unpin=self._unpin[:_UNPINS_MAX], dropped=self._dropped[:_DROPPED_MAX])
             try:
                 self._connection.send(request.SerializeToString(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
             except BlockingIOError:
+                if not self._untold:
+                    self._untold = True
+                    self._watch.wake()
                 return False
             except OSError:
                 self._end()
                 return False
             del self._unpin[:_UNPINS_MAX], self._dropped[:_DROPPED_MAX]
+            self._untold = False
             if extent:
                 return True
         return False
@@ -436,6 +508,56 @@ class Lease:
                 if not extent.users:
                     self._unmap(extent)
         return event, fds[0] if fds else None
+
+
+class _Watch:
+    """The thread of a lease, which it does not keep alive. It polls the connection, and closes it when the lease has ended: nobody else does, but a forked
+    child its copy."""
+
+    def __init__(self, lease: Lease, connection: socket.socket) -> None:
+        self._connection = connection
+        self._ended = False
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            threading.Thread(target=self._run, args=(weakref.ref(lease),), name="statepool-lease", daemon=True).start()
+        except BaseException:
+            os.close(self._wake)
+            raise
+
+    def wake(self) -> None:
+        """REQUIRES: the lease has not ended."""
+        os.eventfd_write(self._wake, 1)
+
+    def end(self) -> None:
+        """Nobody uses the connection any more. Called once."""
+        os.eventfd_write(self._wake, 1)  # before: afterwards it may be closed
+        self._ended = True
+
+    def close(self) -> None:
+        """REQUIRES: the thread is not there, or has left the loop."""
+        self._connection.close()
+        os.close(self._wake)
+
+    def _run(self, lease: weakref.ref[Lease]) -> None:
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        pause: float | None = None
+        while not self._ended:
+            poll.poll(None if pause is None else pause * 1000)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            pause = _attend(lease)
+        self.close()
+
+
+def _attend(lease: weakref.ref[Lease]) -> float | None:
+    """Lease.attend(), without a reference that stays."""
+    found = lease()
+    if found is not None:
+        return found.attend()
+    time.sleep(0.01)  # its finalizer is about to end it
+    return None
 
 
 class _Extent:

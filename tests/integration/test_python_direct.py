@@ -650,8 +650,8 @@ print("there")
 def test_an_interpreter_ends_in_silence(daemon, inline, name, end):
     inline.set(name, image(1), 1, layout=LAYOUT)
     before = scrape(daemon)["statepool_direct_leases"]
-    ended = subprocess.run([sys.executable, "-X", "dev", "-c", EXIT.format("print('there')\nsys.exit(0)" if end == "sys.exit(0)" else end), daemon.address, name],
-                           capture_output=True, text=True, timeout=60)
+    script = EXIT.format("print('there')\nsys.exit(0)" if end == "sys.exit(0)" else end)
+    ended = subprocess.run([sys.executable, "-X", "dev", "-c", script, daemon.address, name], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "there\n", "")
     eventually(lambda: scrape(daemon)["statepool_direct_leases"] == before)
 
@@ -662,8 +662,8 @@ def test_calls_on_a_closed_pool_say_so(daemon, name):
     with connected(daemon) as pool:
         pool.set(name, image(1), 1, layout=LAYOUT)
         view = pool.get(name, copy=False)
-        lane = pool.with_options(retries=0)
-    for call in (lambda: pool.get(name), lambda: pool.get(name, copy=False), lambda: pool.set(name, image(2), 2, layout=LAYOUT), lambda: lane.get(name),
+        other = pool.with_options(retries=0)
+    for call in (lambda: pool.get(name), lambda: pool.get(name, copy=False), lambda: pool.set(name, image(2), 2, layout=LAYOUT), lambda: other.get(name),
                  lambda: pool.describe(name), lambda: next(iter(pool.get_stream(name))), lambda: pool.batch_get([name]),
                  lambda: pool.set_stream(name, iter([image(2)]), 2, layout=LAYOUT), lambda: pool.open_arena(LAYOUT, rows=1)):
         with pytest.raises(statepool.Conflict) as raised:

@@ -284,7 +284,7 @@ class Lease:
         else:
             try:
                 left = self._stock_used_at + STOCK_IDLE_S - time.monotonic()
-                if any(self._stock.values()) and left > 0:
+                if any(self._stock.values()) and left > 0 and not self.retired:
                     pauses.append(left)
                 else:
                     self._give_up_stock()

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import numpy as np
@@ -84,7 +85,7 @@ def connected(daemon, **options):
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory):
-    daemon = Daemon(tmp_path_factory.mktemp("daemon"), "--direct=true", "--hot-bytes=512MiB", "--max-granted-bytes=256MiB").start()
+    daemon = Daemon(tmp_path_factory.mktemp("daemon"), "--direct=true", "--hot-bytes=512MiB", "--max-granted-bytes=256MiB", "--max-pinned-bytes=512MiB").start()
     yield daemon
     assert daemon.process.poll() is None, f"the daemon died; {daemon.log_tail()}"
     daemon.stop()
@@ -119,6 +120,12 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(statepool._calls.Connection, "call", call)
     return made
+
+
+@pytest.fixture
+def stock_stays(monkeypatch):
+    """However slow the machine is, slots in stock are not given back meanwhile."""
+    monkeypatch.setattr(_direct, "STOCK_IDLE_S", 600.0)
 
 
 @pytest.fixture
@@ -270,7 +277,7 @@ def test_where_nothing_can_be_pinned_gets_give_copies(start, flag, calls):
 # ---- gets and sets that copy
 
 @pytest.mark.parametrize("library", [True, False])
-def test_states_go_in_and_out_without_their_bytes_in_messages(daemon, pool, inline, name, calls, request, library):
+def test_states_go_in_and_out_without_their_bytes_in_messages(daemon, pool, inline, name, calls, stock_stays, request, library):
     if not library:
         request.getfixturevalue("no_library")
     for i in range(4):
@@ -298,7 +305,7 @@ def test_states_go_in_and_out_without_their_bytes_in_messages(daemon, pool, inli
     assert bytes(pool.get(name).data) == image(9)
 
 
-def test_what_was_set_directly_is_there_after_a_restart(start):
+def test_what_was_set_directly_is_there_after_a_restart(start, stock_stays):
     daemon = start("--direct=true")
     with connected(daemon) as pool:
         pool.set("s", image(1), 1, layout=LAYOUT, durability="sync")
@@ -428,9 +435,18 @@ child = os.fork()
 if child == 0:
     assert bytes(view.data) == want
     assert pool._direct.lease(pool, None) is None
-    del view
-    gc.collect()
     pool._direct.close()
+    watch = pool._direct._lease._watch
+    fds = watch._connection.fileno(), watch._wake
+    pool._direct._lease = None
+    del view, watch
+    gc.collect()
+    for fd in fds:
+        try:
+            os.fstat(fd)
+        except OSError:
+            continue
+        os._exit(1)
     os._exit(0)
 pool._direct._lease._lock.release()
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -481,7 +497,7 @@ def extent_of(state):
 
 
 def test_what_the_daemon_wants_back_is_unmapped_when_nobody_uses_it(start):
-    daemon = start("--direct=true", "--hot-bytes=64MiB", "--flush-interval=10ms")
+    daemon = start("--direct=true", "--hot-bytes=64MiB", "--max-pinned-bytes=64MiB", "--flush-interval=10ms")
     with connected(daemon) as pool, connected(daemon, direct=False) as inline:
         big = pool.register_layout(BIG)
         for i in range(4):
@@ -497,11 +513,7 @@ def test_what_the_daemon_wants_back_is_unmapped_when_nobody_uses_it(start):
         for i in range(150):  # needs the room of the other layout's extents
             inline.set(f"n{i}", image(i), 1, layout=LAYOUT)
 
-        def fewer():
-            lease.is_good()
-            return len(lease._extents) < had
-
-        eventually(fewer)
+        eventually(lambda: len(lease._extents) < had)  # with no call of the pool's
         assert bytes(kept.data[:9]) == bytes(9) and extent_of(kept) in lease._extents.values()
         kept.verify()
         kept_in = extent_of(kept).id
@@ -512,10 +524,189 @@ def test_what_the_daemon_wants_back_is_unmapped_when_nobody_uses_it(start):
             for i in range(8):
                 inline.set(f"n{i}", image(i), 1, layout=LAYOUT)
                 inline.set(f"m{i}", image(i), 1, layout=LAYOUT)
-            return not lease.is_good() or kept_in not in lease._extents
+            return kept_in not in lease._extents
 
         eventually(gone)
         eventually(lambda: scrape(daemon)['statepool_direct_bytes{state="retired"}'] == 0)
+
+
+def test_an_idle_pool_gives_its_stock_back(daemon, pool, name, calls):
+    before = slots(daemon, "granted")
+    pool.set(name, image(0), 0, layout=LAYOUT)
+    lease = pool._direct._lease
+    eventually(lambda: slots(daemon, "granted") == before and not any(lease._stock.values()))
+    assert not lease.ended and calls["Set+"] == calls["Grant"] == 1
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    assert pool._direct._lease is lease and calls["Set+"] == calls["Grant"] == 2
+    assert bytes(pool.get(name).data) == image(1)
+
+
+def test_grants_that_do_not_suffice_for_a_store_go_back_too(start, calls):
+    daemon = start("--direct=true", "--max-granted-bytes=2MiB")
+    with connected(daemon) as pool, pool.open_arena(LAYOUT, rows=8, direct=True) as arena:
+        pool.set("s", image(1), 1, layout=LAYOUT)
+        arena.load({row: "s" for row in range(8)})
+        arena.store({row: f"t{row}" for row in range(8)}, position=1)
+        assert calls["Store+"] == 0 and scrape(daemon)['statepool_direct_slots_total{state="granted"}'] > 1
+        eventually(lambda: slots(daemon, "granted") == 0)
+        assert bytes(pool.get("t7").data) == image(1)
+
+
+@pytest.mark.parametrize("granted, stock", [("16MiB", 1), ("64MiB", 7), ("8MiB", 1)])
+def test_a_pool_keeps_a_share_of_what_the_daemon_has(start, stock_stays, granted, stock):
+    daemon = start("--direct=true", f"--max-granted-bytes={granted}", "--max-pinned-bytes=64MiB")
+    with connected(daemon) as pool, connected(daemon, direct=False) as inline:
+        pool.set("s", image(1), 1, layout=LAYOUT)
+        assert scrape(daemon)['statepool_direct_slots_total{state="granted"}'] == stock
+        big = inline.register_layout(BIG)
+        for i in range(5):
+            inline.set(f"big{i}", np.full(8 << 20, i, np.uint8), 1, layout=big)
+        for i in range(5):
+            assert pool.get(f"big{i}", copy=False).data[0] == i
+        lease = pool._direct._lease
+        assert 8 << 20 <= lease._idle_bytes <= 16 << 20
+        eventually(lambda: mapped_bytes(daemon) == sum(e.nbytes for e in lease._extents.values()))
+
+
+def leases_of_this_process():
+    with open("/proc/self/maps") as maps:
+        mapped = sum("statepool-slots" in line for line in maps)
+    return mapped, sum(t.name == "statepool-lease" for t in threading.enumerate()), len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("cycle", [False, True])
+def test_a_pool_that_is_dropped_leaves_nothing_behind(daemon, inline, name, cycle):
+    def told():
+        metrics = scrape(daemon)
+        return [v for k, v in metrics.items() if k.startswith(("statepool_direct_leases", "statepool_direct_bytes", "statepool_direct_slots{"))]
+
+    inline.set(name, image(1), 1, layout=LAYOUT)
+    gc.collect()
+    eventually(lambda: slots(daemon, "pinned") == 0)
+    pool = statepool.connect(daemon.address, arenas=False)
+    pool.get_layout(LAYOUT.fingerprint)
+    before, told_before = leases_of_this_process(), told()
+    view = pool.get(name, copy=False)
+    pool.set(name + "/b", image(2), 2, layout=LAYOUT)
+    assert leases_of_this_process() > before and told() != told_before
+    if cycle:  # the lease is found with its pin, by the collector
+        pin = view.data.obj
+        while not isinstance(pin, _direct.Pin):
+            pin = pin.base if isinstance(pin, np.ndarray) else pin.obj
+        pool._direct._lease.cycle = pin, pool._direct._lease
+        del pin
+    del pool, view
+    gc.collect()
+    eventually(lambda: told() == told_before)
+    eventually(lambda: leases_of_this_process()[:2] == before[:2] and leases_of_this_process()[2] <= before[2])
+
+
+@pytest.mark.parametrize("failure", ["no descriptor", "no answer"])
+def test_what_could_not_be_handed_over_is_not_taken_for_mapped(daemon, pool, inline, name, monkeypatch, failure):
+    inline.set(name, image(1), 1, layout=LAYOUT)
+    inline.set(name + "/small", image(2, SMALL), 1, layout=SMALL)
+    before = mapped_bytes(daemon)
+    pool.get(name + "/small", copy=False)
+    lease = pool._direct._lease
+    real = socket.recv_fds
+    failed = []
+
+    def recv_fds(*arguments):
+        data, fds, flags, address = real(*arguments)
+        for fd in fds:
+            os.close(fd)
+            failed.append(fd)
+        return data, [], flags | (socket.MSG_CTRUNC if fds else 0), address
+
+    class Never:
+        def poll(self, timeout):
+            failed.append(timeout)
+            return []
+
+    if failure == "no descriptor":
+        monkeypatch.setattr(socket, "recv_fds", recv_fds)
+    else:
+        monkeypatch.setattr(lease, "_poll", Never())
+    assert bytes(pool.get(name, copy=False).data) == image(1)
+    assert failed and lease.ended
+    monkeypatch.undo()
+    eventually(lambda: mapped_bytes(daemon) == before)
+    assert bytes(pool.get(name, copy=False).data) == image(1) and pool._direct._lease is not lease
+
+
+EXIT = """
+import sys, threading, time
+import statepool
+pool = statepool.connect(sys.argv[1], arenas=False)
+views = [pool.get(sys.argv[2], copy=False) for _ in range(3)]
+pool.set(sys.argv[2] + "/w", bytes(views[0].data), 1, layout=views[0].info.layout)
+assert any(thread.name == "statepool-lease" for thread in threading.enumerate())
+{}
+print("there")
+"""
+
+
+@pytest.mark.parametrize("end", ["", "pool.close()", "del pool", "views.append(views)", "sys.exit(0)", "lock = pool._direct._lease._lock.acquire()"])
+def test_an_interpreter_ends_in_silence(daemon, inline, name, end):
+    inline.set(name, image(1), 1, layout=LAYOUT)
+    before = scrape(daemon)["statepool_direct_leases"]
+    script = EXIT.format("print('there')\nsys.exit(0)" if end == "sys.exit(0)" else end)
+    ended = subprocess.run([sys.executable, "-X", "dev", "-c", script, daemon.address, name], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "there\n", "")
+    eventually(lambda: scrape(daemon)["statepool_direct_leases"] == before)
+
+
+# ---- pools that are closed
+
+def test_calls_on_a_closed_pool_say_so(daemon, name):
+    with connected(daemon) as pool:
+        pool.set(name, image(1), 1, layout=LAYOUT)
+        view = pool.get(name, copy=False)
+        other = pool.with_options(retries=0)
+    for call in (lambda: pool.get(name), lambda: pool.get(name, copy=False), lambda: pool.set(name, image(2), 2, layout=LAYOUT), lambda: other.get(name),
+                 lambda: pool.describe(name), lambda: next(iter(pool.get_stream(name))), lambda: pool.batch_get([name]),
+                 lambda: pool.set_stream(name, iter([image(2)]), 2, layout=LAYOUT), lambda: pool.open_arena(LAYOUT, rows=1)):
+        with pytest.raises(statepool.Conflict) as raised:
+            call()
+        assert raised.value.reason == "POOL_CLOSED"
+    pool.close()
+    assert bytes(view.data) == image(1)
+
+
+@pytest.mark.parametrize("call", [lambda pool: pool.describe("s"), lambda pool: next(iter(pool.get_stream("s"))), lambda pool: pool.get("s", copy=False),
+                                  lambda pool: pool.set_stream("s", iter([bytes(100)]), 2, layout=SMALL)], ids=["unary", "get_stream", "get", "set_stream"])
+def test_calls_in_flight_say_that_their_pool_was_closed(call):
+    with socket.create_server(("127.0.0.1", 0)) as silent, concurrent.futures.ThreadPoolExecutor(1) as threads:
+        pool = statepool.connect(f"127.0.0.1:{silent.getsockname()[1]}", timeout=30)
+        waiting = threads.submit(call, pool)
+        connection, _ = silent.accept()
+        with connection:
+            pool.close()
+            with pytest.raises(statepool.Conflict) as raised:
+                waiting.result(20)
+        assert raised.value.reason == "POOL_CLOSED"
+
+
+def test_a_pool_may_be_closed_while_threads_use_it(daemon, inline, name):
+    inline.set(name, image(0), 0, layout=LAYOUT)
+    for _ in range(5):
+        pool = statepool.connect(daemon.address, timeout=20)
+
+        def work():
+            while True:
+                assert bytes(pool.get(name, copy=False).data) == image(0)
+                pool.set(f"{name}/{threading.get_ident()}", image(1), 1, layout=LAYOUT)
+
+        with concurrent.futures.ThreadPoolExecutor(4) as threads:
+            working = [threads.submit(work) for _ in range(4)]
+            eventually(lambda: pool._direct._lease is not None)
+            pool.close()
+            for each in working:
+                with pytest.raises(statepool.Conflict) as raised:
+                    each.result(30)
+                assert raised.value.reason == "POOL_CLOSED"
+    gc.collect()
+    eventually(lambda: slots(daemon, "pinned") == 0)
 
 
 # ---- arenas
@@ -749,6 +940,7 @@ import sys, time
 import statepool
 pool = statepool.connect(sys.argv[1], arenas=False)
 views = [pool.get(sys.argv[2], copy=False) for _ in range(3)]
+statepool._direct.STOCK_IDLE_S = 600.0
 pool.set(sys.argv[2] + "/w", bytes(views[0].data), 1, layout=views[0].info.layout)
 print("there", flush=True)
 time.sleep(600)
@@ -756,7 +948,7 @@ time.sleep(600)
 
 
 def test_a_worker_that_is_killed_gives_back_its_pins_and_grants(start):
-    daemon = start("--direct=true")
+    daemon = start("--direct=true", "--max-granted-bytes=128MiB")
     with connected(daemon, direct=False) as pool:
         pool.set("s", image(1), 1, layout=LAYOUT)
         worker = subprocess.Popen([sys.executable, "-c", WORKER, daemon.address, "s"], stdout=subprocess.PIPE, text=True)

@@ -61,7 +61,8 @@ class Connection:
     """One channel, and what its users share. They encode and decode the messages, not gRPC: images never pass through protobuf (see _wire)."""
 
     def __init__(self, channel: grpc.Channel, max_message_bytes: int) -> None:
-        self.channel = channel
+        self._channel = channel
+        self._closed = False
         self.layouts: dict[str, Layout] = {}  # by fingerprint: those never change
         self.max_message_bytes = max_message_bytes  # of this side
         self.daemon_max_message_bytes: int | None = None  # unknown before somebody asked
@@ -76,15 +77,38 @@ class Connection:
         while True:
             try:
                 answer: bytes = self._methods[method](encoded, timeout=attempts.timeout())
-            except grpc.RpcError as failure:
-                attempts.wait(errors.from_rpc_error(failure))
+            except (grpc.RpcError, ValueError) as failure:
+                attempts.wait(self.error(failure))
             else:
                 return parse(answer)
 
     def receive(self, method: str, request: Message, timeout: float) -> Any:
         """Begins a call whose answer is a stream: the iterator of its messages, and the grpc.Call."""
-        return self._methods[method](request.SerializeToString(), timeout=timeout)
+        return self._begin(self._methods[method], request.SerializeToString(), timeout)
 
     def send(self, method: str, messages: Any, timeout: float) -> Any:
         """Begins a call whose request is a stream: the grpc.Future of its answer, and the grpc.Call. A thread of gRPC's iterates over `messages`."""
-        return self._methods[method].future(messages, timeout=timeout)
+        return self._begin(self._methods[method].future, messages, timeout)
+
+    def close(self) -> None:
+        """Calls in flight fail, and all later ones."""
+        self._closed = True
+        self._channel.close()
+
+    def error(self, failure: grpc.RpcError | ValueError) -> errors.StatepoolError:
+        """What a failed call raises. A ValueError that is not about a closed channel is raised as it is."""
+        if isinstance(failure, grpc.RpcError):
+            error = errors.from_rpc_error(failure)
+            if not self._closed or error.reason or error.code != "CANCELLED":
+                return error
+        elif not self._closed and "closed channel" not in str(failure):
+            raise failure
+        error = errors.made("FAILED_PRECONDITION", "POOL_CLOSED", "this pool was closed; a write that was in flight is whole or absent")
+        error.__cause__ = failure
+        return error
+
+    def _begin(self, begin: Any, request: Any, timeout: float) -> Any:
+        try:
+            return begin(request, timeout=timeout)
+        except ValueError as failure:
+            raise self.error(failure) from failure

@@ -284,7 +284,7 @@ class Lease:
         else:
             try:
                 left = self._stock_used_at + STOCK_IDLE_S - time.monotonic()
-                if any(self._stock.values()) and left > 0:
+                if any(self._stock.values()) and left > 0 and not self.retired:
                     pauses.append(left)
                 else:
                     self._give_up_stock()
@@ -321,7 +321,9 @@ class Lease:
                     refused = error
                 stock += found
                 self._stock_used_at = time.monotonic()
-                self._watch.wake()
+                with self._lock:
+                    if not self.ended:
+                        self._watch.wake()
                 if not found:
                     self._no_grants_until = time.monotonic() + GRANT_PAUSE_S
                     break

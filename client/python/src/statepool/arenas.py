@@ -529,8 +529,8 @@ class Arena:
         request = pb.CloseArenaRequest(arena=name, allow_missing=True)
         try:
             self._connection.call("CloseArena", request, pb.CloseArenaResponse.FromString, Attempts(min(self._pool._timeout, CLOSE_TIMEOUT_S), 0))
-        except (errors.StatepoolError, ValueError, RuntimeError):
-            pass  # ValueError: the channel was closed before; RuntimeError: the interpreter is about to end
+        except (errors.StatepoolError, RuntimeError):
+            pass  # RuntimeError: the interpreter is about to end
 
     def _make_plan(self) -> None:
         """REQUIRES: the arena is open. Its layout never changes, so neither does the plan."""

@@ -87,7 +87,10 @@ class Pool:
     done by this process, where the library of kernels is there (_kernels). This goes before the fast lane, and again nothing else tells. A set() with an
     attachment goes another way, so does what the fast lane leaves to messages, but for a request_id of yours; and everything does whenever the
     daemon has no room for it: then none is tried for a while. Limits: the daemon's memory stays mapped for reuse, up to
-    1 GiB where no view is used any more; up to 64 MiB of granted slots, or one, wait for sets of each layout. connect(direct=False) turns it off.
+    1 GiB and a quarter of Capabilities.max_pinned_bytes where no view is used any more; up to 64 MiB and a sixteenth of Capabilities.max_granted_bytes
+    of granted slots, or one, wait for sets of each layout, and go back after a second without any. A thread gives the daemon what it wants back. After
+    os.fork() views are good as long as the parent keeps the state's views: when it dropped them, or is gone, the child's silently show other
+    states. Copy in the child what it is to keep. connect(direct=False) turns it off.
 
     Options of names, wherever a method takes them:
       durability   "volatile", "write_behind" or "sync"; None: keep, inherit, or the daemon's default
@@ -111,11 +114,12 @@ class Pool:
         self._direct = Direct(direct, self._seen)
 
     def close(self) -> None:
-        """Ends the connection. Calls in flight fail. States of get(copy=False) stay as they are."""
+        """Ends the connection. Calls in flight fail, and later ones: Conflict (POOL_CLOSED). A write that was in flight is whole or absent. States of
+        get(copy=False) stay as they are."""
         self._direct.close()
         self._lane.close()
         self._rooms.close()
-        self._connection.channel.close()
+        self._connection.close()
 
     def __enter__(self) -> Pool:
         return self
@@ -300,7 +304,7 @@ class Pool:
         if_revision      write only if this is the sequence's revision; 0: only if it does not exist
         attachment       opaque bytes beside the state
         A whole state that fits no message goes as a stream. Conflict (REVISION_MISMATCH, LAYOUT_MISMATCH), InvalidArgument (BYTES_LENGTH_MISMATCH,
-        INVALID_POSITION, MISSING_FIELD ...), Exhausted. After an error nothing has changed, but for DeadlineExceeded and Unavailable: the write is
+        INVALID_POSITION, MISSING_FIELD ...), Exhausted. After an error nothing has changed, but for DeadlineExceeded, Unavailable and POOL_CLOSED: the write is
         whole or absent then, and a retry with the same request_id is safe.
         """
         attempts = self._attempts()

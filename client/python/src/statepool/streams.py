@@ -134,7 +134,7 @@ class StateStream(Iterator[memoryview]):
             rest, data = _wire.split_data(next(self._call))
             message = pb.GetChunk.FromString(rest)
         except grpc.RpcError as failure:
-            raise errors.from_rpc_error(failure) from failure
+            raise self._connection.error(failure) from failure
         except StopIteration:
             raise _broken("the stream ended before its last chunk", self._total(), self.received_bytes) from None
         except DecodeError as failure:
@@ -251,7 +251,7 @@ def _send_from(connection: Connection, attempts: Attempts, head: pb.SetRequest, 
         feed.end()
         return pb.NameInfo.FromString(call.result())
     except grpc.RpcError as failure:
-        raise errors.from_rpc_error(failure) from failure
+        raise connection.error(failure) from failure
     finally:
         if not call.done():
             call.cancel()

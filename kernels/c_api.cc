@@ -2,7 +2,7 @@
 #include "kernels/c_api.h"
 
 #include <exception>
-#include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -42,46 +42,6 @@ int Guarded(Write write) {
 
 absl::string_view ViewOf(const statepool_kernels_piece& piece) {
   return {static_cast<const char*>(piece.data), static_cast<size_t>(piece.size)};
-}
-
-// A sum of products that must not exceed 64 bits.
-class Sum {
- public:
-  explicit Sum(uint64_t first) : value_(first) {}
-  void Add(uint64_t a, uint64_t b = 1) {
-    uint64_t product = 0;
-    if (__builtin_mul_overflow(a, b, &product) || __builtin_add_overflow(value_, product, &value_)) fits_ = false;
-  }
-  bool IsAtMost(uint64_t limit) const { return fits_ && value_ <= limit; }
-
- private:
-  uint64_t value_;
-  bool fits_ = true;
-};
-
-struct Shape {
-  uint64_t arena_bytes;
-  uint32_t rows, accepted_max;
-};
-
-// Whether the segment is `bytes` long, which must be at most `bytes_max`, and lies within the arena.
-bool IsSound(const statepool_kernels_segment& segment, const Shape& shape, uint64_t bytes_max, uint64_t* bytes) {
-  const uint32_t element = segment.element_bytes;
-  if ((element != 1 && element != 2 && element != 4 && element != 8) || segment.axis_count > kAxesMax) return false;
-  Sum end(segment.arena_offset);
-  end.Add(element);
-  end.Add(shape.rows - 1, segment.row_stride);
-  end.Add(shape.accepted_max - 1, segment.accept_stride);
-  *bytes = element;
-  for (uint32_t axis = 0; axis < segment.axis_count; ++axis) {
-    const uint64_t size = segment.sizes[axis];
-    if (size == 0 || __builtin_mul_overflow(*bytes, size, bytes) || *bytes > bytes_max) return false;
-    end.Add(size - 1, segment.strides[axis]);
-  }
-  Sum clear_end(segment.clear_bytes == 0 ? 0 : segment.clear_offset);
-  clear_end.Add(segment.clear_bytes);
-  if (segment.clear_bytes != 0) clear_end.Add(shape.rows - 1, segment.row_stride);
-  return *bytes <= bytes_max && end.IsAtMost(shape.arena_bytes) && clear_end.IsAtMost(shape.arena_bytes);
 }
 
 CopySegment SegmentOf(const statepool_kernels_segment& from) {
@@ -126,21 +86,18 @@ int statepool_kernels_copy_and_hash(void* to, const statepool_kernels_piece* pie
 statepool_kernels_plan* statepool_kernels_plan_create(const statepool_kernels_segment* segments, size_t count,
                                                       uint64_t state_bytes, uint64_t arena_bytes, uint32_t rows,
                                                       uint32_t accepted_max) {
-  if (count > statepool::kSegmentsMax || rows == 0 || accepted_max == 0) return nullptr;
+  if (count > statepool::kSegmentsMax) return nullptr;
   statepool_kernels_plan* plan = nullptr;
   statepool::Guarded([&] {
     std::vector<statepool::CopySegment> copies;
     copies.reserve(count);
-    uint64_t end = 0, bytes = 0;
-    for (size_t i = 0; i < count; ++i, end += bytes) {
-      if (segments[i].state_offset != end ||
-          !statepool::IsSound(segments[i], {arena_bytes, rows, accepted_max}, state_bytes - end, &bytes)) {
-        return;
-      }
+    for (size_t i = 0; i < count; ++i) {
+      if (segments[i].axis_count > statepool::kAxesMax) return;
       copies.push_back(statepool::SegmentOf(segments[i]));
     }
-    if (end != state_bytes) return;
-    plan = new statepool_kernels_plan{statepool::CopyPlan(std::move(copies), state_bytes), rows, accepted_max};
+    std::optional<statepool::CopyPlan> checked =
+        statepool::CopyPlan::Checked(std::move(copies), state_bytes, {arena_bytes, rows, accepted_max});
+    if (checked) plan = new statepool_kernels_plan{*std::move(checked), rows, accepted_max};
   });
   return plan;
 }

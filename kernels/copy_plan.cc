@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #ifdef __SSE2__
@@ -25,6 +26,44 @@ constexpr ptrdiff_t kAheadBytes = 8 << 10;
 // What several rows get before the state is read on: stays in the second cache, and leaves transposed axes long enough
 // for tiles.
 constexpr uint64_t kBlockBytes = 128 << 10;
+
+// A sum of products that may exceed 64 bits: then it is at most nothing.
+class Sum {
+ public:
+  explicit Sum(uint64_t first) : value_(first) {}
+  void Add(uint64_t a, uint64_t b = 1) {
+    uint64_t product = 0;
+    if (__builtin_mul_overflow(a, b, &product) || __builtin_add_overflow(value_, product, &value_)) fits_ = false;
+  }
+  bool IsAtMost(uint64_t limit) const { return fits_ && value_ <= limit; }
+
+ private:
+  uint64_t value_;
+  bool fits_ = true;
+};
+
+// How long the segment is; nothing: it is longer than bytes_max, or no segment of this arena.
+std::optional<uint64_t> CheckedBytes(const CopySegment& segment, uint64_t bytes_max, const CopyArena& arena) {
+  const uint32_t element = segment.element_bytes;
+  if (element != 1 && element != 2 && element != 4 && element != 8) return std::nullopt;
+  Sum end(segment.arena_offset);
+  end.Add(element);
+  end.Add(arena.rows - 1, segment.row_stride);
+  end.Add(arena.accepted_max - 1, segment.accept_stride);
+  uint64_t bytes = element;
+  for (const CopyAxis& axis : segment.axes) {
+    if (axis.size == 0 || __builtin_mul_overflow(bytes, axis.size, &bytes)) return std::nullopt;
+    end.Add(axis.size - 1, axis.row_stride);
+  }
+  Sum clear_end(0);
+  if (segment.clear_bytes != 0) {
+    clear_end.Add(segment.clear_offset);
+    clear_end.Add(segment.clear_bytes);
+    clear_end.Add(arena.rows - 1, segment.row_stride);
+  }
+  if (bytes > bytes_max || !end.IsAtMost(arena.bytes) || !clear_end.IsAtMost(arena.bytes)) return std::nullopt;
+  return bytes;
+}
 
 // Between two copies, so that the second is of what the first one read, and not of its source again.
 void PinCopy() { std::atomic_signal_fence(std::memory_order_seq_cst); }
@@ -290,6 +329,19 @@ uint64_t CopySegment::Bytes() const {
   uint64_t bytes = element_bytes;
   for (const CopyAxis& axis : axes) bytes *= axis.size;
   return bytes;
+}
+
+std::optional<CopyPlan> CopyPlan::Checked(std::vector<CopySegment> segments, uint64_t state_bytes,
+                                          const CopyArena& arena) {
+  if (arena.rows == 0 || arena.accepted_max == 0 || state_bytes > arena.bytes) return std::nullopt;
+  uint64_t end = 0;
+  for (const CopySegment& segment : segments) {
+    const std::optional<uint64_t> bytes = CheckedBytes(segment, state_bytes - end, arena);
+    if (segment.state_offset != end || !bytes) return std::nullopt;
+    end += *bytes;
+  }
+  if (end != state_bytes) return std::nullopt;
+  return CopyPlan(std::move(segments), state_bytes);
 }
 
 CopyPlan::CopyPlan(std::vector<CopySegment> segments, uint64_t state_bytes)

@@ -7,12 +7,13 @@
 // range of the state's bytes, so that threads share one copy, and give exactly those bytes, whatever ranges are chosen.
 // Long ranges are faster where a row's axes are in another order than the state's.
 //
-// This is the host's form; a device has a kernel of the same plan. A plan is immutable and thread-safe. Nothing here
-// fails: whoever makes the plan has checked it (server/core/view.h).
+// This is the host's form; a device has a kernel of the same plan. A plan is immutable and thread-safe. No copy fails:
+// the plan was checked before, by whoever made its segments (server/core/view.h) or by CopyPlan::Checked.
 #ifndef STATEPOOL_KERNELS_COPY_PLAN_H_
 #define STATEPOOL_KERNELS_COPY_PLAN_H_
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
@@ -44,8 +45,20 @@ struct CopySegment {
 // What becomes of the cache: a copy that is far larger than the caches should go past them.
 enum class CopyHint { kCached, kStreaming };
 
+// What a plan is for: the memory of an arena, and what will be asked for there.
+struct CopyArena {
+  uint64_t bytes = 0;
+  uint32_t rows = 0, accepted_max = 0;  // each at least 1
+};
+
 class CopyPlan {
  public:
+  // The plan of segments that came from elsewhere; nothing, unless they are a state of so many bytes without gaps, of
+  // elements that are not more than the arena has bytes, and all that is touched of any row with any accepted length
+  // lies within the arena.
+  static std::optional<CopyPlan> Checked(std::vector<CopySegment> segments, uint64_t state_bytes,
+                                         const CopyArena& arena);
+
   // REQUIRES: segments ascend in the state without gaps, from 0 to state_bytes.
   CopyPlan(std::vector<CopySegment> segments, uint64_t state_bytes);
 

@@ -70,25 +70,10 @@ void Share(uint64_t bytes, uint64_t n, absl::FunctionRef<void(uint64_t begin, ui
 
 // The plan of an arena; null if there is none, or not one within its memory.
 std::unique_ptr<const CopyPlan> PlanOf(const v1::Arena& arena) {
-  const uint64_t bytes = arena.bytes();
   uint64_t state_bytes = 0;
   std::vector<CopySegment> segments;
   for (const v1::CopySegment& from : arena.plan()) {
-    // Both ends of what is touched, from the first row and accepted length to the last.
-    const auto fits = [&](uint64_t begin, uint64_t end, bool accepted) {
-      const auto reach = [&](uint64_t steps, uint64_t stride) {
-        if (end > bytes || (steps > 0 && stride > (bytes - end) / steps)) return false;
-        end += steps * stride;
-        return true;
-      };
-      if (begin > bytes || !reach(std::max(arena.rows(), 1u) - 1, from.row_stride())) return false;
-      if (!accepted) return true;
-      if (!reach(std::max(arena.steps(), 1u) - 1, from.accept_stride())) return false;
-      for (int i = 0; i < from.sizes_size(); ++i) {
-        if (from.sizes(i) == 0 || !reach(from.sizes(i) - 1, from.strides(i))) return false;
-      }
-      return true;
-    };
+    if (from.sizes_size() != from.strides_size()) return nullptr;
     CopySegment& to = segments.emplace_back();
     to.state_offset = from.state_offset();
     to.arena_offset = from.arena_offset();
@@ -97,25 +82,13 @@ std::unique_ptr<const CopyPlan> PlanOf(const v1::Arena& arena) {
     to.element_bytes = from.element_bytes();
     to.clear_offset = from.clear_offset();
     to.clear_bytes = from.clear_bytes();
-    const bool is_element =
-        to.element_bytes == 1 || to.element_bytes == 2 || to.element_bytes == 4 || to.element_bytes == 8;
-    if (!is_element || from.sizes_size() != from.strides_size() || to.state_offset != state_bytes ||
-        to.arena_offset > bytes || to.clear_offset > bytes || to.clear_bytes > bytes ||
-        !fits(to.arena_offset, to.arena_offset + to.element_bytes, true) ||
-        !fits(to.clear_offset, to.clear_offset + to.clear_bytes, false)) {
-      return nullptr;
-    }
-    uint64_t elements = 1;
-    for (int i = 0; i < from.sizes_size(); ++i) {
-      if (from.sizes(i) > bytes / elements) return nullptr;
-      elements *= from.sizes(i);
-      to.axes.push_back({from.sizes(i), from.strides(i)});
-    }
-    if (elements > bytes / to.element_bytes) return nullptr;
-    state_bytes += elements * to.element_bytes;
+    for (int i = 0; i < from.sizes_size(); ++i) to.axes.push_back({from.sizes(i), from.strides(i)});
+    state_bytes += to.Bytes();  // may be wrong where it exceeds 64 bits: then no plan has so many
   }
-  if (segments.empty() || state_bytes > bytes) return nullptr;
-  return std::make_unique<const CopyPlan>(std::move(segments), state_bytes);
+  if (segments.empty()) return nullptr;
+  std::optional<CopyPlan> plan = CopyPlan::Checked(
+      std::move(segments), state_bytes, {arena.bytes(), std::max(arena.rows(), 1u), std::max(arena.steps(), 1u)});
+  return plan ? std::make_unique<const CopyPlan>(*std::move(plan)) : nullptr;
 }
 
 uint32_t AcceptedOf(const v1::StoreItem& item) { return item.has_accepted_length() ? item.accepted_length() : 1; }
@@ -294,8 +267,6 @@ std::optional<absl::StatusOr<v1::LoadResponse>> Arena::LoadDirectly(v1::LoadRequ
     direct_->Judge(lease, response.status());
     if (reason == "CONTENTS_GONE" || reason == "ARENA_CLOSED" || reason == "ARENA_CHANGED") return response;
     Doubt(request);
-    // Some of its rows may be pinned.
-    if (reason == "TOO_MANY_PINS" || reason == "TOO_MUCH_PINNED") direct_->Retire(lease);
     if (absl::IsDeadlineExceeded(response.status())) return response;
     return std::nullopt;
   }
@@ -363,7 +334,6 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
       lease->Take(*pool_, layout(), plan_->state_bytes(), count, deadline);
   if (!grants.ok()) {
     direct_->Judge(lease, grants.status());
-    if (count > 1) direct_->Retire(lease);  // it may have more than a stock now, which only its end gives back
     const std::lock_guard lock(mu_);
     refused_grants_ = count;
     refused_until_ = absl::Now() + kRefusedPause;

@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -11,6 +13,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <iterator>
+#include <system_error>
 #include <utility>
 
 #include "absl/memory/memory.h"
@@ -23,22 +27,20 @@ namespace statepool::client {
 namespace {
 
 constexpr size_t kEventBytesMax = 65536;
-constexpr int kToldAtOnceMax = 4096;  // pins or extents in one message; the contract allows 8,192
-constexpr int kUntoldMax = 1 << 20;   // pins that could not be given back: so many, and the lease counts as broken
+constexpr size_t kDescriptorsMax = 4;  // in one event; there is at most one
+constexpr int kToldAtOnceMax = 4096;   // pins or extents in one message; the contract allows 8,192
+constexpr int kUntoldMax = 1 << 20;    // pins that could not be given back: so many, and the lease counts as broken
 constexpr size_t kNamesMax = 4096;
 constexpr uint32_t kGrantsMax = 64;  // in one call
+// When the thread looks again whether extents that the daemon wants back are still written to.
+constexpr std::chrono::milliseconds kLookAgain{200};
 
 absl::Status Bad(absl::string_view reason, absl::string_view message) {
   return MakeError(absl::StatusCode::kInternal, reason, "", message);
 }
 
-// How many grants of a layout are taken at a time.
-size_t StockOf(uint64_t state_bytes) {
-  return std::clamp<size_t>(Direct::kStockBytesMax / std::max<uint64_t>(state_bytes, 1), 1, Direct::kStockMax);
-}
-
 absl::Status HungUp() {
-  return MakeError(absl::StatusCode::kUnavailable, "SOCKET_UNREACHABLE", "socket", "the daemon ended the direct lease");
+  return MakeError(absl::StatusCode::kUnavailable, "SOCKET_UNREACHABLE", "socket", "the direct lease has ended");
 }
 
 }  // namespace
@@ -62,18 +64,58 @@ absl::StatusOr<std::shared_ptr<const Extent>> Extent::Map(int fd, uint64_t id, u
   return absl::WrapUnique(new Extent(id, static_cast<char*>(data), bytes, writable));
 }
 
-Extent::~Extent() { munmap(data_, bytes_); }
+Extent::~Extent() {
+  if (writable_ && getpid() != pid_) return;  // a forked child has other things there
+  munmap(data_, bytes_);
+}
 
 // ---- one lease
 
-DirectLease::DirectLease(std::string id, Descriptor socket)
-    : id_(std::move(id)), pid_(getpid()), socket_(std::move(socket)) {
+std::shared_ptr<DirectLease> DirectLease::Make(std::string id, Descriptor socket, const v1::Capabilities& daemon) {
+  Descriptor wake(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (wake.get() < 0) return nullptr;
+  std::shared_ptr<DirectLease> lease(new DirectLease(std::move(id), std::move(socket), std::move(wake), daemon), &End);
+  // Signals are for the threads of the program.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    lease->thread_ = std::thread([worked_on = lease.get()] { worked_on->Work(); });
+  } catch (const std::system_error&) {
+    lease = nullptr;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return lease;
+}
+
+DirectLease::DirectLease(std::string id, Descriptor socket, Descriptor wake, const v1::Capabilities& daemon)
+    : id_(std::move(id)),
+      pid_(getpid()),
+      idle_bytes_max_(std::min(kIdleBytesMax, daemon.max_pinned_bytes() / kIdleShare)),
+      stock_bytes_max_(std::min(kStockBytesMax, daemon.max_granted_bytes() / kStockShare)),
+      socket_(std::move(socket)),
+      wake_(std::move(wake)) {
   const timeval timeout = absl::ToTimeval(kAnswerTimeout);
   setsockopt(socket_.get(), SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
 }
 
+void DirectLease::End(DirectLease* lease) {
+  if (!lease->IsForked()) {
+    delete lease;
+    return;
+  }
+  for (Descriptor* descriptor : {&lease->socket_, &lease->wake_}) Descriptor closed = std::move(*descriptor);
+}
+
 DirectLease::~DirectLease() {
-  if (IsForked()) return;
+  {
+    const std::lock_guard lock(mu_);
+    ending_ = true;
+  }
+  if (thread_.joinable()) {
+    Wake();
+    thread_.join();
+  }
   // Unmapped before the daemon hears of it: what it does not hear of, it counts until this process ends.
   const std::lock_guard lock(mu_);
   stock_.clear();
@@ -84,18 +126,68 @@ DirectLease::~DirectLease() {
 
 bool DirectLease::IsForked() const { return getpid() != pid_; }
 
+size_t DirectLease::StockOf(uint64_t state_bytes) const {
+  return std::clamp<size_t>(stock_bytes_max_ / std::max<uint64_t>(state_bytes, 1), 1, kStockMax);
+}
+
 bool DirectLease::Poll() {
   if (IsForked()) return false;
-  std::vector<std::shared_ptr<const Extent>> trash;
   const std::lock_guard lock(mu_);
-  Descriptor descriptor;
-  while (!broken_ && ReceiveLocked(absl::InfinitePast(), &descriptor)) {
-  }
-  if (any_wanted_back_) TidyLocked(&trash);
-  trash.clear();
-  SendLocked();
+  HandleLocked();
+  if (any_written_ && sleeps_) Wake();
   return !broken_;
 }
+
+// ---- the thread
+
+void DirectLease::Wake() {
+  const uint64_t one = 1;
+  (void)!write(wake_.get(), &one, sizeof one);
+}
+
+void DirectLease::Work() {
+  std::unique_lock lock(mu_);
+  while (!ending_) {
+    HandleLocked();
+    uint64_t woken;  // for what was seen just now
+    (void)!read(wake_.get(), &woken, sizeof woken);
+    const auto next = NextWorkLocked();
+    sleeps_ = !next;
+    const short events = HasToTellLocked() ? POLLIN | POLLOUT : POLLIN;
+    pollfd waits[] = {{wake_.get(), POLLIN, 0}, {hung_up_ ? -1 : socket_.get(), events, 0}};
+    lock.unlock();
+    int timeout = -1;
+    if (next) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(*next - std::chrono::steady_clock::now());
+      timeout = static_cast<int>(std::max<int64_t>(left.count(), 0));
+    }
+    (void)poll(waits, std::size(waits), timeout);
+    lock.lock();
+  }
+}
+
+std::optional<std::chrono::steady_clock::time_point> DirectLease::NextWorkLocked() const {
+  std::optional<std::chrono::steady_clock::time_point> next;
+  if (any_written_) next = std::chrono::steady_clock::now() + kLookAgain;
+  for (const auto& [layout, stock] : stock_) {
+    if (!stock.grants.empty()) next = std::min(next.value_or(stock.last_use + kStockIdle), stock.last_use + kStockIdle);
+  }
+  return next;
+}
+
+void DirectLease::HandleLocked() {
+  Descriptor descriptor;
+  while (const std::optional<v1::LeaseEvent> event = ReceiveLocked(absl::InfinitePast(), &descriptor)) {
+    // An answer that nobody waits for any more: the daemon counts the extent as mapped.
+    if (event->extent() != 0 && event->reason().empty() && !extents_.contains(event->extent()))
+      to_tell_.add_dropped(event->extent());
+  }
+  TidyStockLocked();
+  if (any_wanted_back_) TidyLocked();
+  SendLocked();
+}
+
+// ---- pins and extents
 
 absl::StatusOr<std::unique_ptr<const DirectLease::Held>> DirectLease::Hold(const v1::Slot& slot, uint64_t bytes) {
   if (IsForked()) return HungUp();
@@ -109,12 +201,10 @@ absl::StatusOr<std::unique_ptr<const DirectLease::Held>> DirectLease::Hold(const
 
 void DirectLease::Unpin(uint64_t pin, std::shared_ptr<const Extent> extent) {
   if (IsForked()) return;
-  std::vector<std::shared_ptr<const Extent>> trash;
   const std::lock_guard lock(mu_);
   extent = nullptr;
   to_tell_.add_unpin(pin);
-  if (any_wanted_back_ || mapped_bytes_ > kIdleBytesMax) TidyLocked(&trash);
-  trash.clear();  // before the daemon hears of it
+  if (any_wanted_back_ || mapped_bytes_ > idle_bytes_max_) TidyLocked();
   SendLocked();
 }
 
@@ -133,47 +223,58 @@ absl::StatusOr<std::shared_ptr<const Extent>> DirectLease::ExtentLocked(uint64_t
     it->second.last_use = ++uses_;
     return it->second.extent;
   }
+  if (broken_) return HungUp();
   to_tell_.set_extent(id);
   SendLocked();
   const absl::Time deadline = absl::Now() + kAnswerTimeout;
-  while (true) {
+  // What is not mapped is told, for the daemon may have handed it over.
+  const auto not_mapped = [&](absl::Status error) {
+    to_tell_.add_dropped(id);
+    SendLocked();
+    return error;
+  };
+  while (!broken_) {
     Descriptor descriptor;
     const std::optional<v1::LeaseEvent> event = ReceiveLocked(deadline, &descriptor);
-    if (!event) {
-      broken_ = true;  // what comes later would not be told apart
-      return HungUp();
-    }
+    if (!event) break;
     if (event->extent() != id) continue;
-    if (!event->reason().empty() || descriptor.get() < 0)
+    if (!event->reason().empty())
       return MakeError(absl::StatusCode::kUnavailable, event->reason(), "", absl::StrCat("no extent ", id));
+    if (descriptor.get() < 0) {
+      return not_mapped(MakeError(absl::StatusCode::kResourceExhausted, "MAPPING_FAILED", "",
+                                  absl::StrCat("extent ", id,
+                                               " came without its descriptor: has this process as many "
+                                               "as it may have?")));
+    }
     absl::StatusOr<std::shared_ptr<const Extent>> extent =
         Extent::Map(descriptor.get(), id, event->bytes(), event->writable());
-    if (!extent.ok()) {
-      to_tell_.add_dropped(id);
-      return extent.status();
-    }
+    if (!extent.ok()) return not_mapped(extent.status());
     extents_[id] = {*extent, false, ++uses_};
     mapped_bytes_ += event->bytes();
+    if (any_wanted_back_) Wake();  // by what was read here
     return extent;
   }
+  broken_ = true;  // what comes later would not be told apart
+  return not_mapped(HungUp());
 }
 
 std::optional<v1::LeaseEvent> DirectLease::ReceiveLocked(absl::Time deadline, Descriptor* descriptor) {
   char bytes[kEventBytesMax];
   iovec piece = {bytes, sizeof bytes};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
+  alignas(cmsghdr) char control[CMSG_SPACE(kDescriptorsMax * sizeof(int))];
   msghdr message{};
   message.msg_iov = &piece;
   message.msg_iovlen = 1;
   ssize_t size;
   while (true) {
+    if (hung_up_) return std::nullopt;
     message.msg_control = control;
     message.msg_controllen = sizeof control;
     size = recvmsg(socket_.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (size > 0) break;
     if (size < 0 && errno == EINTR) continue;
     if (size == 0 || errno != EAGAIN) {
-      broken_ = true;
+      broken_ = hung_up_ = true;
       return std::nullopt;
     }
     const absl::Duration left = deadline - absl::Now();
@@ -181,15 +282,11 @@ std::optional<v1::LeaseEvent> DirectLease::ReceiveLocked(absl::Time deadline, De
     pollfd wait = {socket_.get(), POLLIN, 0};
     (void)poll(&wait, 1, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
   }
+  std::vector<Descriptor> descriptors = DescriptorsOf(&message);
   *descriptor = Descriptor();
-  const cmsghdr* const header = CMSG_FIRSTHDR(&message);
-  if (header != nullptr && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
-    int fd;
-    std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
-    *descriptor = Descriptor(fd);
-  }
+  if (descriptors.size() == 1 && (message.msg_flags & MSG_CTRUNC) == 0) *descriptor = std::move(descriptors[0]);
   v1::LeaseEvent event;
-  if (!event.ParseFromArray(bytes, static_cast<int>(size))) {
+  if ((message.msg_flags & MSG_TRUNC) != 0 || !event.ParseFromArray(bytes, static_cast<int>(size))) {
     broken_ = true;
     return std::nullopt;
   }
@@ -202,9 +299,13 @@ std::optional<v1::LeaseEvent> DirectLease::ReceiveLocked(absl::Time deadline, De
   return event;
 }
 
+bool DirectLease::HasToTellLocked() const {
+  return to_tell_.extent() != 0 || to_tell_.unpin_size() > 0 || to_tell_.dropped_size() > 0;
+}
+
 void DirectLease::SendLocked() {
-  if (broken_) to_tell_.Clear();
-  while (!broken_ && (to_tell_.extent() != 0 || to_tell_.unpin_size() > 0 || to_tell_.dropped_size() > 0)) {
+  if (hung_up_) to_tell_.Clear();
+  while (HasToTellLocked()) {
     v1::LeaseRequest part;
     part.set_extent(to_tell_.extent());
     const int unpinned = std::min(to_tell_.unpin_size(), kToldAtOnceMax);
@@ -212,14 +313,17 @@ void DirectLease::SendLocked() {
     part.mutable_unpin()->Add(to_tell_.unpin().begin(), to_tell_.unpin().begin() + unpinned);
     part.mutable_dropped()->Add(to_tell_.dropped().begin(), to_tell_.dropped().begin() + dropped);
     const std::string bytes = part.SerializeAsString();
-    // A question is waited for anyway.
-    const int flags = MSG_NOSIGNAL | (part.extent() == 0 ? MSG_DONTWAIT : 0);
+    // A question is waited for anyway, and after the end nothing else is told.
+    const int flags = MSG_NOSIGNAL | (part.extent() == 0 && !ending_ ? MSG_DONTWAIT : 0);
     ssize_t sent;
     do {
       sent = send(socket_.get(), bytes.data(), bytes.size(), flags);
     } while (sent < 0 && errno == EINTR);
     if (sent < 0) {
-      broken_ = part.extent() != 0 || errno != EAGAIN || to_tell_.unpin_size() > kUntoldMax;
+      if (errno != EAGAIN) broken_ = hung_up_ = true;
+      if (part.extent() != 0 || to_tell_.unpin_size() > kUntoldMax) broken_ = true;
+      to_tell_.clear_extent();
+      if (!ending_) Wake();
       return;
     }
     to_tell_.clear_extent();
@@ -228,30 +332,31 @@ void DirectLease::SendLocked() {
   }
 }
 
-void DirectLease::TidyLocked(std::vector<std::shared_ptr<const Extent>>* trash) {
+void DirectLease::TidyLocked() {
   // An extent to write to is the daemon's to ask back: once dropped it can't be written to any more.
   const auto is_idle = [](const Mapped& mapped) { return mapped.extent.use_count() == 1; };
   const auto drop = [&](auto it) {
     mapped_bytes_ -= it->second.extent->bytes();
     to_tell_.add_dropped(it->first);
-    trash->push_back(std::move(it->second.extent));
-    extents_.erase(it);
+    extents_.erase(it);  // unmapped, before the daemon hears of it
   };
-  any_wanted_back_ = false;
+  any_wanted_back_ = any_written_ = false;
   std::vector<std::pair<uint64_t, uint64_t>> idle;  // last use, id
   for (auto it = extents_.begin(); it != extents_.end();) {
     const auto at = it++;
-    if (at->second.wanted_back && is_idle(at->second)) {
+    const Mapped& mapped = at->second;
+    if (mapped.wanted_back && is_idle(mapped)) {
       drop(at);
       continue;
     }
-    any_wanted_back_ = any_wanted_back_ || at->second.wanted_back;
-    if (is_idle(at->second) && !at->second.extent->writable()) idle.emplace_back(at->second.last_use, at->first);
+    any_wanted_back_ = any_wanted_back_ || mapped.wanted_back;
+    any_written_ = any_written_ || (mapped.wanted_back && mapped.extent->writable());
+    if (is_idle(mapped) && !mapped.extent->writable()) idle.emplace_back(mapped.last_use, at->first);
   }
   uint64_t idle_bytes = 0;
   for (const auto& [last_use, id] : idle) idle_bytes += extents_.at(id).extent->bytes();
   std::sort(idle.begin(), idle.end());
-  for (size_t i = 0; i < idle.size() && idle_bytes > kIdleBytesMax; ++i) {
+  for (size_t i = 0; i < idle.size() && idle_bytes > idle_bytes_max_; ++i) {
     const auto it = extents_.find(idle[i].second);
     idle_bytes -= it->second.extent->bytes();
     drop(it);
@@ -267,12 +372,14 @@ absl::StatusOr<std::vector<DirectLease::Granted>> DirectLease::Take(const Pool& 
   std::vector<Granted> grants;
   {
     const std::lock_guard lock(mu_);
-    std::vector<Granted>& stock = stock_[layout];
-    if (stock.size() < count && absl::Now() < no_grants_until_)
+    Stock& stock = stock_[layout];
+    stock.max = StockOf(state_bytes);
+    if (stock.grants.size() < count && absl::Now() < no_grants_until_)
       return absl::ResourceExhaustedError("the daemon has no grants now");
-    while (grants.size() < count && !stock.empty()) {
-      grants.push_back(std::move(stock.back()));
-      stock.pop_back();
+    stock.last_use = std::chrono::steady_clock::now();
+    while (grants.size() < count && !stock.grants.empty()) {
+      grants.push_back(std::move(stock.grants.back()));
+      stock.grants.pop_back();
     }
   }
   absl::Status status;
@@ -285,11 +392,14 @@ absl::StatusOr<std::vector<DirectLease::Granted>> DirectLease::Take(const Pool& 
     const absl::StatusOr<v1::GrantResponse> response = pool.Grant(request, Until(deadline));
     status = response.status();
     const std::lock_guard lock(mu_);
-    for (int i = 0; status.ok() && i < response->slots_size(); ++i) {
+    for (int i = 0; response.ok() && i < response->slots_size(); ++i) {
       const v1::Slot& slot = response->slots(i);
-      absl::StatusOr<std::shared_ptr<const Extent>> extent = ExtentOfLocked(slot, state_bytes, /*writable=*/true);
-      status = extent.status();
-      if (status.ok()) grants.push_back({slot, *std::move(extent)});
+      if (status.ok()) {
+        absl::StatusOr<std::shared_ptr<const Extent>> extent = ExtentOfLocked(slot, state_bytes, /*writable=*/true);
+        status = extent.status();
+        if (status.ok()) grants.push_back({slot, *std::move(extent)});
+      }
+      if (!status.ok()) to_tell_.add_unpin(slot.id());
     }
     if (status.ok() && response->slots().empty()) status = Bad("BAD_ANSWER", "a GrantResponse has a slot");
     if (absl::IsResourceExhausted(status)) no_grants_until_ = absl::Now() + kGrantPause;
@@ -308,9 +418,42 @@ absl::StatusOr<std::vector<DirectLease::Granted>> DirectLease::Take(const Pool& 
 }
 
 void DirectLease::PutBack(const std::string& layout, std::vector<Granted> grants) {
+  if (IsForked()) return;
   const std::lock_guard lock(mu_);
-  std::vector<Granted>& stock = stock_[layout];
-  std::move(grants.begin(), grants.end(), std::back_inserter(stock));
+  Stock& stock = stock_[layout];
+  stock.last_use = std::chrono::steady_clock::now();
+  for (Granted& grant : grants) {
+    if (stock.grants.size() < stock.max) {
+      stock.grants.push_back(std::move(grant));
+    } else {
+      to_tell_.add_unpin(grant.slot.id());
+    }
+  }
+  grants.clear();
+  SendLocked();
+  if (!stock.grants.empty() && sleeps_) Wake();
+}
+
+void DirectLease::TidyStockLocked() {
+  const auto idle_since = std::chrono::steady_clock::now() - kStockIdle;
+  const auto give_back = [&](const Granted& grant) {
+    to_tell_.add_unpin(grant.slot.id());
+    return true;
+  };
+  const auto is_wanted_back = [&](const Granted& grant) {
+    const auto it = extents_.find(grant.slot.extent());
+    return it != extents_.end() && it->second.wanted_back;
+  };
+  for (auto it = stock_.begin(); it != stock_.end();) {
+    const auto at = it++;
+    Stock& stock = at->second;
+    const bool is_idle = stock.last_use <= idle_since;
+    if (is_idle || any_wanted_back_) {
+      std::erase_if(stock.grants,
+                    [&](const Granted& grant) { return (is_idle || is_wanted_back(grant)) && give_back(grant); });
+    }
+    if (is_idle && stock_.size() > kNamesMax) stock_.erase(at);
+  }
 }
 
 // ---- the pool's lease
@@ -359,7 +502,9 @@ absl::StatusOr<std::shared_ptr<DirectLease>> Direct::Open(absl::Time deadline) c
   if (!table.ok()) return table.status();
   absl::StatusOr<Descriptor> socket = TakeDirectLease(*table, deadline);
   if (!socket.ok()) return socket.status();
-  return std::make_shared<DirectLease>(table->lease(), *std::move(socket));
+  std::shared_ptr<DirectLease> lease = DirectLease::Make(table->lease(), *std::move(socket), *daemon);
+  if (lease == nullptr) return absl::ResourceExhaustedError("no thread or descriptor is to be had");
+  return lease;
 }
 
 void Direct::PauseLocked(const absl::Status& error) {

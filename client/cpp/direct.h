@@ -8,6 +8,7 @@
 #define STATEPOOL_CLIENT_CPP_DIRECT_H_
 
 #include <sys/types.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -16,6 +17,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -48,8 +50,9 @@ class Extent {
 
  private:
   Extent(uint64_t id, char* data, uint64_t bytes, bool writable)
-      : id_(id), data_(data), bytes_(bytes), writable_(writable) {}
+      : pid_(getpid()), id_(id), data_(data), bytes_(bytes), writable_(writable) {}
 
+  const pid_t pid_;
   const uint64_t id_;
   char* const data_;
   const uint64_t bytes_;
@@ -59,22 +62,36 @@ class Extent {
 // A connection that is a direct lease, and what came over it. It ends with its last owner, who thereby gives everything
 // back. Thread-safe: a lock is held while the daemon is asked for a descriptor, at most kAnswerTimeout.
 //
-// In a forked child it is the parent's: nothing is sent, and nothing can be had.
+// A thread of its own reads what the daemon sends, so that a client without calls gives back too what the daemon wants:
+// extents, as soon as nothing there is in use. It also gives back grants that nobody took for kStockIdle. It does not
+// own the lease, and ends with it.
+//
+// In a forked child it is the parent's: nothing is sent, and nothing can be had. What it consists of there, but for the
+// connection, is never freed: the thread may have been at work on it when the process forked.
 class DirectLease : public std::enable_shared_from_this<DirectLease> {
  public:
-  // Of extents without a slot in use, so many bytes stay mapped.
+  // Of extents without a slot in use, so many bytes stay mapped; and at most the kIdleShare-th part of
+  // Capabilities.max_pinned_bytes.
   static constexpr uint64_t kIdleBytesMax = uint64_t{1} << 30;
+  static constexpr uint64_t kIdleShare = 4;
+  // Grants kept for each layout: at most so many, and so many bytes, and the kStockShare-th part of
+  // Capabilities.max_granted_bytes; but always one.
+  static constexpr size_t kStockMax = 8;
+  static constexpr uint64_t kStockBytesMax = 64 << 20;
+  static constexpr uint64_t kStockShare = 16;
+  static constexpr std::chrono::milliseconds kStockIdle{1000};
   static constexpr absl::Duration kAnswerTimeout = absl::Seconds(5);
   // How long no grants are asked for after the daemon had none.
   static constexpr absl::Duration kGrantPause = absl::Seconds(1);
 
-  DirectLease(std::string id, Descriptor socket);
-  ~DirectLease();
+  // Of `daemon` only the two limits above matter. Null: there is no thread or descriptor to be had.
+  static std::shared_ptr<DirectLease> Make(std::string id, Descriptor socket, const v1::Capabilities& daemon);
   DirectLease(const DirectLease&) = delete;
   DirectLease& operator=(const DirectLease&) = delete;
 
   const std::string& id() const { return id_; }
-  // Reads what the daemon sent meanwhile. False: it hung up, so nothing more can be had. Memory that is held stays.
+  // Reads what the daemon sent meanwhile. False: it hung up or did not answer, so nothing more can be had. Memory that
+  // is held stays.
   bool Poll();
 
   // A pinned state, which is given back at the end. Keeps the lease.
@@ -105,46 +122,73 @@ class DirectLease : public std::enable_shared_from_this<DirectLease> {
     char* data() const { return extent->data() + slot.offset(); }
   };
   // So many grants for states of a layout (a fingerprint), from the stock or newly granted. Errors: those of Grant and
-  // Hold; RESOURCE_EXHAUSTED when there are fewer now. None are taken then.
+  // Hold; RESOURCE_EXHAUSTED when there are fewer now. None are taken then: those that there are stay in the stock, or
+  // are given back where they are more than that.
   absl::StatusOr<std::vector<Granted>> Take(const Pool& pool, const std::string& layout, uint64_t state_bytes,
                                             size_t count, absl::Time deadline);
-  // Grants that no call named.
+  // Grants that no call named: into the stock, and to the daemon what is too much there.
   void PutBack(const std::string& layout, std::vector<Granted> grants);
 
  private:
+  DirectLease(std::string id, Descriptor socket, Descriptor wake, const v1::Capabilities& daemon);
+  ~DirectLease();
+  // Of the last owner.
+  static void End(DirectLease* lease);
+
   bool IsForked() const;
+  size_t StockOf(uint64_t state_bytes) const;
   void Unpin(uint64_t pin, std::shared_ptr<const Extent> extent);
+
+  void Work();  // the thread
+  void Wake();
 
   // REQUIRES: mu_ is held.
   absl::StatusOr<std::shared_ptr<const Extent>> ExtentLocked(uint64_t id);
   // The extent of a slot that lies within it.
   absl::StatusOr<std::shared_ptr<const Extent>> ExtentOfLocked(const v1::Slot& slot, uint64_t bytes, bool writable);
-  // One event, waiting for it until then (InfinitePast: not at all). Nothing: there is none; broken_ says whether the
-  // daemon hung up.
+  // One event, waiting for it until then (InfinitePast: not at all). Nothing: there is none, or none that can be read.
   std::optional<v1::LeaseEvent> ReceiveLocked(absl::Time deadline, Descriptor* descriptor);
-  void SendLocked();  // what is to be told; what can't be sent now, goes with the next
+  void HandleLocked();  // all events that are there
+  void SendLocked();    // what is to be told; what can't be sent now, goes with the next or when the thread can
   // Unmaps what the daemon wants back and what is too much, if no slot there is in use, and takes note to tell.
-  void TidyLocked(std::vector<std::shared_ptr<const Extent>>* trash);
+  void TidyLocked();
+  // Grants of the stock in extents that the daemon wants back, and all that were not used for kStockIdle.
+  void TidyStockLocked();
+  bool HasToTellLocked() const;
+  // When the thread has something to do of itself; nothing: not before it is woken.
+  std::optional<std::chrono::steady_clock::time_point> NextWorkLocked() const;
 
   struct Mapped {
     std::shared_ptr<const Extent> extent;
     bool wanted_back = false;
     uint64_t last_use = 0;
   };
+  struct Stock {
+    std::vector<Granted> grants;
+    size_t max = 1;
+    std::chrono::steady_clock::time_point last_use;
+  };
 
   const std::string id_;
   const pid_t pid_;
+  const uint64_t idle_bytes_max_, stock_bytes_max_;
+  Descriptor socket_;
+  Descriptor wake_;  // an eventfd
+  std::thread thread_;
 
   // Of what follows. std, for ThreadSanitizer does not see into Debian's Abseil.
   std::mutex mu_;
-  Descriptor socket_;
-  bool broken_ = false;
+  bool ending_ = false;
+  bool sleeps_ = false;   // the thread waits for events alone
+  bool broken_ = false;   // nothing more can be asked for; what is given back is still told
+  bool hung_up_ = false;  // nor that
   absl::flat_hash_map<uint64_t, Mapped> extents_;
   uint64_t uses_ = 0;
   uint64_t mapped_bytes_ = 0;
   bool any_wanted_back_ = false;
-  v1::LeaseRequest to_tell_;                                      // pins and extents that are given back
-  absl::flat_hash_map<std::string, std::vector<Granted>> stock_;  // by fingerprint
+  bool any_written_ = false;                       // of these: grants, whose ends are not told here
+  v1::LeaseRequest to_tell_;                       // pins, grants and extents that are given back
+  absl::flat_hash_map<std::string, Stock> stock_;  // by fingerprint
   absl::Time no_grants_until_ = absl::InfinitePast();
 };
 
@@ -159,9 +203,6 @@ class Direct {
   static constexpr absl::Duration kOpenTimeout = absl::Seconds(2);
   static constexpr absl::Duration kPause = absl::Seconds(30);
   static constexpr absl::Duration kBriefPause = absl::Seconds(1);
-  // Grants kept for each layout: at most so many, and so many bytes or one.
-  static constexpr size_t kStockMax = 8;
-  static constexpr uint64_t kStockBytesMax = 64 << 20;
 
   // `pool` must not have direct ways itself, and is tried once for each call.
   explicit Direct(const Pool& pool);

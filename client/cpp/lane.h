@@ -6,13 +6,11 @@
 // To the caller it is the inline way (the one message of Get or Set), only faster: same arguments, answers and errors.
 // What the lane can't do, or can't do now, goes inline. Not for the lane, ever:
 //   - parts, streams and batches;
-//   - a request_id of the caller's: to the daemon a Store and a Set with the same id are two requests, and which of
-//   them
-//     another process's or a later retry will be, nobody knows. For the same reason a Set stays on the lane when an
-//     attempt there may have stored it;
+//   - a request_id of the caller's: to the daemon a Store and a Set with the same id are two requests, and nobody knows
+//     which of them a later retry, or one of another process, will be. For the same reason a Set stays on the lane when
+//     an attempt there may have stored it;
 //   - a layout given by its alias, unless it was seen to be that of the sequence's newest version, and that is still
-//   the
-//     newest: otherwise the lane can't tell what it stands for.
+//     the newest: otherwise the lane can't tell what it stands for.
 #ifndef STATEPOOL_CLIENT_CPP_LANE_H_
 #define STATEPOOL_CLIENT_CPP_LANE_H_
 

@@ -89,14 +89,7 @@ bool Exchange(int socket, const sockaddr_un& address, socklen_t size, const std:
   if (received < 0 && errno == ECONNRESET) received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
   if (received < 0) return false;
   answer->resize(static_cast<size_t>(received));
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
-    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-    for (size_t at = 0; at + sizeof(int) <= header->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
-      int fd;
-      std::memcpy(&fd, CMSG_DATA(header) + at, sizeof fd);
-      descriptors->emplace_back(fd);
-    }
-  }
+  *descriptors = DescriptorsOf(&message);
   return true;
 }
 
@@ -176,6 +169,19 @@ absl::StatusOr<Descriptor> Take(const std::string& path, const std::string& toke
 
 Descriptor::~Descriptor() {
   if (fd_ >= 0) close(fd_);
+}
+
+std::vector<Descriptor> DescriptorsOf(msghdr* message) {
+  std::vector<Descriptor> descriptors;
+  for (cmsghdr* header = CMSG_FIRSTHDR(message); header != nullptr; header = CMSG_NXTHDR(message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    for (size_t at = 0; at + sizeof(int) <= header->cmsg_len - CMSG_LEN(0); at += sizeof(int)) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(header) + at, sizeof fd);
+      descriptors.emplace_back(fd);
+    }
+  }
+  return descriptors;
 }
 
 absl::StatusOr<std::unique_ptr<Range>> Range::Reserve(uint64_t bytes) {

@@ -5,10 +5,13 @@
 #ifndef STATEPOOL_CLIENT_CPP_MAPPING_H_
 #define STATEPOOL_CLIENT_CPP_MAPPING_H_
 
+#include <sys/socket.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -33,6 +36,9 @@ class Descriptor {
  private:
   int fd_;
 };
+
+// All descriptors that came with a message, which are the caller's from here on.
+std::vector<Descriptor> DescriptorsOf(msghdr* message);
 
 // Addresses that are this object's for as long as it lives; what is mapped there may change. Not thread-safe.
 //

@@ -64,7 +64,8 @@ struct Options {
   // layout by its alias for a sequence that this pool has not seen.
   bool arenas = true;
   // Where the daemon lets its workers (Capabilities.copy_mode "direct"), states are read and written in the daemon's
-  // own memory, which this process maps: GetView without a copy, everything else with one of this process's making.
+  // own memory, which this process maps: GetView without a copy, everything else with one of this process's making. A
+  // thread of the pool's own gives back what the daemon needs and this process does not.
   bool direct = true;
 };
 

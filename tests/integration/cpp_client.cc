@@ -826,7 +826,8 @@ TEST_F(DirectTest, AStateThatIsNotWhatItsWriterSaidIsFoundWhenItLeaves) {
   ASSERT_TRUE(stub->OpenDirect(&contexts[0], v1::OpenDirectRequest(), &table).ok());
   absl::StatusOr<Descriptor> socket = TakeDirectLease(table, absl::Now() + absl::Seconds(10));
   ASSERT_TRUE(socket.ok()) << socket.status();
-  const auto lease = std::make_shared<DirectLease>(table.lease(), *std::move(socket));
+  const auto lease = DirectLease::Make(table.lease(), *std::move(socket), *pool_.GetCapabilities());
+  ASSERT_NE(lease, nullptr);
   const auto grants = lease->Take(pool_, fingerprint, kStateBytes, 1, absl::Now() + absl::Seconds(10));
   ASSERT_TRUE(grants.ok()) << grants.status();
   const std::string bytes = StateOf(1);

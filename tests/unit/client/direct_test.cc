@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -15,6 +16,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <mutex>
@@ -46,34 +48,48 @@ v1::Slot SlotOf(uint64_t id, uint64_t extent, uint64_t offset = 0) {
   return slot;
 }
 
-// fd < 0: none.
-void SendEvent(int to, const v1::LeaseEvent& event, int fd) {
-  std::string text = event.SerializeAsString();
+// fd < 0: none. Else so many times, at most 8.
+void SendText(int to, std::string text, int fd, size_t times) {
   iovec piece = {text.data(), text.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof fd)] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(8 * sizeof fd)] = {};
   msghdr message{};
   message.msg_iov = &piece;
   message.msg_iovlen = 1;
-  if (fd >= 0) {
+  if (fd >= 0 && times > 0) {
     message.msg_control = control;
-    message.msg_controllen = sizeof control;
+    message.msg_controllen = CMSG_SPACE(times * sizeof fd);
     cmsghdr* const header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof fd);
-    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+    header->cmsg_len = CMSG_LEN(times * sizeof fd);
+    for (size_t i = 0; i < times; ++i) std::memcpy(CMSG_DATA(header) + i * sizeof fd, &fd, sizeof fd);
   }
   (void)sendmsg(to, &message, MSG_NOSIGNAL);
+}
+
+void SendEvent(int to, const v1::LeaseEvent& event, int fd) { SendText(to, event.SerializeAsString(), fd, 1); }
+
+v1::Capabilities Budgets(uint64_t max_pinned_bytes, uint64_t max_granted_bytes) {
+  v1::Capabilities budgets;
+  budgets.set_max_pinned_bytes(max_pinned_bytes);
+  budgets.set_max_granted_bytes(max_granted_bytes);
+  return budgets;
+}
+
+size_t OpenDescriptors() {
+  const std::filesystem::directory_iterator all("/proc/self/fd");
+  return static_cast<size_t>(std::distance(begin(all), end(all)));
 }
 
 // The daemon's end of a lease, in a thread: gives an extent for every number that is asked for, and counts.
 class FakeDaemon final : public v1::StatePool::Service {
  public:
-  FakeDaemon() {
+  explicit FakeDaemon(const v1::Capabilities& budgets = Budgets(uint64_t{1} << 40, uint64_t{1} << 40)) {
     int ends[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     socket_ = ends[0];
-    lease = std::make_shared<DirectLease>("lease", Descriptor(ends[1]));
+    lease = DirectLease::Make("lease", Descriptor(ends[1]), budgets);
+    EXPECT_NE(lease, nullptr);
     thread_ = std::thread([this] { Run(); });
   }
   ~FakeDaemon() override {
@@ -85,8 +101,8 @@ class FakeDaemon final : public v1::StatePool::Service {
   grpc::Status Grant(grpc::ServerContext*, const v1::GrantRequest* request, v1::GrantResponse* response) override {
     const std::lock_guard lock(mutex_);
     grants.push_back(request->count());
-    if (refuses_grants) return Error(grpc::RESOURCE_EXHAUSTED, "TOO_MUCH_GRANTED", "", 1);
-    for (uint32_t i = 0; i < std::min(request->count(), grants_at_once); ++i) {
+    if (refuses_grants || granted_ >= grants_max) return Error(grpc::RESOURCE_EXHAUSTED, "TOO_MUCH_GRANTED", "", 1);
+    for (uint32_t i = 0; i < std::min(request->count(), grants_at_once) && granted_ < grants_max; ++i) {
       ++granted_;
       *response->add_slots() = SlotOf(1000 + granted_, 50 + (granted_ - 1) / 4, (granted_ - 1) % 4 * kSlotBytes);
     }
@@ -112,9 +128,14 @@ class FakeDaemon final : public v1::StatePool::Service {
   // Of the extents that are given from now on.
   std::atomic<bool> writable = false, sealed = true;
   std::atomic<uint64_t> bytes = kExtentBytes, bytes_told = kExtentBytes;
-  std::string reason;         // instead of an extent
-  bool drops_before = false;  // says that extent 1 is to be dropped before it answers
+  std::string reason;             // instead of an extent
+  bool drops_before = false;      // says that extent 1 is to be dropped before it answers
+  std::string text_after;         // that an answer has at its end, which is none then
+  std::atomic<size_t> times = 1;  // that its descriptor comes
+  std::atomic<absl::Duration> late{absl::ZeroDuration()};
+  std::atomic<bool> reads = true;
   bool refuses_grants = false;
+  uint64_t grants_max = UINT64_MAX;
   uint32_t grants_at_once = 64;
   std::vector<uint32_t> grants;  // how many were asked for
   bool was_mapped = false;       // an extent when its drop was told
@@ -138,6 +159,7 @@ class FakeDaemon final : public v1::StatePool::Service {
       v1::LeaseRequest request;
       EXPECT_TRUE(request.ParseFromArray(text, static_cast<int>(size)));
       EXPECT_LE(request.unpin_size(), 8192);
+      while (!reads) absl::SleepFor(absl::Milliseconds(1));
       {
         const std::lock_guard lock(mutex_);
         unpinned_.insert(request.unpin().begin(), request.unpin().end());
@@ -154,20 +176,23 @@ class FakeDaemon final : public v1::StatePool::Service {
         Send(event, -1);
         continue;
       }
+      { const Descriptor closed = std::move(memory_); }
       const int memory =
           memfd_create(absl::StrCat("fake-extent-", request.extent()).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING);
       EXPECT_EQ(ftruncate(memory, static_cast<off_t>(bytes)), 0);
       EXPECT_EQ(fcntl(memory, F_ADD_SEALS, F_SEAL_GROW | (sealed ? F_SEAL_SHRINK : 0)), 0);
       event.set_bytes(bytes_told);
       event.set_writable(writable);
-      Send(event, memory);
-      close(memory);
+      absl::SleepFor(late);
+      SendText(socket_, event.SerializeAsString() + text_after, memory, times);
+      memory_ = Descriptor(memory);
     }
   }
 
   void Send(const v1::LeaseEvent& event, int fd) const { SendEvent(socket_, event, fd); }
 
   int socket_ = -1;
+  Descriptor memory_;  // the last extent's
   std::thread thread_;
   std::mutex mutex_;
   std::multiset<uint64_t> unpinned_, dropped_;
@@ -294,36 +319,117 @@ TEST(DirectLeaseTest, AForkedChildLeavesTheLeaseAlone) {
   EXPECT_EQ(daemon.Unpinned(1), (Ids{9}));
 }
 
+TEST(DirectLeaseTest, WithoutAnyCallWhatTheDaemonWantsBackIsUnmapped) {
+  FakeDaemon daemon;
+  ASSERT_TRUE(daemon.lease->Hold(SlotOf(7, 1), kSlotBytes).ok());
+  EXPECT_EQ(daemon.Unpinned(1), (Ids{7}));
+  daemon.Drop({1});
+  EXPECT_EQ(daemon.Dropped(1), (Ids{1}));
+  EXPECT_FALSE(IsMapped(1) || daemon.was_mapped);
+}
+
+TEST(DirectLeaseTest, WithoutAnyCallWhatCouldNotBeToldIsTold) {
+  constexpr size_t kPins = 5000;  // each in a message of its own: more than there is room for on a connection
+  FakeDaemon daemon;
+  std::vector<std::unique_ptr<const DirectLease::Held>> held;
+  for (size_t pin = 1; pin <= kPins; ++pin) held.push_back(*daemon.lease->Hold(SlotOf(pin, 1), kSlotBytes));
+  daemon.reads = false;
+  held.clear();
+  daemon.reads = true;
+  EXPECT_EQ(daemon.Unpinned(kPins).size(), kPins);
+  EXPECT_TRUE(daemon.lease->Poll());
+}
+
+TEST(DirectLeaseTest, IdleExtentsAreAtMostAQuarterOfWhatLeasesMayPin) {
+  FakeDaemon daemon(Budgets(4 * 2 * kExtentBytes, 0));
+  for (const uint64_t extent : {1, 2, 3}) {
+    ASSERT_TRUE(daemon.lease->Hold(SlotOf(100 + extent, extent), kSlotBytes).ok());
+  }
+  EXPECT_EQ(daemon.Dropped(1), (Ids{1}));
+}
+
+TEST(DirectLeaseTest, AnExtentThatCameToNothingIsToldToBeUnmapped) {
+  const size_t descriptors = OpenDescriptors();
+  {
+    FakeDaemon daemon;
+    daemon.times = 0;
+    EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(7, 1), kSlotBytes).status()), "MAPPING_FAILED");
+    daemon.times = 3;
+    EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(8, 2), kSlotBytes).status()), "MAPPING_FAILED");
+    daemon.times = 8;
+    EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(9, 3), kSlotBytes).status()), "MAPPING_FAILED");
+    daemon.times = 1;
+    // No room for a descriptor but the daemon's own: it comes truncated.
+    rlimit limit{};
+    ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    const int memory = memfd_create("the last", MFD_CLOEXEC);
+    const int last = dup(memory);
+    rlimit none = limit;
+    none.rlim_cur = static_cast<rlim_t>(last) + 1;
+    close(last);
+    close(memory);
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+    std::vector<Descriptor> others;
+    for (int fd; (fd = dup(0)) >= 0;) others.emplace_back(fd);
+    const absl::Status status = daemon.lease->Hold(SlotOf(10, 4), kSlotBytes).status();
+    others.clear();
+    ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    EXPECT_EQ(ReasonOf(status), "MAPPING_FAILED");
+    EXPECT_TRUE(daemon.lease->Hold(SlotOf(11, 5), kSlotBytes).ok()) << "nothing else is lost";
+    EXPECT_EQ(daemon.Dropped(4), (Ids{1, 2, 3, 4}));
+    // Larger than an event may be.
+    daemon.text_after = std::string(70000, '\0');
+    EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(12, 6), kSlotBytes).status()), "SOCKET_UNREACHABLE");
+    EXPECT_EQ(daemon.Dropped(5), (Ids{1, 2, 3, 4, 6}));
+    EXPECT_FALSE(daemon.lease->Poll());
+    EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(13, 7), kSlotBytes).status()), "SOCKET_UNREACHABLE");
+    EXPECT_EQ(daemon.Asked().count(7), 0u);
+    daemon.lease = nullptr;
+    EXPECT_EQ(daemon.Dropped(6), (Ids{1, 2, 3, 4, 5, 6})) << "the rest, at the end of a broken lease too";
+    EXPECT_EQ(daemon.Unpinned(7), (Ids{7, 8, 9, 10, 11, 12, 13}));
+  }
+  EXPECT_EQ(OpenDescriptors(), descriptors);
+}
+
+TEST(DirectLeaseTest, AnAnswerThatComesTooLateIsOfNoUseAndToldToBeUnmapped) {
+  FakeDaemon daemon;
+  daemon.late = DirectLease::kAnswerTimeout + absl::Seconds(1);
+  EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(7, 1), kSlotBytes).status()), "SOCKET_UNREACHABLE");
+  EXPECT_FALSE(daemon.lease->Poll());
+  EXPECT_EQ(daemon.Dropped(2), (Ids{1, 1})) << "when it was given up, and again when it came";
+}
+
 class GrantTest : public testing::Test {
  protected:
+  static Pool Connect(const std::string& address) {
+    Options options;
+    options.direct = options.arenas = false;
+    options.max_attempts = 1;
+    return *Pool::Connect(address, options);
+  }
   absl::StatusOr<std::vector<DirectLease::Granted>> Take(size_t count) {
     return daemon_.lease->Take(pool_, "layout", kSlotBytes, count, absl::Now() + absl::Seconds(10));
   }
 
   FakeDaemon daemon_;
   FakeServer server_{&daemon_};
-  const Pool pool_ = *Pool::Connect(server_.address(), [] {
-    Options options;
-    options.direct = options.arenas = false;
-    options.max_attempts = 1;
-    return options;
-  }());
+  const Pool pool_ = Connect(server_.address());
 };
 
 TEST_F(GrantTest, AreTakenFromAStockThatOneCallFills) {
   daemon_.writable = true;
   std::set<uint64_t> ids;
   std::set<char*> places;
-  for (size_t i = 0; i < Direct::kStockMax; ++i) {
+  for (size_t i = 0; i < DirectLease::kStockMax; ++i) {
     const auto grants = Take(1);
     ASSERT_TRUE(grants.ok()) << grants.status();
     ids.insert(grants->front().slot.id());
     places.insert(grants->front().data());
     std::memset(grants->front().data(), 1, kSlotBytes);
   }
-  EXPECT_EQ(daemon_.grants, (std::vector<uint32_t>{Direct::kStockMax}));
-  EXPECT_EQ(ids.size(), Direct::kStockMax);
-  EXPECT_EQ(places.size(), Direct::kStockMax);
+  EXPECT_EQ(daemon_.grants, (std::vector<uint32_t>{DirectLease::kStockMax}));
+  EXPECT_EQ(ids.size(), DirectLease::kStockMax);
+  EXPECT_EQ(places.size(), DirectLease::kStockMax);
   auto grants = Take(3);
   ASSERT_TRUE(grants.ok()) << grants.status();
   const uint64_t id = grants->back().slot.id();
@@ -342,6 +448,53 @@ TEST_F(GrantTest, FewerThanAskedForAreAskedForAgainAndAllOrNoneAreTaken) {
   EXPECT_FALSE(Take(3).ok());
   EXPECT_EQ(daemon_.grants.size(), 4u) << "not asked for again at once";
   EXPECT_EQ(Take(2)->size(), 2u) << "what is there is not lost";
+}
+
+TEST_F(GrantTest, AStockThatNobodyUsesIsGivenBack) {
+  daemon_.writable = true;
+  const absl::Time start = absl::Now();
+  const auto grants = Take(1);
+  ASSERT_TRUE(grants.ok()) << grants.status();
+  const Ids given_back = daemon_.Unpinned(DirectLease::kStockMax - 1);
+  EXPECT_GE(absl::Now() - start, absl::FromChrono(DirectLease::kStockIdle));
+  EXPECT_EQ(given_back.size(), DirectLease::kStockMax - 1);
+  EXPECT_EQ(given_back.count(grants->front().slot.id()), 0u);
+  EXPECT_TRUE(Take(1).ok());
+  EXPECT_EQ(daemon_.grants.size(), 2u);
+}
+
+TEST_F(GrantTest, ExtentsThatTheDaemonWantsBackAreUnmappedWhenNoCallUsesThem) {
+  daemon_.writable = true;
+  auto grants = Take(1);  // of extent 50, as three in the stock; 51 has the other four
+  ASSERT_TRUE(grants.ok()) << grants.status();
+  const absl::Time start = absl::Now();
+  daemon_.Drop({50, 51});
+  EXPECT_EQ(daemon_.Unpinned(7).size(), 7u);
+  EXPECT_LT(absl::Now() - start, absl::FromChrono(DirectLease::kStockIdle)) << "at once";
+  EXPECT_EQ(daemon_.Dropped(1), (Ids{51}));
+  EXPECT_TRUE(IsMapped(50));
+  grants->clear();
+  EXPECT_EQ(daemon_.Dropped(2), (Ids{50, 51})) << "without another call";
+  EXPECT_FALSE(daemon_.was_mapped);
+}
+
+TEST_F(GrantTest, WhatIsMoreThanAStockAfterARefusalIsGivenBack) {
+  daemon_.writable = true;
+  daemon_.grants_max = DirectLease::kStockMax + 2;
+  EXPECT_EQ(ReasonOf(Take(DirectLease::kStockMax + 4).status()), "TOO_MUCH_GRANTED");
+  EXPECT_EQ(daemon_.Unpinned(2).size(), 2u);
+  EXPECT_EQ(Take(DirectLease::kStockMax)->size(), DirectLease::kStockMax);
+}
+
+TEST_F(GrantTest, AStockIsAtMostASixteenthOfWhatLeasesMayHave) {
+  for (const auto& [slots, asked] : {std::pair(3u, 3u), {0u, 1u}}) {
+    FakeDaemon daemon(Budgets(0, 16 * slots * kSlotBytes));
+    daemon.writable = true;
+    FakeServer server(&daemon);
+    const Pool pool = Connect(server.address());
+    ASSERT_TRUE(daemon.lease->Take(pool, "layout", kSlotBytes, 1, absl::Now() + absl::Seconds(10)).ok());
+    EXPECT_EQ(daemon.grants, (std::vector<uint32_t>{asked}));
+  }
 }
 
 TEST_F(GrantTest, MemoryThatCannotBeWrittenToIsRefused) { EXPECT_EQ(ReasonOf(Take(1).status()), "BAD_ANSWER"); }

@@ -8,7 +8,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <functional>
+#include <limits>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -379,6 +382,120 @@ TEST_F(CopyPlanTest, HashesAreOfTheBytesWrittenAlsoWhenTheRowChangesMeanwhile) {
   EXPECT_GE(torn, 1);
 }
 #endif
+
+// A state of 2 x 3 elements of 4 bytes, with the axes the other way round in rows of 64 bytes, where 1 byte is cleared;
+// 3 taps of 1 byte after them.
+Case SoundCase() {
+  Case c;
+  c.rows = 3, c.steps = 2;
+  c.state_bytes = 27;
+  CopySegment matrix;
+  matrix.row_stride = 64, matrix.accept_stride = 24;
+  matrix.element_bytes = 4;
+  matrix.axes = {{2, 4}, {3, 8}};
+  CopySegment taps;
+  taps.state_offset = 24, taps.arena_offset = 49;
+  taps.row_stride = 64, taps.accept_stride = 1;
+  taps.element_bytes = 1;
+  taps.axes = {{3, 1}};
+  taps.clear_offset = 48, taps.clear_bytes = 1;
+  c.segments = {matrix, taps};
+  c.arena_bytes = 2 * 64 + 49 + 3 + 1;  // the last byte of the last row's second step
+  return c;
+}
+
+bool IsSound(const Case& c) {
+  return CopyPlan::Checked(c.segments, c.state_bytes, {c.arena_bytes, c.rows, c.steps}).has_value();
+}
+
+TEST(CheckedCopyPlan, IsThePlanOfSoundSegments) {
+  const Case c = SoundCase();
+  const std::optional<CopyPlan> plan = CopyPlan::Checked(c.segments, c.state_bytes, {c.arena_bytes, c.rows, c.steps});
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->state_bytes(), c.state_bytes);
+  std::string arena(c.arena_bytes, 'x'), state(c.state_bytes, '\0');
+  std::iota(arena.begin(), arena.end(), '\0');
+  plan->Scatter(arena.data(), 2, 2, 0, c.state_bytes, state.data(), CopyHint::kCached);
+  EXPECT_EQ(state, ModelScatter(c, arena, 2, 2));
+  EXPECT_TRUE(CopyPlan::Checked({}, 0, {0, 1, 1})) << "an empty state has an empty plan";
+  Random random(1);
+  for (int i = 0; i < 200; ++i) EXPECT_TRUE(IsSound(RandomCase(random))) << i;
+}
+
+TEST(CheckedCopyPlan, EveryByteThatIsTouchedLiesInTheArena) {
+  const std::vector<std::function<void(Case*)>> one_too_far = {
+      [](Case* c) { --c->arena_bytes; },
+      [](Case* c) { ++c->rows; },
+      [](Case* c) { ++c->steps; },
+      [](Case* c) { ++c->segments[1].arena_offset; },
+      [](Case* c) { ++c->segments[1].row_stride; },
+      [](Case* c) { ++c->segments[1].accept_stride; },
+      [](Case* c) { ++c->segments[1].axes[0].row_stride; },
+      [](Case* c) { c->segments[1].clear_bytes = 6; },
+      [](Case* c) { c->segments[1].clear_offset = 53; },
+  };
+  ASSERT_TRUE(IsSound(SoundCase()));
+  for (size_t i = 0; i < one_too_far.size(); ++i) {
+    Case c = SoundCase();
+    one_too_far[i](&c);
+    EXPECT_FALSE(IsSound(c)) << i;
+    c.arena_bytes = 4 * 64;
+    EXPECT_TRUE(IsSound(c)) << i;
+  }
+  Case c = SoundCase();
+  c.segments[1].clear_bytes = 0, c.segments[1].clear_offset = 1000;
+  EXPECT_TRUE(IsSound(c)) << "nothing is cleared";
+}
+
+TEST(CheckedCopyPlan, SumsAndProductsBeyond64BitsAreSeen) {
+  constexpr uint64_t kHuge = std::numeric_limits<uint64_t>::max();
+  // With each the sum or product, cut off at 64 bits, would be small.
+  const std::vector<std::function<void(Case*)>> huge = {
+      [](Case* c) { c->segments[0].arena_offset = kHuge - 3; },
+      [](Case* c) { c->segments[0].row_stride = kHuge / 2 + 1; },
+      [](Case* c) { c->segments[0].accept_stride = kHuge; },
+      [](Case* c) { c->segments[0].axes[0].row_stride = kHuge; },
+      [](Case* c) {
+        c->segments[0].axes = {{uint64_t{1} << 63, 0}, {2, 0}, {6, 0}};
+      },
+      [](Case* c) {
+        c->segments[0].axes[0] = {(uint64_t{1} << 62) + 2, 0};
+      },
+      [](Case* c) { c->segments[1].clear_offset = kHuge; },
+      [](Case* c) { c->segments[1].clear_bytes = kHuge; },
+  };
+  for (size_t i = 0; i < huge.size(); ++i) {
+    Case c = SoundCase();
+    huge[i](&c);
+    EXPECT_FALSE(IsSound(c)) << i;
+  }
+}
+
+TEST(CheckedCopyPlan, SegmentsAreTheStateWithoutGaps) {
+  const std::vector<std::function<void(Case*)>> spoil = {
+      [](Case* c) { ++c->state_bytes; },
+      [](Case* c) { --c->state_bytes; },
+      [](Case* c) { c->segments[0].state_offset = 1; },
+      [](Case* c) { c->segments[1].state_offset = 23; },
+      [](Case* c) { c->segments[1].state_offset = 25; },
+      [](Case* c) { c->segments.pop_back(); },
+      [](Case* c) { c->segments.clear(); },
+      [](Case* c) { c->segments[0].element_bytes = 0; },
+      [](Case* c) { c->segments[0].element_bytes = 3; },
+      [](Case* c) { c->segments[0].axes[0].size = 0; },
+      [](Case* c) { c->rows = 0; },
+      [](Case* c) { c->steps = 0; },
+      // Elements that share a place, so that the state is larger than the arena.
+      [](Case* c) {
+        c->segments[1].axes = {{200, 0}}, c->state_bytes = 224;
+      },
+  };
+  for (size_t i = 0; i < spoil.size(); ++i) {
+    Case c = SoundCase();
+    spoil[i](&c);
+    EXPECT_FALSE(IsSound(c)) << i;
+  }
+}
 
 }  // namespace
 }  // namespace statepool

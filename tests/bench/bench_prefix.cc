@@ -131,7 +131,8 @@ class Local {
       : images_(&disk_),
         log_(&disk_),
         store_(OptionsOf(key_bits), &images_, &log_, &clock_),
-        handlers_(&store_, /*arenas=*/nullptr, /*leases=*/nullptr, Identity(), [] { return std::vector<v1::DeviceInfo>(); }) {
+        handlers_(&store_, /*arenas=*/nullptr, /*leases=*/nullptr, Identity(),
+                  [] { return std::vector<v1::DeviceInfo>(); }) {
     Require(store_.Recover());
     absl::StatusOr<LayoutRef> layout =
         Layout::Create({"bench", {{"state", TensorKind::kOther, {0}, DType::kUInt8, {{"byte", kStateBytes}}, {}, {}}}});

@@ -104,6 +104,8 @@ class ImageStore {
   // NameLog may name them, and makes them durable. Blocks. Errors: COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   virtual absl::Status Persist(const Op& op, const ImageRef& image) = 0;
 
+  // Its bytes changed in memory, or are not what their writer said: it can be neither read nor persisted, ever.
+  virtual bool lost(const Image& image) const = 0;
   // True once Persist succeeded (or the image was adopted). Never false again.
   virtual bool persisted(const Image& image) const = 0;
   virtual Tier tier(const Image& image) const = 0;

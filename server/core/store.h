@@ -295,6 +295,9 @@ class Store {
   absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> GetMany(const Op& op, absl::Span<const Source> sources,
                                                                  MayRead may_read);
   absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
+  // What an earlier Set with this request_id, and with bytes of this checksum, was answered; nothing if the name does
+  // not remember it. Never blocks. Errors: REQUEST_ID_REUSED.
+  absl::StatusOr<std::optional<NameInfo>> ReplayOfSet(const Op& op, const SetRequest& request, Checksum checksum);
   // Set in two halves, for bytes that come in their own time. Whatever can be refused before them is refused by
   // LayoutOfSet, which says of which layout the state is (and never blocks), or by BeginSet, to which that is given.
   // FinishSet leaves `set` alone on errors of its bytes. REQUIRES: no `select`.
@@ -458,6 +461,7 @@ class Store {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes a name out of all tables. REQUIRES: not busy.
   void ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CheckLostLocked(absl::Span<const NameKey> keys) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Names that are in the queue of unrecorded changes with `name`, itself included; empty if it is not there.
   std::vector<Name*> GroupLocked(const Name& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EraseGhostsLocked(const std::vector<TombstoneTable::PrefixPlace>& gone) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -520,6 +524,7 @@ class Store {
   std::set<std::pair<MonoTime, Name*>> expiry_ ABSL_GUARDED_BY(mu_);
   absl::btree_set<std::pair<MonoTime, const FoldedName*>> folded_expiry_ ABSL_GUARDED_BY(mu_);  // by real deadlines
   std::map<DirtyTicket, Name*> dirty_ ABSL_GUARDED_BY(mu_);
+  std::set<NameKey> lost_ ABSL_GUARDED_BY(mu_);  // in no queue, for their heads can't be recorded; some have others now
   WriteBehind write_behind_ ABSL_GUARDED_BY(mu_);
   std::map<const Layout*, uint64_t> layout_names_
       ABSL_GUARDED_BY(mu_);  // how many names have a layout, unborn ones too

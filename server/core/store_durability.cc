@@ -121,8 +121,13 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
     name->recording = false;
     const DirtyTicket next = std::exchange(name->dirty_next, DirtyTicket{});
     if (item.status.ok()) item.status = committed;
-    if (!item.status.ok()) {  // stays where it is in the queue
+    if (!item.status.ok()) {
       Keep(item.status, &error);
+      // It stays where it is in the queue, unless it can never be recorded.
+      if (images_->lost(*item.state.head()->image)) {
+        SetDirtyLocked(name, next, name->dirty_next_since);
+        if (next == DirtyTicket{}) lost_.insert(name->key);
+      }
       continue;
     }
     name->recorded = std::move(item.run);
@@ -236,6 +241,25 @@ void Store::FlushDue() {
   flush_again_ = flush_status_.ok() ? 0 : After(clock_->Now(), kAfterFailure);
 }
 
+// Errors: CORRUPT if any of the names, or of all if there are none, can't become durable.
+absl::Status Store::CheckLostLocked(absl::Span<const NameKey> keys) {
+  if (lost_.empty()) return absl::OkStatus();
+  std::erase_if(lost_, [this](const NameKey& key) {
+    const Name* name = names_.FindUnfolded(key);
+    return name == nullptr || name->dirty != DirtyTicket{} || !images_->lost(*name->state.head()->image);
+  });
+  for (const NameKey& key : keys.empty() ? std::vector<NameKey>(lost_.begin(), lost_.end())
+                                         : std::vector<NameKey>(keys.begin(), keys.end())) {
+    if (!lost_.contains(key)) continue;
+    return Error(absl::StatusCode::kDataLoss, "CORRUPT",
+                 absl::StrCat(
+                     "the state of '", key.name,
+                     "' changed in memory, or has another checksum than its writer told: it can't become durable"))
+        .Field("names");
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey> keys) {
   if (keys.size() > options_.max_children) {
     return absl::Status(
@@ -247,6 +271,7 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
   if (keys.empty()) ReapExpired();  // they are no names any more
   FlushAnswer answer;
   MutexLock lock(&mu_);
+  RETURN_IF_ERROR(CheckLostLocked(keys));
   if (keys.empty()) {
     answer.names = std::count_if(names_.begin(), names_.end(), [](const NameTable::Entry& entry) {
       if (entry.folded() != nullptr) return entry.folded()->durability() != Durability::kVolatile;
@@ -471,7 +496,7 @@ void Store::CheckInvariants() const {
     if (is_dirty) STATEPOOL_CHECK(dirty_.at(name->dirty) == name);
     // Every WRITE_BEHIND name is recorded or waits for it.
     if (state.durability == Durability::kWriteBehind)
-      STATEPOOL_CHECK(is_dirty || name->durable_revision == state.revision);
+      STATEPOOL_CHECK(is_dirty || name->durable_revision == state.revision || lost_.contains(name->key));
     if (state.durability == Durability::kSync) STATEPOOL_CHECK(name->durable_revision == state.revision);
     if (name->expiry_entry != kNever) {
       ++expiring;

@@ -420,6 +420,18 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
                 absl::OkStatus()};
 }
 
+absl::StatusOr<std::optional<NameInfo>> Store::ReplayOfSet(const Op& op, const SetRequest& request, Checksum checksum) {
+  MutexLock lock(&mu_);
+  const Name* name = FindLocked({op.tenant, NameKind::kSequence, request.sequence});
+  if (name == nullptr || !KnowsRequest(name->state, request.request.id)) return std::nullopt;
+  RequestId request_id = request.request;
+  request_id.body_hash = HashWithData(request_id.body_hash, checksum);
+  NameInfo answer;
+  const absl::StatusOr<bool> replayed = ReplayLocked(*name, request_id, &answer);
+  RETURN_IF_ERROR(replayed.status());
+  return answer;
+}
+
 absl::StatusOr<LayoutRef> Store::LayoutOfSet(const Op& op, const SetRequest& request) {
   RETURN_IF_ERROR(op.Check(*clock_));
   RETURN_IF_ERROR(ValidateSet(request, ""));

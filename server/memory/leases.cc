@@ -28,6 +28,7 @@ struct Leases::Lease {
   enum class State { kWaiting, kLeased, kEnded };
   struct Mapped {
     std::shared_ptr<Extent> extent;
+    uint64_t slots = 0;       // of it that are pinned or granted
     bool handed_out = false;  // its descriptor was sent
     bool told = false;        // that it should be dropped
   };
@@ -47,9 +48,16 @@ struct Leases::Lease {
   absl::flat_hash_map<uint64_t, std::unique_ptr<ImageWriter>> grants;
   absl::flat_hash_map<uint64_t, Mapped> extents;
 
+  std::unique_ptr<ImageWriter> Take(absl::flat_hash_map<uint64_t, std::unique_ptr<ImageWriter>>::iterator grant) {
+    std::unique_ptr<ImageWriter> writer = std::move(grant->second);
+    --extents.at(writer->place().extent->id()).slots;
+    grants.erase(grant);
+    return writer;
+  }
   LeasedSlot Note(const SlotPlace& place) {
     Mapped& mapped = extents[place.extent->id()];
     if (mapped.extent == nullptr) mapped.extent = place.extent;
+    ++mapped.slots;
     return {++last_id, place.extent->id(), place.offset};
   }
 };
@@ -74,7 +82,6 @@ Leases::~Leases() {
       Lease* lease = leases_.at(id).get();
       lease->process_gone = true;
       EndLocked(lease, &trash);
-      trash.gone.push_back(lease->owner);
       EraseIfGone(id, &trash);
     }
   }
@@ -149,8 +156,7 @@ void Leases::EndLocked(Lease* lease, Trash* trash) {
   if (lease->state == Lease::State::kEnded) return;
   lease->state = Lease::State::kEnded;
   while (!lease->pins.empty()) UnpinLocked(lease, lease->pins.begin()->first, trash);
-  for (auto& [id, grant] : lease->grants) trash->grants.push_back(std::move(grant));
-  lease->grants.clear();
+  while (!lease->grants.empty()) trash->grants.push_back(lease->Take(lease->grants.begin()));
   trash->owners.push_back(lease->owner);
 }
 
@@ -164,7 +170,9 @@ void Leases::EraseIfGone(absl::string_view id, Trash* trash) {
     trash->extents.push_back(std::move(entry.second.extent));
     return true;
   });
-  if (lease->extents.empty()) leases_.erase(it);
+  if (!lease->extents.empty()) return;
+  trash->gone.push_back(lease->owner);
+  leases_.erase(it);
 }
 
 void Leases::LeaseEnded(absl::string_view id) {
@@ -186,7 +194,6 @@ void Leases::ProcessGone(absl::string_view id) {
     if (it == leases_.end()) return;
     it->second->process_gone = true;
     EndLocked(it->second.get(), &trash);
-    trash.gone.push_back(it->second->owner);
     EraseIfGone(id, &trash);
   }
   Empty(&trash);
@@ -231,8 +238,7 @@ void Leases::UnpinLocked(Lease* lease, uint64_t id, Trash* trash) {
   if (it == lease->pins.end()) {
     const auto grant = lease->grants.find(id);
     if (grant == lease->grants.end()) return;
-    trash->grants.push_back(std::move(grant->second));
-    lease->grants.erase(grant);
+    trash->grants.push_back(lease->Take(grant));
     return;
   }
   const auto slot = pinned_.find(it->second.place);
@@ -240,6 +246,7 @@ void Leases::UnpinLocked(Lease* lease, uint64_t id, Trash* trash) {
     pinned_bytes_ -= slot->second.bytes;
     pinned_.erase(slot);
   }
+  --lease->extents.at(it->second.place.first).slots;
   trash->pins.push_back(std::move(it->second.pin));
   lease->pins.erase(it);
 }
@@ -280,9 +287,10 @@ absl::StatusOr<std::vector<LeasedSlot>> Leases::Grant(const Op& op, absl::string
     MutexLock lock(&mu_);
     absl::StatusOr<Lease*> lease = Find(op, id);
     if (!lease.ok()) {  // it ended meanwhile, and may have made an extent its own after that
+      const bool gone = !leases_.contains(id);
       MutexUnlock unlock(&mu_);
       writer->reset();
-      memory_.end_owner(owner, /*gone=*/false);
+      memory_.end_owner(owner, gone);
       return lease.status();
     }
     slots.push_back((*lease)->Note((*writer)->place()));
@@ -300,8 +308,7 @@ absl::StatusOr<ImageRef> Leases::Use(const Op& op, absl::string_view id, uint64_
     RETURN_IF_ERROR(lease.status());
     const auto it = (*lease)->grants.find(grant);
     if (it != (*lease)->grants.end()) {
-      writer = std::move(it->second);
-      (*lease)->grants.erase(it);
+      writer = (*lease)->Take(it);
       ++filled_total_;
     }
   }
@@ -336,14 +343,10 @@ absl::StatusOr<Leases::Handout> Leases::HandOut(absl::string_view id, uint64_t e
 void Leases::DropLocked(Lease* lease, uint64_t extent, Trash* trash) {
   const auto it = lease->extents.find(extent);
   if (it == lease->extents.end()) return;
-  // Slots of it that the lease still has: then it will want to map it again.
-  const auto in_use = [&](const auto& held) { return held.second.place.first == extent; };
+  // While the lease has slots of it, it will want to map it again.
   it->second.handed_out = false;
   it->second.told = false;
-  if (std::any_of(lease->pins.begin(), lease->pins.end(), in_use)) return;
-  for (const auto& [id, grant] : lease->grants) {
-    if (grant->place().extent->id() == extent) return;
-  }
+  if (it->second.slots > 0) return;
   trash->extents.push_back(std::move(it->second.extent));
   lease->extents.erase(it);
 }

@@ -4,7 +4,7 @@
 // in the .proto (DIRECT).
 //
 // A lease's life: *waiting* from Open until its token is used; *leased* while its connection lasts; then its pins and
-// grants go at once, and nothing is granted any more in extents that it can write to, before its process is gone. What
+// grants go at once, and nothing is granted any more in extents that it can write to. What
 // it has mapped is kept until it says that it dropped it, or its process is gone: an extent's memory comes back with
 // the last reference to it.
 #ifndef STATEPOOL_SERVER_MEMORY_LEASES_H_
@@ -42,7 +42,7 @@ struct LeaseOptions {
 // Where slots to write to come from (Residency).
 struct LeaseMemory {
   std::function<absl::StatusOr<std::unique_ptr<ImageWriter>>(const Op& op, LayoutRef layout, OwnerId owner)> grant;
-  std::function<void(OwnerId owner, bool gone)> end_owner;  // gone: its process too
+  std::function<void(OwnerId owner, bool gone)> end_owner;  // gone: it has nothing mapped any more
   std::function<void()> freed;                              // a reference to an extent went
 };
 

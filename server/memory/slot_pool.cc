@@ -48,7 +48,7 @@ SlotPool::~SlotPool() { Require(used_slots_ == 0, "destroyed while slots are in 
 
 void SlotPool::NoteRoom(const SlotExtent& extent) {
   const std::pair<OwnerId, uint64_t> entry(extent.owner_, extent.number_);
-  if (!extent.free_.empty() && !extent.draining_ && !extent.owner_ended_) {
+  if (!extent.free_.empty() && !extent.draining_ && !extent.closed_) {
     with_room_.insert(entry);
   } else {
     with_room_.erase(entry);
@@ -98,10 +98,15 @@ std::vector<std::shared_ptr<Extent>> SlotPool::TakeEmpty(size_t keep) {
   return taken;
 }
 
-std::vector<std::shared_ptr<Extent>> SlotPool::TakeEmptyOwned() {
+bool SlotPool::has_empty_closed() const {
+  return std::any_of(empty_.begin(), empty_.end(), [this](uint64_t number) { return extents_.at(number)->closed_; });
+}
+
+std::vector<std::shared_ptr<Extent>> SlotPool::TakeEmptyOwned(bool closed_only) {
   std::vector<uint64_t> numbers;
   for (const uint64_t number : empty_) {
-    if (extents_.at(number)->owner_ != 0) numbers.push_back(number);
+    const SlotExtent& extent = *extents_.at(number);
+    if (extent.owner_ != 0 && (extent.closed_ || !closed_only)) numbers.push_back(number);
   }
   std::vector<std::shared_ptr<Extent>> taken;
   for (const uint64_t number : numbers) taken.push_back(Take(number));
@@ -113,7 +118,7 @@ std::shared_ptr<Extent> SlotPool::Take(uint64_t number) {
   const auto it = extents_.find(number);
   std::shared_ptr<Extent> extent = std::move(it->second->extent_);
   extent_bytes_ -= extent->bytes();
-  if (it->second->owner_ != 0) owned_bytes_ -= extent->bytes();
+  if (it->second->owner_ != 0 && !it->second->owner_gone_) owned_bytes_ -= extent->bytes();
   total_slots_ -= it->second->slots_;
   with_room_.erase({it->second->owner_, number});
   empty_.erase(number);
@@ -129,23 +134,15 @@ void SlotPool::SetDraining(SlotExtent* extent, bool draining) {
   if (!draining && extent->used() == 0) empty_.insert(extent->number_);
 }
 
-void SlotPool::EndOwner(OwnerId owner) {
+void SlotPool::EndOwner(OwnerId owner, bool gone) {
   Require(owner != 0, "nobody's end");
   for (const auto& [number, extent] : extents_) {
     if (extent->owner_ != owner) continue;
-    extent->owner_ended_ = true;
+    extent->closed_ = true;
     NoteRoom(*extent);
-  }
-}
-
-void SlotPool::OwnerGone(OwnerId owner) {
-  EndOwner(owner);
-  for (const auto& [number, extent] : extents_) {
-    if (extent->owner_ != owner || !extent->extent_->Seal()) continue;
+    if (!gone || extent->owner_gone_) continue;
+    extent->owner_gone_ = true;
     owned_bytes_ -= extent->extent_->bytes();
-    extent->owner_ = 0;
-    extent->owner_ended_ = false;
-    NoteRoom(*extent);
   }
 }
 
@@ -159,14 +156,14 @@ void SlotPool::CheckInvariants(bool host_accessible) const {
     const auto marked = static_cast<uint32_t>(std::count(extent->is_used_.begin(), extent->is_used_.end(), true));
     Require(marked == extent->used(), "the free list and the marks disagree");
     for (uint32_t index : extent->free_) Require(!extent->is_used_[index], "a used slot is on the free list");
-    const bool has_room = !extent->free_.empty() && !extent->draining_ && !extent->owner_ended_;
+    const bool has_room = !extent->free_.empty() && !extent->draining_ && !extent->closed_;
     Require(with_room_.contains({extent->owner_, number}) == has_room, "with_room_ is wrong");
     Require(empty_.contains(number) == (extent->used() == 0 && !extent->draining_), "empty_ is wrong");
     used += extent->used();
     total += extent->slots_;
     bytes += extent->extent_->bytes();
-    if (extent->owner_ != 0) owned += extent->extent_->bytes();
-    if (!host_accessible) continue;
+    if (extent->owner_ != 0 && !extent->owner_gone_) owned += extent->extent_->bytes();
+    if (!host_accessible || extent->owner_ != 0) continue;
     for (uint32_t i = 0; i < extent->slots_; ++i) {
       const char* slot = extent->extent_->data() + i * slot_bytes_;
       Require(std::all_of(slot + state_bytes_, slot + slot_bytes_, [](char c) { return c == 0; }),

@@ -7,11 +7,12 @@
 // both outside its lock. An extent is one tenant's, so a chunk is too.
 //
 // An extent may have an *owner*, another process that can write to it: then its slots are allocated for this owner
-// alone, for nobody when it has ended, and for all again when the process is gone.
+// alone, and for nobody once it has ended, for who knows whom it gave the memory to. Such a *closed* extent runs empty.
+// What an owner writes beside the state is nobody's business.
 //
-// A slot is state_bytes() rounded up to SlotAlignment. The padding is zero from the extent's birth and nobody writes
-// it. A slot that was freed keeps its old bytes until it is allocated again; its next owner writes all state_bytes()
-// before anyone may read them.
+// A slot is state_bytes() rounded up to SlotAlignment. The padding is zero from the extent's birth and none of us
+// writes it. A slot that was freed keeps its old bytes until it is allocated again; its next owner writes all
+// state_bytes() before anyone may read them.
 //
 // Not thread-safe: the owner's lock guards it.
 #ifndef STATEPOOL_SERVER_MEMORY_SLOT_POOL_H_
@@ -61,12 +62,13 @@ class SlotExtent {
   friend class SlotPool;
   const uint64_t number_;  // age: the older, the sooner its slots are used
   std::shared_ptr<Extent> extent_;
-  OwnerId owner_;
+  const OwnerId owner_;
   const uint32_t slots_;
   std::vector<uint32_t> free_;
   std::vector<bool> is_used_;
   bool draining_ = false;
-  bool owner_ended_ = false;
+  bool closed_ = false;
+  bool owner_gone_ = false;
 };
 
 // Where a state's bytes are. A plain value: whoever allocated it frees it, once.
@@ -102,19 +104,19 @@ class SlotPool {
   std::vector<std::shared_ptr<Extent>> TakeEmpty(size_t keep);
   // While an extent drains, none of its slots is allocated, and TakeEmpty leaves it alone.
   void SetDraining(SlotExtent* extent, bool draining);
-  // No slot of this owner's extents is allocated any more. REQUIRES: owner is not 0.
-  void EndOwner(OwnerId owner);
-  // Its process is gone: its extents have no owner now, but for those that can't be sealed.
-  void OwnerGone(OwnerId owner);
-  // Gives out empty extents that have an owner, and retires them.
-  std::vector<std::shared_ptr<Extent>> TakeEmptyOwned();
+  // No slot of this owner's extents is allocated any more. `gone`: its process is, and they don't count as owned any
+  // more. REQUIRES: owner is not 0.
+  void EndOwner(OwnerId owner, bool gone);
+  // Gives out empty extents that have an owner, and retires them: all, or those that are closed.
+  std::vector<std::shared_ptr<Extent>> TakeEmptyOwned(bool closed_only);
 
   size_t extents() const { return extents_.size(); }
   size_t empty_extents() const { return empty_.size(); }
+  bool has_empty_closed() const;
   uint64_t used_slots() const { return used_slots_; }
   uint64_t free_slots() const { return total_slots_ - used_slots_; }
   uint64_t extent_bytes() const { return extent_bytes_; }
-  uint64_t owned_bytes() const { return owned_bytes_; }  // of them, of extents that have an owner
+  uint64_t owned_bytes() const { return owned_bytes_; }  // of them, of extents whose owner lives
 
   // Aborts when the pool contradicts itself, or when padding is not zero in memory that the CPU can read.
   void CheckInvariants(bool host_accessible) const;
@@ -136,7 +138,7 @@ class SlotPool {
   uint64_t extent_bytes_ = 0;
   uint64_t owned_bytes_ = 0;
   absl::btree_map<uint64_t, std::unique_ptr<SlotExtent>> extents_;
-  absl::btree_set<std::pair<OwnerId, uint64_t>> with_room_;  // a free slot, not draining, the owner not ended
+  absl::btree_set<std::pair<OwnerId, uint64_t>> with_room_;  // a free slot, not draining, not closed
   ByNumber empty_;                                           // no slot used, and not draining
 };
 

@@ -109,6 +109,7 @@ absl::Status ArenaSocket::Listen() {
   if (!is_abstract() && chmod(path.c_str(), 0666) != 0) return failed("chmod");
   if (listen(listener_, 128) != 0) return failed("listen");
   epoll_ = epoll_create1(EPOLL_CLOEXEC);
+  received_.resize(kRequestBytesMax + 1);
   stop_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (epoll_ < 0 || stop_ < 0) return failed("epoll");
   Watch(listener_, kListener);
@@ -164,8 +165,11 @@ void ArenaSocket::Run() {
       }
       if (connection.socket < 0 && connection.pidfd < 0) connections_.erase(it);
     }
-    CloseLate();
-    AskBack();
+    if (const MonoTime now = clock_->Now(); now >= next_round_) {
+      next_round_ = After(now, absl::Milliseconds(kRoundMs));
+      CloseLate();
+      AskBack();
+    }
   }
 }
 
@@ -281,14 +285,14 @@ absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection,
   return lease.status();
 }
 
-bool ArenaSocket::Serve(const Connection& connection) const {
-  std::string bytes(kRequestBytesMax + 1, '\0');
+bool ArenaSocket::Serve(const Connection& connection) {
   for (int i = 0; i < kRequestsAtOnce; ++i) {
-    const ssize_t size = recv(connection.socket, bytes.data(), bytes.size(), 0);
+    const ssize_t size = recv(connection.socket, received_.data(), received_.size(), 0);
+    if (size < 0 && errno == ECONNRESET) continue;  // told once, before the last words that are there
     if (size < 0) return errno == EAGAIN || errno == EINTR;
     v1::LeaseRequest request;
     const bool understood = size > 0 && static_cast<size_t>(size) <= kRequestBytesMax &&
-                            request.ParseFromArray(bytes.data(), static_cast<int>(size)) &&
+                            request.ParseFromArray(received_.data(), static_cast<int>(size)) &&
                             request.unpin_size() <= kUnpinMax && request.dropped_size() <= kUnpinMax;
     if (!understood) return false;
     leases_->Unpin(connection.lease, request.unpin());
@@ -311,6 +315,7 @@ bool ArenaSocket::HandOut(const Connection& connection, uint64_t extent) const {
     event.set_reason(ReasonOf(handout.status()));
   }
   const bool sent = Answer(connection, event.SerializeAsString(), fd);
+  if (!sent && fd >= 0) leases_->Dropped(connection.lease, {extent});
   Close(&fd);
   return sent;
 }

@@ -6,7 +6,7 @@
 // A thread of its own accepts connections, exchanges a token for an arena or a direct lease, and then waits for two
 // things of each connection: that it hangs up (the lease ends), and that the process that opened it is gone (its memory
 // is free). The process is watched through a pidfd, which can't come to mean another process. What workers with a
-// direct lease send is answered as it comes; whoever does not take an answer is hung up on.
+// direct lease send is answered as it comes; whoever has no room for an answer is hung up on.
 #ifndef STATEPOOL_SERVER_RPC_ARENA_SOCKET_H_
 #define STATEPOOL_SERVER_RPC_ARENA_SOCKET_H_
 
@@ -69,7 +69,7 @@ class ArenaSocket {
   absl::Status Admit(absl::string_view token, Connection* connection, Arenas::Lease* arena) const;
   bool MayConnect(uid_t uid) const;
   // Messages of a worker with a direct lease. False: it hung up, or is no worker of ours.
-  bool Serve(const Connection& connection) const;
+  bool Serve(const Connection& connection);
   bool HandOut(const Connection& connection, uint64_t extent) const;
   void HangUp(Connection* connection) const;
   void ProcessGone(Connection* connection) const;
@@ -86,6 +86,8 @@ class ArenaSocket {
   int listener_ = -1, epoll_ = -1, stop_ = -1;
   uint64_t next_id_ = 1;
   MonoTime warn_at_ = 0;  // not more often than once a second
+  MonoTime next_round_ = 0;
+  std::string received_;  // room for a message
   std::map<uint64_t, Connection> connections_;
   std::thread thread_;
 };

@@ -304,6 +304,13 @@ absl::Status Handlers::Set(const Op& op, const v1::SetRequest& in, absl::Span<co
   StateBytes bytes;
   if (!in.lease().empty()) {
     if (!data.empty()) return InvalidArgument("INVALID_OPTION", "data", "the bytes are in a granted slot already");
+    if (absl::Status status = CheckLease(op, in.lease()); !status.ok()) return status;
+    if (set->checksum.has_value() && !set->request.request.id.empty()) {
+      absl::StatusOr<std::optional<NameInfo>> replay = store_->ReplayOfSet(op, set->request, *set->checksum);
+      if (!replay.ok() || replay->has_value()) leases_->Unpin(in.lease(), {in.grant()});
+      if (!replay.ok()) return replay.status();
+      if (replay->has_value()) return Answer(**std::move(replay), out);
+    }
     absl::StatusOr<ImageRef> image = Filled(op, in.lease(), in);
     if (!image.ok()) return image.status();
     bytes.image = *std::move(image);

@@ -336,6 +336,7 @@ void Residency::Unpin(Resident* image) {
   MutexLock lock(&mu_);
   if (--image->pins > 0) return;
   --stats_.pinned_images;
+  if (image->damaged) DropSlot(image);
   List(image);
   Progress();
 }
@@ -413,6 +414,7 @@ absl::Status Residency::PersistLocked(const Op& op, Resident* image) {
     stats_.hot_to_cold_bytes += image->bytes() + image->attachment.size();
   } else if (absl::IsDataLoss(status)) {
     image->damaged = true;
+    if (image->pins == 0) DropSlot(image);
   }
   List(image);
   Progress();
@@ -445,6 +447,8 @@ absl::Status Residency::PutCold(const Op& op, const Resident& image) {
     if (reclaiming ? !WaitForReclaim(op) : !make_room || !make_room()) return status;
   }
 }
+
+bool Residency::lost(const Image& image) const { return Resident::Of(image)->damaged; }
 
 bool Residency::persisted(const Image& image) const { return Resident::Of(image)->cold; }
 
@@ -573,9 +577,10 @@ void Residency::SpillLoop() {
       wake_spiller_.Wait(&mu_);
       continue;
     }
-    if (PersistLocked(Op(), image.get()).ok()) {
+    const absl::Status status = PersistLocked(Op(), image.get());
+    if (status.ok()) {
       ++stats_.spills;
-    } else if (spilling_ahead_) {
+    } else if (spilling_ahead_ && !absl::IsDataLoss(status)) {
       wake_spiller_.WaitFor(&mu_, kReclaimRetry);  // whoever needs the slot will be told why
     }
   }

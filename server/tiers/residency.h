@@ -12,7 +12,7 @@
 // thread, a call waits for it, within its deadline; if nothing may leave at all it gets HOT_FULL at once. A slot of
 // another layout helps only when its whole extent is given back: so the extents that drain are those whose images all
 // come before this layout's own first, and of several the one used least recently. Extents that other processes have
-// mapped come back only when those let go of them: they drain when no other can, and no more of them than is needed.
+// mapped come back only when those let go of them: they drain when no other can, and the next one a moment later.
 // Those that others write to come back whole as well, for a free slot in them is of use to their owner alone.
 //
 // When more than `dirty_bytes_max` is in slots alone, a thread spills the next of 4. (and of 2.) ahead of time: so
@@ -107,6 +107,7 @@ class Residency final : public ImageStore {
   absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image) override;
   Pin TryRead(const ImageRef& image) override;
   absl::Status Persist(const Op& op, const ImageRef& image) override;
+  bool lost(const Image& image) const override;
   bool persisted(const Image& image) const override;
   Tier tier(const Image& image) const override;
   ImageRef Adopt(const ImageInfo& info) override;
@@ -122,8 +123,7 @@ class Residency final : public ImageStore {
   // A slot that another process will write to, in an extent of its own. Whole extents drain for it, or, where its kind
   // has as much as it may, images in this owner's extents leave. Errors: those of BeginWrite, and TOO_MUCH_GRANTED.
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginOwned(const Op& op, LayoutRef layout, OwnerId owner);
-  // No slot is given out any more that this owner can write to; when its process is gone (`gone`) nobody can, and its
-  // extents are like all others.
+  // No slot is given out any more that this owner can write to. `gone`: what it has counts no more for owned_bytes_max.
   void EndOwner(OwnerId owner, bool gone);
 
   // Such memory, or the last reference to an extent, was destroyed: to whoever waits for room. Empty extents, perhaps
@@ -218,8 +218,8 @@ class Residency final : public ImageStore {
   // The newest image of an extent that could be emptied now; null if it could not.
   const VictimKey* NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Of extents that were given back and are still mapped elsewhere.
-  uint64_t LingeringBytes() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Of extents that were given back a moment ago and are still mapped elsewhere.
+  uint64_t LingeringBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropSlot(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // among those that may leave, if it may
   void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -250,7 +250,12 @@ class Residency final : public ImageStore {
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted_ ABSL_GUARDED_BY(mu_);
   bool recovered_ ABSL_GUARDED_BY(mu_) = false;
 
-  std::vector<std::weak_ptr<const Extent>> lingering_ ABSL_GUARDED_BY(mu_);  // those, some gone meanwhile
+  struct Lingering {
+    std::weak_ptr<const Extent> extent;
+    MonoTime since;
+  };
+  std::vector<Lingering> lingering_ ABSL_GUARDED_BY(mu_);  // given back and still mapped; some are gone meanwhile
+  uint64_t growing_owned_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of extents with an owner that are being allocated
 
   uint64_t dirty_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of images that are hot and not on disk
   CondVar wake_spiller_;

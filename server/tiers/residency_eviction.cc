@@ -14,6 +14,9 @@
 namespace statepool {
 namespace {
 
+// How long whoever has an extent mapped may take to let go of it before another one is drained instead.
+constexpr absl::Duration kLingering = absl::Milliseconds(300);
+
 absl::Status HotFull(const Device& device) {
   return Error(absl::StatusCode::kResourceExhausted, "HOT_FULL",
                "the hot budget is full, and nothing in it may leave now")
@@ -32,6 +35,10 @@ absl::Status TooMuchGranted(uint64_t limit) {
                "direct leases have as much memory of their own as they may have together")
       .Meta("limit", limit)
       .RetryAfter(absl::Milliseconds(100));
+}
+
+void Append(std::vector<std::shared_ptr<Extent>> some, std::vector<std::shared_ptr<Extent>>* all) {
+  for (std::shared_ptr<Extent>& extent : some) all->push_back(std::move(extent));
 }
 
 // What a caller is told whose room could not be made because another image could not be written.
@@ -82,7 +89,7 @@ void Residency::DropSlot(Resident* image) {
   stats_.hot_bytes -= image->bytes();
   attachment_bytes_ -= image->attachment.size();
   std::string().swap(image->attachment);
-  if (image->pool->slots.empty_extents() > 1) WantTrim();
+  if (image->pool->slots.empty_extents() > 1 || image->pool->slots.has_empty_closed()) WantTrim();
   Progress();
 }
 
@@ -92,19 +99,20 @@ void Residency::DropSlot(Resident* image) {
 Residency::Extents Residency::TakeEmptyExtents(size_t keep_each) {
   Extents all;
   for (auto& [key, pool] : pools_) {
-    if (pool->slots.empty_extents() <= keep_each) continue;
-    for (std::shared_ptr<Extent>& extent : pool->slots.TakeEmpty(keep_each)) all.push_back(std::move(extent));
+    Append(pool->slots.TakeEmptyOwned(/*closed_only=*/true), &all);
+    Append(pool->slots.TakeEmpty(keep_each), &all);
   }
   return all;
 }
 
-// Of each pool those, but for one, that were empty ever since the last call.
+// Of each pool those, but for one, that were empty ever since the last call, and those that nobody can use.
 Residency::Extents Residency::TakeLongEmptyExtents() {
   Extents all;
   for (auto& [key, pool] : pools_) {
+    Append(pool->slots.TakeEmptyOwned(/*closed_only=*/true), &all);
     const size_t empty = pool->slots.empty_extents();
     const size_t keep = std::max<size_t>(1, empty - std::min(empty, pool->fewest_empty));
-    for (std::shared_ptr<Extent>& extent : pool->slots.TakeEmpty(keep)) all.push_back(std::move(extent));
+    Append(pool->slots.TakeEmpty(keep), &all);
     pool->fewest_empty = pool->slots.empty_extents();
     if (pool->fewest_empty > 1) WantTrim();
   }
@@ -117,7 +125,7 @@ Residency::Extents Residency::TakeDeletedPools() {
   absl::erase_if(pools_, [&](const auto& entry) {
     Pool& pool = *entry.second;
     if (pool.users > 0 || !pool.layout_deleted) return false;
-    for (std::shared_ptr<Extent>& extent : pool.slots.TakeEmpty(/*keep=*/0)) all.push_back(std::move(extent));
+    Append(pool.slots.TakeEmpty(/*keep=*/0), &all);
     return true;
   });
   deleted_pools_ = 0;
@@ -132,8 +140,10 @@ void Residency::WantTrim() {
 }
 
 void Residency::GiveBack(Extents extents) {
+  const MonoTime now = clock_->Now();
+  std::erase_if(lingering_, [](const Lingering& lingering) { return lingering.extent.expired(); });
   for (const std::shared_ptr<Extent>& extent : extents) {
-    if (extent.use_count() > 1) lingering_.push_back(extent);
+    if (extent.use_count() > 1) lingering_.push_back({extent, now});
   }
   ++moving_;
   {
@@ -144,15 +154,13 @@ void Residency::GiveBack(Extents extents) {
   Progress();
 }
 
-uint64_t Residency::LingeringBytes() {
+uint64_t Residency::LingeringBytes() const {
+  const MonoTime since = clock_->Now() - absl::ToInt64Nanoseconds(kLingering);
   uint64_t bytes = 0;
-  lingering_.erase(std::remove_if(lingering_.begin(), lingering_.end(),
-                                  [&](const std::weak_ptr<const Extent>& reference) {
-                                    const std::shared_ptr<const Extent> extent = reference.lock();
-                                    if (extent != nullptr) bytes += extent->bytes();
-                                    return extent == nullptr;
-                                  }),
-                   lingering_.end());
+  for (const Lingering& lingering : lingering_) {
+    const std::shared_ptr<const Extent> extent = lingering.extent.lock();
+    if (extent != nullptr && lingering.since > since) bytes += extent->bytes();
+  }
   return bytes;
 }
 
@@ -164,6 +172,8 @@ absl::Status Residency::Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) {
   const uint64_t min_chunks = pool->slots.min_chunks();
   const uint64_t first_try =
       std::max(min_chunks, std::min(pool->slots.preferred_chunks(), most_bytes / device_->chunk_bytes()));
+  const uint64_t owned_bytes = owner == 0 ? 0 : first_try * device_->chunk_bytes();
+  growing_owned_bytes_ += owned_bytes;
   ++moving_;
   absl::StatusOr<std::unique_ptr<Extent>> extent;
   {
@@ -174,6 +184,7 @@ absl::Status Residency::Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) {
     }
   }
   --moving_;
+  growing_owned_bytes_ -= owned_bytes;
   if (!extent.ok()) {
     changed_.SignalAll();  // to those who waited for us; nothing came free
     return extent.status();
@@ -257,7 +268,7 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
       Claimed(*slot, claim);
       return absl::OkStatus();
     }
-    uint64_t owned = 0;
+    uint64_t owned = growing_owned_bytes_;
     for (const auto& [key, other] : pools_) owned += other->slots.owned_bytes();
     const uint64_t most_bytes = options_.owned_bytes_max - std::min(owned, options_.owned_bytes_max);
     const bool may_grow = least_bytes <= most_bytes;
@@ -268,9 +279,7 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
       if (!absl::IsResourceExhausted(grown)) return grown;
       empty = TakeEmptyExtents(/*keep_each=*/0);
     } else {
-      for (auto& [key, other] : pools_) {
-        for (std::shared_ptr<Extent>& extent : other->slots.TakeEmptyOwned()) empty.push_back(std::move(extent));
-      }
+      for (auto& [key, other] : pools_) Append(other->slots.TakeEmptyOwned(/*closed_only=*/false), &empty);
     }
     if (!empty.empty()) {
       GiveBack(std::move(empty));
@@ -305,9 +314,8 @@ Residency::Step Residency::EvictOwned(const Op& op, Pool* pool, OwnerId owner, b
 void Residency::EndOwner(OwnerId owner, bool gone) {
   MutexLock lock(&mu_);
   for (const auto& [key, pool] : pools_) {
-    if (gone) pool->slots.OwnerGone(owner);
-    else pool->slots.EndOwner(owner);
-    if (pool->slots.empty_extents() > 1) WantTrim();
+    pool->slots.EndOwner(owner, gone);
+    if (pool->slots.empty_extents() > 0) WantTrim();
   }
   Progress();
 }
@@ -428,6 +436,7 @@ Residency::Step Residency::Evict(const Op& op, Resident* image, Keep* keep, absl
     if (reference != nullptr) {
       keep->push_back(std::move(reference));
       *error = PersistLocked(op, image);
+      if (absl::IsDataLoss(*error)) return Step::kProgress;  // nobody keeps what is damaged
       if (!error->ok()) return Step::kSpillFailed;
       ++stats_.spills;
       if (!image->listed) return Step::kProgress;  // someone reads it now; it is clean, at least

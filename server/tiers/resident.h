@@ -40,8 +40,8 @@ struct Residency::Pool {
   size_t fewest_empty = 0;                                  // empty extents, since the last trim
 };
 
-// All but `info`, `hot` and `cold` is guarded by Residency::mu_ (while `persisting` or pinned, slot and attachment
-// stand still and may be read without it). An image is hot, or cold, or both.
+// All but `info`, `hot`, `cold` and `damaged` is guarded by Residency::mu_ (while `persisting` or pinned, slot and
+// attachment stand still and may be read without it). An image is hot, or cold, or both, or damaged.
 class Residency::Resident final : public Image, public std::enable_shared_from_this<Residency::Resident> {
  public:
   Resident(Residency* residency, Pool* its_pool, ImageInfo info)
@@ -60,7 +60,8 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   int pins = 0;
   bool persisting = false;
   bool promoting = false;
-  bool damaged = false;        // its bytes changed in memory: never to be read, spilled or persisted
+  std::atomic<bool> damaged{
+      false};  // its bytes changed in memory: never to be read, spilled or persisted. It has no slot then
   bool maybe_on_disk = false;  // a put was begun: the cold store has something to forget
   bool disowned = false;       // its bytes are another's business: they stay when it goes
   bool was_head = false;       // not yet a head is not yet behind one

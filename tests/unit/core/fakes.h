@@ -142,6 +142,9 @@ class FakeImageStore final : public ImageStore {
     return absl::OkStatus();
   }
 
+  bool lost(const Image& image) const override {
+    return absl::IsDataLoss(persist_error) && (persist_fails_for == 0 || persist_fails_for == image.info().id);
+  }
   bool persisted(const Image& image) const override {
     MutexLock lock(&disk_->mu);
     return static_cast<const FakeImage&>(image).persisted_;

@@ -727,10 +727,24 @@ TEST_F(StoreTest, ADamagedStateKeepsNobodyFromAnOrderlyStop) {
   images_->persist_error = Error(absl::StatusCode::kDataLoss, "CORRUPT", "");
   images_->persist_fails_for = images_->first_written;
   EXPECT_REASON(store_->Flush(op_, {Seq("bad")}).status(), "CORRUPT");
+  ASSERT_TRUE(store_->Flush(op_, {Seq("a0")}).ok());
+  EXPECT_EQ(store_->stats().dirty_names, 4u) << "it waits for nothing any more";
+  EXPECT_REASON(store_->Flush(op_, {Seq("bad")}).status(), "CORRUPT");
+  EXPECT_REASON(store_->Flush(op_, {}).status(), "CORRUPT");
+  store_->CheckInvariants();
+  images_->persist_error = absl::OkStatus();
+  ASSERT_TRUE(Set("bad", 2, 'c').ok());
+  EXPECT_TRUE(store_->Flush(op_, {Seq("bad")}).ok());
+  ASSERT_TRUE(Set("worse", 1, 'd').ok());
+  images_->persist_error = Error(absl::StatusCode::kDataLoss, "CORRUPT", "");
+  images_->persist_fails_for = 0;
+  EXPECT_REASON(store_->Flush(op_, {Seq("worse")}).status(), "CORRUPT");
+  images_->persist_error = absl::OkStatus();
   EXPECT_TRUE(store_->Drain(op_).ok());
   Crash();
   for (int i = 0; i < 5; ++i) EXPECT_EQ(*Get(Seq("a" + std::to_string(i))), 'x');
-  EXPECT_REASON(Get(Seq("bad")), "NOT_DURABLE_AT_RESTART");
+  EXPECT_EQ(*Get(Seq("bad")), 'c');
+  EXPECT_REASON(Get(Seq("worse")), "NOT_DURABLE_AT_RESTART");
 }
 
 TEST_F(StoreTest, AVolatilePrefixIsRememberedAsLostAfterAnOrderlyStop) {

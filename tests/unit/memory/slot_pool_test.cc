@@ -54,7 +54,7 @@ TEST_F(SlotPoolTest, AnOwnersSlotsAreForThisOwnerAloneAndForNobodyAfterItsEnd) {
   EXPECT_FALSE(pool_->Allocate(6).has_value());
   const Slot slot = *pool_->Allocate(7), own = Take();
   EXPECT_NE(slot.extent, own.extent);
-  pool_->EndOwner(7);
+  pool_->EndOwner(7, /*gone=*/false);
   pool_->CheckInvariants(true);
   EXPECT_FALSE(pool_->Allocate(7).has_value());
   pool_->SetDraining(slot.extent, true);
@@ -62,17 +62,22 @@ TEST_F(SlotPoolTest, AnOwnersSlotsAreForThisOwnerAloneAndForNobodyAfterItsEnd) {
   EXPECT_FALSE(pool_->Allocate(7).has_value());
   Free(slot);
   EXPECT_FALSE(pool_->Allocate(7).has_value());
-  pool_->OwnerGone(7);
+  EXPECT_EQ(pool_->owned_bytes(), kChunk);
+  pool_->EndOwner(7, /*gone=*/true);
+  pool_->EndOwner(7, /*gone=*/true);
   pool_->CheckInvariants(true);
   EXPECT_EQ(pool_->owned_bytes(), 0u);
-  const Slot again = *pool_->Allocate();
-  EXPECT_EQ(again.extent, slot.extent);
-  Free(again);
+  const Slot other = Take();  // of an extent that is nobody's
+  EXPECT_EQ(other.extent, own.extent);
+  Free(other);
+  EXPECT_TRUE(pool_->has_empty_closed());
+  const auto closed = pool_->TakeEmptyOwned(/*closed_only=*/true);
+  ASSERT_EQ(closed.size(), 1u);
+  EXPECT_TRUE(closed[0]->retired());
+  EXPECT_FALSE(pool_->has_empty_closed());
   Free(own);
-  const auto empty = pool_->TakeEmpty(0);
-  EXPECT_EQ(empty.size(), 2u);
-  EXPECT_TRUE(empty[0]->retired());
-  EXPECT_EQ(pool_->owned_bytes(), 0u);
+  EXPECT_TRUE(pool_->TakeEmptyOwned(/*closed_only=*/false).empty());
+  EXPECT_EQ(pool_->TakeEmpty(0).size(), 1u);
   pool_->CheckInvariants(true);
 }
 

@@ -78,6 +78,7 @@ class LeasesTest : public testing::Test {
   }
   void Stop() {
     if (residency_ != nullptr) residency_->CheckInvariants();
+    images_.clear();
     leases_.reset();
     store_.reset();
     residency_.reset();
@@ -128,6 +129,7 @@ class LeasesTest : public testing::Test {
   FakeDisk disk_;
   FakeNameLog log_{&disk_};
   LayoutRef layout_, other_layout_;
+  std::vector<ImageRef> images_;  // go first
   std::unique_ptr<HostDevice> device_;
   std::unique_ptr<Residency> residency_;
   std::unique_ptr<Store> store_;
@@ -257,6 +259,8 @@ TEST_F(LeasesTest, WhoLiesAboutTheChecksumIsFoundOutBeforeTheStateLeavesMemory) 
   const absl::StatusOr<ImageRef> image = leases_->Use({}, lease, slot.id, SumOf('h'));
   ASSERT_TRUE(image.ok()) << image.status();
   EXPECT_EQ(ReasonOf(residency_->Persist({}, *image)), "CORRUPT");
+  residency_->CheckInvariants();
+  EXPECT_EQ(residency_->stats().hot_images, 0u) << "nobody keeps what is damaged";
   EXPECT_EQ(ReasonOf(residency_->Read({}, *image).status()), "CORRUPT");
 }
 
@@ -306,7 +310,50 @@ TEST_F(LeasesTest, WhatADeadWorkerStoredStays) {
   EXPECT_EQ(Read(*image), std::string(kState, 'g'));
 }
 
-TEST_F(LeasesTest, WhatADeadWorkerHadServesOthersAgain) {
+TEST_F(LeasesTest, WhoDroppedEverythingLeavesNothingThatCounts) {
+  Start(8, {.max_granted_bytes = 2 * kChunk});
+  for (int life = 0; life < 6; ++life) {
+    const std::string lease = Lease();
+    const LeasedSlot slot = GrantOne(lease);
+    auto mapping = Map(lease, slot.extent);
+    std::memset(mapping->at(slot), 'a', kState);
+    ASSERT_TRUE(leases_->Use({}, lease, slot.id, SumOf('a')).ok());
+    const LeasedSlot unseen = GrantOne(lease);  // in an extent that is never handed out
+    EXPECT_TRUE(unseen.extent != 0);
+    mapping.reset();
+    leases_->Dropped(lease, {{slot.extent}});
+    leases_->LeaseEnded(lease);
+    EXPECT_TRUE(leases_->IsGone(lease));
+  }
+}
+
+TEST_F(LeasesTest, AnIdleWorkerDelaysOthersForAMomentOnly) {
+  Start(4);
+  const std::string idle = Lease(), other = Lease();
+  for (int i = 0; i < 4; ++i) {
+    const ImageRef image = Write(static_cast<char>('a' + i));
+    const std::string& lease = i == 0 ? idle : other;
+    const absl::StatusOr<LeasedSlot> slot = Hold(lease, image);
+    Map(lease, slot->extent);
+    leases_->Unpin(lease, {{slot->id}});
+    images_.push_back(image);
+  }
+  const std::string large(other_layout_->state_bytes(), 'y');
+  const absl::string_view piece = large;
+  StateBytes state;
+  state.pieces = {&piece, 1};
+  bool stored = false;
+  for (int i = 0; i < 10 && !stored; ++i) {
+    stored = residency_->Write({}, other_layout_, state).ok();
+    clock_.Advance(absl::Milliseconds(200));
+    for (const auto& [lease, extents] : leases_->Tend()) {
+      if (lease == other) leases_->Dropped(lease, extents);
+    }
+  }
+  EXPECT_TRUE(stored);
+}
+
+TEST_F(LeasesTest, WhatDeadWorkersHadLeavesRoomForOthers) {
   Start(4, {.max_granted_bytes = 4 * kChunk});
   std::vector<ImageRef> images;
   for (int life = 0; life < 8; ++life) {

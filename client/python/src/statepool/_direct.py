@@ -400,7 +400,7 @@ class Lease:
             self._dropped.append(self._asked)  # to the daemon it is mapped, wherever its descriptor is
         self._tell()
         with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # children may have copies of it
+            self._connection.shutdown(socket.SHUT_WR)  # children may have copies of it
         self._hung_up = True
         self._watch.end()
 
@@ -548,6 +548,10 @@ class _Watch:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
             pause = _attend(lease)
+        # A daemon that is just sending an answer must not fail before it has read the last of what it was told: it hangs up when it has.
+        hung_up = select.poll()
+        hung_up.register(self._connection, 0)
+        hung_up.poll(ANSWER_TIMEOUT_S * 1000)
         self.close()
 
 

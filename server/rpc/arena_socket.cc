@@ -35,6 +35,7 @@ constexpr int kRoundMs = 100;
 constexpr size_t kRequestBytesMax = 128 << 10;  // of a LeaseRequest
 constexpr int kUnpinMax = 8192;                 // in one
 constexpr int kRequestsAtOnce = 16;             // before others have their turn
+constexpr int kLastWordsMax = 256;              // of a worker that is gone
 
 // What epoll tells of: a connection's id, and which of its descriptors.
 enum Which : uint64_t { kSocket = 0, kProcess = 1 };
@@ -286,10 +287,11 @@ absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection,
 }
 
 bool ArenaSocket::Serve(const Connection& connection) {
-  for (int i = 0; i < kRequestsAtOnce; ++i) {
+  bool is_there = true;
+  for (int i = 0; i < (is_there ? kRequestsAtOnce : kLastWordsMax); ++i) {
     const ssize_t size = recv(connection.socket, received_.data(), received_.size(), 0);
     if (size < 0 && errno == ECONNRESET) continue;  // told once, before the last words that are there
-    if (size < 0) return errno == EAGAIN || errno == EINTR;
+    if (size < 0) return is_there && (errno == EAGAIN || errno == EINTR);
     v1::LeaseRequest request;
     const bool understood = size > 0 && static_cast<size_t>(size) <= kRequestBytesMax &&
                             request.ParseFromArray(received_.data(), static_cast<int>(size)) &&
@@ -297,9 +299,10 @@ bool ArenaSocket::Serve(const Connection& connection) {
     if (!understood) return false;
     leases_->Unpin(connection.lease, request.unpin());
     leases_->Dropped(connection.lease, request.dropped());
-    if (request.extent() != 0 && !HandOut(connection, request.extent())) return false;
+    // Who is not there for an answer may have left last words.
+    if (request.extent() != 0) is_there = is_there && HandOut(connection, request.extent());
   }
-  return true;
+  return is_there;
 }
 
 bool ArenaSocket::HandOut(const Connection& connection, uint64_t extent) const {

@@ -170,7 +170,7 @@ absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::Store
   for (const v1::StoreItem& item : in.items()) {
     items.push_back(ToCore(item));
     if (item.grant() == 0) continue;
-    absl::StatusOr<ImageRef> image = Filled(op, in.lease(), item);
+    absl::StatusOr<ImageRef> image = Filled(op, in.lease(), item.grant(), item.checksum(), !item.attachment().empty());
     items.back().refused.Update(image.status());
     if (image.ok()) items.back().image = *std::move(image);
   }

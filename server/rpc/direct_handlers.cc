@@ -54,20 +54,17 @@ absl::Status Handlers::FillSlotResponse(const Op& op, GetAnswer answer, const v1
   return slot.status();
 }
 
-template <typename Request>
-absl::StatusOr<ImageRef> Handlers::Filled(const Op& op, absl::string_view lease, const Request& in) const {
+absl::StatusOr<ImageRef> Handlers::Filled(const Op& op, absl::string_view lease, uint64_t grant,
+                                          absl::string_view checksum, bool has_attachment) const {
   if (absl::Status status = CheckLease(op, lease); !status.ok()) return status;
-  Checksum checksum;
-  if (in.checksum().empty())
+  Checksum root;
+  if (checksum.empty())
     return InvalidArgument("MISSING_FIELD", "checksum", "the daemon does not look at the bytes of a granted slot");
-  if (!ChecksumFromHex(in.checksum(), &checksum))
+  if (!ChecksumFromHex(checksum, &root))
     return InvalidArgument("INVALID_OPTION", "checksum", "a checksum is 16 lower-case hex digits");
-  if (!in.attachment().empty())
+  if (has_attachment)
     return InvalidArgument("INVALID_OPTION", "attachment", "a granted slot has no room for an attachment");
-  return leases_->Use(op, lease, in.grant(), checksum);
+  return leases_->Use(op, lease, grant, root);
 }
-
-template absl::StatusOr<ImageRef> Handlers::Filled(const Op&, absl::string_view, const v1::SetRequest&) const;
-template absl::StatusOr<ImageRef> Handlers::Filled(const Op&, absl::string_view, const v1::StoreItem&) const;
 
 }  // namespace statepool

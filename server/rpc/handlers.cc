@@ -311,7 +311,7 @@ absl::Status Handlers::Set(const Op& op, const v1::SetRequest& in, absl::Span<co
       if (!replay.ok()) return replay.status();
       if (replay->has_value()) return Answer(**std::move(replay), out);
     }
-    absl::StatusOr<ImageRef> image = Filled(op, in.lease(), in);
+    absl::StatusOr<ImageRef> image = Filled(op, in.lease(), in.grant(), in.checksum(), !in.attachment().empty());
     if (!image.ok()) return image.status();
     bytes.image = *std::move(image);
     return Answer(store_->Set(op, set->request, bytes), out);

@@ -111,9 +111,9 @@ class Handlers {
                                                    v1::BatchGetResponse* out);
 
  private:
-  // The image that a worker wrote into a granted slot: `in` is a SetRequest or a StoreItem. direct_handlers.cc
-  template <typename Request>
-  absl::StatusOr<ImageRef> Filled(const Op& op, absl::string_view lease, const Request& in) const;
+  // The image that a worker wrote into a granted slot, with the checksum that it told. direct_handlers.cc
+  absl::StatusOr<ImageRef> Filled(const Op& op, absl::string_view lease, uint64_t grant, absl::string_view checksum,
+                                  bool has_attachment) const;
 
   statepool::Store* const store_;
   Arenas* const arenas_;

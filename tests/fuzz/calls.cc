@@ -3,6 +3,7 @@
 
 #include <grpcpp/impl/codegen/proto_utils.h>
 
+#include <type_traits>
 #include <utility>
 
 #include "kernels/checksum.h"
@@ -39,13 +40,28 @@ absl::Status ParseSplit(const grpc::ByteBuffer& buffer, Message* message, wire::
   return message->ParseFromString(split->rest) ? absl::OkStatus() : Malformed();
 }
 
+// Requests name leases by their number. Grants are never used: nobody here writes states as a worker would.
+template <typename Request>
+void NameLease(const World* world, Request* request) {
+  if constexpr (requires { request->lease(); }) request->set_lease(world->LeaseOf(request->lease()));
+  if constexpr (requires { request->grant(); }) {
+    if (request->grant() != 0) request->set_grant(UINT64_MAX);
+  }
+  if constexpr (std::is_same_v<Request, v1::StoreRequest>) {
+    for (v1::StoreItem& item : *request->mutable_items()) NameLease(world, &item);
+  }
+}
+
 template <typename Request, typename Response>
 Answer Unary(World* world, absl::Status (Handlers::*handler)(const Op&, const Request&, Response*),
              const grpc::ByteBuffer& buffer) {
   Request request;
   auto response = std::make_unique<Response>();
   absl::Status status = Parse(buffer, &request);
-  if (status.ok()) status = (world->handlers().*handler)(Op(), request, response.get());
+  if (status.ok()) {
+    NameLease(world, &request);
+    status = (world->handlers().*handler)(Op(), request, response.get());
+  }
   return {status, std::move(response), ""};
 }
 
@@ -58,8 +74,17 @@ Answer Split(World* world,
   wire::SplitMessage split;
   auto response = std::make_unique<Response>();
   absl::Status status = ParseSplit(buffer, &request, &split);
-  if (status.ok()) status = (world->handlers().*handler)(Op(), request, split.data, response.get());
+  if (status.ok()) {
+    NameLease(world, &request);
+    status = (world->handlers().*handler)(Op(), request, split.data, response.get());
+  }
   return {status, std::move(response), ""};
+}
+
+Answer OpenDirect(World* world, const grpc::ByteBuffer& buffer) {
+  Answer answer = Unary(world, &Handlers::OpenDirect, buffer);
+  if (answer.status.ok()) world->Connect(static_cast<const v1::DirectLease&>(*answer.message));
+  return answer;
 }
 
 // An arena is connected to as soon as it is open.
@@ -78,6 +103,7 @@ Answer OfArena(World* world, absl::Status (Handlers::*handler)(const Op&, const 
   absl::Status status = Parse(buffer, &request);
   if (status.ok()) {
     request.set_arena(world->ArenaOf(request.arena()));
+    NameLease(world, &request);
     status = (world->handlers().*handler)(Op(), request, response.get());
   }
   return {status, std::move(response), ""};
@@ -86,11 +112,18 @@ Answer OfArena(World* world, absl::Status (Handlers::*handler)(const Op&, const 
 absl::Status Read(World* world, const v1::GetRequest& request, v1::GetResponse* response, std::string* data) {
   const absl::StatusOr<Source> source = world->handlers().GetSource(request);
   if (!source.ok()) return source.status();
+  if (!request.lease().empty()) {
+    if (absl::Status status = world->handlers().CheckLease(Op(), request.lease()); !status.ok()) return status;
+  }
   absl::StatusOr<GetAnswer> answer = absl::UnknownError("");
   std::optional<absl::StatusOr<GetAnswer>> at_once;
   if (!request.has_select()) at_once = world->store().TryGet(Op(), *source);
   answer = at_once.has_value() ? *std::move(at_once) : world->store().Get(Op(), *source);
   if (!answer.ok()) return answer.status();
+  if (!request.lease().empty()) {
+    *data = std::string(answer->pin->bytes());
+    return world->handlers().FillSlotResponse(Op(), *std::move(answer), request, response);
+  }
   const absl::StatusOr<std::vector<ByteRange>> ranges = world->handlers().FillGetResponse(*answer, request, response);
   if (!ranges.ok()) return ranges.status();
   for (absl::string_view piece : Cut(answer->pin->bytes(), *ranges)) data->append(piece.data(), piece.size());
@@ -102,6 +135,7 @@ Answer Get(World* world, const grpc::ByteBuffer& buffer) {
   auto response = std::make_unique<v1::GetResponse>();
   Answer answer;
   answer.status = Parse(buffer, &request);
+  NameLease(world, &request);
   if (answer.status.ok()) answer.status = Read(world, request, response.get(), &answer.data);
   answer.message = std::move(response);
   return answer;
@@ -218,6 +252,8 @@ Answer Call(World* world, Method method, const grpc::ByteBuffer& request) {
     STATEPOOL_UNARY(PublishPrefix);
     STATEPOOL_UNARY(MatchPrefix);
     STATEPOOL_UNARY(Flush);
+    STATEPOOL_UNARY(Grant);
+    case Method::kOpenDirect: return OpenDirect(world, request);
     case Method::kOpenArena: return OpenArena(world, request);
     case Method::kLoad: return OfArena(world, &Handlers::Load, request);
     case Method::kStore: return OfArena(world, &Handlers::Store, request);

@@ -17,10 +17,10 @@ constexpr int kDepthMax = 6;
 
 // Fields without which most requests are refused at once.
 bool IsUsual(const std::string& name) {
-  static const auto* const names =
-      new std::set<std::string>{"sequence", "snapshot", "prefix", "layout", "name",     "names",   "source", "children",
-                                "tokens",   "items",    "get",    "head",   "model_id", "tensors", "kind",   "layers",
-                                "dtype",    "axes",     "size",   "all",    "position", "arena",   "rows",   "row"};
+  static const auto* const names = new std::set<std::string>{
+      "sequence", "snapshot", "prefix",   "layout",   "name",    "names", "source", "children", "tokens",
+      "items",    "get",      "head",     "model_id", "tensors", "kind",  "layers", "dtype",    "axes",
+      "size",     "all",      "position", "arena",    "rows",    "row",   "lease"};
   return names->count(name) > 0;
 }
 
@@ -49,7 +49,7 @@ std::string MessageBuilder::StringFor(const Field* field) {
   if (name == "layout" || name == "alias") {
     return input_->Rarely(12) ? input_->Of(known_->fingerprints) : input_->Of(kLayouts);
   }
-  if (name == "arena") return input_->Of(kArenas);
+  if (name == "arena" || name == "lease") return input_->Of(kArenas);
   if (name == "name_prefix") return input_->Of(kPrefixes);
   if (name == "request_id") return input_->Of(kRequestIds);
   if (name == "checksum") return input_->Of(known_->checksums);

@@ -116,7 +116,9 @@ void World::Start() {
   cold_ = std::make_unique<MemoryColdStore>(&images_, options_.cold_bytes);
   uint64_t epoch = cold_->epoch();
   log_ = std::make_unique<MemoryNameLog>(&disk_, &images_, epoch);
-  residency_ = std::make_unique<Residency>(ResidencyOptions{1 << 20}, device_.get(), cold_.get(), &clock_);
+  residency_ = std::make_unique<Residency>(
+      ResidencyOptions{.attachment_budget_bytes = 1 << 20, .owned_bytes_max = options_.hot_bytes / 8}, device_.get(),
+      cold_.get(), &clock_);
   store_ = std::make_unique<Store>(SmallLimits(options_), residency_.get(), log_.get(), &clock_);
   residency_->SetMakeRoom([this] { return store_->EvictPrefix(); });
   const absl::Status recovered = store_->Recover();
@@ -135,11 +137,24 @@ void World::Start() {
                                                  },
                                                  [this] { residency_->SharedMemoryFreed(); }},
                                      copies_.get(), &clock_);
+  LeaseOptions lease_options;
+  lease_options.max_leases = 4;
+  lease_options.max_pins = 8;
+  lease_options.max_pinned_bytes = lease_options.max_granted_bytes = options_.hot_bytes / 8;
+  lease_options.max_grants = 2;
+  leases_ =
+      std::make_unique<Leases>(lease_options, store_.get(),
+                               LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
+                                             return residency_->BeginOwned(op, std::move(layout), owner);
+                                           },
+                                           [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
+                                           [this] { residency_->SharedMemoryFreed(); }},
+                               &clock_);
   watchdog_ = std::make_unique<Watchdog>(&clock_);
   uploads_ = std::make_unique<Uploads>(options_.uploads, store_.get(), &clock_, watchdog_.get());
   Identity identity{"1", "c", "i", 1 << 20, 1 << 20, 1 << 20, 1 << 20, 4, 1 << 20};
-  handlers_ =
-      std::make_unique<Handlers>(store_.get(), arenas_.get(), identity, [] { return std::vector<v1::DeviceInfo>(1); });
+  handlers_ = std::make_unique<Handlers>(store_.get(), arenas_.get(), leases_.get(), identity,
+                                         [] { return std::vector<v1::DeviceInfo>(1); });
 }
 
 void World::Stop() {
@@ -148,6 +163,8 @@ void World::Stop() {
   watchdog_.reset();
   arena_ids_.clear();
   arenas_.reset();
+  lease_ids_.clear();
+  leases_.reset();
   copies_.reset();
   store_.reset();
   residency_.reset();  // ends the process when images or claims are left
@@ -178,6 +195,20 @@ void World::Connect(const v1::Arena& arena) {
   if (arena_ids_.size() > kArenasKept) arena_ids_.pop_back();
 }
 
+void World::Connect(const v1::DirectLease& lease) {
+  const absl::StatusOr<std::string> id = leases_->Connect(lease.token());
+  Require(id.ok() && *id == lease.lease(), "a new lease's token is refused", id.status().message());
+  lease_ids_.insert(lease_ids_.begin(), lease.lease());
+  if (lease_ids_.size() <= kArenasKept) return;
+  leases_->ProcessGone(lease_ids_.back());
+  lease_ids_.pop_back();
+}
+
+std::string World::LeaseOf(const std::string& name) const {
+  size_t n;
+  return absl::SimpleAtoi(name, &n) && n < lease_ids_.size() ? lease_ids_[n] : name;
+}
+
 std::string World::ArenaOf(const std::string& name) const {
   size_t n;
   return absl::SimpleAtoi(name, &n) && n < arena_ids_.size() ? arena_ids_[n] : name;
@@ -186,6 +217,8 @@ std::string World::ArenaOf(const std::string& name) const {
 void World::CheckNothingLeaks() {
   // Forgotten ones too: nobody else is there.
   arenas_->EndAll();
+  for (const std::string& lease : lease_ids_) leases_->ProcessGone(lease);
+  lease_ids_.clear();
   uploads_ = nullptr;
   uploads_ = std::make_unique<Uploads>(options_.uploads, store_.get(), &clock_, watchdog_.get());
   SetDiskFull(false);

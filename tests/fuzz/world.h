@@ -84,6 +84,9 @@ class World {
   Handlers& handlers() { return *handlers_; }
   Uploads& uploads() { return *uploads_; }
   Residency& residency() { return *residency_; }
+  // The same for a direct lease.
+  void Connect(const v1::DirectLease& lease);
+  std::string LeaseOf(const std::string& name) const;
   // Connects to an arena that was just opened, and keeps its id: the n-th of those kept is called "n" in requests.
   void Connect(const v1::Arena& arena);
   std::string ArenaOf(const std::string& name) const;
@@ -104,7 +107,8 @@ class World {
   std::unique_ptr<Store> store_;
   std::unique_ptr<CopyScheduler> copies_;
   std::unique_ptr<Arenas> arenas_;
-  std::vector<std::string> arena_ids_;  // the newest kArenasKept, newest first
+  std::unique_ptr<Leases> leases_;
+  std::vector<std::string> arena_ids_, lease_ids_;  // the newest kArenasKept, newest first
   std::unique_ptr<Watchdog> watchdog_;
   std::unique_ptr<Uploads> uploads_;
   std::unique_ptr<Handlers> handlers_;

@@ -244,10 +244,12 @@ void Store::FlushDue() {
 // Errors: CORRUPT if any of the names, or of all if there are none, can't become durable.
 absl::Status Store::CheckLostLocked(absl::Span<const NameKey> keys) {
   if (lost_.empty()) return absl::OkStatus();
-  std::erase_if(lost_, [this](const NameKey& key) {
-    const Name* name = names_.FindUnfolded(key);
-    return name == nullptr || name->dirty != DirtyTicket{} || !images_->lost(*name->state.head()->image);
-  });
+  for (auto it = lost_.begin(); it != lost_.end();) {
+    const Name* name = names_.FindUnfolded(*it);
+    const bool has_another =
+        name == nullptr || name->dirty != DirtyTicket{} || !images_->lost(*name->state.head()->image);
+    it = has_another ? lost_.erase(it) : std::next(it);
+  }
   for (const NameKey& key : keys.empty() ? std::vector<NameKey>(lost_.begin(), lost_.end())
                                          : std::vector<NameKey>(keys.begin(), keys.end())) {
     if (!lost_.contains(key)) continue;

@@ -29,7 +29,7 @@ import worker_words as words  # noqa: E402
 from worker_life import BETWEEN, CLOSE, CONNECT, LOAD, OPEN, PHASES, STORE, Life, Plan  # noqa: E402
 
 LANES = 5
-# Rows of the lanes' arenas: sizes tell in a sum of bytes how many arenas each lane has, as long as none has four.
+# Rows of the lanes' arenas: sizes tell in a sum of bytes how many arenas each lane has, as long as none has four, and a chunk is a row.
 ROWS = [4 ** lane for lane in range(LANES)]
 ROUND_LIVES = 10  # of a lane, between two looks at an idle daemon
 BACK_S = 1.0      # what a worker had is back after so long
@@ -37,7 +37,7 @@ TOKEN_S = 1.0     # ... and so much longer if it did not connect: the daemon's -
 HUNG_S = 10.0
 SHOWN_MAX = 20    # violations of a kind that a lane shows, of a round
 START_S = 30.0
-FLAGS = ("--hot-bytes=1GiB", "--warm-bytes=64MiB", "--cold-bytes=4GiB", "--devices=host", "--log-level=warn")
+FLAGS = ("--hot-bytes=1GiB", "--chunk-bytes=128KiB", "--warm-bytes=64MiB", "--cold-bytes=4GiB", "--devices=host", "--log-level=warn")
 KINDS = ("leaked", "given_twice", "half_versions", "lost", "hung", "unexpected")
 COUNTS = ("operations", "acked", "read", "hang_ups", "kept", "watched", "reopened", "errors", "leases", "views")
 # How likely a life is to end in each phase, and the most seconds from its beginning to the signal, for one row and for each.

@@ -359,6 +359,8 @@ TEST(DirectLeaseTest, AnExtentThatCameToNothingIsToldToBeUnmapped) {
     daemon.times = 8;
     EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(9, 3), kSlotBytes).status()), "MAPPING_FAILED");
     daemon.times = 1;
+    Ids dropped{1, 2, 3};
+#ifndef __SANITIZE_ADDRESS__  // whose runtime needs descriptors itself, to look at memory
     // No room for a descriptor but the daemon's own: it comes truncated.
     rlimit limit{};
     ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
@@ -375,8 +377,10 @@ TEST(DirectLeaseTest, AnExtentThatCameToNothingIsToldToBeUnmapped) {
     others.clear();
     ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
     EXPECT_EQ(ReasonOf(status), "MAPPING_FAILED");
+    dropped.insert(4);
+#endif
     EXPECT_TRUE(daemon.lease->Hold(SlotOf(11, 5), kSlotBytes).ok()) << "nothing else is lost";
-    EXPECT_EQ(daemon.Dropped(4), (Ids{1, 2, 3, 4}));
+    EXPECT_EQ(daemon.Dropped(dropped.size()), dropped);
     // Larger than an event may be.
     daemon.text_after = std::string(70000, '\0');
     EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(12, 6), kSlotBytes).status()), "SOCKET_UNREACHABLE");

@@ -134,6 +134,9 @@ def no_library(monkeypatch):
     monkeypatch.setattr(_kernels, "available", False)
 
 
+needs_the_library = pytest.mark.skipif(not _kernels.available, reason="without the library of kernels the daemon copies")
+
+
 def test_the_library_of_kernels_is_there():
     if re.search("^STATEPOOL_SANITIZE:STRING=.", (BINARY.parent / "CMakeCache.txt").read_text(), re.M):
         pytest.skip("a library with a sanitizer can't be loaded into Python, so none is made")
@@ -543,6 +546,7 @@ def test_an_idle_pool_gives_its_stock_back(daemon, pool, name, calls):
     assert bytes(pool.get(name).data) == image(1)
 
 
+@needs_the_library
 def test_grants_that_do_not_suffice_for_a_store_go_back_too(start, calls):
     daemon = start("--direct=true", "--max-granted-bytes=2MiB")
     with connected(daemon) as pool, pool.open_arena(LAYOUT, rows=8, direct=True) as arena:
@@ -713,6 +717,7 @@ def test_a_pool_may_be_closed_while_threads_use_it(daemon, inline, name):
 
 # ---- arenas
 
+@needs_the_library
 @pytest.mark.parametrize("steps, view", [(0, statepool.View()), (3, statepool.View("row_major", conv_padding=1, num_spec=3))])
 def test_arenas_are_copied_to_and_from_by_this_process(daemon, pool, inline, name, calls, steps, view):
     pool.set(name, image(1), 1, layout=LAYOUT)
@@ -746,6 +751,7 @@ def test_a_row_that_could_not_be_copied_here_is_loaded_by_the_daemon(daemon, poo
         assert bytes(pool.get(f"{name}/b").data) == image(1)
 
 
+@needs_the_library
 def test_a_load_without_an_answer_leaves_no_row_that_is_taken_for_loaded(daemon, pool, name, monkeypatch):
     pool.set(name, image(1), 1, layout=LAYOUT)
     real = statepool._calls.Connection.call

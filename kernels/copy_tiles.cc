@@ -36,6 +36,7 @@ class Cutter {
     }
     result_.copy_count = result_.tiles.size();
     CutCleared();
+    for (const CopySegment& segment : plan_.segments()) CutAdvance(segment);
     return std::move(result_);
   }
 
@@ -185,6 +186,56 @@ class Cutter {
       }
     }
     FlushGaps();
+  }
+
+  void CutAdvance(const CopySegment& segment) {
+    AdvanceTile tile;
+    tile.arena_offset = segment.arena_offset;
+    tile.row_stride = segment.row_stride;
+    tile.accept_stride = segment.accept_stride;
+    absl::InlinedVector<CopyAxis, 4> axes;  // innermost in the row first
+    for (const CopyAxis& axis : segment.axes) {
+      if (axis.size == 1) continue;
+      if (axis.row_stride == segment.accept_stride) {
+        tile.taps = static_cast<uint32_t>(axis.size);
+        tile.tap_stride = axis.row_stride;
+      } else {
+        axes.push_back(axis);
+      }
+    }
+    std::sort(axes.begin(), axes.end(),
+              [](const CopyAxis& a, const CopyAxis& b) { return a.row_stride < b.row_stride; });
+    uint64_t run = segment.element_bytes, runs = 1;
+    size_t inner = 0;
+    for (; inner < axes.size() && axes[inner].row_stride == run; ++inner) run *= axes[inner].size;
+    const size_t first_axis = result_.axes.size();
+    uint64_t offsets = run | tile.tap_stride;
+    for (; inner < axes.size(); ++inner) {
+      runs *= axes[inner].size;
+      result_.axes.push_back(TileAxisOf(static_cast<uint32_t>(axes[inner].size), axes[inner].row_stride));
+      offsets |= axes[inner].row_stride;
+    }
+    const auto axis_count = static_cast<uint32_t>(result_.axes.size() - first_axis);
+    const uint64_t most = std::max<uint64_t>(kTileBytes / std::min(tile.taps, kTileBytes / 1024), 1024);
+    if (run > most) {  // pieces of one run each
+      for (uint32_t i = 0; i < runs; ++i) {
+        for (uint64_t at = 0; at < run; at += tile.bytes) {
+          AdvanceTile piece = tile;
+          piece.arena_offset += at;
+          piece.bytes = piece.run_bytes = tile.bytes = static_cast<uint32_t>(std::min(most, run - at));
+          piece.runs = {i, static_cast<uint32_t>(first_axis), axis_count, AlignmentOf(offsets)};
+          result_.advance.push_back(piece);
+        }
+      }
+      return;
+    }
+    tile.run_bytes = static_cast<uint32_t>(run);
+    for (uint64_t first = 0, count; first < runs; first += count) {
+      count = std::min(most / run, runs - first);
+      tile.bytes = static_cast<uint32_t>(count * run);
+      tile.runs = {static_cast<uint32_t>(first), static_cast<uint32_t>(first_axis), axis_count, AlignmentOf(offsets)};
+      result_.advance.push_back(tile);
+    }
   }
 
   // What the segment's state covers of row 0.

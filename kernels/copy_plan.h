@@ -7,8 +7,8 @@
 // range of the state's bytes, so that threads share one copy, and give exactly those bytes, whatever ranges are chosen.
 // Long ranges are faster where a row's axes are in another order than the state's.
 //
-// This is the host's form; device_copy_plan.h runs the same plan on a device. A plan is immutable and thread-safe. Nothing here
-// fails: whoever makes the plan has checked it (server/core/view.h).
+// This is the host's form; device_copy_plan.h runs the same plan on a device. A plan is immutable and thread-safe.
+// Nothing here fails: whoever makes the plan has checked it (server/core/view.h).
 #ifndef STATEPOOL_KERNELS_COPY_PLAN_H_
 #define STATEPOOL_KERNELS_COPY_PLAN_H_
 

@@ -170,9 +170,10 @@ class Cutter {
     for (const CopySegment& segment : plan_.segments()) {
       uint64_t end = segment.arena_offset + segment.element_bytes;
       for (const CopyAxis& axis : segment.axes) end += (axis.size - 1) * axis.row_stride;
-      const auto after = std::partition_point(cleared.begin(), cleared.end(),
-                                              [&](const Cleared& c) { return c.range.begin < end; });
-      if (after != cleared.begin() && ends[after - cleared.begin() - 1] > segment.arena_offset) AddPlaces(segment, &copied);
+      const auto after =
+          std::partition_point(cleared.begin(), cleared.end(), [&](const Cleared& c) { return c.range.begin < end; });
+      if (after != cleared.begin() && ends[after - cleared.begin() - 1] > segment.arena_offset)
+        AddPlaces(segment, &copied);
     }
     std::sort(copied.begin(), copied.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
     auto next = copied.begin();
@@ -216,7 +217,7 @@ class Cutter {
       offsets |= axes[inner].row_stride;
     }
     const auto axis_count = static_cast<uint32_t>(result_.axes.size() - first_axis);
-    const uint64_t most = std::max<uint64_t>(kTileBytes / std::min(tile.taps, kTileBytes / 1024), 1024);
+    const uint64_t most = kTileBytes / std::min(tile.taps, kTileBytes / 1024) / kWordBytes * kWordBytes;
     if (run > most) {  // pieces of one run each
       for (uint32_t i = 0; i < runs; ++i) {
         for (uint64_t at = 0; at < run; at += tile.bytes) {

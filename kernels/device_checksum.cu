@@ -1,8 +1,9 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
 // XXH3-64 as its specification has it: leaves of more than 240 bytes are summed up in stripes of 64, sixteen stripes
-// then go through a scramble. Only the scrambles depend on one another, so the sums of all sixteens are made at once, by
-// all warps of a block, and eight threads then go through the scrambles, while other blocks' reads keep the memory busy.
+// then go through a scramble. Only the scrambles depend on one another, so the sums of all sixteens are made at once,
+// by all warps of a block, and eight threads then go through the scrambles, while other blocks' reads keep the memory
+// busy.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -86,7 +87,7 @@ __device__ uint64_t Mix16(const uint8_t* data, const uint64_t* keys) {
 __device__ uint64_t HashShort(const uint8_t* data, uint32_t size) {
   if (size <= 3) {
     const uint32_t all = uint32_t{data[0]} << 16 | uint32_t{data[size >> 1]} << 24 | data[size - 1] | size << 8;
-    uint64_t h = all ^ uint64_t{static_cast<uint32_t>(kKeys.at[0]) ^ static_cast<uint32_t>(kKeys.at[0] >> 32)};
+    uint64_t h = all ^ uint64_t { static_cast<uint32_t>(kKeys.at[0]) ^ static_cast<uint32_t>(kKeys.at[0] >> 32) };
     h = (h ^ h >> 33) * kPrime64_2;
     h = (h ^ h >> 29) * kPrime64_3;
     return h ^ h >> 32;

@@ -189,8 +189,10 @@ __device__ void CopyTransposed(const CopyTile& tile, char* to, const char* from,
   auto* const shared = reinterpret_cast<Element*>(memory);
   const uint32_t x_size = tile.size.x, y_size = tile.size.y, pitch = y_size | 1, count = x_size * y_size;
   const CopyTile::Transposed strides = tile.transposed;
-  const bool aligned = (AddressOf(to) | AddressOf(from) | strides.y_state_stride | strides.x_row_stride |
-                        strides.y_row_stride) % sizeof(Element) == 0;
+  const bool aligned =
+      (AddressOf(to) | AddressOf(from) | strides.y_state_stride | strides.x_row_stride | strides.y_row_stride) %
+          sizeof(Element) ==
+      0;
   const Divisor by_x(x_size), by_y(y_size);
   struct Place {
     uint32_t in_shared;
@@ -243,8 +245,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   const Item item = items.at[index];
   const CopyTile tile = plan.tiles[tile_index];
-  char* const row = arena + tile.arena_offset + item.row * tile.row_stride +
-                    (kToRow ? 0 : (item.accepted - 1) * tile.accept_stride);
+  char* const row =
+      arena + tile.arena_offset + item.row * tile.row_stride + (kToRow ? 0 : (item.accepted - 1) * tile.accept_stride);
   const bool zero = item.state == nullptr || tile_index >= plan.copy_count;
   char* const state = zero ? nullptr : item.state + tile.state_offset;
   char* const to = kToRow ? row : state;
@@ -302,10 +304,10 @@ absl::Status Launch(void (*kernel)(Items<kMax>, DeviceTiles<Tile>, char*), absl:
   Items<kMax> at;
   std::copy(items.begin(), items.end(), at.at);
   void* arguments[] = {&at, &tiles, &arena};
-  return DeviceStatus(
-      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<uint32_t>(tiles.tile_count * items.size())),
-                       dim3(kThreads), arguments, 0, stream),
-      "launching a copy");
+  return DeviceStatus(cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                                       dim3(static_cast<uint32_t>(tiles.tile_count * items.size())), dim3(kThreads),
+                                       arguments, 0, stream),
+                      "launching a copy");
 }
 
 template <bool kToRow>
@@ -379,7 +381,7 @@ DeviceCopyPlan::DeviceCopyPlan(DeviceCopyPlan&& other) noexcept
       advance_count_(other.advance_count_),
       has_transposed_(other.has_transposed_) {}
 
-struct DeviceCopyPlan::Impl {
+struct DeviceCopyPlan::Tables {
   static DeviceTiles<CopyTile> Tiles(const DeviceCopyPlan& plan) {
     return {static_cast<const CopyTile*>(plan.memory_), Axes(plan), plan.copy_count_ + plan.clear_count_,
             plan.copy_count_};
@@ -396,7 +398,7 @@ struct DeviceCopyPlan::Impl {
 };
 
 absl::Status DeviceCopyPlan::Gather(absl::Span<const GatherItem> items, void* arena, DeviceStream stream) const {
-  const DeviceTiles<CopyTile> tiles = Impl::Tiles(*this);
+  const DeviceTiles<CopyTile> tiles = Tables::Tiles(*this);
   return InBatches(
       items, tiles.tile_count,
       [](const GatherItem& item) {
@@ -415,7 +417,7 @@ absl::Status DeviceCopyPlan::Gather(absl::Span<const GatherItem> items, void* ar
 
 absl::Status DeviceCopyPlan::Scatter(absl::Span<const ScatterItem> items, const void* arena,
                                      DeviceStream stream) const {
-  DeviceTiles<CopyTile> tiles = Impl::Tiles(*this);
+  DeviceTiles<CopyTile> tiles = Tables::Tiles(*this);
   tiles.tile_count = copy_count_;
   return InBatches(
       items, tiles.tile_count,
@@ -426,7 +428,7 @@ absl::Status DeviceCopyPlan::Scatter(absl::Span<const ScatterItem> items, const 
 }
 
 absl::Status DeviceCopyPlan::Advance(absl::Span<const AdvanceItem> items, void* arena, DeviceStream stream) const {
-  const DeviceTiles<AdvanceTile> tiles = Impl::Advance(*this);
+  const DeviceTiles<AdvanceTile> tiles = Tables::Advance(*this);
   return InBatches(
       items, tiles.tile_count,
       [](const AdvanceItem& item) {

@@ -71,7 +71,7 @@ class DeviceCopyPlan {
   uint64_t device_bytes() const { return device_bytes_; }
 
  private:
-  struct Impl;
+  struct Tables;
   DeviceCopyPlan() = default;
 
   void* memory_ = nullptr;  // tiles that copy, tiles that clear, tiles that advance, axes

@@ -228,12 +228,11 @@ void BenchHashes(const std::string& model, uint64_t state_bytes, uint64_t batch)
   const Times read = Measure([&](int i, cudaStream_t stream) {
     ReadImages at;
     for (uint64_t b = 0; b < batch; ++b) at.at[b] = static_cast<const uint4*>(images[i % sets][b]);
-    ReadKernel<<<static_cast<uint32_t>(batch * leaves), 256, 0, stream>>>(at, static_cast<uint32_t>(leaves), state_bytes,
-                                                                         reinterpret_cast<uint32_t*>(out));
+    ReadKernel<<<static_cast<uint32_t>(batch * leaves), 256, 0, stream>>>(
+        at, static_cast<uint32_t>(leaves), state_bytes, reinterpret_cast<uint32_t*>(out));
   });
-  const Times hash = Measure([&](int i, cudaStream_t stream) {
-    Must(HashLeavesOnDevice(images[i % sets], state_bytes, out, stream));
-  });
+  const Times hash = Measure(
+      [&](int i, cudaStream_t stream) { Must(HashLeavesOnDevice(images[i % sets], state_bytes, out, stream)); });
   Print("hash", model, batch, batch * state_bytes, hash, read);
 }
 

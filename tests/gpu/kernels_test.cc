@@ -77,7 +77,8 @@ class DeviceKernels : public testing::Test {
   void CheckGather(const Case& c, const std::vector<uint32_t>& rows, uint64_t state_shift, uint64_t arena_shift) {
     const CopyPlan plan = c.Plan();
     const DeviceCopyPlan device_plan = OnDevice(plan);
-    const uint64_t stride = c.state_bytes + Below(random_, 2) * Below(random_, 20), slots = std::min<uint64_t>(rows.size(), 5);
+    const uint64_t stride = c.state_bytes + Below(random_, 2) * Below(random_, 20),
+                   slots = std::min<uint64_t>(rows.size(), 5);
     const std::string states = RandomBytes(random_, slots * stride), zeros(c.state_bytes, '\0');
     std::string expected = RandomBytes(random_, c.arena_bytes);
     const DeviceBytes on_device(states, state_shift), arena(expected, arena_shift);
@@ -169,11 +170,11 @@ TEST_F(DeviceKernels, ScatterGivesTheBytesThatTheHostGives) {
 TEST_F(DeviceKernels, AdvanceGivesTheBytesThatAScatterAndAGatherGive) {
   for (int round = 0; round < 300; ++round) {
     Case c = RandomCase(random_);
-    c.steps = 1 + Below(random_, 6);
     if (round % 3 == 0) {
       c = {};
       c.rows = 3, c.steps = 6;
-      AddTensor(&c, 1u << Below(random_, 4), {3000, 4}, Below(random_, 2) == 0 ? std::vector<size_t>{0, 1} : std::vector<size_t>{1, 0},
+      AddTensor(&c, 1u << Below(random_, 4), {3000, 4},
+                Below(random_, 2) == 0 ? std::vector<size_t>{0, 1} : std::vector<size_t>{1, 0},
                 {true, Below(random_, 2), 5}, 16);
       AddTensor(&c, 4, {30'000}, {0}, {}, 16);
     }
@@ -306,10 +307,9 @@ TEST_F(DeviceKernels, ACapturedGatherIsReplayed) {
   EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
 }
 
-TEST_F(DeviceKernels, AFailedLaunchIsAnError) {
+TEST_F(DeviceKernels, APlanThatGetsNoMemoryIsAnError) {
   Case c;
   AddTensor(&c, 4, {64}, {0}, {}, 0);
-  const DeviceCopyPlan plan = OnDevice(c.Plan());
   cudaStream_t stream;
   ASSERT_EQ(cudaStreamCreate(&stream), cudaSuccess);
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
@@ -328,10 +328,10 @@ TEST_F(DeviceKernels, HashesAreTheHostsForEveryLengthOfAShortImage) {
 }
 
 TEST_F(DeviceKernels, HashesAreTheHostsRoundEveryBoundary) {
-  for (const uint64_t near : {uint64_t{2048}, uint64_t{4096}, uint64_t{5120}, uint64_t{32768}, uint64_t{33792}, kLeafBytes - 1024,
-                              uint64_t{kLeafBytes}, 2 * kLeafBytes, 5 * kLeafBytes}) {
-    for (int64_t off : {-1025, -1024, -1023, -961, -960, -65, -64, -63, -9, -1, 0, 1, 3, 4, 8, 9, 16, 17, 63, 64, 65, 128,
-                        129, 239, 240, 241, 256, 1023, 1024, 1025}) {
+  for (const uint64_t near : {uint64_t{2048}, uint64_t{4096}, uint64_t{5120}, uint64_t{32768}, uint64_t{33792},
+                              kLeafBytes - 1024, uint64_t{kLeafBytes}, 2 * kLeafBytes, 5 * kLeafBytes}) {
+    for (int64_t off : {-1025, -1024, -1023, -961, -960, -65, -64, -63, -9,  -1,  0,   1,   3,    4,    8,
+                        9,     16,    17,    63,   64,   65,  128, 129, 239, 240, 241, 256, 1023, 1024, 1025}) {
       for (const uint64_t shift : {0, 1, 4, 8}) {
         ASSERT_NO_FATAL_FAILURE(CheckHashes(near + off, 2, shift));
       }

@@ -56,8 +56,8 @@ void ForEachByte(const CopyTiles& tiles, const CopyTile& tile, Visit visit) {
     for (uint32_t y = 0; y < tile.size.y; ++y) {
       for (uint32_t i = 0; i < uint32_t{tile.size.x} * tile.run_bytes; ++i) {
         visit(tile.state_offset + y * tile.transposed.y_state_stride + i,
-              tile.arena_offset + i / tile.run_bytes * tile.transposed.x_row_stride +
-                  y * tile.transposed.y_row_stride + i % tile.run_bytes);
+              tile.arena_offset + i / tile.run_bytes * tile.transposed.x_row_stride + y * tile.transposed.y_row_stride +
+                  i % tile.run_bytes);
       }
     }
   }
@@ -148,6 +148,7 @@ TEST_F(CopyTilesTest, AdvanceMovesTheStateOfAnAcceptedLengthToWhereTheFirstIs) {
       runs.run_bytes = static_cast<uint16_t>(tile.run_bytes);
       runs.bytes = tile.bytes;
       runs.runs = tile.runs;
+      ASSERT_EQ(tile.bytes % tile.runs.alignment, 0u);
       ForEachByte(tiles, runs, [&](uint64_t, uint64_t place) {
         place += row * tile.row_stride;
         for (uint32_t tap = 0; tap < tile.taps; ++tap, place += tile.tap_stride) {

@@ -55,7 +55,7 @@ inline std::vector<uint64_t> PlacesOf(const Case& c, uint32_t row, uint32_t acce
 }
 
 inline void ModelGather(const Case& c, const std::string& state, uint64_t begin, uint64_t end, uint32_t row,
-                 std::string* arena) {
+                        std::string* arena) {
   const std::vector<uint64_t> places = PlacesOf(c, row, 1);
   for (uint64_t i = begin; i < end; ++i) (*arena)[places[i]] = state[i];
 }
@@ -73,8 +73,8 @@ struct Taps {
   bool are = false;
   uint64_t before = 0, after = 0;
 };
-inline void AddTensor(Case* c, uint32_t element_bytes, const std::vector<uint64_t>& shape, const std::vector<size_t>& order,
-               Taps taps, uint64_t gap) {
+inline void AddTensor(Case* c, uint32_t element_bytes, const std::vector<uint64_t>& shape,
+                      const std::vector<size_t>& order, Taps taps, uint64_t gap) {
   CopySegment segment;
   segment.state_offset = c->state_bytes;
   segment.element_bytes = element_bytes;

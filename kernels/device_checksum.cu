@@ -149,6 +149,9 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t stripes = (size - 1 - scrambles * kGroupBytes) / kStripeBytes;  // whole ones, after the last scramble
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
+  // The last stripe, wherever it begins: read with the others, not when they are done.
+  const uint64_t last = threadIdx.x < 8 ? Read64(data + size - kStripeBytes + 8 * threadIdx.x) : 0;
+
   // A lane has two vectors of 16 bytes of each group: words 2p and 2p + 1 of stripes `stripe` and `stripe` + 8.
   const uint32_t stripe = lane / 4, p = lane % 4;
   uint64_t keys[4];
@@ -208,7 +211,6 @@ __global__ void __launch_bounds__(kThreads)
     sum = (sum ^ sum >> 47 ^ key) * kPrime32_1;
   }
   if (stripes > 0) sum += sums[scrambles][lane];
-  const uint64_t last = Read64(data + size - kStripeBytes + 8 * lane);
   sum += Product(last, kLastKeys.at[lane]) + __shfl_xor_sync(kEight, last, 1);
   const uint64_t keyed = sum ^ kMergeKeys.at[lane];
   uint64_t merged = MultiplyFold(keyed, __shfl_xor_sync(kEight, keyed, 1));

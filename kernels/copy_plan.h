@@ -7,8 +7,8 @@
 // range of the state's bytes, so that threads share one copy, and give exactly those bytes, whatever ranges are chosen.
 // Long ranges are faster where a row's axes are in another order than the state's.
 //
-// This is the host's form; a device has a kernel of the same plan. A plan is immutable and thread-safe. No copy fails:
-// the plan was checked before, by whoever made its segments (server/core/view.h) or by CopyPlan::Checked.
+// This is the host's form; device_copy_plan.h runs the same plan on a device. A plan is immutable and thread-safe. No
+// copy fails: the plan was checked before, by whoever made its segments (server/core/view.h) or by CopyPlan::Checked.
 #ifndef STATEPOOL_KERNELS_COPY_PLAN_H_
 #define STATEPOOL_KERNELS_COPY_PLAN_H_
 
@@ -53,6 +53,17 @@ struct CopyArena {
 
 class CopyPlan {
  public:
+  // A segment for the walk: axes of 1 gone, those that are one piece on both sides merged, and the bytes that are so
+  // together as the innermost axis. Strides in bytes.
+  struct Axis {
+    uint64_t size = 0, state_stride = 0, row_stride = 0;
+  };
+  struct Part {
+    uint64_t state_offset = 0, bytes = 0;
+    uint64_t arena_offset = 0, row_stride = 0, accept_stride = 0;
+    absl::InlinedVector<Axis, 4> axes;  // outermost first
+  };
+
   // The plan of segments that came from elsewhere; nothing, unless they are a state of so many bytes without gaps, of
   // elements that are not more than the arena has bytes, and all that is touched of any row with any accepted length
   // lies within the arena.
@@ -64,6 +75,7 @@ class CopyPlan {
 
   uint64_t state_bytes() const { return state_bytes_; }
   absl::Span<const CopySegment> segments() const { return segments_; }
+  absl::Span<const Part> parts() const { return parts_; }  // one for each segment
 
   // Copies bytes [begin, end) of `state` (which points at byte 0) into these rows of `arena`, each read once.
   // REQUIRES: rows that the arena has; nobody else writes to these bytes of these rows.
@@ -85,16 +97,6 @@ class CopyPlan {
                      LeafHash* hashes, CopyHint hint) const;
 
  private:
-  // A segment for the walk: axes of 1 gone, those that are one piece on both sides merged, and the bytes that are so
-  // together as the innermost axis. Strides in bytes.
-  struct Axis {
-    uint64_t size = 0, state_stride = 0, row_stride = 0;
-  };
-  struct Part {
-    uint64_t state_offset = 0, bytes = 0;
-    uint64_t arena_offset = 0, row_stride = 0, accept_stride = 0;
-    absl::InlinedVector<Axis, 4> axes;
-  };
   class Walk;
 
   static Part PartOf(const CopySegment& segment);
@@ -104,7 +106,7 @@ class CopyPlan {
 
   const std::vector<CopySegment> segments_;
   const uint64_t state_bytes_;
-  std::vector<Part> parts_;  // one for each segment
+  std::vector<Part> parts_;
 };
 
 }  // namespace statepool

@@ -6,8 +6,9 @@
 // the device, all for one tenant. An extent's bytes begin as zeros, and its memory goes back to the system, not to
 // another extent, when it is destroyed: nothing that one tenant wrote is ever seen by the next.
 //
-// The host (HostDevice) and a GPU's virtual-memory API have the same interface. data() of an extent is an address of
-// the device; whether the CPU may follow it says host_accessible(), and CopyIn and CopyOut work in either case.
+// The host (HostDevice) and a GPU's virtual-memory API (CudaDevice) have the same interface. data() of an extent is an
+// address of the device; whether the CPU may follow it says host_accessible(). Where it may not, bytes come and go
+// through *staging*: memory of the host that the device copies from and to by itself.
 //
 // Other processes may map an extent (the .proto's DIRECT). Who keeps one mapped keeps a reference to it: its memory
 // counts until the last reference goes.
@@ -22,6 +23,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "kernels/checksum.h"
 #include "server/core/ids.h"
 
 namespace statepool {
@@ -69,7 +72,22 @@ class SharedExtent : public Extent {
   virtual bool Revoke() = 0;
 };
 
-// Thread-safe. Must outlive its extents.
+// A copy under way. Its destructor waits for it.
+class Transfer {
+ public:
+  virtual ~Transfer() = default;
+  virtual absl::Status Wait() = 0;  // once
+};
+
+// Memory of the host, freed with it.
+class Staging {
+ public:
+  virtual ~Staging() = default;
+  virtual char* data() const = 0;
+  virtual uint64_t bytes() const = 0;
+};
+
+// Thread-safe. Must outlive its extents, its staging and its transfers.
 class Device {
  public:
   virtual ~Device() = default;
@@ -89,9 +107,21 @@ class Device {
   // The same, to be written to by another process. Never memory that was anyone's before.
   virtual absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) = 0;
 
-  // Copies between host memory and an extent of this device; complete when they return.
-  virtual absl::Status CopyIn(char* to, absl::string_view from) = 0;
-  virtual absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const = 0;
+  // Copies between staging of this device and one of its extents. They may have begun only when the call returns: both
+  // sides stay as they are until the transfer has been waited for. Errors: DEVICE_FAILED, of Wait as well.
+  virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) = 0;
+  virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) = 0;
+
+  // The hashes of a state's leaves (kernels/checksum.h), where it lies. REQUIRES: leaves.size() is LeafCount(bytes).
+  // Errors: DEVICE_FAILED.
+  virtual absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) = 0;
+
+  // Host memory, aligned to 4,096 bytes, for the copies above. Errors: HOT_FULL, DEVICE_FAILED.
+  virtual absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) = 0;
+
+  // Not OK once the device has failed: every call gives this error from then on, and what it held is lost.
+  // UNAVAILABLE / DEVICE_FAILED.
+  virtual absl::Status health() const = 0;
 };
 
 }  // namespace statepool

@@ -37,10 +37,19 @@ class FailingDevice final : public Device {
     if (absl::Status status = fault_(tenant, chunks); !status.ok()) return status;
     return inner_->AllocateShared(tenant, chunks);
   }
-  absl::Status CopyIn(char* to, absl::string_view from) override { return inner_->CopyIn(to, from); }
-  absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const override {
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override {
+    return inner_->CopyIn(to, from);
+  }
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override {
     return inner_->CopyOut(to, from, bytes);
   }
+  absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override {
+    return inner_->HashLeaves(state, bytes, leaves);
+  }
+  absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override {
+    return inner_->AllocateStaging(bytes);
+  }
+  absl::Status health() const override { return inner_->health(); }
 
  private:
   Device* const inner_;

@@ -6,11 +6,14 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cassert>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -55,6 +58,29 @@ absl::Status MapMemory(const char* name, uint64_t bytes, int seals, int* fd, cha
   *data = static_cast<char*>(mapped);
   return fcntl(*fd, F_ADD_SEALS, seals) == 0 ? absl::OkStatus() : failed("sealing");
 }
+
+class DoneTransfer final : public Transfer {
+ public:
+  absl::Status Wait() override { return absl::OkStatus(); }
+};
+
+class HostStaging final : public Staging {
+ public:
+  explicit HostStaging(uint64_t bytes)
+      : data_(static_cast<char*>(std::aligned_alloc(kStagingAlignment, RoundUp(bytes)))), bytes_(bytes) {}
+  ~HostStaging() override { std::free(data_); }
+  char* data() const override { return data_; }
+  uint64_t bytes() const override { return bytes_; }
+
+ private:
+  static constexpr uint64_t kStagingAlignment = 4096;
+  static uint64_t RoundUp(uint64_t bytes) {
+    return (bytes + kStagingAlignment - 1) / kStagingAlignment * kStagingAlignment;
+  }
+
+  char* const data_;
+  const uint64_t bytes_;
+};
 
 }  // namespace
 
@@ -143,14 +169,28 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> HostDevice::AllocateShared(TenantI
   return extent;
 }
 
-absl::Status HostDevice::CopyIn(char* to, absl::string_view from) {
+absl::StatusOr<std::unique_ptr<Transfer>> HostDevice::CopyIn(char* to, absl::string_view from) {
   std::memcpy(to, from.data(), from.size());
+  return std::make_unique<DoneTransfer>();
+}
+
+absl::StatusOr<std::unique_ptr<Transfer>> HostDevice::CopyOut(char* to, const char* from, uint64_t bytes) {
+  std::memcpy(to, from, bytes);
+  return std::make_unique<DoneTransfer>();
+}
+
+absl::Status HostDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
+  const std::vector<LeafHash> hashes = statepool::HashLeaves({state, bytes});
+  assert(leaves.size() == hashes.size());
+  std::copy(hashes.begin(), hashes.end(), leaves.begin());
   return absl::OkStatus();
 }
 
-absl::Status HostDevice::CopyOut(char* to, const char* from, uint64_t bytes) const {
-  std::memcpy(to, from, bytes);
-  return absl::OkStatus();
+absl::StatusOr<std::unique_ptr<Staging>> HostDevice::AllocateStaging(uint64_t bytes) {
+  auto staging = std::make_unique<HostStaging>(bytes);
+  if (staging->data() == nullptr)
+    return Full(absl::StrCat("no ", bytes, " bytes of memory for staging"), budget_bytes_);
+  return staging;
 }
 
 uint64_t RaiseOpenFileLimit() {

@@ -97,8 +97,11 @@ class HostDevice final : public Device {
   bool host_accessible() const override { return true; }
   absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed = true) override;
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) override;
-  absl::Status CopyIn(char* to, absl::string_view from) override;
-  absl::Status CopyOut(char* to, const char* from, uint64_t bytes) const override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override;
+  absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
+  absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
+  absl::Status health() const override { return absl::OkStatus(); }
 
  private:
   HostDevice(std::string name, uint64_t budget_bytes, uint64_t chunk_bytes)

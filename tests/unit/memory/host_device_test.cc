@@ -39,9 +39,9 @@ TEST(HostDevice, GivesZeroedMemoryThatCanBeWritten) {
   EXPECT_EQ((*extent)->bytes(), 192_KiB);
   EXPECT_EQ((*extent)->tenant(), 7u);
   EXPECT_TRUE(std::all_of(data, data + 192_KiB, [](char c) { return c == 0; }));
-  ASSERT_TRUE(device->CopyIn(data + 100, "state").ok());
+  ASSERT_TRUE((*device->CopyIn(data + 100, "state"))->Wait().ok());
   std::string back(5, 0);
-  ASSERT_TRUE(device->CopyOut(back.data(), data + 100, 5).ok());
+  ASSERT_TRUE((*device->CopyOut(back.data(), data + 100, 5))->Wait().ok());
   EXPECT_EQ(back, "state");
 }
 

@@ -1,0 +1,309 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "kernels/copy_tiles.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+
+namespace statepool {
+namespace {
+
+// Runs from here on are worth tiles of their own.
+constexpr uint64_t kLongRunBytes = 2048;
+// Two axes that are less than this together are not worth shared memory.
+constexpr uint64_t kTransposeBytes = 1024;
+constexpr uint64_t kWordBytes = 16;
+
+// Bytes [begin, end) of row 0.
+struct Range {
+  uint64_t begin = 0, end = 0;
+};
+
+uint32_t AlignmentOf(uint64_t offsets) {
+  return static_cast<uint32_t>(std::min(kWordBytes, uint64_t{1} << std::countr_zero(offsets | kWordBytes)));
+}
+
+class Cutter {
+ public:
+  explicit Cutter(const CopyPlan& plan) : plan_(plan) {}
+
+  absl::StatusOr<CopyTiles> Cut() && {
+    for (const CopyPlan::Part& part : plan_.parts()) {
+      if (absl::Status status = CutPart(part); !status.ok()) return status;
+    }
+    result_.copy_count = result_.tiles.size();
+    CutCleared();
+    for (const CopySegment& segment : plan_.segments()) CutAdvance(segment);
+    return std::move(result_);
+  }
+
+ private:
+  using Axis = CopyPlan::Axis;
+
+  absl::Status CutPart(const CopyPlan::Part& part) {
+    CopyTile tile;
+    tile.state_offset = part.state_offset;
+    tile.arena_offset = part.arena_offset;
+    tile.row_stride = part.row_stride;
+    tile.accept_stride = part.accept_stride;
+    const uint64_t run = part.axes.back().size;
+    const absl::Span<const Axis> axes = absl::MakeConstSpan(part.axes).first(part.axes.size() - 1);
+    if (axes.empty() || run >= kLongRunBytes) {
+      ForEach(tile, axes, [&](const CopyTile& at) { AddLinear(at, run); });
+      return absl::OkStatus();
+    }
+    if (CutTransposed(tile, run, axes)) return absl::OkStatus();
+    const uint64_t runs = part.bytes / run;
+    if (runs > std::numeric_limits<uint32_t>::max()) {
+      return absl::UnimplementedError(
+          absl::StrCat("a segment of ", runs, " runs of ", run, " bytes: too many for a device"));
+    }
+    uint64_t offsets = run;
+    const size_t first_axis = result_.axes.size();
+    for (size_t i = axes.size(); i-- > 0;) {
+      result_.axes.push_back(TileAxisOf(static_cast<uint32_t>(axes[i].size), axes[i].row_stride));
+      offsets |= axes[i].row_stride;
+    }
+    AddRuns(tile, run, runs, first_axis, AlignmentOf(offsets));
+    return absl::OkStatus();
+  }
+
+  // Calls visit(tile) for each element of these axes.
+  template <typename Visit>
+  static void ForEach(const CopyTile& first, absl::Span<const Axis> axes, const Visit& visit) {
+    if (axes.empty()) return visit(first);
+    CopyTile tile = first;
+    for (uint64_t i = 0; i < axes[0].size; ++i) {
+      ForEach(tile, axes.subspan(1), visit);
+      tile.state_offset += axes[0].state_stride;
+      tile.arena_offset += axes[0].row_stride;
+    }
+  }
+
+  void AddLinear(const CopyTile& first, uint64_t bytes) {
+    CopyTile tile = first;
+    tile.kind = TileKind::kLinear;
+    for (; bytes > 0; bytes -= tile.bytes) {
+      tile.bytes = static_cast<uint32_t>(std::min<uint64_t>(bytes, kTileBytes));
+      result_.tiles.push_back(tile);
+      tile.state_offset += tile.bytes;
+      tile.arena_offset += tile.bytes;
+    }
+  }
+
+  // REQUIRES: run < kLongRunBytes; the axes from first_axis to the last.
+  void AddRuns(const CopyTile& first_tile, uint64_t run, uint64_t runs, size_t first_axis, uint32_t alignment) {
+    CopyTile tile = first_tile;
+    tile.kind = TileKind::kRuns;
+    tile.run_bytes = static_cast<uint16_t>(run);
+    tile.runs = {0, static_cast<uint32_t>(first_axis), static_cast<uint32_t>(result_.axes.size() - first_axis),
+                 alignment};
+    for (uint64_t first = 0, count; first < runs; first += count) {
+      count = std::min(kTileBytes / run, runs - first);
+      tile.runs.first = static_cast<uint32_t>(first);
+      tile.bytes = static_cast<uint32_t>(count * run);
+      result_.tiles.push_back(tile);
+      tile.state_offset += tile.bytes;
+    }
+  }
+
+  // False: these axes are better copied as runs.
+  bool CutTransposed(const CopyTile& first, uint64_t run, absl::Span<const Axis> axes) {
+    if (!std::has_single_bit(run) || run > kWordBytes) return false;
+    const size_t x = axes.size() - 1;
+    size_t y = x;
+    for (size_t i = 0; i < x; ++i) {
+      if (axes[i].row_stride < axes[y].row_stride) y = i;
+    }
+    if (y == x) return false;
+    const uint64_t elements = kTileBytes / run;
+    const uint64_t side = std::bit_floor(elements) >> (std::bit_width(elements) / 2);
+    uint64_t x_size = std::min(axes[x].size, side);
+    const uint64_t y_size = std::min(axes[y].size, elements / x_size);
+    x_size = std::min({axes[x].size, elements / y_size, kTransposedTileBytes / ((y_size | 1) * run)});
+    if (x_size * y_size * run < kTransposeBytes) return false;
+    absl::InlinedVector<Axis, 4> others;
+    for (size_t i = 0; i < x; ++i) {
+      if (i != y) others.push_back(axes[i]);
+    }
+    CopyTile tile = first;
+    tile.kind = TileKind::kTransposed;
+    tile.run_bytes = static_cast<uint16_t>(run);
+    tile.transposed = {axes[y].state_stride, axes[x].row_stride, axes[y].row_stride};
+    ForEach(tile, others, [&](const CopyTile& at) {
+      for (uint64_t i = 0; i < axes[y].size; i += y_size) {
+        for (uint64_t j = 0; j < axes[x].size; j += x_size) {
+          CopyTile box = at;
+          box.state_offset += i * axes[y].state_stride + j * axes[x].state_stride;
+          box.arena_offset += i * axes[y].row_stride + j * axes[x].row_stride;
+          box.size.x = static_cast<uint16_t>(std::min(x_size, axes[x].size - j));
+          box.size.y = static_cast<uint16_t>(std::min(y_size, axes[y].size - i));
+          result_.tiles.push_back(box);
+        }
+      }
+    });
+    result_.has_transposed = true;
+    return true;
+  }
+
+  struct Cleared {
+    Range range;
+    uint64_t row_stride = 0;
+  };
+
+  void CutCleared() {
+    std::vector<Cleared> cleared;
+    for (const CopySegment& segment : plan_.segments()) {
+      if (segment.clear_bytes == 0) continue;
+      cleared.push_back({{segment.clear_offset, segment.clear_offset + segment.clear_bytes}, segment.row_stride});
+    }
+    if (cleared.empty()) return;
+    std::sort(cleared.begin(), cleared.end(),
+              [](const Cleared& a, const Cleared& b) { return a.range.begin < b.range.begin; });
+    // Ranges seldom overlap; when they do, one that began earlier may end later.
+    std::vector<uint64_t> ends;
+    for (const Cleared& c : cleared) ends.push_back(std::max(c.range.end, ends.empty() ? 0 : ends.back()));
+    std::vector<Range> copied;
+    for (const CopySegment& segment : plan_.segments()) {
+      uint64_t end = segment.arena_offset + segment.element_bytes;
+      for (const CopyAxis& axis : segment.axes) end += (axis.size - 1) * axis.row_stride;
+      const auto after =
+          std::partition_point(cleared.begin(), cleared.end(), [&](const Cleared& c) { return c.range.begin < end; });
+      if (after != cleared.begin() && ends[after - cleared.begin() - 1] > segment.arena_offset)
+        AddPlaces(segment, &copied);
+    }
+    std::sort(copied.begin(), copied.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    auto next = copied.begin();
+    uint64_t at = 0;  // all before it is done
+    for (const Cleared& c : cleared) {
+      for (at = std::max(at, c.range.begin); at < c.range.end;) {
+        while (next != copied.end() && next->end <= at) ++next;
+        const uint64_t gap_end = next == copied.end() ? c.range.end : std::min(next->begin, c.range.end);
+        if (gap_end > at) AddGap({at, gap_end}, c.row_stride);
+        at = next == copied.end() || next->begin >= c.range.end ? c.range.end : std::max(gap_end, next->end);
+      }
+    }
+    FlushGaps();
+  }
+
+  void CutAdvance(const CopySegment& segment) {
+    AdvanceTile tile;
+    tile.arena_offset = segment.arena_offset;
+    tile.row_stride = segment.row_stride;
+    tile.accept_stride = segment.accept_stride;
+    absl::InlinedVector<CopyAxis, 4> axes;  // innermost in the row first
+    for (const CopyAxis& axis : segment.axes) {
+      if (axis.size == 1) continue;
+      if (axis.row_stride == segment.accept_stride) {
+        tile.taps = static_cast<uint32_t>(axis.size);
+        tile.tap_stride = axis.row_stride;
+      } else {
+        axes.push_back(axis);
+      }
+    }
+    std::sort(axes.begin(), axes.end(),
+              [](const CopyAxis& a, const CopyAxis& b) { return a.row_stride < b.row_stride; });
+    uint64_t run = segment.element_bytes, runs = 1;
+    size_t inner = 0;
+    for (; inner < axes.size() && axes[inner].row_stride == run; ++inner) run *= axes[inner].size;
+    const size_t first_axis = result_.axes.size();
+    uint64_t offsets = run | tile.tap_stride;
+    for (; inner < axes.size(); ++inner) {
+      runs *= axes[inner].size;
+      result_.axes.push_back(TileAxisOf(static_cast<uint32_t>(axes[inner].size), axes[inner].row_stride));
+      offsets |= axes[inner].row_stride;
+    }
+    const auto axis_count = static_cast<uint32_t>(result_.axes.size() - first_axis);
+    const uint64_t most = kTileBytes / std::min(tile.taps, kTileBytes / 1024) / kWordBytes * kWordBytes;
+    if (run > most) {  // pieces of one run each
+      for (uint32_t i = 0; i < runs; ++i) {
+        for (uint64_t at = 0; at < run; at += tile.bytes) {
+          AdvanceTile piece = tile;
+          piece.arena_offset += at;
+          piece.bytes = piece.run_bytes = tile.bytes = static_cast<uint32_t>(std::min(most, run - at));
+          piece.runs = {i, static_cast<uint32_t>(first_axis), axis_count, AlignmentOf(offsets)};
+          result_.advance.push_back(piece);
+        }
+      }
+      return;
+    }
+    tile.run_bytes = static_cast<uint32_t>(run);
+    for (uint64_t first = 0, count; first < runs; first += count) {
+      count = std::min(most / run, runs - first);
+      tile.bytes = static_cast<uint32_t>(count * run);
+      tile.runs = {static_cast<uint32_t>(first), static_cast<uint32_t>(first_axis), axis_count, AlignmentOf(offsets)};
+      result_.advance.push_back(tile);
+    }
+  }
+
+  // What the segment's state covers of row 0.
+  static void AddPlaces(const CopySegment& segment, std::vector<Range>* places) {
+    absl::InlinedVector<CopyAxis, 4> axes = segment.axes;
+    std::sort(axes.begin(), axes.end(), [](const CopyAxis& a, const CopyAxis& b) {
+      return a.size == 1 || b.size == 1 ? a.size < b.size : a.row_stride < b.row_stride;
+    });
+    uint64_t run = segment.element_bytes;
+    size_t inner = 0;
+    for (; inner < axes.size() && (axes[inner].size == 1 || axes[inner].row_stride == run); ++inner) {
+      run *= axes[inner].size;
+    }
+    AddRunsOf(absl::MakeConstSpan(axes).subspan(inner), segment.arena_offset, run, places);
+  }
+  static void AddRunsOf(absl::Span<const CopyAxis> axes, uint64_t at, uint64_t run, std::vector<Range>* places) {
+    if (axes.empty()) {
+      places->push_back({at, at + run});
+      return;
+    }
+    const CopyAxis& outer = axes.back();
+    for (uint64_t i = 0; i < outer.size; ++i) {
+      AddRunsOf(axes.first(axes.size() - 1), at + i * outer.row_stride, run, places);
+    }
+  }
+
+  // Gaps that are as long and as far apart as one another go into the same tiles.
+  void AddGap(Range gap, uint64_t row_stride) {
+    const uint64_t bytes = gap.end - gap.begin;
+    if (gap_count_ > 0 && bytes == gap_bytes_ && row_stride == gap_row_stride_ && bytes < kLongRunBytes) {
+      if (gap_count_ == 1) gap_stride_ = gap.begin - gap_begin_;
+      if (gap.begin == gap_begin_ + gap_count_ * gap_stride_) {
+        ++gap_count_;
+        return;
+      }
+    }
+    FlushGaps();
+    gap_begin_ = gap.begin, gap_bytes_ = bytes, gap_row_stride_ = row_stride, gap_count_ = 1;
+  }
+  void FlushGaps() {
+    CopyTile tile;
+    tile.arena_offset = gap_begin_;
+    tile.row_stride = gap_row_stride_;
+    if (gap_count_ == 1) AddLinear(tile, gap_bytes_);
+    if (gap_count_ > 1) {
+      const size_t axis = result_.axes.size();
+      result_.axes.push_back(TileAxisOf(static_cast<uint32_t>(gap_count_), gap_stride_));
+      AddRuns(tile, gap_bytes_, gap_count_, axis, AlignmentOf(gap_bytes_ | gap_stride_));
+    }
+    gap_count_ = 0;
+  }
+
+  const CopyPlan& plan_;
+  CopyTiles result_;
+  // The gaps that are not in tiles yet.
+  uint64_t gap_begin_ = 0, gap_bytes_ = 0, gap_stride_ = 0, gap_row_stride_ = 0, gap_count_ = 0;
+};
+
+}  // namespace
+
+TileAxis TileAxisOf(uint32_t size, uint64_t row_stride) {
+  const int log = std::bit_width(size - 1);  // rounded up
+  const uint64_t magic = ((((uint64_t{1} << log) - size) << 32) / size) + 1;
+  return {row_stride, size, static_cast<uint32_t>(magic), static_cast<uint16_t>(std::min(log, 1)),
+          static_cast<uint16_t>(std::max(log - 1, 0))};
+}
+
+absl::StatusOr<CopyTiles> TilesOf(const CopyPlan& plan) { return Cutter(plan).Cut(); }
+
+}  // namespace statepool

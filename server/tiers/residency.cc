@@ -431,20 +431,31 @@ absl::Status Residency::PutCold(const Op& op, const Resident& image) {
   }
   const uint64_t bytes = state.size() + image.attachment.size();
   for (int attempt = 0;; ++attempt) {
+    uint64_t deleted_before;
+    {
+      MutexLock lock(&mu_);
+      deleted_before = deleted_;
+    }
     const absl::Status status = cold_->PutImage(image.info(), state, leaves, image.attachment);
-    // Room can be made in the budget, not on a disk that is full of something else.
-    const bool over_budget = bytes > cold_->budget_bytes() - std::min(cold_->used_bytes(), cold_->budget_bytes());
-    if (!absl::IsResourceExhausted(status) || !over_budget || attempt == kMakeRoomAttempts) return status;
+    if (!absl::IsResourceExhausted(status) || attempt == kMakeRoomAttempts) return status;
     if (absl::Status ended = op.Check(*clock_); !ended.ok()) return ended;
     // First what nobody refers to any more, then prefixes.
     std::function<bool()> make_room;
-    bool reclaiming;
+    bool reclaiming, reclaimed;
     {
       MutexLock lock(&mu_);
       reclaiming = deleted_ < dropped_ || sweeping_;
+      reclaimed = deleted_ != deleted_before;  // perhaps after the put had failed
       make_room = make_room_;
     }
-    if (reclaiming ? !WaitForReclaim(op) : !make_room || !make_room()) return status;
+    if (reclaimed) continue;
+    if (reclaiming) {
+      if (!WaitForReclaim(op)) return status;
+      continue;
+    }
+    // Room can be made in the budget, not on a disk that is full of something else.
+    const bool over_budget = bytes > cold_->budget_bytes() - std::min(cold_->used_bytes(), cold_->budget_bytes());
+    if (!over_budget || !make_room || !make_room()) return status;
   }
 }
 

@@ -49,18 +49,26 @@ def scrape(daemon):
 
 
 class Moved:
-    """What the daemon copied between arenas and slots, and which messages it got, since the last look."""
+    """What the daemon copied between arenas and slots, and which messages it got, since the last look. It counts a call a moment after its
+    answer, so a look takes until nothing changes any more."""
 
     def __init__(self, daemon):
         self.daemon = daemon
         self.now()
 
-    def now(self):
+    def counts(self):
         seen = scrape(self.daemon)
-        counts = [seen.get('statepool_transfer_bytes_total{from="arena",to="hot"}', 0) / NBYTES,
+        return [seen.get('statepool_transfer_bytes_total{from="arena",to="hot"}', 0) / NBYTES,
                   seen.get('statepool_transfer_bytes_total{from="hot",to="arena"}', 0) / NBYTES,
                   *(sum(v for k, v in seen.items() if k.startswith("statepool_rpc_duration_seconds_count") and f'method="{method}"' in k)
                     for method in ("Set", "Get"))]
+
+    def now(self):
+        counts, same = self.counts(), 0
+        while same < 3:
+            time.sleep(0.03)
+            last, counts = counts, self.counts()
+            same = same + 1 if counts == last else 0
         moved = [a - b for a, b in zip(counts, getattr(self, "before", counts))]
         self.before = counts
         return dict(zip(("stored", "loaded", "Set", "Get"), moved))

@@ -222,7 +222,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
 
   CopyScheduler copies({.threads = flags.copy_threads}, &clock);
   Arenas arenas(ArenaOptionsOf(flags, **device), &store, &residency,
-                {.allocate = [&residency](const Op& op, TenantId tenant,
+                {.device = device->get(),
+                 .allocate = [&residency](const Op& op, TenantId tenant,
                                           uint64_t bytes) { return residency.AllocateShared(op, tenant, bytes); },
                  .freed = [&residency] { residency.SharedMemoryFreed(); }},
                 &copies, &clock);

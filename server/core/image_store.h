@@ -7,6 +7,8 @@
 #ifndef STATEPOOL_SERVER_CORE_IMAGE_STORE_H_
 #define STATEPOOL_SERVER_CORE_IMAGE_STORE_H_
 
+#include <cassert>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,7 +35,15 @@ struct SlotPlace {
 class PinnedImage {
  public:
   virtual ~PinnedImage() = default;
-  virtual absl::string_view bytes() const = 0;  // exactly layout.state_bytes(), in host memory
+  virtual uint64_t size() const = 0;        // layout.state_bytes()
+  virtual const char* data() const = 0;     // an address of the device's that has the bytes
+  virtual bool in_host_memory() const = 0;  // the CPU can read there
+  absl::string_view bytes() const {         // REQUIRES: in_host_memory()
+    assert(in_host_memory());
+    return {data(), size()};
+  }
+  // Copies bytes to host memory, wherever they are. Blocks. REQUIRES: offset + bytes <= size(). Errors: DEVICE_FAILED.
+  virtual absl::Status CopyOut(uint64_t offset, uint64_t bytes, char* to) const = 0;
   virtual absl::string_view attachment() const = 0;
   virtual SlotPlace place() const { return {}; }
 };
@@ -67,8 +77,8 @@ class ImageWriter {
   // Forgets what was appended: the state comes anew, into the same room.
   virtual void Restart() = 0;
 
-  // The other way to fill it, for copies that several threads share, or another process: the room itself, state_bytes()
-  // long, in host memory. Whoever wrote all of it gives FinishFilled the checksum of what stands there.
+  // The other way to fill it, for copies that several threads share, or another process, or a device: the room itself,
+  // state_bytes() long, on its device. Whoever wrote all of it gives FinishFilled the checksum of what stands there.
   virtual char* room() = 0;
   virtual SlotPlace place() const { return {}; }
   virtual ImageRef FinishFilled(Checksum checksum, absl::string_view attachment) = 0;
@@ -97,7 +107,7 @@ class ImageStore {
   // Errors: CORRUPT (DATA_LOSS), STATE_TOO_LARGE, HOT_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   virtual absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image) = 0;
 
-  // The same when it needs no waiting, else null. Counts as a use.
+  // The same when it needs no waiting and the CPU can read the bytes, else null. Counts as a use.
   virtual Pin TryRead(const ImageRef& image) = 0;
 
   // Writes an image's bytes to the cold store, if they are not there yet: after this returned OK, a commit of the

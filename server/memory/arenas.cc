@@ -105,6 +105,7 @@ struct Arenas::Arena {
   // Whoever has the turn.
   std::vector<Row> rows;
   std::unique_ptr<SharedExtent> memory;
+  std::unique_ptr<RowCopier> copier;  // null: the CPU copies
 };
 
 // The one call that runs on an arena, until this goes.
@@ -239,6 +240,11 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
   absl::Status status;
   absl::StatusOr<std::unique_ptr<SharedExtent>> memory = memory_.allocate(op, op.tenant, arena->shape->bytes);
   status = memory.status();
+  if (status.ok() && !memory_.device->host_accessible()) {
+    absl::StatusOr<std::unique_ptr<RowCopier>> copier = memory_.device->NewRowCopier(arena->shape->plan);
+    status = copier.status();
+    if (status.ok()) arena->copier = *std::move(copier);
+  }
   while (status.ok() && arena->reserve.size() < request.rows) {
     absl::StatusOr<std::unique_ptr<ImageWriter>> writer = images_->BeginWrite(op, *layout, /*attachment_bytes=*/0);
     status = writer.status();
@@ -483,7 +489,7 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
     if (item.with_attachment) loaded.attachment = std::string(found[k]->pin->attachment());
     if (held) continue;
     const auto [it, is_new] = gather_of.try_emplace(found[k]->image, gathers.size());
-    if (is_new) gathers.push_back({found[k]->pin->bytes().data(), {}, {}});
+    if (is_new) gathers.push_back({found[k]->pin->data(), {}, {}});
     Gather& gather = gathers[it->second];
     gather.rows.push_back(item.row);
     bytes += arena->layout->state_bytes();
@@ -533,9 +539,21 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
       for (const uint32_t row : task.rows) plan.Clear(memory, row);
     });
   };
+  const auto run_on_device = [&] {
+    std::vector<RowCopier::GatherItem> batch;
+    for (const Gather& gather : gathers) {
+      for (const uint32_t row : gather.rows) batch.push_back({gather.state, row});
+    }
+    return arena->copier->Gather(batch, memory);
+  };
   const MonoTime start = clock_->Now();
-  absl::Status status = run(clears);
-  if (status.ok()) status = run(tasks);
+  absl::Status status;
+  if (arena->copier != nullptr) {
+    status = run_on_device();
+  } else {
+    status = run(clears);
+    if (status.ok()) status = run(tasks);
+  }
   if (!status.ok()) {
     for (size_t k = 0; k < copied.size(); ++k) {
       if (answer->rows[copied[k]].copied) arena->rows[items[copied[k]].row] = {};
@@ -728,15 +746,29 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
   const CopyHint hint = bytes > kStreamingStoreBytes ? CopyHint::kStreaming : CopyHint::kCached;
   constexpr uint64_t kTaskLeaves = kTaskBytes / kLeafBytes;
   const uint64_t tasks_each = (leaves + kTaskLeaves - 1) / kTaskLeaves;
-  const char* const memory = arena->memory->data();
-  const MonoTime start = clock_->Now();
-  RETURN_IF_ERROR(copies_->Run(op, &arena->ended, bytes, scatters.size() * tasks_each, [&](size_t task) {
+  char* const memory = arena->memory->data();
+  const auto run_on_device = [&]() -> absl::Status {
+    std::vector<RowCopier::ScatterItem> batch;
+    for (const Scatter& scatter : scatters) {
+      const StoreItem& item = items[scatter.item];
+      batch.push_back({item.row, item.accepted_length.value_or(1), scatter.room});
+    }
+    RETURN_IF_ERROR(arena->copier->Scatter(batch, memory));
+    for (Scatter& scatter : scatters) {
+      RETURN_IF_ERROR(memory_.device->HashLeaves(scatter.room, plan.state_bytes(), absl::MakeSpan(scatter.hashes)));
+    }
+    return absl::OkStatus();
+  };
+  const auto run = [&](size_t task) {
     Scatter& scatter = scatters[task / tasks_each];
     const StoreItem& item = items[scatter.item];
     const uint64_t first = task % tasks_each * kTaskLeaves, last = std::min(first + kTaskLeaves, leaves);
     plan.ScatterLeaves(memory, item.row, item.accepted_length.value_or(1), first, last, scatter.room,
                        scatter.hashes.data() + first, hint);
-  }));
+  };
+  const MonoTime start = clock_->Now();
+  RETURN_IF_ERROR(arena->copier != nullptr ? run_on_device()
+                                           : copies_->Run(op, &arena->ended, bytes, scatters.size() * tasks_each, run));
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
   for (size_t s = 0; s < scatters.size(); ++s) {
     images[at[s]] = scatters[s].writer->FinishFilled(HashRoot(scatters[s].hashes), items[scatters[s].item].attachment);

@@ -11,8 +11,9 @@
 // Of a row only its base is known here: which version of which name it was last loaded from or stored as.
 //
 // One Load or Store runs on an arena at a time; others wait, within their deadlines. The bytes move on the
-// CopyScheduler's threads. A thread of its own ends what nobody connected to and frees what is in quarantine; another
-// reserves slots anew, and may wait for the disk.
+// CopyScheduler's threads, or, where the CPU can't reach them, by the device itself (RowCopier). A thread of its own
+// ends what nobody connected to and frees what is in quarantine; another reserves slots anew, and may wait for the
+// disk.
 #ifndef STATEPOOL_SERVER_MEMORY_ARENAS_H_
 #define STATEPOOL_SERVER_MEMORY_ARENAS_H_
 
@@ -52,8 +53,10 @@ struct ArenaOptions {
   uint32_t max_waiting = 16;                 // calls that wait for their turn, on all arenas; each holds a thread
 };
 
-// Where arenas' memory comes from. `allocate` makes room as a write does; `freed` is called when some was destroyed.
+// Where arenas' memory comes from: `device`, which has the slots too. `allocate` makes room as a write does; `freed` is
+// called when some was destroyed.
 struct ArenaMemory {
+  Device* device = nullptr;
   std::function<absl::StatusOr<std::unique_ptr<SharedExtent>>(const Op& op, TenantId tenant, uint64_t bytes)> allocate;
   std::function<void()> freed;
 };

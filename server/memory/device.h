@@ -25,6 +25,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "kernels/checksum.h"
+#include "kernels/copy_plan.h"
 #include "server/core/ids.h"
 
 namespace statepool {
@@ -87,6 +88,27 @@ class Staging {
   virtual uint64_t bytes() const = 0;
 };
 
+// Copies between states and the rows of arenas, of one plan (kernels/copy_plan.h): for devices whose memory the CPU
+// can't copy. Complete when a call returns. A state needs no room beside it. Thread-safe. Errors: DEVICE_FAILED.
+class RowCopier {
+ public:
+  struct GatherItem {
+    const char* state = nullptr;
+    uint32_t row = 0;
+  };
+  struct ScatterItem {
+    uint32_t row = 0;
+    uint32_t accepted = 1;  // at least 1
+    char* state = nullptr;
+  };
+  virtual ~RowCopier() = default;
+
+  // Each state into its row, and zeros into what the row has beside it. REQUIRES: no row twice.
+  virtual absl::Status Gather(absl::Span<const GatherItem> items, char* arena) = 0;
+  // REQUIRES: no two states overlap.
+  virtual absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena) = 0;
+};
+
 // Thread-safe. Must outlive its extents, its staging and its transfers.
 class Device {
  public:
@@ -112,12 +134,18 @@ class Device {
   virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) = 0;
   virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) = 0;
 
+  // Between two extents, or two parts of one that don't overlap. Errors: DEVICE_FAILED.
+  virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) = 0;
+
   // The hashes of a state's leaves (kernels/checksum.h), where it lies. REQUIRES: leaves.size() is LeafCount(bytes).
   // Errors: DEVICE_FAILED.
   virtual absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) = 0;
 
   // Host memory, aligned to 4,096 bytes, for the copies above. Errors: HOT_FULL, DEVICE_FAILED.
   virtual absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) = 0;
+
+  // REQUIRES: !host_accessible(). Errors: DEVICE_FAILED; UNIMPLEMENTED / VIEW_UNSUPPORTED for a plan that it can't run.
+  virtual absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) = 0;
 
   // Not OK once the device has failed: every call gives this error from then on, and what it held is lost.
   // UNAVAILABLE / DEVICE_FAILED.

@@ -43,11 +43,17 @@ class FailingDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override {
     return inner_->CopyOut(to, from, bytes);
   }
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override {
+    return inner_->CopyWithin(to, from, bytes);
+  }
   absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override {
     return inner_->HashLeaves(state, bytes, leaves);
   }
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override {
     return inner_->AllocateStaging(bytes);
+  }
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) override {
+    return inner_->NewRowCopier(plan);
   }
   absl::Status health() const override { return inner_->health(); }
 

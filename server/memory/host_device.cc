@@ -179,6 +179,10 @@ absl::StatusOr<std::unique_ptr<Transfer>> HostDevice::CopyOut(char* to, const ch
   return std::make_unique<DoneTransfer>();
 }
 
+absl::StatusOr<std::unique_ptr<Transfer>> HostDevice::CopyWithin(char* to, const char* from, uint64_t bytes) {
+  return CopyIn(to, {from, bytes});
+}
+
 absl::Status HostDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
   const std::vector<LeafHash> hashes = statepool::HashLeaves({state, bytes});
   assert(leaves.size() == hashes.size());
@@ -191,6 +195,10 @@ absl::StatusOr<std::unique_ptr<Staging>> HostDevice::AllocateStaging(uint64_t by
   if (staging->data() == nullptr)
     return Full(absl::StrCat("no ", bytes, " bytes of memory for staging"), budget_bytes_);
   return staging;
+}
+
+absl::StatusOr<std::unique_ptr<RowCopier>> HostDevice::NewRowCopier(const CopyPlan&) {
+  return absl::InternalError("the CPU copies this device's rows itself");
 }
 
 uint64_t RaiseOpenFileLimit() {

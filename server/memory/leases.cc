@@ -209,7 +209,7 @@ bool Leases::IsGone(absl::string_view id) const {
 
 absl::StatusOr<LeasedSlot> Leases::Hold(const Op& op, absl::string_view id, Pin pin) {
   const SlotPlace place = pin->place();
-  const uint64_t bytes = pin->bytes().size();
+  const uint64_t bytes = pin->size();
   MutexLock lock(&mu_);
   absl::StatusOr<Lease*> found = Find(op, id);
   RETURN_IF_ERROR(found.status());

@@ -79,13 +79,15 @@ class StatePoolService::CallBase {
 // The bytes of an answer in flight: given back when gRPC has let go of its last slice.
 using SharedTicket = std::shared_ptr<Admission::Ticket>;
 
-// A slot's memory as gRPC holds it: given back when the last reference to a slice of it goes.
+// A slot's memory, or a copy of it, as gRPC holds it: given back when the last reference to a slice of it goes.
 struct LentSlot {
   Pin pin;
+  std::shared_ptr<const char[]> copy;
   SharedTicket ticket;
 };
 
-// Slices over `pieces`, which lie in lent->pin's bytes. Many small ones are copied into one, which needs no slot.
+// Slices over `pieces`, which lie in lent->pin's bytes or in the copy. Many small ones are copied into one, which needs
+// no slot.
 std::vector<grpc::Slice> Lend(const std::shared_ptr<LentSlot>& lent, absl::Span<const absl::string_view> pieces);
 
 }  // namespace statepool

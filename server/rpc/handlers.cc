@@ -13,6 +13,7 @@
 #include "absl/strings/strip.h"
 #include "kernels/checksum.h"
 #include "server/core/error.h"
+#include "server/core/range_reader.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
 #include "server/rpc/requests.h"
@@ -282,12 +283,16 @@ absl::StatusOr<uint64_t> Handlers::AnswerBytes(const GetAnswer& answer, const v1
 
 absl::StatusOr<std::vector<ByteRange>> Handlers::FillGetResponse(const GetAnswer& answer, const v1::GetRequest& in,
                                                                  v1::GetResponse* out) const {
-  std::vector<ByteRange> ranges = {{0, answer.pin->bytes().size()}};
+  std::vector<ByteRange> ranges = {{0, answer.pin->size()}};
   Checksum checksum = answer.info.version.checksum;
   if (in.has_select()) {
     absl::StatusOr<std::vector<ByteRange>> selected = RangesOf(*answer.info.layout, *ToSelect(in.select(), true));
     if (!selected.ok()) return selected.status();
-    if (*selected != ranges) checksum = ChecksumOfPieces(Cut(answer.pin->bytes(), *selected));
+    if (*selected != ranges) {
+      const absl::StatusOr<Checksum> of_part = ChecksumOfRanges(*answer.pin, *selected);
+      if (!of_part.ok()) return of_part.status();
+      checksum = *of_part;
+    }
     ranges = *std::move(selected);
   }
   FillNameInfo(answer.info, out->mutable_info());

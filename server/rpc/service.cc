@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/wire.h"
 #include "server/core/error.h"
+#include "server/core/range_reader.h"
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
 #include "server/rpc/errors.h"
@@ -359,13 +360,17 @@ absl::StatusOr<SharedTicket> StatePoolService::AdmitAnswer(uint64_t bytes) {
 }
 
 // The answer to a read: what is beside the bytes, and slots that are lent until gRPC has sent them.
-grpc::ByteBuffer StatePoolService::AnswerWithSlots(std::string small, std::vector<Handlers::PinnedPart> parts,
-                                                   const SharedTicket& ticket) {
+absl::StatusOr<grpc::ByteBuffer> StatePoolService::AnswerWithSlots(std::string small,
+                                                                   std::vector<Handlers::PinnedPart> parts,
+                                                                   const SharedTicket& ticket) {
   std::vector<grpc::Slice> slices;
   for (Handlers::PinnedPart& part : parts) {
-    const std::vector<absl::string_view> pieces = Cut(part.pin->bytes(), part.ranges);
-    const auto lent = std::make_shared<LentSlot>(std::move(part.pin), ticket);
-    for (grpc::Slice& slice : Lend(lent, pieces)) slices.push_back(std::move(slice));
+    RangeReader reader(part.pin.get(), part.ranges);
+    const absl::StatusOr<RangeReader::Bytes> bytes = reader.Next(reader.left());
+    if (!bytes.ok()) return bytes.status();
+    const auto lent =
+        std::make_shared<LentSlot>(bytes->copy == nullptr ? std::move(part.pin) : nullptr, bytes->copy, ticket);
+    for (grpc::Slice& slice : Lend(lent, bytes->pieces)) slices.push_back(std::move(slice));
     sent_bytes_.fetch_add(BytesOf(part.ranges), std::memory_order_relaxed);
   }
   return wire::Join(std::move(small), wire::kDataField, slices, ticket);
@@ -404,7 +409,9 @@ grpc::ServerUnaryReactor* StatePoolService::Get(grpc::CallbackServerContext* con
     if (!ranges.ok()) return call->Finish(ranges.status());
     std::vector<Handlers::PinnedPart> parts(1);
     parts[0] = {std::move(answer->pin), *std::move(ranges)};
-    call->Finish(AnswerWithSlots(small.SerializeAsString(), std::move(parts), ticket));
+    absl::StatusOr<grpc::ByteBuffer> message = AnswerWithSlots(small.SerializeAsString(), std::move(parts), ticket);
+    if (!message.ok()) return call->Finish(message.status());
+    call->Finish(*std::move(message));
   };
 
   // Hashing a part that was selected is too much for gRPC's threads.
@@ -448,7 +455,9 @@ grpc::ServerUnaryReactor* StatePoolService::BatchGet(grpc::CallbackServerContext
     v1::BatchGetResponse small;
     absl::StatusOr<std::vector<Handlers::PinnedPart>> parts = handlers_.BatchGet(call->op(), parsed, admit, &small);
     if (!parts.ok()) return call->Finish(parts.status());
-    call->Finish(AnswerWithSlots(small.SerializeAsString(), *std::move(parts), ticket));
+    absl::StatusOr<grpc::ByteBuffer> message = AnswerWithSlots(small.SerializeAsString(), *std::move(parts), ticket);
+    if (!message.ok()) return call->Finish(message.status());
+    call->Finish(*std::move(message));
   });
   return call;
 }

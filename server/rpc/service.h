@@ -88,8 +88,8 @@ class StatePoolService final : public RawStatePoolService {
   Call* Serve(Call* call, Where where, Handler<Request, Response> handler);
 
   absl::StatusOr<std::shared_ptr<Admission::Ticket>> AdmitAnswer(uint64_t bytes);
-  grpc::ByteBuffer AnswerWithSlots(std::string small, std::vector<Handlers::PinnedPart> parts,
-                                   const std::shared_ptr<Admission::Ticket>& ticket);
+  absl::StatusOr<grpc::ByteBuffer> AnswerWithSlots(std::string small, std::vector<Handlers::PinnedPart> parts,
+                                                   const std::shared_ptr<Admission::Ticket>& ticket);
 
   bool BeginCall();
   void EndCall();

@@ -11,6 +11,7 @@
 #include "kernels/checksum.h"
 #include "proto/wire.h"
 #include "server/core/error.h"
+#include "server/core/range_reader.h"
 #include "server/core/store_errors.h"
 #include "server/rpc/call.h"
 #include "server/rpc/convert.h"
@@ -99,23 +100,15 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
     }
     sent_ = request_.offset();
     chunk_bytes_ = request_.chunk_bytes() == 0 ? kChunkBytesDefault : request_.chunk_bytes();
-    pieces_ = Cut(answer->pin->bytes(), *ranges);
     // gRPC holds one chunk, and the socket's buffer another.
     absl::StatusOr<Admission::Ticket> ticket =
         service_->admission_.Admit(std::min(2 * chunk_bytes_, total_) + head_->attachment().size());
     if (!ticket.ok()) return ticket.status();
-    lent_ = std::make_shared<LentSlot>(std::move(answer->pin), std::make_shared<Admission::Ticket>(*std::move(ticket)));
-    for (uint64_t skip = sent_; skip > 0;) skip -= Take(skip).size();
+    reader_.emplace(answer->pin.get(), *ranges);
+    reader_->Skip(sent_);
+    lent_ = std::make_shared<LentSlot>(std::move(answer->pin), nullptr,
+                                       std::make_shared<Admission::Ticket>(*std::move(ticket)));
     return absl::OkStatus();
-  }
-
-  // The next bytes that lie in one piece, at most `most`.
-  absl::string_view Take(uint64_t most) {
-    absl::string_view& piece = pieces_[next_piece_];
-    const absl::string_view taken = piece.substr(0, most);
-    piece.remove_prefix(taken.size());
-    if (piece.empty()) ++next_piece_;
-    return taken;
   }
 
   void SendNext() {
@@ -123,13 +116,15 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
     if (head_.has_value()) *chunk.mutable_head() = *std::move(head_);
     head_.reset();
     chunk.set_offset(sent_);
-    std::vector<absl::string_view> data;
     const uint64_t bytes = std::min(chunk_bytes_, total_ - sent_);
-    for (uint64_t left = bytes; left > 0; left -= data.back().size()) data.push_back(Take(left));
-    chunk.set_checksum(ChecksumToHex(ChecksumOfPieces(data)));
+    const absl::StatusOr<RangeReader::Bytes> data = reader_->Next(bytes);
+    if (!data.ok()) return End(data.status());
+    chunk.set_checksum(ChecksumToHex(ChecksumOfPieces(data->pieces)));
     sent_ += bytes;
     service_->sent_bytes_.fetch_add(bytes, std::memory_order_relaxed);
-    message_ = wire::Join(chunk.SerializeAsString(), wire::kDataField, Lend(lent_, data));
+    std::shared_ptr<LentSlot> lent = lent_;
+    if (data->copy != nullptr) lent = std::make_shared<LentSlot>(nullptr, data->copy, lent_->ticket);
+    message_ = wire::Join(chunk.SerializeAsString(), wire::kDataField, Lend(lent, data->pieces));
     WatchProgress(bytes);
     StartWrite(&message_);
   }
@@ -143,8 +138,7 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
   v1::GetStreamRequest request_;
   std::optional<v1::GetResponse> head_;  // until it is sent
   std::shared_ptr<LentSlot> lent_;
-  std::vector<absl::string_view> pieces_;  // what is still to be sent, from next_piece_ on
-  size_t next_piece_ = 0;
+  std::optional<RangeReader> reader_;  // of lent_'s slot: what is still to be sent
   uint64_t sent_ = 0, total_ = 0, chunk_bytes_ = 0;
   grpc::ByteBuffer message_;
 };

@@ -26,21 +26,22 @@
 #include "server/core/ids.h"
 #include "server/core/image.h"
 #include "server/core/name_log.h"
+#include "server/memory/state_io.h"
 
 namespace statepool {
 
 class ColdStore : public NameLog {
  public:
   // Writes an image, its bytes first and its manifest last: it exists whole or not at all. Not synced. A failed put
-  // leaves nothing that counts, and may be repeated. REQUIRES: `state` has info.bytes; `leaves` are its leaves; the
-  // image is not stored yet.
-  virtual absl::Status PutImage(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
+  // leaves nothing that counts, and may be repeated with another reader. REQUIRES: `state` has info.bytes, nothing of
+  // it read; `leaves` are its leaves; the image is not stored yet. Errors: of the reader, too.
+  virtual absl::Status PutImage(const ImageInfo& info, StateReader* state, absl::Span<const LeafHash> leaves,
                                 absl::string_view attachment) = 0;
 
-  // Reads an image into `state`, which has room for layout.state_bytes(). Every leaf, the root and the attachment are
-  // verified against `info`. Errors: DATA_LOSS / CORRUPT when they differ or are missing (`state` then holds anything),
-  // UNAVAILABLE / DISK_FAILED.
-  virtual absl::Status ReadImage(const ImageInfo& info, char* state, std::string* attachment) = 0;
+  // Reads an image into `state`, which has layout.state_bytes(), and finishes it. Every leaf, the root and the
+  // attachment are verified against `info`. Errors: DATA_LOSS / CORRUPT when they differ or are missing (`state` then
+  // holds anything), UNAVAILABLE / DISK_FAILED; of the filler, too.
+  virtual absl::Status ReadImage(const ImageInfo& info, StateFiller* state, std::string* attachment) = 0;
 
   // Forgets images; unknown ids are skipped. Their space comes back in the background.
   virtual absl::Status DeleteImages(absl::Span<const ImageId> ids) = 0;

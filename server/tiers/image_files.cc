@@ -96,18 +96,52 @@ absl::Status SyncDirectory(const std::string& path) {
   return status;
 }
 
-// Of a state and a tail that lie one after the other: what is at `from`, `bytes` long, into `out`.
-void CopyOut(absl::string_view state, absl::string_view tail, uint64_t from, uint64_t bytes, char* out) {
-  const uint64_t of_state = std::min(bytes, state.size() - std::min<uint64_t>(from, state.size()));
-  if (of_state > 0) std::memcpy(out, state.data() + from, of_state);
-  if (bytes > of_state) std::memcpy(out + of_state, tail.data() + (from + of_state - state.size()), bytes - of_state);
+// Of a piece of a state and a tail that lie one after the other: what is at `from`, `bytes` long, into `out`.
+void CopyOut(absl::string_view piece, absl::string_view tail, uint64_t from, uint64_t bytes, char* out) {
+  const uint64_t of_piece = std::min(bytes, piece.size() - std::min<uint64_t>(from, piece.size()));
+  if (of_piece > 0) std::memcpy(out, piece.data() + from, of_piece);
+  if (bytes > of_piece) std::memcpy(out + of_piece, tail.data() + (from + of_piece - piece.size()), bytes - of_piece);
 }
 
 // The way back.
-void CopyIn(const char* in, uint64_t from, uint64_t bytes, char* state, uint64_t state_bytes, char* tail) {
-  const uint64_t of_state = std::min(bytes, state_bytes - std::min(from, state_bytes));
-  if (of_state > 0) std::memcpy(state + from, in, of_state);
-  if (bytes > of_state) std::memcpy(tail + (from + of_state - state_bytes), in + of_state, bytes - of_state);
+void CopyIn(const char* in, uint64_t from, uint64_t bytes, absl::Span<char> piece, char* tail) {
+  const uint64_t of_piece = std::min(bytes, piece.size() - std::min<uint64_t>(from, piece.size()));
+  if (of_piece > 0) std::memcpy(piece.data() + from, in, of_piece);
+  if (bytes > of_piece) std::memcpy(tail + (from + of_piece - piece.size()), in + of_piece, bytes - of_piece);
+}
+
+// Writes both at `offset`, with zeros up to the next block. Whole blocks go from where they are; what is left of the
+// piece goes with the tail.
+absl::Status WritePiece(int fd, absl::string_view piece, absl::string_view tail, uint64_t offset) {
+  const uint64_t bytes = piece.size() + tail.size();
+  uint64_t done = IsAligned(piece.data()) ? RoundDown(piece.size()) : 0;
+  absl::Status status = WriteBlocks(fd, piece.data(), done, offset);
+  if (done == bytes) return status;
+  const Block block = NewBlock(std::min(kCallBytes, bytes - done));
+  while (status.ok() && done < bytes) {
+    const uint64_t size = std::min(kCallBytes, bytes - done);
+    CopyOut(piece, tail, done, size, block.get());
+    std::memset(block.get() + size, 0, RoundUp(size) - size);
+    status = WriteBlocks(fd, block.get(), RoundUp(size), offset + done);
+    done += size;
+  }
+  return status;
+}
+
+// The way back.
+absl::Status ReadPiece(int fd, absl::Span<char> piece, std::string* tail, uint64_t offset) {
+  const uint64_t bytes = piece.size() + tail->size();
+  uint64_t done = IsAligned(piece.data()) ? RoundDown(piece.size()) : 0;
+  absl::Status status = ReadBlocks(fd, piece.data(), done, offset);
+  if (done == bytes) return status;
+  const Block block = NewBlock(std::min(kCallBytes, bytes - done));
+  while (status.ok() && done < bytes) {
+    const uint64_t size = std::min(kCallBytes, bytes - done);
+    status = ReadBlocks(fd, block.get(), RoundUp(size), offset + done);
+    if (status.ok()) CopyIn(block.get(), done, size, piece, tail->data());
+    done += size;
+  }
+  return status;
 }
 
 }  // namespace
@@ -185,22 +219,17 @@ absl::StatusOr<ImagePlace> ImageFiles::Reserve(uint64_t bytes, std::shared_ptr<c
   return place;
 }
 
-absl::StatusOr<ImagePlace> ImageFiles::Append(absl::string_view state, absl::string_view tail) {
-  const uint64_t bytes = state.size() + tail.size();
+absl::StatusOr<ImagePlace> ImageFiles::Append(StateReader* state, absl::string_view tail) {
+  const uint64_t bytes = state->bytes() + tail.size();
   std::shared_ptr<const Descriptor> file;
   const absl::StatusOr<ImagePlace> place = Reserve(RoundUp(bytes), &file);
   if (!place.ok()) return place;
 
-  // Whole blocks go from where they are; what is left of the state goes with the tail.
-  uint64_t done = IsAligned(state.data()) ? RoundDown(state.size()) : 0;
-  absl::Status status = WriteBlocks(file->get(), state.data(), done, place->offset);
-  const Block block = NewBlock(std::min(kCallBytes, bytes - done));
-  while (status.ok() && done < bytes) {
-    const uint64_t size = std::min(kCallBytes, bytes - done);
-    CopyOut(state, tail, done, size, block.get());
-    std::memset(block.get() + size, 0, RoundUp(size) - size);
-    status = WriteBlocks(file->get(), block.get(), RoundUp(size), place->offset + done);
-    done += size;
+  absl::Status status;
+  while (status.ok() && state->left() > 0) {
+    const uint64_t offset = place->offset + state->bytes() - state->left();
+    const absl::StatusOr<absl::string_view> piece = state->Next();
+    status = piece.ok() ? WritePiece(file->get(), *piece, state->left() > 0 ? "" : tail, offset) : piece.status();
   }
   if (!status.ok()) {
     Free(*place, bytes);
@@ -251,20 +280,23 @@ absl::Status ImageFiles::Sync() {
 
 // ---- reading
 
-absl::Status ImageFiles::Read(ImagePlace place, char* state, uint64_t state_bytes, std::string* tail) const {
+absl::Status ImageFiles::Read(ImagePlace place, StateFiller* state, std::vector<LeafHash>* leaves,
+                              std::string* tail) const {
   const Descriptor file(OpenFile(PathOf(place.file), O_RDONLY));
   if (!file.ok()) return ReadError("opening an image's file");
-  const uint64_t bytes = state_bytes + tail->size();
-  uint64_t done = IsAligned(state) ? RoundDown(state_bytes) : 0;
-  absl::Status status = ReadBlocks(file.get(), state, done, place.offset);
-  const Block block = NewBlock(std::min(kCallBytes, bytes - done));
-  while (status.ok() && done < bytes) {
-    const uint64_t size = std::min(kCallBytes, bytes - done);
-    status = ReadBlocks(file.get(), block.get(), RoundUp(size), place.offset + done);
-    if (status.ok()) CopyIn(block.get(), done, size, state, state_bytes, tail->data());
-    done += size;
+  leaves->clear();
+  std::string no_tail;
+  while (state->left() > 0) {
+    const uint64_t offset = place.offset + state->bytes() - state->left();
+    const absl::StatusOr<absl::Span<char>> room = state->Room();
+    if (!room.ok()) return room.status();
+    std::string* const its_tail = room->size() == state->left() ? tail : &no_tail;
+    if (absl::Status status = ReadPiece(file.get(), *room, its_tail, offset); !status.ok()) return status;
+    const std::vector<LeafHash> hashes = HashLeaves({room->data(), room->size()});
+    leaves->insert(leaves->end(), hashes.begin(), hashes.end());
+    if (absl::Status status = state->Filled(); !status.ok()) return status;
   }
-  return status;
+  return absl::OkStatus();
 }
 
 // ---- space

@@ -28,6 +28,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "server/core/mutex.h"
+#include "server/memory/state_io.h"
 
 namespace statepool {
 
@@ -57,11 +58,13 @@ class ImageFiles {
   // `stop` becomes true.
   absl::Status Sweep(const std::atomic<bool>& stop);
 
-  // Writes an extent. Durable after the next Sync.
-  absl::StatusOr<ImagePlace> Append(absl::string_view state, absl::string_view tail);
-  // Reads one into `state` and `tail`, which have the sizes that were written. DATA_LOSS: it is not there, or can't be
-  // read. What comes back is not verified.
-  absl::Status Read(ImagePlace place, char* state, uint64_t state_bytes, std::string* tail) const;
+  // Writes an extent. Durable after the next Sync. Errors of the reader's have a reason (server/core/error.h), those of
+  // files have none.
+  absl::StatusOr<ImagePlace> Append(StateReader* state, absl::string_view tail);
+  // Reads one into `state` and `tail`, which have the sizes that were written; the state is not finished. `leaves`: the
+  // hashes of what was read. DATA_LOSS: it is not there, or can't be read. What comes back is not verified. Errors of
+  // the filler's have a reason.
+  absl::Status Read(ImagePlace place, StateFiller* state, std::vector<LeafHash>* leaves, std::string* tail) const;
   // When this returns OK, all that Append returned before the call is durable. Concurrent calls share the work.
   absl::Status Sync();
   // Gives the space of an extent back. REQUIRES: nobody reads it, and whoever knew of it is durably gone.

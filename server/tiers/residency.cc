@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
 #include "server/tiers/resident.h"
@@ -39,26 +40,32 @@ absl::Status WrongLength(absl::string_view what, uint64_t expected, uint64_t act
       .Meta("actual", actual);
 }
 
-// The base, with the pieces in the place of its ranges. REQUIRES: both have the same length.
-void AppendOverBase(const StateBytes& bytes, CopyHasher* copy) {
-  const absl::string_view base = bytes.base->bytes();
-  auto piece = bytes.pieces.begin();
-  size_t used = 0;  // of *piece
-  for (const ByteRange& range : bytes.ranges) {
-    copy->Append(base.substr(copy->copied(), range.offset - copy->copied()));
-    for (uint64_t left = range.bytes; left > 0;) {
-      if (used == piece->size()) {
-        ++piece;
-        used = 0;
-        continue;
-      }
-      const absl::string_view part = piece->substr(used, left);
+// Pieces, one after the other, in parts of any size.
+class PieceReader {
+ public:
+  explicit PieceReader(absl::Span<const absl::string_view> pieces) : pieces_(pieces) {}
+
+  // REQUIRES: as many bytes are left.
+  void Append(uint64_t bytes, CopyHasher* copy) {
+    while (bytes > 0) {
+      const absl::string_view part = pieces_[next_].substr(used_, bytes);
       copy->Append(part);
-      used += part.size();
-      left -= part.size();
+      used_ += part.size();
+      bytes -= part.size();
+      if (used_ < pieces_[next_].size()) continue;
+      ++next_;
+      used_ = 0;
     }
   }
-  copy->Append(base.substr(copy->copied()));
+
+ private:
+  const absl::Span<const absl::string_view> pieces_;
+  size_t next_ = 0;
+  size_t used_ = 0;  // of that piece
+};
+
+void AppendTo(std::vector<LeafHash>* leaves, const std::vector<LeafHash>& more) {
+  leaves->insert(leaves->end(), more.begin(), more.end());
 }
 
 void Require(bool condition, const char* what) {
@@ -75,7 +82,19 @@ class Residency::ResidentPin final : public PinnedImage {
   ResidentPin(Residency* residency, ImageRef image) : residency_(residency), image_(std::move(image)) {}
   ~ResidentPin() override { residency_->Unpin(Resident::Of(*image_)); }
 
-  absl::string_view bytes() const override { return {Resident::Of(*image_)->slot.data, image_->bytes()}; }
+  uint64_t size() const override { return image_->bytes(); }
+  const char* data() const override { return Resident::Of(*image_)->slot.data; }
+  bool in_host_memory() const override { return residency_->device_->host_accessible(); }
+  absl::Status CopyOut(uint64_t offset, uint64_t bytes, char* to) const override {
+    absl::StatusOr<StateReader> reader = residency_->ReaderOf(Op(), data() + offset, bytes);
+    if (!reader.ok()) return reader.status();
+    while (reader->left() > 0) {
+      const absl::StatusOr<absl::string_view> piece = reader->Next();
+      if (!piece.ok()) return piece.status();
+      to = std::copy(piece->begin(), piece->end(), to);
+    }
+    return absl::OkStatus();
+  }
   absl::string_view attachment() const override { return Resident::Of(*image_)->attachment; }
   SlotPlace place() const override { return PlaceOf(Resident::Of(*image_)->slot); }
 
@@ -88,12 +107,13 @@ Residency::Residency(ResidencyOptions options, Device* device, ColdStore* cold, 
     : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget),
                .keep_empty = options.keep_empty,
                .dirty_bytes_max = options.dirty_bytes_max,
-               .owned_bytes_max = options.owned_bytes_max},
+               .owned_bytes_max = options.owned_bytes_max,
+               .staging = options.staging},
       device_(device),
       cold_(cold),
       clock_(clock),
       ids_(cold->epoch()) {
-  Require(device->host_accessible(), "the device's memory cannot be read by the CPU");
+  Require(device->host_accessible() || options.staging != nullptr, "nothing to reach the device's memory through");
   reclaimer_ = std::thread(&Residency::ReclaimLoop, this);
   spiller_ = std::thread(&Residency::SpillLoop, this);
 }
@@ -190,18 +210,12 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
   }
   if (absl::Status status = Acquire(op, bytes.attachment.size(), &claim); !status.ok()) return status;
   ImageInfo info{.id = ids_.Next(), .tenant = op.tenant, .layout = layout};
-  if (bytes.initial) {
-    layout->FillInitial(0, claim.slot.data, layout->state_bytes());
-    info.checksum = ChecksumOf({claim.slot.data, layout->state_bytes()});
-  } else {
-    CopyHasher copy(claim.slot.data, layout->state_bytes());
-    if (bytes.base == nullptr) {
-      for (absl::string_view piece : bytes.pieces) copy.Append(piece);
-    } else {
-      AppendOverBase(bytes, &copy);
-    }
-    info.checksum = HashRoot(copy.Finish());
-  }
+  const absl::StatusOr<std::vector<LeafHash>> leaves =
+      bytes.initial           ? FillInitial(op, *layout, claim.slot.data)
+      : bytes.base != nullptr ? FillOverBase(op, bytes, claim.slot.data)
+                              : Fill(op, bytes.pieces, layout->state_bytes(), claim.slot.data);
+  if (!leaves.ok()) return leaves.status();
+  info.checksum = HashRoot(*leaves);
   if (bytes.expected_checksum && *bytes.expected_checksum != info.checksum)
     return ChecksumMismatch(*bytes.expected_checksum, info.checksum);
 
@@ -213,6 +227,93 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
   if (first != nullptr) return first;  // another Create was faster; ours goes
   pool->initial = image;
   return image;
+}
+
+absl::StatusOr<StateReader> Residency::ReaderOf(const Op& op, const char* from, uint64_t bytes) const {
+  if (device_->host_accessible()) return StateReader({from, bytes});
+  absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = options_.staging->Take(op);
+  if (!pair.ok()) return pair.status();
+  return StateReader(device_, *std::move(pair), from, bytes);
+}
+
+absl::StatusOr<StateFiller> Residency::FillerOf(const Op& op, char* to, uint64_t bytes) const {
+  if (device_->host_accessible()) return StateFiller(to, bytes);
+  absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = options_.staging->Take(op);
+  if (!pair.ok()) return pair.status();
+  return StateFiller(device_, *std::move(pair), to, bytes);
+}
+
+absl::StatusOr<std::vector<LeafHash>> Residency::Fill(const Op& op, absl::Span<const absl::string_view> pieces,
+                                                      uint64_t bytes, char* to) const {
+  absl::StatusOr<StateFiller> filler = FillerOf(op, to, bytes);
+  if (!filler.ok()) return filler.status();
+  std::vector<LeafHash> leaves;
+  PieceReader reader(pieces);
+  while (filler->left() > 0) {
+    const absl::StatusOr<absl::Span<char>> room = filler->Room();
+    if (!room.ok()) return room.status();
+    CopyHasher copy(room->data(), room->size());
+    reader.Append(room->size(), &copy);
+    AppendTo(&leaves, copy.Finish());
+    if (absl::Status status = filler->Filled(); !status.ok()) return status;
+  }
+  if (absl::Status status = filler->Finish(); !status.ok()) return status;
+  return leaves;
+}
+
+absl::StatusOr<std::vector<LeafHash>> Residency::FillInitial(const Op& op, const Layout& layout, char* to) const {
+  absl::StatusOr<StateFiller> filler = FillerOf(op, to, layout.state_bytes());
+  if (!filler.ok()) return filler.status();
+  std::vector<LeafHash> leaves;
+  while (filler->left() > 0) {
+    const uint64_t done = filler->bytes() - filler->left();
+    const absl::StatusOr<absl::Span<char>> room = filler->Room();
+    if (!room.ok()) return room.status();
+    layout.FillInitial(done, room->data(), room->size());
+    AppendTo(&leaves, HashLeaves({room->data(), room->size()}));
+    if (absl::Status status = filler->Filled(); !status.ok()) return status;
+  }
+  if (absl::Status status = filler->Finish(); !status.ok()) return status;
+  return leaves;
+}
+
+// The base, with the pieces in the place of its ranges. REQUIRES: both have the same length.
+absl::StatusOr<std::vector<LeafHash>> Residency::FillOverBase(const Op& op, const StateBytes& bytes, char* to) const {
+  PieceReader reader(bytes.pieces);
+  const uint64_t size = bytes.base->size();
+  if (device_->host_accessible()) {
+    const absl::string_view base = bytes.base->bytes();
+    CopyHasher copy(to, size);
+    for (const ByteRange& range : bytes.ranges) {
+      copy.Append(base.substr(copy.copied(), range.offset - copy.copied()));
+      reader.Append(range.bytes, &copy);
+    }
+    copy.Append(base.substr(copy.copied()));
+    return copy.Finish();
+  }
+  // What is the base's stays on the device.
+  absl::StatusOr<std::unique_ptr<Transfer>> whole = device_->CopyWithin(to, bytes.base->data(), size);
+  if (!whole.ok()) return whole.status();
+  if (absl::Status status = (*whole)->Wait(); !status.ok()) return status;
+  for (const ByteRange& range : bytes.ranges) {
+    absl::StatusOr<StateFiller> filler = FillerOf(op, to + range.offset, range.bytes);
+    if (!filler.ok()) return filler.status();
+    while (filler->left() > 0) {
+      const absl::StatusOr<absl::Span<char>> room = filler->Room();
+      if (!room.ok()) return room.status();
+      CopyHasher copy(room->data(), room->size());
+      reader.Append(room->size(), &copy);
+      if (absl::Status status = filler->Filled(); !status.ok()) return status;
+    }
+    if (absl::Status status = filler->Finish(); !status.ok()) return status;
+  }
+  return LeavesOf(to, size);
+}
+
+absl::StatusOr<std::vector<LeafHash>> Residency::LeavesOf(const char* state, uint64_t bytes) const {
+  std::vector<LeafHash> leaves(LeafCount(bytes));
+  if (absl::Status status = device_->HashLeaves(state, bytes, absl::MakeSpan(leaves)); !status.ok()) return status;
+  return leaves;
 }
 
 std::shared_ptr<Residency::Resident> Residency::NewImage(Claim* claim, ImageInfo info, absl::string_view attachment,
@@ -265,11 +366,11 @@ absl::Status Residency::Writer::Append(absl::Span<const absl::string_view> piece
   uint64_t bytes = 0;
   for (absl::string_view piece : pieces) bytes += piece.size();
   assert(bytes <= layout_->state_bytes() - received_);
-  CopyHasher copy(claim_.slot.data + received_, bytes);
-  for (absl::string_view piece : pieces) copy.Append(piece);
-  const std::vector<LeafHash>& leaves = copy.Finish();
-  if (const Checksum actual = HashRoot(leaves); actual != expected) return ChecksumMismatch(expected, actual);
-  leaves_.insert(leaves_.end(), leaves.begin(), leaves.end());
+  const absl::StatusOr<std::vector<LeafHash>> leaves =
+      claim_.residency->Fill(Op(), pieces, bytes, claim_.slot.data + received_);
+  if (!leaves.ok()) return leaves.status();
+  if (const Checksum actual = HashRoot(*leaves); actual != expected) return ChecksumMismatch(expected, actual);
+  AppendTo(&leaves_, *leaves);
   received_ += bytes;
   return absl::OkStatus();
 }
@@ -343,7 +444,7 @@ void Residency::Unpin(Resident* image) {
 
 Pin Residency::TryRead(const ImageRef& ref) {
   Resident* image = Resident::Of(*ref);
-  if (!image->hot) return nullptr;
+  if (!image->hot || !device_->host_accessible()) return nullptr;
   MutexLock lock(&mu_);
   return image->hot && !image->damaged ? PinLocked(ref) : nullptr;
 }
@@ -368,7 +469,7 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref) {
   {
     MutexUnlock unlock(&mu_);
     status = Acquire(op, image->info().attachment_bytes, &claim);
-    if (status.ok()) status = cold_->ReadImage(image->info(), claim.slot.data, &attachment);
+    if (status.ok()) status = GetCold(op, image->info(), claim.slot.data, &attachment);
   }
   image->promoting = false;
   changed_.SignalAll();
@@ -422,21 +523,26 @@ absl::Status Residency::PersistLocked(const Op& op, Resident* image) {
 }
 
 absl::Status Residency::PutCold(const Op& op, const Resident& image) {
-  const absl::string_view state(image.slot.data, image.bytes());
   // Verified before the write, as again after every read: what was damaged in memory must not become the durable truth.
-  const std::vector<LeafHash> leaves = HashLeaves(state);
-  if (HashRoot(leaves) != image.info().checksum || ChecksumOf(image.attachment) != image.info().attachment_checksum) {
+  const absl::StatusOr<std::vector<LeafHash>> leaves = LeavesOf(image.slot.data, image.bytes());
+  if (!leaves.ok()) return leaves.status();
+  if (HashRoot(*leaves) != image.info().checksum || ChecksumOf(image.attachment) != image.info().attachment_checksum) {
     spdlog::error("image {} changed in memory", image.info().id);
     return Damaged(image.info().id);
   }
-  const uint64_t bytes = state.size() + image.attachment.size();
+  const uint64_t bytes = image.bytes() + image.attachment.size();
   for (int attempt = 0;; ++attempt) {
     uint64_t deleted_before;
     {
       MutexLock lock(&mu_);
       deleted_before = deleted_;
     }
-    const absl::Status status = cold_->PutImage(image.info(), state, leaves, image.attachment);
+    absl::Status status;
+    {
+      absl::StatusOr<StateReader> state = ReaderOf(op, image.slot.data, image.bytes());
+      if (!state.ok()) return state.status();
+      status = cold_->PutImage(image.info(), &*state, *leaves, image.attachment);
+    }
     if (!absl::IsResourceExhausted(status) || attempt == kMakeRoomAttempts) return status;
     if (absl::Status ended = op.Check(*clock_); !ended.ok()) return ended;
     // First what nobody refers to any more, then prefixes.
@@ -457,6 +563,11 @@ absl::Status Residency::PutCold(const Op& op, const Resident& image) {
     const bool over_budget = bytes > cold_->budget_bytes() - std::min(cold_->used_bytes(), cold_->budget_bytes());
     if (!over_budget || !make_room || !make_room()) return status;
   }
+}
+
+absl::Status Residency::GetCold(const Op& op, const ImageInfo& info, char* slot, std::string* attachment) {
+  absl::StatusOr<StateFiller> state = FillerOf(op, slot, info.layout->state_bytes());
+  return state.ok() ? cold_->ReadImage(info, &*state, attachment) : state.status();
 }
 
 bool Residency::lost(const Image& image) const { return Resident::Of(image)->damaged; }

@@ -45,6 +45,7 @@
 #include "server/core/mutex.h"
 #include "server/memory/device.h"
 #include "server/memory/slot_pool.h"
+#include "server/memory/state_io.h"
 #include "server/tiers/cold_store.h"
 
 namespace statepool {
@@ -59,6 +60,8 @@ struct ResidencyOptions {
   uint64_t dirty_bytes_max = UINT64_MAX;
   // Of the device's budget, of extents that other processes write to.
   uint64_t owned_bytes_max = UINT64_MAX;
+  // Of the device, which it must outlive this. Null only where the CPU can read and write at the device's addresses.
+  StagingPool* staging = nullptr;
 };
 
 // A moment of the residency, for metrics and the status page.
@@ -93,7 +96,7 @@ struct ResidencyStats {
 // Thread-safe. Must outlive its images and pins.
 class Residency final : public ImageStore {
  public:
-  // `device`, `cold` and `clock` must outlive this. REQUIRES: device->host_accessible().
+  // `device`, `cold` and `clock` must outlive this. REQUIRES: device->host_accessible(), or options.staging.
   Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock);
   ~Residency() override;
 
@@ -175,6 +178,16 @@ class Residency final : public ImageStore {
   absl::StatusOr<std::unique_ptr<ImageWriter>> NewWriter(const Op& op, LayoutRef layout, uint64_t attachment_bytes,
                                                          OwnerId owner);
   void Abandon(Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  // To and from bytes of a slot. REQUIRES: they stand still, and are nobody else's to fill. Errors: DEADLINE,
+  // CANCELLED.
+  absl::StatusOr<StateReader> ReaderOf(const Op& op, const char* from, uint64_t bytes) const;
+  absl::StatusOr<StateFiller> FillerOf(const Op& op, char* to, uint64_t bytes) const;
+  // Pieces into a slot; the leaves that it has then.
+  absl::StatusOr<std::vector<LeafHash>> Fill(const Op& op, absl::Span<const absl::string_view> pieces, uint64_t bytes,
+                                             char* to) const;
+  absl::StatusOr<std::vector<LeafHash>> FillInitial(const Op& op, const Layout& layout, char* to) const;
+  absl::StatusOr<std::vector<LeafHash>> FillOverBase(const Op& op, const StateBytes& bytes, char* to) const;
+  absl::StatusOr<std::vector<LeafHash>> LeavesOf(const char* state, uint64_t bytes) const;
   // The image of a claim whose slot is filled.
   std::shared_ptr<Resident> NewImage(Claim* claim, ImageInfo info, absl::string_view attachment, bool from_client)
       ABSL_LOCKS_EXCLUDED(mu_);
@@ -183,6 +196,8 @@ class Residency final : public ImageStore {
   void Unpin(Resident* image);
   absl::Status PersistLocked(const Op& op, Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status PutCold(const Op& op, const Resident& image) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status GetCold(const Op& op, const ImageInfo& info, char* slot, std::string* attachment)
+      ABSL_LOCKS_EXCLUDED(mu_);
   void WaitForChange(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Progress() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 

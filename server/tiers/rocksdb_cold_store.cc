@@ -52,6 +52,9 @@ constexpr char kHashKeyKey[] = "hash_key";
 constexpr char kCleanStopKey[] = "clean_stop";
 constexpr size_t kHashKeyBytes = 32;
 
+// Of whoever reads or fills the state, and not of files.
+bool HasReason(const absl::Status& status) { return ReasonOf(status) != "INTERNAL"; }
+
 rocksdb::Slice ToSlice(absl::string_view s) { return {s.data(), s.size()}; }
 absl::string_view FromSlice(const rocksdb::Slice& s) { return {s.data(), s.size()}; }
 
@@ -415,11 +418,11 @@ std::unique_ptr<rocksdb::Iterator> RocksDbColdStore::Scan(rocksdb::ColumnFamilyH
 // ----
 // images
 
-absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view state,
-                                        absl::Span<const LeafHash> leaves, absl::string_view attachment) {
-  assert(state.size() == info.layout->state_bytes() && leaves.size() == LeafCount(state.size()));
+absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, StateReader* state, absl::Span<const LeafHash> leaves,
+                                        absl::string_view attachment) {
+  assert(state->left() == info.layout->state_bytes() && leaves.size() == LeafCount(state->bytes()));
   assert(attachment.size() == info.attachment_bytes);
-  const uint64_t bytes = state.size() + attachment.size();
+  const uint64_t bytes = state->bytes() + attachment.size();
   uint64_t used = used_bytes_.load();
   do {
     if (used > options_.budget_bytes || bytes > options_.budget_bytes - used) {
@@ -435,20 +438,22 @@ absl::Status RocksDbColdStore::PutImage(const ImageInfo& info, absl::string_view
   return status;
 }
 
-absl::Status RocksDbColdStore::PutBytes(const ImageInfo& info, absl::string_view state,
-                                        absl::Span<const LeafHash> leaves, absl::string_view attachment) {
+absl::Status RocksDbColdStore::PutBytes(const ImageInfo& info, StateReader* state, absl::Span<const LeafHash> leaves,
+                                        absl::string_view attachment) {
   if (failed()) return DiskFailed("the disk failed earlier");
   const std::string key = EncodeImageKey(info.id);
   rocksdb::WriteBatch batch;
-  if (state.size() + attachment.size() < kExtentBytesMin) {
+  if (state->bytes() + attachment.size() < kExtentBytesMin) {
+    const absl::StatusOr<absl::string_view> bytes = state->Next();  // smaller than any piece
+    if (!bytes.ok()) return bytes.status();
     const rocksdb::Slice key_parts[] = {key};
-    const rocksdb::Slice value_parts[] = {ToSlice(state), ToSlice(attachment)};
+    const rocksdb::Slice value_parts[] = {ToSlice(*bytes), ToSlice(attachment)};
     batch.Put(images_, rocksdb::SliceParts(key_parts, 1), rocksdb::SliceParts(value_parts, 2));
     batch.Put(manifests_, key, EncodeManifest(key, ManifestOf(info, ImagePlace{})));
     return Write(&batch, /*sync=*/false);
   }
   const absl::StatusOr<ImagePlace> place = files_->Append(state, absl::StrCat(AsBytes(leaves), attachment));
-  if (!place.ok()) return FromFiles(place.status());
+  if (!place.ok()) return HasReason(place.status()) ? place.status() : FromFiles(place.status());
   const ImageManifest manifest = ManifestOf(info, *place);
   {
     MutexLock lock(&mu_);
@@ -463,7 +468,7 @@ absl::Status RocksDbColdStore::PutBytes(const ImageInfo& info, absl::string_view
   return status;
 }
 
-absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std::string* attachment) {
+absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, StateFiller* state, std::string* attachment) {
   rocksdb::ReadOptions options;
   // RocksDB parses index blocks before our checksums see anything: a damaged one must not get that far.
   options.verify_checksums = true;
@@ -481,9 +486,11 @@ absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std
   if (manifest->place.file != 0) {
     const size_t leaf_bytes = LeafCount(state_bytes) * sizeof(LeafHash);
     std::string tail(leaf_bytes + manifest->attachment_bytes, 0);
-    if (absl::Status read = files_->Read(manifest->place, state, state_bytes, &tail); !read.ok())
+    std::vector<LeafHash> leaves;
+    if (absl::Status read = files_->Read(manifest->place, state, &leaves, &tail); !read.ok()) {
+      if (HasReason(read)) return read;
       return absl::IsAborted(read) ? TooBusy(read) : CorruptImage(info.id, read.message());
-    const std::vector<LeafHash> leaves = HashLeaves({state, state_bytes});
+    }
     if (HashRoot(leaves) != info.checksum) {
       // The hashes beside the state tell where it is damaged; they prove nothing.
       size_t leaf = 0;
@@ -501,12 +508,15 @@ absl::Status RocksDbColdStore::ReadImage(const ImageInfo& info, char* state, std
       return CorruptImage(info.id, "the image has the wrong length");
     if (ChecksumOf(bytes.substr(0, state_bytes)) != info.checksum)
       return CorruptImage(info.id, "the image fails its checksum");
-    std::memcpy(state, bytes.data(), state_bytes);
+    const absl::StatusOr<absl::Span<char>> room = state->Room();
+    if (!room.ok()) return room.status();
+    std::memcpy(room->data(), bytes.data(), state_bytes);
+    if (absl::Status filled = state->Filled(); !filled.ok()) return filled;
     *attachment = std::string(bytes.substr(state_bytes));
   }
   if (ChecksumOf(*attachment) != info.attachment_checksum)
     return CorruptImage(info.id, "the attachment fails its checksum");
-  return absl::OkStatus();
+  return state->Finish();
 }
 
 absl::Status RocksDbColdStore::DeleteImages(absl::Span<const ImageId> ids) {

@@ -54,9 +54,9 @@ class RocksDbColdStore final : public ColdStore {
   // REQUIRES: no call under way.
   ~RocksDbColdStore() override;
 
-  absl::Status PutImage(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
+  absl::Status PutImage(const ImageInfo& info, StateReader* state, absl::Span<const LeafHash> leaves,
                         absl::string_view attachment) override;
-  absl::Status ReadImage(const ImageInfo& info, char* state, std::string* attachment) override;
+  absl::Status ReadImage(const ImageInfo& info, StateFiller* state, std::string* attachment) override;
   absl::Status DeleteImages(absl::Span<const ImageId> ids) override;
   absl::StatusOr<std::vector<ImageId>> ListImages(ImageId after, size_t limit) override;
   uint64_t used_bytes() const override { return used_bytes_.load(); }
@@ -103,7 +103,7 @@ class RocksDbColdStore final : public ColdStore {
   void Fail(const absl::Status& status);
   // COLD_FULL unless `bytes` fit on the disk and leave `reserve` free.
   absl::Status CheckFreeSpace(uint64_t bytes, uint64_t reserve) const;
-  absl::Status PutBytes(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
+  absl::Status PutBytes(const ImageInfo& info, StateReader* state, absl::Span<const LeafHash> leaves,
                         absl::string_view attachment);
   // The images that these records need are durable then.
   absl::Status SyncImagesOf(absl::Span<const NameChange> changes);

@@ -132,7 +132,8 @@ void World::Start() {
   arena_options.max_steps = 4;
   arena_options.max_pinned_bytes = options_.hot_bytes / 8;
   arenas_ = std::make_unique<Arenas>(arena_options, store_.get(), residency_.get(),
-                                     ArenaMemory{[this](const Op& op, TenantId tenant, uint64_t bytes) {
+                                     ArenaMemory{device_.get(),
+                                                 [this](const Op& op, TenantId tenant, uint64_t bytes) {
                                                    return residency_->AllocateShared(op, tenant, bytes);
                                                  },
                                                  [this] { residency_->SharedMemoryFreed(); }},

@@ -241,7 +241,13 @@ class FakeImageStore final : public ImageStore {
       ++*pins_;
     }
     ~FakePin() override { --*pins_; }
-    absl::string_view bytes() const override { return bytes_.first; }
+    uint64_t size() const override { return bytes_.first.size(); }
+    const char* data() const override { return bytes_.first.data(); }
+    bool in_host_memory() const override { return true; }
+    absl::Status CopyOut(uint64_t offset, uint64_t bytes, char* to) const override {
+      bytes_.first.copy(to, bytes, offset);
+      return absl::OkStatus();
+    }
     absl::string_view attachment() const override { return bytes_.second; }
 
    private:

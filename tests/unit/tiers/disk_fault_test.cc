@@ -34,11 +34,12 @@ class DiskFaultTest : public testing::Test {
     cold_ = *std::move(opened);
   }
   absl::Status Put(ImageId id) {
-    return cold_->PutImage(MakeInfo(id, layout_, state_), state_, HashLeaves(state_), "");
+    StateReader reader(state_);
+    return cold_->PutImage(MakeInfo(id, layout_, state_), &reader, HashLeaves(state_), "");
   }
   absl::Status Get(ImageId id) {
     std::string attachment;
-    return cold_->ReadImage(MakeInfo(id, layout_, state_), back_.data(), &attachment);
+    return ReadImage(cold_.get(), MakeInfo(id, layout_, state_), &back_, &attachment);
   }
 
   const TempDirectory directory_;

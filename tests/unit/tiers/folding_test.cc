@@ -58,7 +58,7 @@ class FoldedNamesOnDiskTest : public RocksDbTest {
     const auto answer = store_->Get({}, {Key(name), {}, ""});
     ASSERT_TRUE(answer.ok()) << name << ": " << answer.status();
     EXPECT_EQ(answer->info.version.position, static_cast<int64_t>(seed));
-    EXPECT_TRUE(answer->pin->bytes() == MakeBytes(kStateBytes, seed)) << name;
+    EXPECT_TRUE(BytesOf(*answer->pin) == MakeBytes(kStateBytes, seed)) << name;
   }
   void Fold() {
     ASSERT_TRUE(store_->Flush({}, {}).ok());

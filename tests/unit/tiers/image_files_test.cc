@@ -29,13 +29,23 @@ class ImageFilesTest : public testing::Test {
   }
   void Sweep() { ASSERT_TRUE(files_->Sweep(std::atomic<bool>(false)).ok()); }
   ImagePlace Append(absl::string_view state, absl::string_view tail = {}) {
-    const absl::StatusOr<ImagePlace> place = files_->Append(state, tail);
+    StateReader reader(state);
+    const absl::StatusOr<ImagePlace> place = files_->Append(&reader, tail);
     EXPECT_TRUE(place.ok()) << place.status();
     return *place;
   }
+  absl::Status Read(ImagePlace place, char* state, uint64_t state_bytes, std::string* tail) {
+    StateFiller filler(state, state_bytes);
+    std::vector<LeafHash> leaves;
+    const absl::Status status = files_->Read(place, &filler, &leaves, tail);
+    if (status.ok()) {
+      EXPECT_EQ(leaves, HashLeaves({state, state_bytes}));
+    }
+    return status;
+  }
   bool IsThere(ImagePlace place, absl::string_view state, absl::string_view tail = {}) {
     std::string back(state.size(), 0), back_tail(tail.size(), 0);
-    return files_->Read(place, back.data(), back.size(), &back_tail).ok() && back == state && back_tail == tail;
+    return Read(place, back.data(), back.size(), &back_tail).ok() && back == state && back_tail == tail;
   }
   uint64_t BytesOnDisk() {
     uint64_t bytes = 0;
@@ -73,7 +83,7 @@ TEST_F(ImageFilesTest, ExtentsOfEverySizeAndAlignmentComeBackEqual) {
         const std::unique_ptr<char, decltype(&std::free)> back(
             static_cast<char*>(std::aligned_alloc(4096, state_bytes / 4096 * 4096 + 8192)), &std::free);
         std::string back_tail(tail_bytes, 0);
-        ASSERT_TRUE(files_->Read(place, back.get() + skew, state_bytes, &back_tail).ok());
+        ASSERT_TRUE(Read(place, back.get() + skew, state_bytes, &back_tail).ok());
         EXPECT_TRUE(absl::string_view(back.get() + skew, state_bytes) == state && back_tail == tail);
       }
     }
@@ -165,9 +175,9 @@ TEST_F(ImageFilesTest, AMissingOrShortFileIsDataLoss) {
   std::string back(state.size(), 0);
   const std::string file = path_ + "/0000000000000001.img";
   std::filesystem::resize_file(file, 1_MiB - 1);
-  EXPECT_EQ(files_->Read(place, back.data(), back.size(), &tail).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(Read(place, back.data(), back.size(), &tail).code(), absl::StatusCode::kDataLoss);
   std::filesystem::remove(file);
-  EXPECT_EQ(files_->Read(place, back.data(), back.size(), &tail).code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(Read(place, back.data(), back.size(), &tail).code(), absl::StatusCode::kDataLoss);
 }
 
 TEST_F(ImageFilesTest, ManyThreadsAppendSyncReadAndFreeAtOnce) {
@@ -177,7 +187,8 @@ TEST_F(ImageFilesTest, ManyThreadsAppendSyncReadAndFreeAtOnce) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < 40; ++i) {
         const std::string state = MakeBytes(70'000 + 10'000 * t, t * 1000 + i);
-        const absl::StatusOr<ImagePlace> place = files_->Append(state, "t");
+        StateReader reader(state);
+        const absl::StatusOr<ImagePlace> place = files_->Append(&reader, "t");
         if (!place.ok() || !files_->Sync().ok() || !IsThere(*place, state, "t")) ++wrong;
         if (place.ok() && i % 3 != 0) files_->Free(*place, state.size() + 1);
       }

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "server/core/error.h"
 #include "server/core/mutex.h"
 #include "server/tiers/cold_store.h"
@@ -35,29 +36,41 @@ class MemoryColdStore final : public ColdStore {
     epoch_ = ++disk_->epoch;
   }
 
-  absl::Status PutImage(const ImageInfo& info, absl::string_view state, absl::Span<const LeafHash> leaves,
+  absl::Status PutImage(const ImageInfo& info, StateReader* reader, absl::Span<const LeafHash> leaves,
                         absl::string_view attachment) override {
-    MemoryDisk::Stored stored{std::string(state), std::string(attachment)};
+    MemoryDisk::Stored stored{"", std::string(attachment)};
+    while (reader->left() > 0) {
+      const absl::StatusOr<absl::string_view> piece = reader->Next();
+      if (!piece.ok()) return piece.status();
+      absl::StrAppend(&stored.state, *piece);
+    }
+    const uint64_t bytes = stored.state.size() + attachment.size();
     MutexLock lock(&disk_->mu);
     if (HashRoot(leaves) != info.checksum || disk_->images.contains(info.id))
       return absl::InternalError("a put that must not be");
-    if (state.size() + attachment.size() > budget_bytes_ - disk_->used_bytes) {
+    if (bytes > budget_bytes_ - disk_->used_bytes) {
       return Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "the cold budget is used up")
           .RetryAfter(absl::Seconds(1));
     }
-    disk_->used_bytes += state.size() + attachment.size();
+    disk_->used_bytes += bytes;
     disk_->images[info.id] = std::move(stored);
     return put_status;
   }
-  absl::Status ReadImage(const ImageInfo& info, char* state, std::string* attachment) override {
+  absl::Status ReadImage(const ImageInfo& info, StateFiller* filler, std::string* attachment) override {
     const Error corrupt(absl::StatusCode::kDataLoss, "CORRUPT", "planted, or a defect");
     if (before_read) before_read();
     MutexLock lock(&disk_->mu);
     const auto it = disk_->images.find(info.id);
     if (it == disk_->images.end() || ChecksumOf(it->second.state) != info.checksum) return corrupt;
-    std::memcpy(state, it->second.state.data(), it->second.state.size());
     *attachment = it->second.attachment;
-    return absl::OkStatus();
+    for (absl::string_view left = it->second.state; !left.empty();) {
+      const absl::StatusOr<absl::Span<char>> room = filler->Room();
+      if (!room.ok()) return room.status();
+      std::memcpy(room->data(), left.data(), room->size());
+      left.remove_prefix(room->size());
+      if (absl::Status status = filler->Filled(); !status.ok()) return status;
+    }
+    return filler->Finish();
   }
   absl::Status DeleteImages(absl::Span<const ImageId> ids) override {
     MutexLock lock(&disk_->mu);

@@ -15,6 +15,7 @@
 #include "server/core/mutex.h"
 #include "server/memory/host_device.h"
 #include "server/tiers/residency.h"
+#include "tiers/memory_kinds.h"
 #include "tiers/test_support.h"
 
 namespace statepool {
@@ -24,7 +25,7 @@ constexpr uint64_t kChunk = 64 << 10;
 constexpr int kThreads = 6;
 constexpr int kSteps = 250;
 
-class ResidencyStressTest : public AnyColdStoreTest {
+class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamInterface<MemoryKind> {
  protected:
   struct Entry {
     ImageRef image;
@@ -80,7 +81,7 @@ class ResidencyStressTest : public AnyColdStoreTest {
           if (entry.image == nullptr) break;
           auto pin = residency_->Read(op, entry.image);
           if (!Allowed(pin.status())) break;
-          EXPECT_TRUE((*pin)->bytes() == MakeBytes(entry.image->bytes(), entry.seed));
+          EXPECT_TRUE(BytesOf(**pin) == MakeBytes(entry.image->bytes(), entry.seed));
           EXPECT_TRUE((*pin)->attachment() == entry.attachment);
           ++reads_;
           break;
@@ -109,19 +110,22 @@ class ResidencyStressTest : public AnyColdStoreTest {
 
   SystemClock clock_;
   const std::vector<LayoutRef> layouts_ = {MakeLayout(5'000), MakeLayout(kChunk), MakeLayout(3 * kChunk + 17)};
-  const std::unique_ptr<HostDevice> device_ = *HostDevice::Create({.budget_bytes = 16 * kChunk, .chunk_bytes = kChunk});
+  const TestMemory memory_{GetParam(), 16 * kChunk, kChunk, &clock_};
+  Device* const device_ = memory_.device();
   std::unique_ptr<Residency> residency_;
   Table table_;
   std::atomic<int> reads_{0}, refused_{0};
 };
 
-TEST_F(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
+INSTANTIATE_TEST_SUITE_P(Memory, ResidencyStressTest, MemoryKinds(), MemoryKindName);
+
+TEST_P(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
   const uint64_t seed = std::random_device()();
   std::cout << "seed " << seed << std::endl;
   cold_budget_ = 3_MiB;
   Restart();
-  residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = 1_MiB}, device_.get(),
-                                           cold_.get(), &clock_);
+  residency_ = std::make_unique<Residency>(
+      ResidencyOptions{.attachment_budget_bytes = 1_MiB, .staging = memory_.staging()}, device_, cold_.get(), &clock_);
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) threads.emplace_back([this, t, seed] { Run(t, seed); });
   for (std::thread& thread : threads) thread.join();

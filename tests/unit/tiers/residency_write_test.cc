@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "server/memory/host_device.h"
 #include "server/tiers/residency.h"
+#include "tiers/memory_kinds.h"
 #include "tiers/test_support.h"
 
 namespace statepool {
@@ -20,16 +20,18 @@ namespace {
 
 constexpr uint64_t kChunk = 64 << 10;
 
-class ResidencyWriteTest : public AnyColdStoreTest {
+class ResidencyWriteTest : public AnyColdStoreTest, public testing::WithParamInterface<MemoryKind> {
  protected:
   ResidencyWriteTest() { Start(2); }
   ~ResidencyWriteTest() override { residency_.reset(); }
 
   void Start(uint64_t slots, uint64_t attachments = 1_MiB) {
     residency_.reset();
-    device_ = *HostDevice::Create({.budget_bytes = slots * kChunk, .chunk_bytes = kChunk});
-    residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = attachments}, device_.get(),
-                                             cold_.get(), &clock_);
+    memory_ = std::make_unique<TestMemory>(GetParam(), slots * kChunk, kChunk, &clock_);
+    device_ = memory_->device();
+    residency_ = std::make_unique<Residency>(
+        ResidencyOptions{.attachment_budget_bytes = attachments, .staging = memory_->staging()}, device_, cold_.get(),
+        &clock_);
   }
   absl::StatusOr<std::unique_ptr<ImageWriter>> Begin(uint64_t bytes = kChunk, uint64_t attachment_bytes = 0,
                                                      const Op& op = {}) {
@@ -49,7 +51,7 @@ class ResidencyWriteTest : public AnyColdStoreTest {
   static absl::Status Append(ImageWriter* writer, absl::string_view bytes) {
     return writer->Append({&bytes, 1}, ChecksumOf(bytes));
   }
-  std::string Read(const ImageRef& image) { return std::string((*residency_->Read({}, image))->bytes()); }
+  std::string Read(const ImageRef& image) { return BytesOf(**residency_->Read({}, image)); }
   uint64_t SlotsUsed() {
     uint64_t used = 0;
     for (const auto& pool : residency_->stats().pools) used += pool.slots_used;
@@ -57,13 +59,16 @@ class ResidencyWriteTest : public AnyColdStoreTest {
   }
 
   ManualClock clock_;
-  std::unique_ptr<HostDevice> device_;
+  std::unique_ptr<TestMemory> memory_;
+  Device* device_ = nullptr;
   std::unique_ptr<Residency> residency_;
 };
 
+INSTANTIATE_TEST_SUITE_P(Memory, ResidencyWriteTest, MemoryKinds(), MemoryKindName);
+
 // ---- chunk by chunk
 
-TEST_F(ResidencyWriteTest, AStateThatStartsOverIsWhatCameAfterwards) {
+TEST_P(ResidencyWriteTest, AStateThatStartsOverIsWhatCameAfterwards) {
   const std::string bytes = MakeBytes(2 * kChunk - 100, 1);
   auto writer = Begin(bytes.size());
   ASSERT_TRUE(writer.ok()) << writer.status();
@@ -80,7 +85,7 @@ TEST_F(ResidencyWriteTest, AStateThatStartsOverIsWhatCameAfterwards) {
   EXPECT_EQ(Read(*image), bytes);
 }
 
-TEST_F(ResidencyWriteTest, WhatCameInChunksIsTheImageOfTheWhole) {
+TEST_P(ResidencyWriteTest, WhatCameInChunksIsTheImageOfTheWhole) {
   const std::string bytes = MakeBytes(2 * kChunk - 100, 1);
   auto writer = Begin(bytes.size(), 8);
   ASSERT_TRUE(writer.ok()) << writer.status();
@@ -102,7 +107,7 @@ TEST_F(ResidencyWriteTest, WhatCameInChunksIsTheImageOfTheWhole) {
   ASSERT_TRUE(residency_->Persist({}, *image).ok());
 }
 
-TEST_F(ResidencyWriteTest, ASlowUploadBlocksNobodyWhoFindsThePoolFullIsToldAtOnce) {
+TEST_P(ResidencyWriteTest, ASlowUploadBlocksNobodyWhoFindsThePoolFullIsToldAtOnce) {
   auto slow = Begin(), slower = Begin();
   ASSERT_TRUE(slow.ok() && slower.ok());
   // With no deadline: whoever waited for the uploads here would wait for ever.
@@ -115,7 +120,7 @@ TEST_F(ResidencyWriteTest, ASlowUploadBlocksNobodyWhoFindsThePoolFullIsToldAtOnc
   EXPECT_TRUE(Write(MakeBytes(kChunk, 1)).ok());
 }
 
-TEST_F(ResidencyWriteTest, APromotionThatFindsOnlyUploadsIsToldAtOnceToo) {
+TEST_P(ResidencyWriteTest, APromotionThatFindsOnlyUploadsIsToldAtOnceToo) {
   ImageRef image = *Write(MakeBytes(kChunk, 1));
   image->AddHead();
   auto first = Begin(), second = Begin();  // spills it
@@ -127,7 +132,7 @@ TEST_F(ResidencyWriteTest, APromotionThatFindsOnlyUploadsIsToldAtOnceToo) {
   image->DropHead();
 }
 
-TEST_F(ResidencyWriteTest, AnAbandonedUploadGivesItsRoomBack) {
+TEST_P(ResidencyWriteTest, AnAbandonedUploadGivesItsRoomBack) {
   for (int i = 0; i < 10; ++i) {
     auto one = Begin(kChunk, 1_MiB);
     ASSERT_TRUE(one.ok()) << one.status();
@@ -144,7 +149,7 @@ TEST_F(ResidencyWriteTest, AnAbandonedUploadGivesItsRoomBack) {
   EXPECT_EQ(residency_->stats().hot_images, 0u);
 }
 
-TEST_F(ResidencyWriteTest, AnUploadThatCannotBeginTakesNothing) {
+TEST_P(ResidencyWriteTest, AnUploadThatCannotBeginTakesNothing) {
   EXPECT_EQ(ReasonOf(Begin(3 * kChunk).status()), "STATE_TOO_LARGE");
   EXPECT_EQ(ReasonOf(Begin(kChunk, 2_MiB).status()), "STATE_TOO_LARGE");
   EXPECT_EQ(ReasonOf(Begin(kChunk, 0, {.deadline = clock_.Now() - 1}).status()), "DEADLINE");
@@ -152,7 +157,7 @@ TEST_F(ResidencyWriteTest, AnUploadThatCannotBeginTakesNothing) {
   EXPECT_EQ(residency_->stats().hot_attachment_bytes, 0u);
 }
 
-TEST_F(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
+TEST_P(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
   constexpr unsigned kSeed = 5;
   SCOPED_TRACE(kSeed);
   Start(4);
@@ -174,7 +179,7 @@ TEST_F(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
           ASSERT_TRUE(Append(writer->get(), bytes).ok());
           const auto image = (*writer)->Finish(std::nullopt, attachment);
           ASSERT_TRUE(image.ok()) << image.status();
-          ASSERT_EQ((*residency_->Read({}, *image))->bytes(), bytes);
+          ASSERT_EQ(BytesOf(**residency_->Read({}, *image)), bytes);
           ++finished;
         } else {
           const absl::string_view piece = bytes;
@@ -182,7 +187,7 @@ TEST_F(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
           state.pieces = {&piece, 1};
           const auto image = residency_->Write({}, MakeLayout(kChunk), state);
           ASSERT_TRUE(image.ok()) << image.status();  // two uploads and two writers: four slots
-          ASSERT_EQ((*residency_->Read({}, *image))->bytes(), bytes);
+          ASSERT_EQ(BytesOf(**residency_->Read({}, *image)), bytes);
           ++written;
         }
       }
@@ -197,7 +202,7 @@ TEST_F(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
 
 // ---- parts of others
 
-TEST_F(ResidencyWriteTest, APartGoesOverItsBaseWhichStaysAsItWas) {
+TEST_P(ResidencyWriteTest, APartGoesOverItsBaseWhichStaysAsItWas) {
   constexpr unsigned kSeed = 9;
   SCOPED_TRACE(kSeed);
   Start(16);
@@ -223,7 +228,7 @@ TEST_F(ResidencyWriteTest, APartGoesOverItsBaseWhichStaysAsItWas) {
       pieces.push_back(rest.substr(0, n));
       rest.remove_prefix(n);
     }
-    const Pin pin = residency_->TryRead(base);
+    const Pin pin = *residency_->Read({}, base);
     StateBytes state;
     state.pieces = pieces;
     state.base = pin.get();
@@ -237,9 +242,9 @@ TEST_F(ResidencyWriteTest, APartGoesOverItsBaseWhichStaysAsItWas) {
   }
 }
 
-TEST_F(ResidencyWriteTest, APartOfAWrongLengthIsRefusedWithTheLengthThatItShouldHave) {
+TEST_P(ResidencyWriteTest, APartOfAWrongLengthIsRefusedWithTheLengthThatItShouldHave) {
   const ImageRef base = *Write(MakeBytes(kChunk, 1));
-  const Pin pin = residency_->TryRead(base);
+  const Pin pin = *residency_->Read({}, base);
   const std::vector<ByteRange> ranges = {{10, 5}, {20, 5}};
   for (const std::string& part : {std::string(9, 'x'), std::string(11, 'x'), std::string(kChunk, 'x'), std::string()}) {
     const absl::string_view piece = part;
@@ -256,11 +261,11 @@ TEST_F(ResidencyWriteTest, APartOfAWrongLengthIsRefusedWithTheLengthThatItShould
 
 // ---- rooms that others fill, and memory for arenas
 
-TEST_F(ResidencyWriteTest, ARoomThatOthersFilledIsTheImageOfWhatTheyWrote) {
+TEST_P(ResidencyWriteTest, ARoomThatOthersFilledIsTheImageOfWhatTheyWrote) {
   const std::string bytes = MakeBytes(2 * kChunk - 100, 1);
   auto writer = Begin(bytes.size());
   ASSERT_TRUE(writer.ok()) << writer.status();
-  std::memcpy((*writer)->room(), bytes.data(), bytes.size());
+  std::memcpy(memory_->Behind((*writer)->room(), bytes.size()), bytes.data(), bytes.size());
   const ImageRef image = (*writer)->FinishFilled(ChecksumOf(bytes), "");
   writer->reset();
   residency_->CheckInvariants();
@@ -269,7 +274,7 @@ TEST_F(ResidencyWriteTest, ARoomThatOthersFilledIsTheImageOfWhatTheyWrote) {
   ASSERT_TRUE(residency_->Persist({}, image).ok());
 }
 
-TEST_F(ResidencyWriteTest, AnArenasMemoryComesFromTheBudgetAndColderImagesLeaveForIt) {
+TEST_P(ResidencyWriteTest, AnArenasMemoryComesFromTheBudgetAndColderImagesLeaveForIt) {
   Start(4);
   std::vector<ImageRef> images;
   for (uint64_t i = 0; i < 4; ++i) {
@@ -293,7 +298,7 @@ TEST_F(ResidencyWriteTest, AnArenasMemoryComesFromTheBudgetAndColderImagesLeaveF
   for (uint64_t i = 0; i < 4; ++i) EXPECT_EQ(Read(images[i]), MakeBytes(kChunk, i));
 }
 
-TEST_F(ResidencyWriteTest, WhoeverWaitsForRoomHearsThatAnArenaIsGone) {
+TEST_P(ResidencyWriteTest, WhoeverWaitsForRoomHearsThatAnArenaIsGone) {
   auto memory = residency_->AllocateShared({}, 0, 2 * kChunk);
   ASSERT_TRUE(memory.ok());
   std::atomic<bool> freed{false};
@@ -313,7 +318,7 @@ TEST_F(ResidencyWriteTest, WhoeverWaitsForRoomHearsThatAnArenaIsGone) {
   waiter.join();
 }
 
-TEST_F(ResidencyWriteTest, AnArenaThatCanNotBeHadEvictsNothingInVain) {
+TEST_P(ResidencyWriteTest, AnArenaThatCanNotBeHadEvictsNothingInVain) {
   Start(4);
   ImageRef image = *Write(MakeBytes(kChunk, 1));
   image->AddHead();

@@ -59,7 +59,7 @@ TEST_F(RocksDbColdStoreTest, ImagesOfEverySizeComeBackEqual) {
       const ImageInfo info = MakeInfo(id, MakeLayout(size), state, attachment);
       ASSERT_TRUE(Put(info, state, attachment).ok());
       std::string back(size, 0), back_attachment;
-      ASSERT_TRUE(cold_->ReadImage(info, back.data(), &back_attachment).ok());
+      ASSERT_TRUE(ReadImage(cold_.get(), info, &back, &back_attachment).ok());
       EXPECT_TRUE(back == state && back_attachment == attachment) << size;
     }
   }
@@ -76,7 +76,7 @@ TEST_F(RocksDbColdStoreTest, AFlippedByteIsCorruptWhereverItIs) {
       const ImageInfo info = MakeInfo(++id, layout, state, attachment);
       ASSERT_TRUE(Put(info, state, attachment).ok());
       Damage(id, at);
-      const absl::Status status = cold_->ReadImage(info, back.data(), &back_attachment);
+      const absl::Status status = ReadImage(cold_.get(), info, &back, &back_attachment);
       EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << size << " " << at;
       EXPECT_EQ(ReasonOf(status), "CORRUPT");
     }
@@ -90,9 +90,9 @@ TEST_F(RocksDbColdStoreTest, AnotherImagesBytesAreCorruptThoughTheyAgreeWithThem
   ASSERT_TRUE(Put(MakeInfo(1, layout, a), a).ok());
   ImageInfo wrong = MakeInfo(1, layout, b);
   std::string back(64_KiB, 0), attachment;
-  EXPECT_EQ(ReasonOf(cold_->ReadImage(wrong, back.data(), &attachment)), "CORRUPT");
+  EXPECT_EQ(ReasonOf(ReadImage(cold_.get(), wrong, &back, &attachment)), "CORRUPT");
   wrong.id = 2;
-  EXPECT_EQ(ReasonOf(cold_->ReadImage(wrong, back.data(), &attachment)), "CORRUPT");
+  EXPECT_EQ(ReasonOf(ReadImage(cold_.get(), wrong, &back, &attachment)), "CORRUPT");
 }
 
 TEST_F(RocksDbColdStoreTest, DeletedImagesAreGoneAndNoLongerCounted) {
@@ -150,7 +150,7 @@ TEST_F(RocksDbColdStoreTest, TheSpaceOfDeletedImagesInTheDatabaseReallyComesBack
   EXPECT_LE(disk_bytes(), 2 * 40 * 32_KiB);
   std::string back(state.size(), 0), attachment;
   for (ImageId id : {10, 20, 30, 40})
-    EXPECT_TRUE(cold_->ReadImage(MakeInfo(id, layout, state), back.data(), &attachment).ok());
+    EXPECT_TRUE(ReadImage(cold_.get(), MakeInfo(id, layout, state), &back, &attachment).ok());
 }
 
 TEST_F(RocksDbColdStoreTest, ImagesSurviveARestart) {
@@ -160,7 +160,7 @@ TEST_F(RocksDbColdStoreTest, ImagesSurviveARestart) {
   ASSERT_TRUE(cold_->Commit({}, /*sync=*/true).ok());
   Restart();
   std::string back(2_MiB, 0), attachment;
-  ASSERT_TRUE(cold_->ReadImage(info, back.data(), &attachment).ok());
+  ASSERT_TRUE(ReadImage(cold_.get(), info, &back, &attachment).ok());
   EXPECT_TRUE(back == state && attachment == "abc");
   EXPECT_EQ(cold_->used_bytes(), 2_MiB + 3);
 }

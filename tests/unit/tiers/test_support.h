@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "server/core/error.h"
+#include "server/core/image_store.h"
 #include "server/core/layout.h"
 #include "server/tiers/record_codec.h"
 #include "server/tiers/rocksdb_cold_store.h"
@@ -93,6 +94,19 @@ class TempDirectory {
   std::filesystem::path path_;
 };
 
+// All of a pinned image, wherever it is.
+inline std::string BytesOf(const PinnedImage& pin) {
+  std::string bytes(pin.size(), 0);
+  const absl::Status status = pin.CopyOut(0, bytes.size(), bytes.data());
+  EXPECT_TRUE(status.ok()) << status;
+  return bytes;
+}
+
+inline absl::Status ReadImage(ColdStore* cold, const ImageInfo& info, std::string* state, std::string* attachment) {
+  StateFiller filler(state->data(), state->size());
+  return cold->ReadImage(info, &filler, attachment);
+}
+
 // Flips one bit of a file.
 inline void DamageFile(const std::string& path, uint64_t at) {
   FILE* const file = fopen(path.c_str(), "r+b");
@@ -143,7 +157,8 @@ class RocksDbTest : public testing::Test {
   }
 
   absl::Status Put(const ImageInfo& info, absl::string_view state, absl::string_view attachment = {}) {
-    return cold_->PutImage(info, state, HashLeaves(state), attachment);
+    StateReader reader(state);
+    return cold_->PutImage(info, &reader, HashLeaves(state), attachment);
   }
   void Damage(ImageId id, uint64_t at) { DamageImage(cold_.get(), directory_ / "data", id, at); }
   std::vector<ImageId> Stored() { return *cold_->ListImages(0, 1'000'000); }
@@ -173,7 +188,8 @@ class AnyColdStoreTest : public testing::Test {
     cold_ = *std::move(opened);
   }
   absl::Status Put(const ImageInfo& info, absl::string_view state) {
-    return cold_->PutImage(info, state, HashLeaves(state), {});
+    StateReader reader(state);
+    return cold_->PutImage(info, &reader, HashLeaves(state), {});
   }
   // Flips one bit of a stored image.
   void Damage(ImageId id, size_t at) {

@@ -1,0 +1,196 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+#include "server/memory/far_device.h"
+
+#include <sys/mman.h>
+
+#include <cstring>
+#include <functional>
+#include <utility>
+
+#include "server/core/error.h"
+
+namespace statepool {
+namespace {
+
+// A copy that happens when it is waited for.
+class LateTransfer final : public Transfer {
+ public:
+  LateTransfer(char* to, const char* from, uint64_t bytes) : to_(to), from_(from), bytes_(bytes) {}
+  ~LateTransfer() override { Wait().IgnoreError(); }
+  absl::Status Wait() override {
+    if (bytes_ > 0) std::memcpy(to_, from_, bytes_);
+    bytes_ = 0;
+    return absl::OkStatus();
+  }
+
+ private:
+  char* const to_;
+  const char* const from_;
+  uint64_t bytes_;
+};
+
+}  // namespace
+
+// Addresses without permissions, for as long as this lives.
+class FarDevice::Far {
+ public:
+  Far(FarDevice* device, uint64_t bytes, char* behind) : device_(device), bytes_(bytes) {
+    data_ = static_cast<char*>(mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    MutexLock lock(&device_->mu_);
+    device_->ranges_[data_] = {bytes, behind};
+  }
+  ~Far() {
+    {
+      MutexLock lock(&device_->mu_);
+      device_->ranges_.erase(data_);
+    }
+    munmap(data_, bytes_);
+  }
+  char* data() const { return data_; }
+
+ private:
+  FarDevice* const device_;
+  const uint64_t bytes_;
+  char* data_;
+};
+
+class FarDevice::FarExtent final : public Extent {
+ public:
+  FarExtent(FarDevice* device, std::unique_ptr<Extent> inner)
+      : inner_(std::move(inner)), far_(device, inner_->bytes(), inner_->data()) {}
+  char* data() const override { return far_.data(); }
+  uint64_t bytes() const override { return inner_->bytes(); }
+  TenantId tenant() const override { return inner_->tenant(); }
+  int fd() const override { return inner_->fd(); }
+  bool sealed() const override { return inner_->sealed(); }
+  bool Seal() override { return inner_->Seal(); }
+
+ private:
+  const std::unique_ptr<Extent> inner_;
+  const Far far_;
+};
+
+class FarDevice::FarSharedExtent final : public SharedExtent {
+ public:
+  FarSharedExtent(FarDevice* device, std::unique_ptr<SharedExtent> inner)
+      : inner_(std::move(inner)), far_(std::make_unique<Far>(device, inner_->bytes(), inner_->data())) {}
+  char* data() const override { return far_ == nullptr ? nullptr : far_->data(); }
+  uint64_t bytes() const override { return inner_->bytes(); }
+  TenantId tenant() const override { return inner_->tenant(); }
+  int fd() const override { return inner_->fd(); }
+  bool sealed() const override { return false; }
+  bool Seal() override { return false; }
+  bool Revoke() override {
+    far_ = nullptr;
+    return inner_->Revoke();
+  }
+
+ private:
+  const std::unique_ptr<SharedExtent> inner_;
+  std::unique_ptr<Far> far_;  // null after Revoke
+};
+
+absl::Status FarDevice::health() const {
+  if (!failed_.load()) return absl::OkStatus();
+  return Error(absl::StatusCode::kUnavailable, "DEVICE_FAILED", "the device failed, and what it held is lost");
+}
+
+char* FarDevice::Behind(const char* address, uint64_t bytes) const {
+  MutexLock lock(&mu_);
+  auto range = ranges_.upper_bound(address);
+  if (range == ranges_.begin()) return nullptr;
+  --range;
+  const uint64_t offset = static_cast<uint64_t>(address - range->first);
+  if (offset > range->second.bytes || bytes > range->second.bytes - offset) return nullptr;
+  return range->second.behind + offset;
+}
+
+absl::StatusOr<char*> FarDevice::Reach(const char* address, uint64_t bytes) const {
+  if (absl::Status status = health(); !status.ok()) return status;
+  char* const behind = Behind(address, bytes);
+  if (behind == nullptr) return absl::InternalError("an address that is none of the device's");
+  return behind;
+}
+
+absl::StatusOr<std::unique_ptr<Extent>> FarDevice::AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed) {
+  if (absl::Status status = health(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<Extent>> inner = inner_->AllocateExtent(tenant, chunks, sealed);
+  if (!inner.ok()) return inner.status();
+  return std::make_unique<FarExtent>(this, *std::move(inner));
+}
+
+absl::StatusOr<std::unique_ptr<SharedExtent>> FarDevice::AllocateShared(TenantId tenant, uint64_t chunks) {
+  if (absl::Status status = health(); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<SharedExtent>> inner = inner_->AllocateShared(tenant, chunks);
+  if (!inner.ok()) return inner.status();
+  return std::make_unique<FarSharedExtent>(this, *std::move(inner));
+}
+
+absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyIn(char* to, absl::string_view from) {
+  const absl::StatusOr<char*> there = Reach(to, from.size());
+  if (!there.ok()) return there.status();
+  copied_in_bytes_ += from.size();
+  return std::make_unique<LateTransfer>(*there, from.data(), from.size());
+}
+
+absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyOut(char* to, const char* from, uint64_t bytes) {
+  const absl::StatusOr<char*> there = Reach(from, bytes);
+  if (!there.ok()) return there.status();
+  copied_out_bytes_ += bytes;
+  return std::make_unique<LateTransfer>(to, *there, bytes);
+}
+
+absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyWithin(char* to, const char* from, uint64_t bytes) {
+  const absl::StatusOr<char*> source = Reach(from, bytes), target = Reach(to, bytes);
+  if (!source.ok()) return source.status();
+  if (!target.ok()) return target.status();
+  return std::make_unique<LateTransfer>(*target, *source, bytes);
+}
+
+absl::Status FarDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
+  const absl::StatusOr<char*> there = Reach(state, bytes);
+  return there.ok() ? inner_->HashLeaves(*there, bytes, leaves) : there.status();
+}
+
+absl::StatusOr<std::unique_ptr<Staging>> FarDevice::AllocateStaging(uint64_t bytes) {
+  if (absl::Status status = health(); !status.ok()) return status;
+  return inner_->AllocateStaging(bytes);
+}
+
+class FarDevice::Copier final : public RowCopier {
+ public:
+  Copier(const FarDevice* device, const CopyPlan& plan) : device_(device), plan_(plan) {}
+
+  absl::Status Gather(absl::Span<const GatherItem> items, char* arena) override {
+    const absl::StatusOr<char*> rows = device_->Reach(arena, 1);
+    if (!rows.ok()) return rows.status();
+    for (const GatherItem& item : items) {
+      const absl::StatusOr<char*> state = device_->Reach(item.state, plan_.state_bytes());
+      if (!state.ok()) return state.status();
+      plan_.Clear(*rows, item.row);
+      plan_.Gather(*state, 0, plan_.state_bytes(), *rows, {item.row}, CopyHint::kCached);
+    }
+    return absl::OkStatus();
+  }
+  absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena) override {
+    const absl::StatusOr<char*> rows = device_->Reach(arena, 1);
+    if (!rows.ok()) return rows.status();
+    for (const ScatterItem& item : items) {
+      const absl::StatusOr<char*> state = device_->Reach(item.state, plan_.state_bytes());
+      if (!state.ok()) return state.status();
+      plan_.Scatter(*rows, item.row, item.accepted, 0, plan_.state_bytes(), *state, CopyHint::kCached);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const FarDevice* const device_;
+  const CopyPlan plan_;
+};
+
+absl::StatusOr<std::unique_ptr<RowCopier>> FarDevice::NewRowCopier(const CopyPlan& plan) {
+  if (absl::Status status = health(); !status.ok()) return status;
+  return std::make_unique<Copier>(this, plan);
+}
+
+}  // namespace statepool

@@ -1,0 +1,76 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// FarDevice: a device whose memory the CPU must not touch, as a GPU's, on a machine without one. For tests: they are
+// the same as for the host, and whoever follows an address of this device dies of it.
+//
+// An extent is a HostDevice's, mapped a second time at addresses without any permission: these are the device's. The
+// copies, hashes and rows' kernels find the bytes behind them. What has begun when CopyIn and CopyOut return is done
+// only when it is waited for, so that who does not wait sees other bytes.
+#ifndef STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
+#define STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "server/core/mutex.h"
+#include "server/memory/device.h"
+#include "server/memory/host_device.h"
+
+namespace statepool {
+
+// Thread-safe.
+class FarDevice final : public Device {
+ public:
+  // `inner` must outlive this and have no other user.
+  explicit FarDevice(HostDevice* inner) : name_("far"), inner_(inner) {}
+
+  // From now on every call fails, as a GPU's do after an error of a kernel's.
+  void Fail() { failed_.store(true); }
+  // Since the start.
+  uint64_t copied_in_bytes() const { return copied_in_bytes_.load(); }
+  uint64_t copied_out_bytes() const { return copied_out_bytes_.load(); }
+
+  const std::string& name() const override { return name_; }
+  uint64_t chunk_bytes() const override { return inner_->chunk_bytes(); }
+  uint64_t budget_bytes() const override { return inner_->budget_bytes(); }
+  uint64_t used_bytes() const override { return inner_->used_bytes(); }
+  bool host_accessible() const override { return false; }
+  absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed = true) override;
+  absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
+  absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
+  absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) override;
+  absl::Status health() const override;
+
+  // What is behind an address of this device, for tests. Null: not all of it is an extent's.
+  char* Behind(const char* address, uint64_t bytes) const;
+
+ private:
+  class Far;
+  class FarExtent;
+  class FarSharedExtent;
+  class Copier;
+  struct Range {
+    uint64_t bytes;
+    char* behind;
+  };
+
+  absl::StatusOr<char*> Reach(const char* address, uint64_t bytes) const;
+
+  const std::string name_;
+  HostDevice* const inner_;
+  std::atomic<bool> failed_{false};
+  std::atomic<uint64_t> copied_in_bytes_{0}, copied_out_bytes_{0};
+  mutable Mutex mu_;
+  std::map<const char*, Range> ranges_ ABSL_GUARDED_BY(mu_);  // by their first address
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_

@@ -1,0 +1,200 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Store, Residency and Arenas together, over memory of each kind: what a worker stores is what it and others load, from
+// slots, from the cold store, and by Get. Nothing but the device copies where the CPU can't.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/fakes.h"
+#include "server/core/error.h"
+#include "server/core/view.h"
+#include "server/memory/arenas.h"
+#include "server/tiers/residency.h"
+#include "tiers/memory_kinds.h"
+#include "tiers/test_support.h"
+
+namespace statepool {
+namespace {
+
+constexpr uint64_t kChunk = 64 << 10;
+
+// An arena's memory as its worker has it.
+class Mapping {
+ public:
+  explicit Mapping(const Arenas::Lease& lease)
+      : bytes_(lease.bytes),
+        data_(static_cast<char*>(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, lease.fd, 0))) {
+    close(lease.fd);
+  }
+  ~Mapping() { munmap(data_, bytes_); }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  char* data() const { return data_; }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  const uint64_t bytes_;
+  char* const data_;
+};
+
+class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
+ protected:
+  DeviceArenasTest() {
+    EXPECT_TRUE(store_.Recover().ok());
+    EXPECT_TRUE(store_.RegisterLayout({}, layout_, "m").ok());
+  }
+  ~DeviceArenasTest() override { arenas_.EndAll(); }
+
+  struct Open {
+    std::string id;
+    std::unique_ptr<Mapping> memory;
+    std::shared_ptr<const ArenaShape> shape;
+  };
+  Open OpenArena(uint32_t rows, const View& view = {}) {
+    absl::StatusOr<OpenedArena> opened = arenas_.Open({}, {"m", rows, 0, view});
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    return {opened->id, std::make_unique<Mapping>(*arenas_.Connect(opened->token)), opened->shape};
+  }
+  // What a row holds, in the order of bytes.
+  std::string RowOf(const Open& arena, uint32_t row) {
+    std::string state(layout_->state_bytes(), 0);
+    arena.shape->plan.Scatter(arena.memory->data(), row, 1, 0, state.size(), state.data(), CopyHint::kCached);
+    return state;
+  }
+  void SetRow(const Open& arena, uint32_t row, const std::string& state) {
+    arena.shape->plan.Gather(state.data(), 0, state.size(), arena.memory->data(), {row}, CopyHint::kCached);
+  }
+  absl::Status Store(const Open& arena, uint32_t row, const std::string& name, uint64_t position) {
+    StoreItem item;
+    item.row = row;
+    item.set.sequence = name;
+    item.set.position = position;
+    item.any_revision = item.whole_row = true;
+    absl::StatusOr<StoreAnswer> answer = arenas_.Store({}, arena.id, {&item, 1}, false);
+    return answer.ok() ? answer->rows[0].status : answer.status();
+  }
+  absl::Status Load(const Open& arena, uint32_t row, const std::string& name) {
+    LoadItem item;
+    item.row = row;
+    item.source = {{kDefaultTenant, NameKind::kSequence, name}, std::nullopt, ""};
+    absl::StatusOr<LoadAnswer> answer = arenas_.Load({}, arena.id, {&item, 1});
+    return answer.ok() ? answer->rows[0].status : answer.status();
+  }
+  std::string Get(const std::string& name) {
+    absl::StatusOr<GetAnswer> answer = store_.Get({}, {{kDefaultTenant, NameKind::kSequence, name}, std::nullopt, ""});
+    EXPECT_TRUE(answer.ok()) << answer.status();
+    return answer.ok() ? BytesOf(*answer->pin) : "";
+  }
+
+  ManualClock clock_;
+  const TestMemory memory_{GetParam(), 24 * kChunk, kChunk, &clock_};
+  MemoryDisk images_on_disk_;
+  FakeDisk names_on_disk_;
+  MemoryColdStore cold_{&images_on_disk_, 64_MiB};
+  FakeNameLog log_{&names_on_disk_};
+  // A convolution, which views pad, and a matrix, which they transpose.
+  const LayoutRef layout_ = *Layout::Create(
+      {"m",
+       {{"conv", TensorKind::kConv, {0, 1, 2}, DType::kBFloat16, {{"channel", 48}, {"tap", 3}}, {}, {}},
+        {"ssm", TensorKind::kRecurrent, {0, 2}, DType::kFloat32, {{"head", 4}, {"dk", 16}, {"dv", 24}}, {}, {}}}});
+  Residency residency_{{.staging = memory_.staging()}, memory_.device(), &cold_, &clock_};
+  statepool::Store store_{StoreOptions(), &residency_, &log_, &clock_};
+  CopyScheduler copies_{{}, &clock_};
+  Arenas arenas_{
+      {.max_bytes = 16 * kChunk, .granule_bytes = kChunk},
+      &store_,
+      &residency_,
+      {memory_.device(),
+       [this](const Op& op, TenantId tenant, uint64_t bytes) { return residency_.AllocateShared(op, tenant, bytes); },
+       [this] { residency_.SharedMemoryFreed(); }},
+      &copies_,
+      &clock_};
+};
+INSTANTIATE_TEST_SUITE_P(Memory, DeviceArenasTest, MemoryKinds(), MemoryKindName);
+
+TEST_P(DeviceArenasTest, WhatAWorkerStoresIsWhatIsLoadedInEveryViewAndWhatGetSees) {
+  const std::vector<View> views = {
+      {},
+      {.layers = View::Layers::kRowMajor, .conv_padding = 1},
+      {.layers = View::Layers::kLayerMajor, .axis_orders = {{"ssm", {"head", "dv", "dk"}}}},
+  };
+  std::vector<Open> arenas;
+  for (const View& view : views) arenas.push_back(OpenArena(3, view));
+  for (size_t from = 0; from < arenas.size(); ++from) {
+    const std::string state = MakeBytes(layout_->state_bytes(), from + 1), name = absl::StrCat("seq/", from);
+    std::memset(arenas[from].memory->data(), 0x5a, arenas[from].memory->bytes());
+    SetRow(arenas[from], 1, state);
+    ASSERT_EQ(Store(arenas[from], 1, name, 7), absl::OkStatus());
+    EXPECT_TRUE(Get(name) == state) << from;
+    for (size_t to = 0; to < arenas.size(); ++to) {
+      std::memset(arenas[to].memory->data(), 0x5a, arenas[to].memory->bytes());
+      std::string expected(arenas[to].memory->data(), arenas[to].memory->bytes());
+      arenas[to].shape->plan.Clear(expected.data(), 2);
+      arenas[to].shape->plan.Gather(state.data(), 0, state.size(), expected.data(), {2}, CopyHint::kCached);
+      ASSERT_EQ(Load(arenas[to], 2, name), absl::OkStatus());
+      EXPECT_EQ(RowOf(arenas[to], 2), state) << from << " to " << to;
+      EXPECT_TRUE(absl::string_view(arenas[to].memory->data(), arenas[to].memory->bytes()) == expected)
+          << "nothing but the row, and what it has beside the state, was touched: " << from << " to " << to;
+    }
+  }
+  residency_.CheckInvariants();
+  arenas_.CheckInvariants();
+}
+
+TEST_P(DeviceArenasTest, StatesThatLeftTheDeviceComeBackIntoRows) {
+  const Open arena = OpenArena(2);
+  std::vector<std::string> states;
+  for (uint64_t i = 0; i < 200; ++i) {
+    states.push_back(MakeBytes(layout_->state_bytes(), i));
+    SetRow(arena, 0, states.back());
+    ASSERT_EQ(Store(arena, 0, absl::StrCat("seq/", i), i), absl::OkStatus());
+  }
+  ASSERT_GT(residency_.stats().spills, 10u);
+  for (uint64_t i = 0; i < 200; ++i) {
+    ASSERT_EQ(Load(arena, 1, absl::StrCat("seq/", i)), absl::OkStatus());
+    ASSERT_TRUE(RowOf(arena, 1) == states[i]) << i;
+  }
+  EXPECT_GT(residency_.stats().promotions, 10u);
+  residency_.CheckInvariants();
+}
+
+TEST_P(DeviceArenasTest, RowsGoByTheDeviceAloneWhereTheCpuCantReachThem) {
+  if (memory_.far() == nullptr) GTEST_SKIP() << "the CPU copies";
+  const Open arena = OpenArena(2);
+  ASSERT_EQ(Store(arena, 0, "seq", 1), absl::OkStatus());
+  const uint64_t in = memory_.far()->copied_in_bytes(), out = memory_.far()->copied_out_bytes();
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_EQ(Load(arena, 1, "seq"), absl::OkStatus());
+    ASSERT_EQ(Store(arena, 1, "seq", 2 + i), absl::OkStatus());
+  }
+  EXPECT_EQ(memory_.far()->copied_in_bytes(), in);
+  EXPECT_EQ(memory_.far()->copied_out_bytes(), out);
+}
+
+TEST_P(DeviceArenasTest, ADeviceThatFailedSaysSoAndSpoilsNothing) {
+  if (memory_.far() == nullptr) GTEST_SKIP() << "the host does not fail";
+  const Open arena = OpenArena(2);
+  const std::string state = MakeBytes(layout_->state_bytes(), 1);
+  SetRow(arena, 0, state);
+  ASSERT_EQ(Store(arena, 0, "seq", 1), absl::OkStatus());
+  memory_.far()->Fail();
+  EXPECT_EQ(ReasonOf(Load(arena, 1, "seq")), "DEVICE_FAILED");
+  EXPECT_EQ(ReasonOf(Store(arena, 0, "seq", 2)), "DEVICE_FAILED");
+  EXPECT_EQ(ReasonOf(Store(arena, 0, "other", 2)), "DEVICE_FAILED");
+  absl::StatusOr<NameInfo> info = store_.Describe({}, {kDefaultTenant, NameKind::kSequence, "seq"});
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_EQ(info->version.position, 1);
+  residency_.CheckInvariants();
+  arenas_.CheckInvariants();
+}
+
+}  // namespace
+}  // namespace statepool

@@ -30,10 +30,14 @@ ABSL_FLAG(std::vector<std::string>, listen, {"127.0.0.1:7070"},
 ABSL_FLAG(std::string, metrics, "127.0.0.1:9090",
           "host:port of the Prometheus endpoint /metrics (port 0 picks a free one); empty: none");
 ABSL_FLAG(std::string, data_dir, "", "directory of everything durable; made if its parent exists. Required");
-ABSL_FLAG(std::string, devices, "host", "where hot states live: host");
+ABSL_FLAG(std::string, devices, "host",
+          "where hot states live: host; cuda, the first GPU; cuda:UUID, that GPU (nvidia-smi -L lists them); far, for "
+          "tests: host memory that is treated as a GPU's");
 ABSL_FLAG(ByteSize, hot_bytes, ByteSize{uint64_t{1} << 30}, "budget of hot states, on each device");
 ABSL_FLAG(ByteSize, warm_bytes, ByteSize{0},
           "budget of pinned host memory behind GPU devices; not used with --devices=host");
+ABSL_FLAG(ByteSize, staging_bytes, ByteSize{uint64_t{128} << 20},
+          "pinned host memory through which states go to and from a GPU, 16 MiB for each at a time; not of any budget");
 ABSL_FLAG(ByteSize, cold_bytes, ByteSize{uint64_t{64} << 30}, "budget of states in the data directory");
 ABSL_FLAG(ByteSize, chunk_bytes, ByteSize{0},
           "unit in which pools take memory from the hot budget: a power of two; 0 picks one");
@@ -229,14 +233,14 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   flags.data_dir = absl::GetFlag(FLAGS_data_dir);
   if (flags.data_dir.empty()) return Bad("data-dir", "give the directory to keep states in; there is no default");
 
-  for (absl::string_view device : absl::StrSplit(absl::GetFlag(FLAGS_devices), ',')) {
-    if (device == "cuda" || absl::StartsWith(device, "cuda:")) {
-      return Bad("devices", "this version serves host memory only; use --devices=host");
-    }
-    if (device != "host") return Bad("devices", absl::StrCat("'", device, "' is no device; use host"));
-  }
+  flags.device = absl::GetFlag(FLAGS_devices);
+  if (flags.device.find(',') != std::string::npos) return Bad("devices", "this version serves one device; name one");
+  if (flags.device != "host" && flags.device != "far" && flags.device != "cuda" &&
+      (!absl::StartsWith(flags.device, "cuda:") || flags.device.size() == strlen("cuda:")))
+    return Bad("devices", absl::StrCat("'", flags.device, "' is no device; use host, cuda or cuda:UUID"));
   flags.hot_bytes = absl::GetFlag(FLAGS_hot_bytes).bytes;
   flags.warm_bytes = absl::GetFlag(FLAGS_warm_bytes).bytes;
+  flags.staging_bytes = absl::GetFlag(FLAGS_staging_bytes).bytes;
   flags.cold_bytes = absl::GetFlag(FLAGS_cold_bytes).bytes;
   flags.chunk_bytes = absl::GetFlag(FLAGS_chunk_bytes).bytes;
   if (flags.hot_bytes == 0) return Bad("hot-bytes", "must be more than 0");

@@ -35,7 +35,9 @@ struct DaemonFlags {
   std::vector<std::string> listen;
   std::string metrics;  // empty: none
   std::string data_dir;
+  std::string device;  // "host", "far", "cuda" or "cuda:UUID"
   uint64_t hot_bytes = 0, warm_bytes = 0, cold_bytes = 0;
+  uint64_t staging_bytes = 0;
   uint64_t chunk_bytes = 0;        // 0: as the device sees fit
   uint64_t max_message_bytes = 0;  // of states: the transport's limit is a little higher
   uint64_t max_bytes_in_flight = 0;

@@ -27,10 +27,10 @@
 #include "absl/synchronization/mutex.h"
 #include "server/core/mutex.h"
 #include "server/core/store.h"
+#include "server/devices.h"
 #include "server/flags.h"
 #include "server/memory/arenas.h"
 #include "server/memory/copy_scheduler.h"
-#include "server/memory/host_device.h"
 #include "server/report.h"
 #include "server/rpc/arena_socket.h"
 #include "server/rpc/server.h"
@@ -84,12 +84,13 @@ std::string JsonString(absl::string_view text) {
   return out + "\"";
 }
 
-void PrintReady(const std::vector<std::string>& listen, const std::string& metrics, const std::string& incarnation) {
+void PrintReady(const std::vector<std::string>& listen, const std::string& metrics, const std::string& incarnation,
+                const std::string& device) {
   std::cout << R"({"event":"ready","listen":[)"
             << absl::StrJoin(listen, ",",
                              [](std::string* out, const std::string& a) { absl::StrAppend(out, JsonString(a)); })
-            << R"(],"metrics":)" << JsonString(metrics) << R"(,"incarnation":")" << incarnation
-            << R"(","devices":["host"]})" << std::endl;
+            << R"(],"metrics":)" << JsonString(metrics) << R"(,"incarnation":")" << incarnation << R"(","devices":[)"
+            << JsonString(device) << "]}" << std::endl;
 }
 
 // Calls the store's chores about every 100 ms, and writes behind at once when that is urgent, until it goes.
@@ -192,14 +193,11 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   const SystemClock clock;
   std::atomic<bool> disk_failed{false};
   RaiseOpenFileLimit();
-  if (flags.warm_bytes > 0)
-    spdlog::info("the warm tier belongs to GPU devices: --warm-bytes is not used with --devices=host");
+  if (flags.warm_bytes > 0) spdlog::info("there is no warm tier yet: --warm-bytes is not used");
 
-  HostDeviceOptions device_options;
-  device_options.budget_bytes = flags.hot_bytes;
-  device_options.chunk_bytes = flags.chunk_bytes;
-  absl::StatusOr<std::unique_ptr<HostDevice>> device = HostDevice::Create(device_options);
-  if (!device.ok()) return Fail(kUsage, "--hot-bytes, --chunk-bytes", device.status());
+  const absl::StatusOr<HotMemory> hot = OpenHotMemory(flags, &clock);
+  if (!hot.ok()) return Fail(kUsage, "--devices, --hot-bytes, --chunk-bytes, --staging-bytes", hot.status());
+  Device* const device = hot->device.get();
 
   RocksDbColdStoreOptions cold_options;
   cold_options.path = flags.data_dir;
@@ -214,15 +212,16 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   ResidencyOptions residency_options;
   residency_options.dirty_bytes_max = flags.hot_bytes / 4 * 3;
   residency_options.owned_bytes_max = flags.max_granted_bytes;
-  Residency residency(residency_options, device->get(), cold->get(), &clock);
+  residency_options.staging = hot->staging.get();
+  Residency residency(residency_options, device, cold->get(), &clock);
   Store store(StoreOptionsOf(flags, incarnation), &residency, cold->get(), &clock);
   residency.SetMakeRoom([&store] { return store.EvictPrefix(); });
   if (absl::Status s = store.Recover(); !s.ok())
     return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), s);
 
   CopyScheduler copies({.threads = flags.copy_threads}, &clock);
-  Arenas arenas(ArenaOptionsOf(flags, **device), &store, &residency,
-                {.device = device->get(),
+  Arenas arenas(ArenaOptionsOf(flags, *device), &store, &residency,
+                {.device = device,
                  .allocate = [&residency](const Op& op, TenantId tenant,
                                           uint64_t bytes) { return residency.AllocateShared(op, tenant, bytes); },
                  .freed = [&residency] { residency.SharedMemoryFreed(); }},
@@ -236,7 +235,10 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
                                .freed = [&residency] { residency.SharedMemoryFreed(); }},
                    &clock);
   }
-  const std::string arena_path = ArenaSocketPath(flags);
+  // Clients don't map a GPU's memory yet.
+  const bool is_gpu = absl::StartsWith(flags.device, "cuda");
+  if (is_gpu) spdlog::info("no arenas: those in GPU memory are not built yet");
+  const std::string arena_path = is_gpu ? "" : ArenaSocketPath(flags);
   std::unique_ptr<ArenaSocket> arena_socket;
   if (!arena_path.empty()) {
     absl::StatusOr<std::unique_ptr<ArenaSocket>> started = ArenaSocket::Start(
@@ -264,19 +266,19 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
       flags.max_bytes_in_flight,
       std::min({flags.max_message_bytes,
                 flags.max_bytes_in_flight - std::min(flags.max_bytes_in_flight, kMessageOverheadBytes),
-                (*device)->budget_bytes()}),
-      (*device)->budget_bytes(),
+                device->budget_bytes()}),
+      device->budget_bytes(),
       flags.max_uploads,
       flags.max_upload_bytes,
       flags.upload_timeout,
       flags.stream_timeout,
       arena_path,
-      (*device)->name()};
+      device->name()};
   service_options.uploads = {flags.max_uploads, flags.max_upload_bytes, flags.upload_timeout};
   service_options.stream_timeout = flags.stream_timeout;
   service_options.executor_threads = flags.executor_threads;
   service_options.executor_queue = flags.executor_queue;
-  service_options.devices = [&device] { return ReportDevices(**device); };
+  service_options.devices = [device] { return ReportDevices(*device); };
   RpcMetrics rpc_metrics(MethodNames());
   StatePoolService service(service_options, &store, arena_socket != nullptr ? &arenas : nullptr,
                            leases ? &*leases : nullptr, &clock, &rpc_metrics);
@@ -300,7 +302,7 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   }
   std::optional<Housekeeping> housekeeping(&store);
 
-  PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation);
+  PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation, device->name());
   spdlog::info("serving {}, epoch {}, data in {}", absl::StrJoin((*server)->addresses(), ", "), store.epoch(),
                flags.data_dir);
 

@@ -59,7 +59,7 @@ std::vector<v1::DeviceInfo> ReportDevices(const Device& device) {
   info.set_budget_bytes(device.budget_bytes());
   info.set_used_bytes(device.used_bytes());
   info.set_chunk_bytes(device.chunk_bytes());
-  info.set_healthy(true);
+  info.set_healthy(device.health().ok());
   return {info};
 }
 

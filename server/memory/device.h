@@ -3,8 +3,9 @@
 // Device: where the chunks of hot states come from.
 //
 // A device has a budget in bytes and hands it out as *extents*: one or more chunks, contiguous in one address range of
-// the device, all for one tenant. An extent's bytes begin as zeros, and its memory goes back to the system, not to
-// another extent, when it is destroyed: nothing that one tenant wrote is ever seen by the next.
+// the device, all for one tenant. An extent's bytes begin as zeros, whatever was in its memory before: nothing that one
+// tenant wrote is ever seen by the next. When it is destroyed its memory goes back to the system; a device may keep it
+// for another extent, if no other process was ever given it.
 //
 // The host (HostDevice) and a GPU's virtual-memory API (CudaDevice) have the same interface. data() of an extent is an
 // address of the device; whether the CPU may follow it says host_accessible(). Where it may not, bytes come and go
@@ -19,6 +20,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -46,11 +48,14 @@ class Extent {
   virtual uint64_t bytes() const = 0;  // a multiple of the device's chunk_bytes()
   virtual TenantId tenant() const = 0;
 
-  // What another process maps. Ours to close.
+  // What another process maps. Ours to close. -1: it is no single file; ExportChunks.
   virtual int fd() const = 0;
+  // The same as descriptors for the caller to close and to give away: in the order of their addresses, each of an equal
+  // part of the extent. Thread-safe. Errors: NO_DESCRIPTORS, DEVICE_FAILED.
+  virtual absl::StatusOr<std::vector<int>> ExportChunks() = 0;
   // A sealed extent can't be mapped for writing by anyone any more; mappings that there are stay as they are.
   virtual bool sealed() const = 0;
-  // False: another process, which had it unsealed, has seen to it that this can't be done.
+  // False: another process, which had it unsealed, has seen to it that this can't be done; or the device has no seals.
   virtual bool Seal() = 0;
 
   // Its slots are used no more: whoever still has it mapped should drop it. Thread-safe.
@@ -69,7 +74,8 @@ class SharedExtent : public Extent {
  public:
   // Gives the contents back to the system: whoever still maps them reads zeros, and data() is no more. True: nobody can
   // ever write to this memory again, so that it stays empty. False: another process may still have it mapped; call
-  // again. REQUIRES: nobody of ours uses data().
+  // again. Where the system can't tell who maps it (a GPU), the answer stays false once a descriptor was made; that the
+  // process is gone is then the only proof. REQUIRES: nobody of ours uses data(), or exports it meanwhile.
   virtual bool Revoke() = 0;
 };
 
@@ -122,7 +128,7 @@ class Device {
 
   // Zeroed chunks, backed by memory that is really there. REQUIRES: chunks >= 1. May take milliseconds: not under a
   // lock. Errors: HOT_FULL when the budget or the system is short of memory; it succeeds once enough extents are gone.
-  // `sealed`: from birth; else when Seal is called.
+  // `sealed`: from birth; else when Seal is called. A device without seals does not heed it.
   virtual absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks,
                                                                  bool sealed = true) = 0;
 

@@ -59,6 +59,15 @@ absl::Status MapMemory(const char* name, uint64_t bytes, int seals, int* fd, cha
   return fcntl(*fd, F_ADD_SEALS, seals) == 0 ? absl::OkStatus() : failed("sealing");
 }
 
+absl::StatusOr<std::vector<int>> Duplicate(int fd) {
+  const int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (duplicate < 0) {
+    return Error(absl::StatusCode::kUnavailable, "NO_DESCRIPTORS",
+                 absl::StrCat("the daemon has no descriptor to spare: ", std::strerror(errno), "; try again"));
+  }
+  return std::vector<int>{duplicate};
+}
+
 class DoneTransfer final : public Transfer {
  public:
   absl::Status Wait() override { return absl::OkStatus(); }
@@ -83,6 +92,10 @@ class HostStaging final : public Staging {
 };
 
 }  // namespace
+
+absl::StatusOr<std::vector<int>> HostExtent::ExportChunks() { return Duplicate(fd_); }
+
+absl::StatusOr<std::vector<int>> HostSharedExtent::ExportChunks() { return Duplicate(fd_); }
 
 bool HostExtent::Seal() {
   if (sealed_.load()) return true;

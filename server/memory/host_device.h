@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -34,6 +35,7 @@ class HostExtent final : public Extent {
   uint64_t bytes() const override { return bytes_; }
   TenantId tenant() const override { return tenant_; }
   int fd() const override { return fd_; }
+  absl::StatusOr<std::vector<int>> ExportChunks() override;  // one, a duplicate
   bool sealed() const override { return sealed_.load(); }
   bool Seal() override;
 
@@ -57,6 +59,7 @@ class HostSharedExtent final : public SharedExtent {
   uint64_t bytes() const override { return bytes_; }
   TenantId tenant() const override { return tenant_; }
   int fd() const override { return fd_; }
+  absl::StatusOr<std::vector<int>> ExportChunks() override;  // one, a duplicate
   bool sealed() const override { return false; }
   bool Seal() override { return false; }
   bool Revoke() override;

@@ -106,6 +106,21 @@ TEST(HostDevice, WhatWasMappedBeforeTheSealStaysWritableAndNothingElseIs) {
   munmap(mapped, 64_KiB);
 }
 
+TEST(HostDevice, ExportsADescriptorThatOutlivesTheExtent) {
+  const auto device = MakeDevice(256_KiB);
+  auto extent = *device->AllocateExtent(0, 2);
+  std::strcpy(extent->data(), "kept");
+  const auto fds = extent->ExportChunks();
+  ASSERT_TRUE(fds.ok()) << fds.status();
+  ASSERT_EQ(fds->size(), 1u);
+  EXPECT_NE(fds->front(), extent->fd());
+  extent.reset();
+  char kept[5];
+  EXPECT_EQ(pread(fds->front(), kept, 5, 0), 5);
+  EXPECT_STREQ(kept, "kept");
+  close(fds->front());
+}
+
 TEST(HostDevice, NeverShowsOneTenantsBytesToTheNext) {
   const auto device = MakeDevice(64_KiB);
   for (TenantId tenant = 0; tenant < 8; ++tenant) {

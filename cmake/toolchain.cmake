@@ -66,5 +66,5 @@ else()
   enable_language(CUDA)
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know that nvcc has it
   find_package(CUDAToolkit REQUIRED)
-  message(STATUS "CUDA: ${NVCC_PROGRAM}, architectures ${CMAKE_CUDA_ARCHITECTURES}; the daemon does not use it yet: --devices=host only")
+  message(STATUS "CUDA: ${NVCC_PROGRAM}, architectures ${CMAKE_CUDA_ARCHITECTURES}")
 endif()

@@ -277,11 +277,10 @@ absl::StatusOr<Arenas::Lease> Arenas::Connect(absl::string_view token) {
     if (arena->state != Arena::State::kWaiting || arena->token != token) continue;
     if (clock_->Now() >= arena->token_expires) break;
     // A duplicate: the arena may be closed, and the number be another file's, before it is sent.
-    const int fd = fcntl(arena->memory->fd(), F_DUPFD_CLOEXEC, 0);
-    if (fd < 0) {
-      return Error(absl::StatusCode::kUnavailable, "NO_DESCRIPTORS",
-                   absl::StrCat("the daemon has no descriptor to spare: ", std::strerror(errno), "; try again"));
-    }
+    absl::StatusOr<std::vector<int>> fds = arena->memory->ExportChunks();
+    RETURN_IF_ERROR(fds.status());
+    assert(fds->size() == 1);
+    const int fd = fds->front();
     arena->state = Arena::State::kLeased;
     arena->token.clear();
     return Lease{id, fd, arena->shape->bytes};

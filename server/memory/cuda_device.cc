@@ -10,6 +10,7 @@
 #include <cassert>
 #include <cerrno>
 #include <cstring>
+#include <optional>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/escaping.h"
@@ -17,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "kernels/device_checksum.h"
+#include "kernels/device_copy_plan.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
 #include "server/memory/cuda_driver.h"
@@ -393,6 +395,11 @@ absl::Status CudaDevice::ToStatus(int code, absl::string_view error, absl::strin
   return status;
 }
 
+absl::Status CudaDevice::OfKernels(absl::string_view what) const {
+  const cudaError_t error = cudaGetLastError();
+  return Runtime(error == cudaSuccess ? cudaErrorUnknown : error, what);
+}
+
 absl::Status CudaDevice::Full(absl::string_view message) const {
   return Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", message)
       .Meta("limit", budget_bytes_)
@@ -582,29 +589,97 @@ absl::Status CudaDevice::WaitFor(DeviceStream stream, absl::string_view what) co
 }
 
 absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyIn(char* to, absl::string_view from) {
-  return BeginCopy(to, from.data(), from.size(), /*in=*/true);
+  return BeginCopy(to, from.data(), from.size(), Direction::kIn);
 }
 
 absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyOut(char* to, const char* from, uint64_t bytes) {
-  return BeginCopy(to, from, bytes, /*in=*/false);
+  return BeginCopy(to, from, bytes, Direction::kOut);
 }
 
-absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const void* from, uint64_t bytes, bool in) {
+absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyWithin(char* to, const char* from, uint64_t bytes) {
+  return BeginCopy(to, from, bytes, Direction::kWithin);
+}
+
+absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const void* from, uint64_t bytes,
+                                                                Direction direction) {
+  struct Kind {
+    cudaMemcpyKind kind;
+    const char* call;
+  };
+  const Kind kind = direction == Direction::kIn    ? Kind{cudaMemcpyHostToDevice, "cudaMemcpyAsync to the device"}
+                    : direction == Direction::kOut ? Kind{cudaMemcpyDeviceToHost, "cudaMemcpyAsync from the device"}
+                                                   : Kind{cudaMemcpyDeviceToDevice, "cudaMemcpyAsync on the device"};
   RETURN_IF_ERROR(Enter());
   const absl::StatusOr<cudaEvent_t> event = TakeEvent();
   RETURN_IF_ERROR(event.status());
   absl::Cleanup give_back = [&] { GiveBackEvent(*event); };
-  const DeviceStream stream =
-      in ? in_streams_[next_in_.fetch_add(1) % kCopyStreams] : out_streams_[next_out_.fetch_add(1) % kCopyStreams];
-  RETURN_IF_ERROR(
-      Runtime(cudaMemcpyAsync(to, from, bytes, in ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost, stream),
-              in ? "cudaMemcpyAsync to the device" : "cudaMemcpyAsync from the device"));
+  const DeviceStream stream = direction == Direction::kOut ? out_streams_[next_out_.fetch_add(1) % kCopyStreams]
+                                                           : in_streams_[next_in_.fetch_add(1) % kCopyStreams];
+  RETURN_IF_ERROR(Runtime(cudaMemcpyAsync(to, from, bytes, kind.kind, stream), kind.call));
   if (const absl::Status status = Runtime(cudaEventRecord(*event, stream), "cudaEventRecord"); !status.ok()) {
     (void)Runtime(cudaStreamSynchronize(stream), "cudaStreamSynchronize");  // nobody could wait for the copy
     return status;
   }
   std::move(give_back).Cancel();
   return std::make_unique<Copy>(this, *event);
+}
+
+// Rows of one arena.
+class CudaDevice::Copier final : public RowCopier {
+ public:
+  Copier(CudaDevice* device, DeviceStream stream, DeviceCopyPlan plan)
+      : device_(device), stream_(stream), plan_(std::in_place, std::move(plan)) {}
+  ~Copier() override {
+    if (!device_->Enter().ok()) {
+      // What the plan has on the device goes with the process.
+      static_cast<void>(new std::optional<DeviceCopyPlan>(std::move(plan_)));
+      return;
+    }
+    (void)device_->Runtime(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    (void)device_->Runtime(cudaStreamDestroy(stream_), "cudaStreamDestroy");
+  }
+
+  absl::Status Gather(absl::Span<const GatherItem> items, char* arena) override {
+    std::vector<DeviceCopyPlan::GatherItem> batch;
+    batch.reserve(items.size());
+    for (const GatherItem& item : items) batch.push_back({item.state, item.row});
+    return Run("gathering rows", [&] { return plan_->Gather(batch, arena, stream_); });
+  }
+  absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena) override {
+    std::vector<DeviceCopyPlan::ScatterItem> batch;
+    batch.reserve(items.size());
+    for (const ScatterItem& item : items) batch.push_back({item.row, item.accepted, item.state});
+    return Run("scattering rows", [&] { return plan_->Scatter(batch, arena, stream_); });
+  }
+
+ private:
+  template <typename Launch>
+  absl::Status Run(absl::string_view what, Launch launch) {
+    RETURN_IF_ERROR(device_->Enter());
+    const absl::Status launched = launch();
+    const absl::Status refused = launched.ok() ? absl::OkStatus() : device_->OfKernels(what);
+    // A part of the batch may be under way though the rest was refused: nobody uses its memory meanwhile.
+    const absl::Status waited = device_->WaitFor(stream_, what);
+    return launched.ok() ? waited : refused;
+  }
+
+  CudaDevice* const device_;
+  const DeviceStream stream_;
+  std::optional<DeviceCopyPlan> plan_;
+};
+
+absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPlan& plan) {
+  RETURN_IF_ERROR(Enter());
+  absl::StatusOr<DeviceCopyPlan> on_device = DeviceCopyPlan::Create(plan);
+  if (absl::IsUnimplemented(on_device.status())) {
+    return Error(absl::StatusCode::kUnimplemented, "VIEW_UNSUPPORTED",
+                 absl::StrCat("the GPU can't copy rows of this view: ", on_device.status().message()));
+  }
+  if (absl::IsResourceExhausted(on_device.status())) return Full(on_device.status().message());
+  if (!on_device.ok()) return OfKernels("a copy plan on the device");
+  cudaStream_t stream;
+  RETURN_IF_ERROR(Runtime(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"));
+  return std::make_unique<Copier>(this, stream, *std::move(on_device));
 }
 
 absl::Status CudaDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
@@ -640,10 +715,8 @@ absl::Status CudaDevice::HashPiece(size_t hasher, const char* state, uint64_t by
   LeafHash* const pinned = static_cast<LeafHash*>(pinned_hashes_) + hasher * kHashedLeaves;
   const void* const image = state;
   const uint64_t hashes_bytes = leaves.size() * sizeof(LeafHash);
-  if (!HashLeavesOnDevice(absl::MakeConstSpan(&image, 1), bytes, scratch, stream).ok()) {
-    const cudaError_t error = cudaGetLastError();
-    return Runtime(error == cudaSuccess ? cudaErrorUnknown : error, "hashing leaves");
-  }
+  if (!HashLeavesOnDevice(absl::MakeConstSpan(&image, 1), bytes, scratch, stream).ok())
+    return OfKernels("hashing leaves");
   const absl::Status copied = Runtime(cudaMemcpyAsync(pinned, scratch, hashes_bytes, cudaMemcpyDeviceToHost, stream),
                                       "cudaMemcpyAsync of hashes");
   const absl::Status done = WaitFor(stream, "hashing leaves");  // in any case: the scratch memory is the next one's

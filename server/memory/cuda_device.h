@@ -157,10 +157,13 @@ class CudaDevice final : public Device {
   // staging work too, at a fraction of the speed, and may be done when the call returns.
   absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
   // By a kernel; returns when the hashes are there. A few at a time; others wait for their turn.
   absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   // Pinned, for every GPU. May take milliseconds for each MiB: keep it.
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
+  // One launch for 1,024 items, on a stream of its own. Takes memory of the GPU beside the budget (device_copy_plan.h).
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) override;
   absl::Status health() const override;
 
   const GpuInfo& gpu() const { return gpu_; }
@@ -170,6 +173,7 @@ class CudaDevice final : public Device {
  private:
   friend class CudaExtent;
   friend class CudaSharedExtent;
+  class Copier;
   class Copy;
   class PinnedStaging;
 
@@ -187,6 +191,7 @@ class CudaDevice final : public Device {
   absl::Status Runtime(int error, absl::string_view call) const;
   absl::Status Driver(int error, absl::string_view call) const;
   absl::Status ToStatus(int code, absl::string_view error, absl::string_view sentence, absl::string_view call) const;
+  absl::Status OfKernels(absl::string_view what) const;  // one of kernels/ refused: CUDA's last error
   void Fail(const absl::Status& status) const;
   absl::Status Full(absl::string_view message) const;
 
@@ -207,7 +212,8 @@ class CudaDevice final : public Device {
   absl::StatusOr<CUevent_st*> TakeEvent() const ABSL_LOCKS_EXCLUDED(events_mu_);
   void GiveBackEvent(CUevent_st* event) const ABSL_LOCKS_EXCLUDED(events_mu_);
   absl::Status WaitFor(DeviceStream stream, absl::string_view what) const;  // for what is in it now, asleep
-  absl::StatusOr<std::unique_ptr<Transfer>> BeginCopy(void* to, const void* from, uint64_t bytes, bool in);
+  enum class Direction { kIn, kOut, kWithin };
+  absl::StatusOr<std::unique_ptr<Transfer>> BeginCopy(void* to, const void* from, uint64_t bytes, Direction direction);
   absl::Status HashPiece(size_t hasher, const char* state, uint64_t bytes, absl::Span<LeafHash> leaves);
 
   const GpuInfo gpu_;

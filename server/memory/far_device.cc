@@ -6,6 +6,7 @@
 #include <cstring>
 #include <functional>
 #include <utility>
+#include <vector>
 
 #include "server/core/error.h"
 
@@ -62,6 +63,7 @@ class FarDevice::FarExtent final : public Extent {
   uint64_t bytes() const override { return inner_->bytes(); }
   TenantId tenant() const override { return inner_->tenant(); }
   int fd() const override { return inner_->fd(); }
+  absl::StatusOr<std::vector<int>> ExportChunks() override { return inner_->ExportChunks(); }
   bool sealed() const override { return inner_->sealed(); }
   bool Seal() override { return inner_->Seal(); }
 
@@ -78,6 +80,7 @@ class FarDevice::FarSharedExtent final : public SharedExtent {
   uint64_t bytes() const override { return inner_->bytes(); }
   TenantId tenant() const override { return inner_->tenant(); }
   int fd() const override { return inner_->fd(); }
+  absl::StatusOr<std::vector<int>> ExportChunks() override { return inner_->ExportChunks(); }
   bool sealed() const override { return false; }
   bool Seal() override { return false; }
   bool Revoke() override {

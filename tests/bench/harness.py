@@ -13,8 +13,11 @@ import subprocess
 import sys
 import tempfile
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-BUILD = REPOSITORY / os.environ.get("STATEPOOL_BUILD", "build/release")
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]  # or an unpacked deploy/bundle: there bundle.json says what it has
+BUNDLE = json.loads((REPOSITORY / "bundle.json").read_text()) if (REPOSITORY / "bundle.json").exists() else None
+BUILD = REPOSITORY / ("bin" if BUNDLE else os.environ.get("STATEPOOL_BUILD", "build/release"))
+TEST_PROGRAMS = BUILD if BUNDLE else BUILD / "tests"
+REDIS_SERVER = BUILD / "redis-server" if BUNDLE else "redis-server"
 FIELDS = ("name", "value", "unit", "n", "p50", "p99", "baseline", "baseline_name", "ratio", "goal", "aim", "ok",
           "commit", "machine", "seed")
 PLANT_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "proto", "server",
@@ -42,7 +45,9 @@ def machine():
 
 
 def commit():
-    """The tree's commit, with "-dirty" when it was changed since."""
+    """The tree's commit, with "-dirty" when it was changed since; or the bundle's."""
+    if BUNDLE:
+        return BUNDLE["commit"]
     command = ["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     git = subprocess.run(command, capture_output=True, text=True)
     return git.stdout.strip() or "unknown"
@@ -50,7 +55,7 @@ def commit():
 
 def figure(measured, seed):
     """Prints one figure; gives whether it reaches its goal, a limit of the field that `goal_of` names ("value"): the
-    most that it may be, or with `goal_is_least` the least."""
+    most that it may be, or with `goal_is_least` the least. `machine`: what else the machine has."""
     line = dict.fromkeys(FIELDS) | measured
     if line["baseline"]:
         line["ratio"] = line["value"] / line["baseline"]
@@ -58,7 +63,7 @@ def figure(measured, seed):
         reached = line[line.get("goal_of", "value")]
         line["ok"] = line["goal"] is None or (
             reached >= line["goal"] if line.get("goal_is_least") else reached <= line["goal"])
-    line |= {"commit": commit(), "machine": machine(), "seed": seed}
+    line |= {"commit": commit(), "machine": ", ".join(filter(None, (machine(), line["machine"]))), "seed": seed}
     print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
     return line["ok"]
 

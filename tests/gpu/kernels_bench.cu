@@ -1,14 +1,18 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
 // Gather and scatter of whole batches beside one cudaMemcpy of as many bytes, and hashes beside a kernel that only
-// reads. One line of JSON for each figure. `us`: the best of 20 calls, each between two events; `graph_us`: of one of
-// ten in a graph, which leaves out what a launch costs the host. Every call takes other slots and rows where there are
-// others, so that the caches don't have its bytes from the call before. Bytes are counted as read and as written.
+// reads. One line of JSON for each figure, which kernels.py reads. `us`: the best of 20 calls, each between two events,
+// `p50_us` and `p99_us` of the same; `graph_us`: of one of ten in a graph, which leaves out what a launch costs the host.
+// Every call takes other slots and rows where there are others, so that the caches don't have its bytes from the call
+// before. Bytes are counted as read and as written.
+//
+// gpu_kernels_bench [--quick] [--seed=N]; --quick: 64 rows of what has a goal, and of the small model.
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -77,7 +81,7 @@ class Memory {
 };
 
 struct Times {
-  double us = 0, graph_us = 0;
+  double us = 0, p50_us = 0, p99_us = 0, graph_us = 0;
 };
 
 // call(i, stream) for i = 0, 1, …
@@ -86,7 +90,8 @@ Times Measure(const std::function<void(int, cudaStream_t)>& call) {
   cudaEvent_t begin, end;
   Must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   Must(cudaEventCreate(&begin)), Must(cudaEventCreate(&end));
-  Times best = {1e30, 1e30};
+  std::vector<double> each;
+  double graph_us = 1e30;
   const auto between = [&](const std::function<void()>& work) {
     Must(cudaEventRecord(begin, stream));
     work();
@@ -98,7 +103,8 @@ Times Measure(const std::function<void(int, cudaStream_t)>& call) {
   };
   for (int i = 0; i < 3; ++i) call(i, stream);
   Must(cudaStreamSynchronize(stream));
-  for (int i = 0; i < kRounds; ++i) best.us = std::min(best.us, between([&] { call(i, stream); }));
+  for (int i = 0; i < kRounds; ++i) each.push_back(between([&] { call(i, stream); }));
+  std::sort(each.begin(), each.end());
   cudaGraph_t graph;
   cudaGraphExec_t replay;
   Must(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -106,20 +112,19 @@ Times Measure(const std::function<void(int, cudaStream_t)>& call) {
   Must(cudaStreamEndCapture(stream, &graph));
   Must(cudaGraphInstantiate(&replay, graph, 0));
   for (int i = 0; i < 5; ++i) {
-    best.graph_us = std::min(best.graph_us, between([&] { Must(cudaGraphLaunch(replay, stream)); }) / kGraphCalls);
+    graph_us = std::min(graph_us, between([&] { Must(cudaGraphLaunch(replay, stream)); }) / kGraphCalls);
   }
   Must(cudaGraphExecDestroy(replay)), Must(cudaGraphDestroy(graph));
   Must(cudaEventDestroy(begin)), Must(cudaEventDestroy(end)), Must(cudaStreamDestroy(stream));
-  return best;
+  return {each.front(), each[(kRounds - 1) / 2], each[(kRounds * 99 - 1) / 100], graph_us};
 }
 
 void Print(const char* figure, const std::string& model, uint64_t rows, uint64_t counted, Times ours, Times other) {
   std::printf(
-      "{\"figure\":\"%s\",\"model\":\"%s\",\"rows\":%llu,\"bytes\":%llu,\"us\":%.2f,\"graph_us\":%.2f,\"tb_s\":%.3f,"
-      "\"baseline_us\":%.2f,\"baseline_graph_us\":%.2f,\"baseline_tb_s\":%.3f,\"ratio\":%.3f,\"graph_ratio\":%.3f}\n",
-      figure, model.c_str(), static_cast<unsigned long long>(rows), static_cast<unsigned long long>(counted), ours.us,
-      ours.graph_us, 1e-6 * counted / ours.us, other.us, other.graph_us, 1e-6 * counted / other.us, other.us / ours.us,
-      other.graph_us / ours.graph_us);
+      "{\"figure\":\"%s\",\"model\":\"%s\",\"rows\":%llu,\"bytes\":%llu,\"n\":%d,\"us\":%.2f,\"p50_us\":%.2f,"
+      "\"p99_us\":%.2f,\"graph_us\":%.2f,\"baseline_us\":%.2f,\"baseline_p50_us\":%.2f,\"baseline_graph_us\":%.2f}\n",
+      figure, model.c_str(), static_cast<unsigned long long>(rows), static_cast<unsigned long long>(counted), kRounds,
+      ours.us, ours.p50_us, ours.p99_us, ours.graph_us, other.us, other.p50_us, other.graph_us);
   std::fflush(stdout);
 }
 
@@ -164,7 +169,7 @@ CopyPlan PlanOf(const Model& model, uint64_t rows, uint64_t* arena_bytes) {
   return CopyPlan(std::move(segments), state_bytes);
 }
 
-void BenchCopies(const Model& model, uint64_t batch) {
+void BenchCopies(const Model& model, uint64_t batch, uint64_t seed) {
   const uint64_t rows = std::max<uint64_t>(batch, 8);
   uint64_t arena_bytes = 0;
   const CopyPlan plan = PlanOf(model, rows, &arena_bytes);
@@ -179,7 +184,7 @@ void BenchCopies(const Model& model, uint64_t batch) {
   }
   absl::StatusOr<DeviceCopyPlan> device_plan = DeviceCopyPlan::Create(plan);
   Must(device_plan.status());
-  std::mt19937_64 random(1);
+  std::mt19937_64 random(seed);
   std::vector<uint64_t> slot(slots), row(rows);
   std::iota(slot.begin(), slot.end(), 0);
   std::iota(row.begin(), row.end(), 0);
@@ -236,13 +241,10 @@ void BenchHashes(const std::string& model, uint64_t state_bytes, uint64_t batch)
   Print("hash", model, batch, batch * state_bytes, hash, read);
 }
 
-int Main() {
-  cudaDeviceProp device;
-  Must(cudaGetDeviceProperties(&device, 0));
-  std::printf("{\"device\":\"%s\",\"multiprocessors\":%d,\"l2_bytes\":%d}\n", device.name, device.multiProcessorCount,
-              device.l2CacheSize);
+int Main(bool quick, uint64_t seed) {
   const Times empty = Measure([](int, cudaStream_t stream) { EmptyKernel<<<1, 32, 0, stream>>>(); });
-  std::printf("{\"figure\":\"empty_kernel\",\"us\":%.2f,\"graph_us\":%.2f}\n", empty.us, empty.graph_us);
+  std::printf("{\"figure\":\"empty_kernel\",\"n\":%d,\"us\":%.2f,\"p50_us\":%.2f,\"p99_us\":%.2f,\"graph_us\":%.2f}\n",
+              kRounds, empty.us, empty.p50_us, empty.p99_us, empty.graph_us);
   const Model mamba = {"mamba-2.8b", 64, {{4, {5120, 16}, {0, 1}}, {4, {5120, 3}, {0, 1}}}};
   const Model rwkv = {"rwkv-7", 32, {{4, {40, 64, 64}, {0, 1, 2}}, {2, {2, 2560}, {0, 1}}}};
   const Model qwen = {"qwen3-next", 36, {{4, {32, 128, 128}, {0, 1, 2}}, {2, {8192, 3}, {0, 1}}}};
@@ -251,14 +253,21 @@ int Main() {
   const Model half = {"qwen3-next, turned, 2 bytes", 36, {{2, {32, 128, 128}, {0, 2, 1}}, {2, {8192, 3}, {1, 0}}}};
   const Model widened = {"mamba-2.8b, a column more", 64, {{4, {5120, 16}, {0, 1}}, {4, {5120, 3}, {0, 1}, 1}}};
   const Model small = {"2 KB segments", 1024, {{4, {512}, {0}}}};
+  const uint64_t mamba_bytes = 64 * 5120 * 19 * 4, qwen_bytes = 36 * (32 * 128 * 128 * 4 + 8192 * 3 * 2);
+  if (quick) {
+    for (const Model* model : {&mamba, &rwkv, &qwen, &lfm}) BenchCopies(*model, 64, seed);
+    BenchHashes("mamba-2.8b", mamba_bytes, 64);
+    BenchHashes("qwen3-next", qwen_bytes, 64);
+    return 0;
+  }
   for (const uint64_t batch : {1, 64, 256}) {
-    for (const Model* model : {&mamba, &rwkv, &lfm, &widened, &small}) BenchCopies(*model, batch);
+    for (const Model* model : {&mamba, &rwkv, &lfm, &widened, &small}) BenchCopies(*model, batch, seed);
   }
   for (const uint64_t batch : {1, 64}) {
-    for (const Model* model : {&qwen, &turned, &half}) BenchCopies(*model, batch);
+    for (const Model* model : {&qwen, &turned, &half}) BenchCopies(*model, batch, seed);
   }
-  for (const uint64_t batch : {1, 8, 64, 256}) BenchHashes("mamba-2.8b", 64 * 5120 * 19 * 4, batch);
-  for (const uint64_t batch : {1, 64}) BenchHashes("qwen3-next", 36 * (32 * 128 * 128 * 4 + 8192 * 3 * 2), batch);
+  for (const uint64_t batch : {1, 8, 64, 256}) BenchHashes("mamba-2.8b", mamba_bytes, batch);
+  for (const uint64_t batch : {1, 64}) BenchHashes("qwen3-next", qwen_bytes, batch);
   for (const uint64_t batch : {1, 256}) BenchHashes("lfm2", 10 * 8192, batch);
   return 0;
 }
@@ -266,4 +275,16 @@ int Main() {
 }  // namespace
 }  // namespace statepool
 
-int main() { return statepool::Main(); }
+int main(int argc, char** argv) {
+  bool quick = false;
+  unsigned long long seed = 1;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--quick") == 0) {
+      quick = true;
+    } else if (std::sscanf(argv[i], "--seed=%llu", &seed) != 1) {
+      std::fprintf(stderr, "usage: gpu_kernels_bench [--quick] [--seed=N]\n");
+      return 2;
+    }
+  }
+  return statepool::Main(quick, seed);
+}

@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
 // The kernels on a device against the host's, byte by byte, with guards round everything that they write. Fails where
-// there is no GPU.
+// there is no GPU. --gtest_random_seed=N repeats a run; without it the seeds are random.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -58,7 +58,8 @@ DeviceCopyPlan OnDevice(const CopyPlan& plan) {
 
 class DeviceKernels : public testing::Test {
  protected:
-  DeviceKernels() : seed_(std::random_device()()), random_(seed_) {
+  DeviceKernels()
+      : seed_(GTEST_FLAG_GET(random_seed) ? GTEST_FLAG_GET(random_seed) : std::random_device()()), random_(seed_) {
     RecordProperty("seed", std::to_string(seed_));
     printf("seed %llu\n", static_cast<unsigned long long>(seed_));
   }

@@ -21,7 +21,6 @@
 namespace statepool {
 namespace {
 
-constexpr uint64_t kChunk = 64 << 10;
 constexpr int kThreads = 6;
 constexpr int kSteps = 250;
 
@@ -110,7 +109,7 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
 
   SystemClock clock_;
   const std::vector<LayoutRef> layouts_ = {MakeLayout(5'000), MakeLayout(kChunk), MakeLayout(3 * kChunk + 17)};
-  const TestMemory memory_{GetParam(), 16 * kChunk, kChunk, &clock_};
+  const TestMemory memory_{GetParam(), 16 * kChunk, &clock_};
   Device* const device_ = memory_.device();
   std::unique_ptr<Residency> residency_;
   Table table_;

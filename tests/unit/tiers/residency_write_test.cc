@@ -18,8 +18,6 @@
 namespace statepool {
 namespace {
 
-constexpr uint64_t kChunk = 64 << 10;
-
 class ResidencyWriteTest : public AnyColdStoreTest, public testing::WithParamInterface<MemoryKind> {
  protected:
   ResidencyWriteTest() { Start(2); }
@@ -27,7 +25,7 @@ class ResidencyWriteTest : public AnyColdStoreTest, public testing::WithParamInt
 
   void Start(uint64_t slots, uint64_t attachments = 1_MiB) {
     residency_.reset();
-    memory_ = std::make_unique<TestMemory>(GetParam(), slots * kChunk, kChunk, &clock_);
+    memory_ = std::make_unique<TestMemory>(GetParam(), slots * kChunk, &clock_);
     device_ = memory_->device();
     residency_ = std::make_unique<Residency>(
         ResidencyOptions{.attachment_budget_bytes = attachments, .staging = memory_->staging()}, device_, cold_.get(),
@@ -265,7 +263,7 @@ TEST_P(ResidencyWriteTest, ARoomThatOthersFilledIsTheImageOfWhatTheyWrote) {
   const std::string bytes = MakeBytes(2 * kChunk - 100, 1);
   auto writer = Begin(bytes.size());
   ASSERT_TRUE(writer.ok()) << writer.status();
-  std::memcpy(memory_->Behind((*writer)->room(), bytes.size()), bytes.data(), bytes.size());
+  memory_->Write((*writer)->room(), bytes);
   const ImageRef image = (*writer)->FinishFilled(ChecksumOf(bytes), "");
   writer->reset();
   residency_->CheckInvariants();

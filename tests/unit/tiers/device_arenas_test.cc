@@ -85,7 +85,7 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
   const TestMemory memory_{GetParam(), 24 * kChunk, &clock_};
   MemoryDisk images_on_disk_;
   FakeDisk names_on_disk_;
-  MemoryColdStore cold_{&images_on_disk_, 64_MiB};
+  MemoryColdStore cold_{&images_on_disk_, 256_MiB};
   FakeNameLog log_{&names_on_disk_};
   // A convolution, which views pad, and a matrix, which they transpose.
   const LayoutRef layout_ = *Layout::Create(
@@ -95,15 +95,18 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
   Residency residency_{{.staging = memory_.staging()}, memory_.device(), &cold_, &clock_};
   statepool::Store store_{StoreOptions(), &residency_, &log_, &clock_};
   CopyScheduler copies_{{}, &clock_};
-  Arenas arenas_{
-      {.max_bytes = 16 * kChunk, .granule_bytes = kChunk},
-      &store_,
-      &residency_,
-      {memory_.device(),
-       [this](const Op& op, TenantId tenant, uint64_t bytes) { return residency_.AllocateShared(op, tenant, bytes); },
-       [this] { residency_.SharedMemoryFreed(); }},
-      &copies_,
-      &clock_};
+  Arenas arenas_{{.max_bytes = 16 * kChunk, .granule_bytes = kChunk},
+                 &store_,
+                 &residency_,
+                 {memory_.device(),
+                  [this](const Op& op, TenantId tenant, uint64_t bytes) {
+                    absl::StatusOr<std::unique_ptr<SharedExtent>> memory = residency_.AllocateShared(op, tenant, bytes);
+                    if (memory.ok()) newest_memory_ = (*memory)->data();
+                    return memory;
+                  },
+                  [this] { residency_.SharedMemoryFreed(); }},
+                 &copies_,
+                 &clock_};
 };
 INSTANTIATE_TEST_SUITE_P(Memory, DeviceArenasTest, MemoryKinds(), MemoryKindName);
 
@@ -139,13 +142,14 @@ TEST_P(DeviceArenasTest, WhatAWorkerStoresIsWhatIsLoadedInEveryViewAndWhatGetSee
 TEST_P(DeviceArenasTest, StatesThatLeftTheDeviceComeBackIntoRows) {
   const Open arena = OpenArena(2);
   std::vector<std::string> states;
-  for (uint64_t i = 0; i < 200; ++i) {
+  const uint64_t count = memory_.device()->budget_bytes() / layout_->state_bytes() + 80;
+  for (uint64_t i = 0; i < count; ++i) {
     states.push_back(MakeBytes(layout_->state_bytes(), i));
     SetRow(arena, 0, states.back());
     ASSERT_EQ(Store(arena, 0, absl::StrCat("seq/", i), i), absl::OkStatus());
   }
   ASSERT_GT(residency_.stats().spills, 10u);
-  for (uint64_t i = 0; i < 200; ++i) {
+  for (uint64_t i = 0; i < count; ++i) {
     ASSERT_EQ(Load(arena, 1, absl::StrCat("seq/", i)), absl::OkStatus());
     ASSERT_TRUE(RowOf(arena, 1) == states[i]) << i;
   }

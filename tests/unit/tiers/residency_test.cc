@@ -293,7 +293,7 @@ TEST_P(ResidencyTest, AWriteWaitsForThoseWhoAreMovingButNotBeyondItsDeadline) {
 TEST_P(ResidencyTest, WhoeverWaitsForRoomHearsOfASlotThatWasGivenBackUnused) {
   Start(1);
   MemoryDisk disk;
-  MemoryColdStore cold(&disk, 1_MiB);
+  MemoryColdStore cold(&disk, 16 * kChunk);
   Residency residency({.staging = memory_->staging()}, memory_->device(), &cold, &clock_);
   const LayoutRef layout = MakeLayout(kChunk);
   const std::string bytes = MakeBytes(kChunk, 1);
@@ -329,7 +329,7 @@ TEST_P(ResidencyTest, AnImageThatIsRecordedWhileItIsReadStaysWhereItIsRead) {
 
 TEST_P(ResidencyTest, WhatAFailedWriteLeftOnDiskGoesWithItsImage) {
   MemoryDisk disk;
-  MemoryColdStore cold(&disk, 1_MiB);
+  MemoryColdStore cold(&disk, 16 * kChunk);
   cold.put_status = Error(absl::StatusCode::kUnavailable, "DISK_FAILED", "planted");
   Residency residency({.staging = memory_->staging()}, memory_->device(), &cold, &clock_);
   const std::string bytes = MakeBytes(kChunk, 1);
@@ -355,7 +355,7 @@ TEST_P(ResidencyTest, AnotherLayoutsExtentIsGivenBackWhenAllInItIsOlder) {
   Start(4);
   std::vector<ImageRef> small;  // eight to a chunk
   for (uint64_t i = 0; i < 32; ++i) {
-    small.push_back(Write(MakeBytes(8'192, i)));
+    small.push_back(Write(MakeBytes(kChunk / 8, i)));
     small.back()->AddHead();
   }
   EXPECT_EQ(device_->used_bytes(), 4 * kChunk);
@@ -367,7 +367,7 @@ TEST_P(ResidencyTest, AnotherLayoutsExtentIsGivenBackWhenAllInItIsOlder) {
   for (uint64_t i = 16; i < 32; ++i) Read(small[i]);
   const ImageRef third = WriteHead(102);  // now its own layout has the older ones
   EXPECT_FALSE(hot(large));
-  for (uint64_t i = 0; i < 32; ++i) EXPECT_EQ(Read(small[i]), MakeBytes(8'192, i));
+  for (uint64_t i = 0; i < 32; ++i) EXPECT_EQ(Read(small[i]), MakeBytes(kChunk / 8, i));
 }
 
 TEST_P(ResidencyTest, NothingIsEvictedInVainForAStateThatWouldNotFitYet) {

@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -31,6 +32,7 @@
 #include "server/flags.h"
 #include "server/memory/arenas.h"
 #include "server/memory/copy_scheduler.h"
+#include "server/memory/host_device.h"
 #include "server/report.h"
 #include "server/rpc/arena_socket.h"
 #include "server/rpc/server.h"

@@ -391,7 +391,7 @@ TEST(Lend, BytesAreInFlightUntilTheLastSliceIsGone) {
         copied ? std::vector<absl::string_view>{whole.substr(0, 10), whole.substr(20, 10)}
                : std::vector<absl::string_view>{whole.substr(0, 40'000), "", whole.substr(50'000)};
     auto ticket = std::make_shared<Admission::Ticket>(*admission.Admit(50'000));
-    auto lent = std::make_shared<LentSlot>(nullptr, ticket);
+    auto lent = std::make_shared<LentSlot>(nullptr, nullptr, ticket);
     const std::weak_ptr<LentSlot> slot = lent;
     std::vector<grpc::Slice> slices = Lend(lent, pieces);
     grpc::ByteBuffer message = wire::Join("beside", wire::kDataField, slices, std::move(ticket));

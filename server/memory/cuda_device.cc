@@ -672,8 +672,9 @@ absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPl
   RETURN_IF_ERROR(Enter());
   absl::StatusOr<DeviceCopyPlan> on_device = DeviceCopyPlan::Create(plan);
   if (absl::IsUnimplemented(on_device.status())) {
-    return Error(absl::StatusCode::kUnimplemented, "VIEW_UNSUPPORTED",
-                 absl::StrCat("the GPU can't copy rows of this view: ", on_device.status().message()));
+    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
+                 absl::StrCat("the GPU can't copy rows of this view: ", on_device.status().message()))
+        .Field("view");
   }
   if (absl::IsResourceExhausted(on_device.status())) return Full(on_device.status().message());
   if (!on_device.ok()) return OfKernels("a copy plan on the device");

@@ -150,7 +150,7 @@ class Device {
   // Host memory, aligned to 4,096 bytes, for the copies above. Errors: HOT_FULL, DEVICE_FAILED.
   virtual absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) = 0;
 
-  // REQUIRES: !host_accessible(). Errors: DEVICE_FAILED; UNIMPLEMENTED / VIEW_UNSUPPORTED for a plan that it can't run.
+  // REQUIRES: !host_accessible(). Errors: DEVICE_FAILED; INVALID_OPTION (view) for a plan that it can't run.
   virtual absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) = 0;
 
   // Not OK once the device has failed: every call gives this error from then on, and what it held is lost.

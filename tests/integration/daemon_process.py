@@ -13,6 +13,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 BINARY = REPOSITORY / os.environ.get("STATEPOOL_BUILD", "build/release") / "statepoold"
+DEVICES = os.environ.get("STATEPOOL_DEVICES", "host")  # "far": every test over memory that the CPU can't reach
 START_S_MAX = 30
 STOP_S_MAX = 30
 
@@ -30,7 +31,7 @@ class Daemon:
     def command(self):
         """It also serves on unix_address, which stays the same."""
         return [str(BINARY), f"--listen=127.0.0.1:0,{self.unix_address}", "--metrics=127.0.0.1:0", f"--data-dir={self.directory / 'data'}",
-                "--hot-bytes=128MiB", "--warm-bytes=64MiB", "--cold-bytes=1GiB", "--devices=host", *self.flags]
+                "--hot-bytes=128MiB", "--warm-bytes=64MiB", "--cold-bytes=1GiB", f"--devices={DEVICES}", *self.flags]
 
     @property
     def unix_address(self):

@@ -31,6 +31,7 @@ NOT_FROM_OUTSIDE = {
     # The client's own library answers first: its code is tested here, its reason there.
     ("DEADLINE_EXCEEDED", "DEADLINE"): "ServiceTest.ADeadlineThatPassesInTheQueueSaysSo",
     ("CANCELLED", "CANCELLED"): "Errors.ACancelledCallSaysSo",
+    ("UNAVAILABLE", "DEVICE_FAILED"): "DeviceArenasTest.ADeviceThatFailedSaysSoAndSpoilsNothing, and on a GPU GpuDevice.ThatFailsSaysSoFromThenOn",
     # A defect is planted below the service.
     ("INTERNAL", "INTERNAL"): "ServiceTest.WhatNoRowOfTheTableSaysIsADefect",
 }

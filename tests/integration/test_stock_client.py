@@ -11,7 +11,7 @@ import numpy
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from daemon_process import eventually
+from daemon_process import DEVICES, eventually
 from wire import checksum, error_info, reason_of
 
 
@@ -72,7 +72,7 @@ def test_the_daemon_tells_what_it_is_and_all_its_limits(pb, call, daemon):
     told = call.GetCapabilities(pb.GetCapabilitiesRequest())
     assert told.incarnation == daemon.ready["incarnation"]
     assert told.version and told.epoch >= 1 and told.copy_mode == "isolated"
-    assert [d.name for d in told.devices] == ["host"] and told.devices[0].healthy
+    assert [d.name for d in told.devices] == [DEVICES] and told.devices[0].healthy
     assert told.devices[0].used_bytes <= told.devices[0].budget_bytes
     assert told.default_durability == pb.WRITE_BEHIND
     assert told.flush_interval.ToMilliseconds() > 0 and told.max_ttl.ToSeconds() > 0

@@ -21,7 +21,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -237,10 +236,7 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
                                .freed = [&residency] { residency.SharedMemoryFreed(); }},
                    &clock);
   }
-  // Clients don't map a GPU's memory yet.
-  const bool is_gpu = absl::StartsWith(flags.device, "cuda");
-  if (is_gpu) spdlog::info("no arenas: those in GPU memory are not built yet");
-  const std::string arena_path = is_gpu ? "" : ArenaSocketPath(flags);
+  const std::string arena_path = ArenaSocketPath(flags);
   std::unique_ptr<ArenaSocket> arena_socket;
   if (!arena_path.empty()) {
     absl::StatusOr<std::unique_ptr<ArenaSocket>> started = ArenaSocket::Start(

@@ -11,6 +11,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/memory/memory.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
@@ -454,6 +455,11 @@ absl::Status Arena::OpenLocked(absl::Time deadline) {
 absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
   if (memory_ != nullptr && ShapeOf(table) != ShapeOf(table_)) {
     return Refusal("ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one");
+  }
+  if (absl::StartsWith(table.device(), "cuda:")) {
+    return MakeError(absl::StatusCode::kFailedPrecondition, "MAPPING_FAILED", "",
+                     absl::StrCat("this arena is in the memory of ", table.device(),
+                                  ", which this client can't map; Get and Set work, and the Python client maps it"));
   }
   absl::StatusOr<Lease> lease = TakeLease(table, deadline);
   if (!lease.ok()) return lease.status();

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -317,8 +318,10 @@ absl::StatusOr<std::shared_ptr<Lane::Slot>> Lane::Open(const std::string& layout
   if (bytes_max == UINT64_MAX) {
     const absl::StatusOr<v1::Capabilities> limits = pool_->GetCapabilities(Until(deadline));
     if (!limits.ok()) return limits.status();
-    // A daemon of another machine is not even asked.
-    bytes_max = IsHere(limits->arena_socket()) ? limits->max_arena_bytes() / kShare : 0;
+    // A daemon of another machine is not even asked, nor one whose arenas are in a GPU's memory.
+    const bool is_host = absl::c_all_of(
+        limits->devices(), [](const v1::DeviceInfo& device) { return !absl::StartsWith(device.name(), "cuda:"); });
+    bytes_max = is_host && IsHere(limits->arena_socket()) ? limits->max_arena_bytes() / kShare : 0;
     const std::lock_guard lock(mu_);
     bytes_max_ = bytes_max;
   }

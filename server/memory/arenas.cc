@@ -98,6 +98,7 @@ struct Arenas::Arena {
   bool busy = false;     // a call, or whoever frees it, has its turn
   uint32_t waiting = 0;  // calls that wait for theirs
   bool process_gone = false;
+  bool unmapped = false;  // as its worker says, of memory whose device can't tell
   MonoTime free_at = 0;     // when the keeper looks again: the memory was still mapped
   MonoTime reserve_at = 0;  // when there may be room again
   std::vector<std::unique_ptr<ImageWriter>> reserve;
@@ -283,7 +284,7 @@ absl::StatusOr<Arenas::Lease> Arenas::Connect(absl::string_view token) {
     const int fd = fds->front();
     arena->state = Arena::State::kLeased;
     arena->token.clear();
-    return Lease{id, fd, arena->shape->bytes};
+    return Lease{id, fd, arena->shape->bytes, arena->memory->bytes()};
   }
   return Error(absl::StatusCode::kUnauthenticated, "TOKEN_INVALID",
                "no arena waits for this token: it is unknown, was used, or came too late; open another arena");
@@ -307,6 +308,16 @@ void Arenas::ProcessGone(absl::string_view id) {
   if (it == arenas_.end()) return;
   it->second->process_gone = true;
   EndLocked(it->second.get());
+  changed_.SignalAll();
+}
+
+void Arenas::Unmapped(absl::string_view id) {
+  if (memory_.device->host_accessible()) return;  // the system knows
+  MutexLock lock(&mu_);
+  const auto it = arenas_.find(id);
+  if (it == arenas_.end()) return;
+  it->second->unmapped = true;
+  it->second->free_at = 0;
   changed_.SignalAll();
 }
 
@@ -360,7 +371,7 @@ bool Arenas::Free(const ArenaRef& arena) {
   const bool revoked = arena->memory->Revoke() || !connected;
   {
     MutexLock lock(&mu_);
-    if (!revoked && !arena->process_gone) {
+    if (!revoked && !arena->process_gone && !arena->unmapped) {
       arena->busy = false;
       return false;
     }

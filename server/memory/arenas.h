@@ -150,11 +150,15 @@ class Arenas {
     std::string arena;
     int fd = -1;  // of its memory: the caller's to close
     uint64_t bytes = 0;
+    uint64_t mapped_bytes = 0;  // of all the memory that `fd` is: what importing it on a GPU must name
   };
   // Uses a token up. Errors: TOKEN_INVALID; NO_DESCRIPTORS, and the token is good again.
   absl::StatusOr<Lease> Connect(absl::string_view token);
   void LeaseEnded(absl::string_view arena);    // its connection is gone
   void ProcessGone(absl::string_view arena);   // and so is the process
+  // Its worker says that it has unmapped the memory. Believed where the device can't tell itself (SharedExtent::Revoke):
+  // then the memory is destroyed as soon as the lease has ended. Elsewhere nothing happens.
+  void Unmapped(absl::string_view arena);
   bool IsGone(absl::string_view arena) const;  // its memory is destroyed: there is nothing to watch any more
   // Every lease ends, as if all processes were gone, and the memory is destroyed. REQUIRES: no call is under way.
   void EndAll();

@@ -35,6 +35,7 @@ constexpr int kRoundMs = 100;
 constexpr size_t kRequestBytesMax = 128 << 10;  // of a LeaseRequest
 constexpr int kUnpinMax = 8192;                 // in one
 constexpr int kRequestsAtOnce = 16;             // before others have their turn
+constexpr absl::string_view kUnmapped = "unmapped";  // all that a worker says of an arena
 constexpr int kLastWordsMax = 256;              // of a worker that is gone
 
 // What epoll tells of: a connection's id, and which of its descriptors.
@@ -160,8 +161,8 @@ void ArenaSocket::Run() {
         ProcessGone(&connection);
       } else if (!connection.has_token()) {
         Receive(it->first, &connection);
-      } else if (connection.lease.empty() || !Serve(connection)) {
-        // It hung up, or sent something that makes no sense, as all does after an arena's token.
+      } else if (connection.lease.empty() ? !HearOfArena(connection) : !Serve(connection)) {
+        // It hung up, or sent something that makes no sense.
         HangUp(&connection);
       }
       if (connection.socket < 0 && connection.pidfd < 0) connections_.erase(it);
@@ -252,7 +253,8 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
   Watch(connection->pidfd, KeyOf(id, kProcess));
   const std::string what = connection->arena.empty()
                                ? absl::StrCat(R"({"lease":)", Quoted(connection->lease))
-                               : absl::StrCat(R"({"arena":)", Quoted(arena.arena), R"(,"bytes":)", arena.bytes);
+                               : absl::StrCat(R"({"arena":)", Quoted(arena.arena), R"(,"bytes":)", arena.bytes,
+                                              R"(,"mapped_bytes":)", arena.mapped_bytes);
   const bool sent =
       Answer(*connection, absl::StrCat(what, R"(,"incarnation":)", Quoted(options_.incarnation), "}"), arena.fd);
   Close(&arena.fd);
@@ -284,6 +286,17 @@ absl::Status ArenaSocket::Admit(absl::string_view token, Connection* connection,
   absl::StatusOr<std::string> lease = leases_->Connect(token);
   if (lease.ok()) connection->lease = *std::move(lease);
   return lease.status();
+}
+
+bool ArenaSocket::HearOfArena(const Connection& connection) {
+  for (int i = 0; i < kRequestsAtOnce; ++i) {
+    const ssize_t size = recv(connection.socket, received_.data(), received_.size(), 0);
+    if (size < 0 && errno == ECONNRESET) continue;  // told once, before the last words that are there
+    if (size < 0) return errno == EAGAIN || errno == EINTR;
+    if (absl::string_view(received_.data(), static_cast<size_t>(size)) != kUnmapped) return false;
+    arenas_->Unmapped(connection.arena);
+  }
+  return true;
 }
 
 bool ArenaSocket::Serve(const Connection& connection) {

@@ -68,6 +68,8 @@ class ArenaSocket {
   // What a token is for: the connection has it then, `arena` too if it is one. Errors: the socket's own reasons.
   absl::Status Admit(absl::string_view token, Connection* connection, Arenas::Lease* arena) const;
   bool MayConnect(uid_t uid) const;
+  // Messages of a worker with an arena. False: it hung up, or is no worker of ours.
+  bool HearOfArena(const Connection& connection);
   // Messages of a worker with a direct lease. False: it hung up, or is no worker of ours.
   bool Serve(const Connection& connection);
   bool HandOut(const Connection& connection, uint64_t extent) const;

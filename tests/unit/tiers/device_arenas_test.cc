@@ -3,6 +3,7 @@
 // Store, Residency and Arenas together, over memory of each kind: what a worker stores is what it and others load, from
 // slots, from the cold store, and by Get. Nothing but the device copies where the CPU can't.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -155,6 +156,42 @@ TEST_P(DeviceArenasTest, StatesThatLeftTheDeviceComeBackIntoRows) {
   }
   EXPECT_GT(residency_.stats().promotions, 10u);
   residency_.CheckInvariants();
+}
+
+TEST_P(DeviceArenasTest, TheWorkersWordEndsTheQuarantineOnlyWhereTheDeviceCantTell) {
+  absl::StatusOr<OpenedArena> opened = arenas_.Open({}, {"m", 2, 0, {}});
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  absl::StatusOr<Arenas::Lease> lease = arenas_.Connect(opened->token);
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  EXPECT_EQ(lease->mapped_bytes % kChunk, 0u);
+  EXPECT_GE(lease->mapped_bytes, lease->bytes);
+  const bool can_tell = memory_.device()->host_accessible();
+  // A mapping in the way of whoever could see it. A GPU's memory is not mapped like this; that it went out is enough.
+  void* const mapping = mmap(nullptr, lease->mapped_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, lease->fd, 0);
+  close(lease->fd);
+  const auto gone = [&] {
+    for (int i = 0; i < 200 && !arenas_.IsGone(opened->id); ++i) {
+      clock_.Advance(absl::Seconds(1));
+      usleep(5'000);
+    }
+    return arenas_.IsGone(opened->id);
+  };
+  ASSERT_EQ(arenas_.Close({}, opened->id), absl::OkStatus());
+  EXPECT_FALSE(arenas_.IsGone(opened->id));
+  EXPECT_EQ(arenas_.stats().quarantined, 1u);
+  arenas_.Unmapped("another");
+  EXPECT_FALSE(arenas_.IsGone(opened->id));
+  arenas_.Unmapped(opened->id);
+  if (can_tell) {
+    clock_.Advance(absl::Seconds(1));
+    EXPECT_FALSE(arenas_.IsGone(opened->id)) << "it is still mapped";
+  } else {
+    EXPECT_TRUE(gone());
+  }
+  if (mapping != MAP_FAILED) munmap(mapping, lease->mapped_bytes);
+  EXPECT_TRUE(gone());
+  EXPECT_EQ(arenas_.stats().quarantined_bytes, 0u);
+  arenas_.CheckInvariants();
 }
 
 #ifndef STATEPOOL_GPU_TESTS  // what a FarDevice tells of itself

@@ -186,7 +186,7 @@ class Direct:
         from . import _mapping  # Linux alone has it
 
         opened = quick._call("OpenDirect", pb.OpenDirectRequest(), pb.DirectLease.FromString)
-        connection, _ = _mapping.connect(opened, OPEN_TIMEOUT_S)
+        connection, _, _ = _mapping.connect(opened, OPEN_TIMEOUT_S)
         return Lease(opened.lease, connection, limits.max_pinned_bytes // IDLE_SHARE, limits.max_granted_bytes // STOCK_SHARE)
 
 

@@ -193,9 +193,9 @@ class Lane:
         quick = pool.with_options(timeout=min(pool._timeout, OPEN_TIMEOUT_S), retries=0)
         if self._bytes_max is None:
             limits = quick.capabilities()
-            # A daemon of another machine is not even asked.
+            # A daemon of another machine is not even asked, nor one whose arenas are in a GPU's memory.
             from . import _mapping  # Linux alone has it
-            here = limits.arena_socket and _mapping.is_here(limits.arena_socket)
+            here = limits.arena_socket and arenas.on_host(limits) and _mapping.is_here(limits.arena_socket)
             self._bytes_max = limits.max_arena_bytes // SHARE if here else 0
         if self._bytes + need > self._bytes_max:
             return None

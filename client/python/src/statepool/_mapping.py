@@ -65,8 +65,9 @@ class Range:
         _map(self.address, self.nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1)
 
 
-def connect(opened: pb.Arena | pb.DirectLease, timeout: float) -> tuple[socket.socket, int | None]:
-    """The lease of this arena, and the descriptor of its memory, which is the caller's to close; or a direct lease, and no descriptor. timeout: seconds.
+def connect(opened: pb.Arena | pb.DirectLease, timeout: float) -> tuple[socket.socket, int | None, int]:
+    """The lease of this arena, the descriptor of its memory, which is the caller's to close, and how many bytes that has on a GPU (elsewhere 0); or a
+    direct lease, and no descriptor. timeout: seconds.
 
     Unavailable (SOCKET_UNREACHABLE) when the daemon is on another machine, or gone; what the daemon refuses (TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN,
     TOO_MANY_CONNECTIONS); StatepoolError (BAD_MEMORY, BAD_ANSWER) for what would not be safe to use.
@@ -89,10 +90,15 @@ def connect(opened: pb.Arena | pb.DirectLease, timeout: float) -> tuple[socket.s
                               "socket") from failure
         if isinstance(opened, pb.DirectLease):
             _check(opened.socket, answer, fds, {"lease": opened.lease, "incarnation": opened.incarnation}, 0)
-            return lease, None
-        _check(opened.socket, answer, fds, {"arena": opened.arena, "bytes": str(opened.bytes), "incarnation": opened.incarnation}, 1)
-        check_memory(fds[0], opened.bytes)
-        return lease, fds.pop()
+            return lease, None, 0
+        told = _check(opened.socket, answer, fds, {"arena": opened.arena, "bytes": str(opened.bytes), "incarnation": opened.incarnation}, 1)
+        if not is_gpu(opened.device):
+            check_memory(fds[0], opened.bytes)
+            return lease, fds.pop(), 0
+        mapped_bytes = told.get("mapped_bytes")
+        if not isinstance(mapped_bytes, int) or mapped_bytes < opened.bytes:
+            raise errors.made("INTERNAL", "BAD_MEMORY", f"{mapped_bytes!r} bytes of a GPU's memory are no arena of {opened.bytes}", "mapped_bytes")
+        return lease, fds.pop(), mapped_bytes
     except BaseException:
         lease.close()
         raise
@@ -147,7 +153,13 @@ def is_here(path: str) -> bool:
         return True  # who can't tell may try
 
 
-def _check(path: str, answer: bytes, fds: list[int], expected: dict[str, str], fds_expected: int) -> None:
+def is_gpu(device: str) -> bool:
+    """Whether arenas of this device are in a GPU's memory."""
+    return device.startswith("cuda:")
+
+
+def _check(path: str, answer: bytes, fds: list[int], expected: dict[str, str], fds_expected: int) -> Any:
+    """What the socket answered."""
     if not answer:
         raise errors.made("UNAVAILABLE", "SOCKET_UNREACHABLE", f"{path}: the daemon hung up", "socket")
     try:
@@ -161,6 +173,7 @@ def _check(path: str, answer: bytes, fds: list[int], expected: dict[str, str], f
     if actual != expected or len(fds) != fds_expected:
         raise errors.made("INTERNAL", "BAD_ANSWER", f"the daemon's socket answered {actual} and {len(fds)} descriptors, not {expected} and "
                           f"{fds_expected}", "socket")
+    return told
 
 
 def _map(address: int | None, nbytes: int, protection: int, flags: int, fd: int) -> int:

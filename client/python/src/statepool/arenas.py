@@ -12,6 +12,7 @@ import dataclasses
 import math
 import operator
 import os
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -29,9 +30,9 @@ from .names import Durability, Exactness, Expiry, Info, Match, Name, Sequence
 from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
-    import socket
     from types import TracebackType
 
+    from ._cuda import GpuRange
     from ._mapping import Range
     from .client import Pool
 
@@ -135,6 +136,7 @@ class Arena:
     arena[tensor]  per-layer: an array for each of the model's layers that have it, by their indexes. Otherwise one array, whose axis "layer" has
                    them in ascending order: arena["ssm"][i][row] if layer-major, arena["ssm"][row][i] if row-major, i counting from 0.
                    Dtypes are those of layouts.DTYPES; torch.from_numpy copies nothing
+                   On a GPU (device is "cuda:GPU-<uuid>") they are torch tensors of the same shapes and strides; torch and cuda-bindings are needed
     layer()        the array [row, step, ...] of one layer, whatever the view
     axes           of each tensor's arrays, outermost first: "layer", "row", "step" and the layout's names
     layout         fingerprint
@@ -147,6 +149,11 @@ class Arena:
     that got no answer (DeadlineExceeded or Unavailable without a reason), until another load or store of this arena is answered.
     The arrays stay valid as long as they live, also after close(): then they hold zeros, or what was there. They keep the memory as well, which counts
     against the daemon's budget until it is unmapped: drop them.
+
+    On a GPU: load and store wait for the calling thread's current torch stream before they ask the daemon; work of other streams on these rows must be
+    done, too. What load has copied is there for every stream when it returns. close() and reopen() wait for all work of this process on the GPU, and
+    unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's. Close the arena:
+    of one that is only dropped the memory counts until this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here.
 
     Restarts: when the daemon has lost the arena, load and store open it again at the same addresses and raise ContentsGone: all rows are zeros. So
     does the next load or store of every other thread that used it before. When it can't be had again, the call's own error is raised, and the next
@@ -166,9 +173,10 @@ class Arena:
         self._generation = 0  # grows with each opening
         self._told = threading.local()  # .generation: the newest one that this thread knows of
         self._lease: socket.socket | None = None
-        self._memory: Range | None = None
+        self._memory: Range | GpuRange | None = None
         self._plan: _kernels.Plan | None = None  # None: the daemon copies
         self._doubtful: set[int] = set()  # rows that the daemon may take for loaded, and nobody copied to
+        self._on_gpu = False
         self._table: pb.Arena  # as the daemon told it first
         self._name = ""  # what the daemon calls it
         self._tensors: dict[str, Any] = {}
@@ -364,6 +372,9 @@ class Arena:
                 raise self._gone()
             generation = self._generation
             request.arena = self._name
+            memory = self._memory if self._on_gpu else None
+        if memory is not None:
+            memory.wait()  # type: ignore[union-attr]
         try:
             return self._connection.call(method, request, parse, attempts)
         except (errors.NotFound, errors.Unavailable) as error:
@@ -393,6 +404,7 @@ class Arena:
                 raise self._refusal()
             assert self._memory is not None
             self._memory.vacate()
+            self._say_unmapped()
             self._end(self._name)
             self._drop_lease()
             self._open(self._pool._attempts())
@@ -406,9 +418,15 @@ class Arena:
         with self._lock:
             if self._closed:
                 return
+            memory = self._memory
             self._drop()  # before the daemon hears of it: then it gets its memory back at once
-            self._end(self._name)
-            self._drop_lease()
+            try:
+                if self._on_gpu and memory is not None:
+                    memory.vacate()
+                    self._say_unmapped()
+            finally:
+                self._end(self._name)
+                self._drop_lease()
 
     def __enter__(self) -> Arena:
         return self
@@ -450,13 +468,16 @@ class Arena:
 
         if self._memory is not None:
             _check_same(self._table, table)
-        lease, fd = _mapping.connect(table, attempts.timeout())
+        lease, fd, mapped_bytes = _mapping.connect(table, attempts.timeout())
         assert fd is not None
         try:
             if self._memory is None:
-                self._memory = _mapping.Range(table.bytes)
+                self._memory = self._range(table, mapped_bytes)
                 self._table = table
+                self._on_gpu = _mapping.is_gpu(table.device)
                 self._request.layout = table.layout  # whatever becomes of an alias
+            elif _mapping.is_gpu(table.device) and self._memory.nbytes != mapped_bytes:
+                raise _changed()
             self._memory.put(fd)
         except BaseException:
             lease.close()
@@ -468,6 +489,17 @@ class Arena:
         self._name = table.arena
         self.incarnation = table.incarnation
         self._generation += 1
+
+    @staticmethod
+    def _range(table: pb.Arena, mapped_bytes: int) -> Range | GpuRange:
+        """Addresses for the memory of this arena."""
+        from . import _mapping
+
+        if not _mapping.is_gpu(table.device):
+            return _mapping.Range(table.bytes)
+        from . import _cuda
+
+        return _cuda.GpuRange(table.device, mapped_bytes)
 
     def _revive(self, error: errors.NotFound | errors.Unavailable, generation: int, attempts: Attempts) -> None:
         """Returns when the arena, lost after this generation, is open again. Raises `error` if the daemon has it, or is not there."""
@@ -483,8 +515,9 @@ class Arena:
                 if here and isinstance(error, errors.Unavailable):
                     raise error
                 assert self._memory is not None
-                if here:
-                    self._memory.vacate()  # its contents are gone, and this daemon counts it until nobody has it
+                if here:  # its contents are gone, and this daemon counts it until nobody has it
+                    self._memory.vacate()
+                    self._say_unmapped()
                 self._open(Attempts(attempts.timeout(), self._pool._retries))
             except (errors.NotFound, errors.Unavailable, errors.DeadlineExceeded) as failure:
                 if failure is error:
@@ -517,6 +550,12 @@ class Arena:
         if os.getpid() != self._pid:
             self._drop_lease()
 
+    def _say_unmapped(self) -> None:
+        """Of a GPU's memory the daemon can't tell. REQUIRES: this process maps none of it."""
+        if self._on_gpu and self._lease is not None:
+            with contextlib.suppress(OSError):
+                self._lease.send(b"unmapped", socket.MSG_DONTWAIT)
+
     def _drop_lease(self) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
@@ -534,22 +573,25 @@ class Arena:
 
     def _make_plan(self) -> None:
         """REQUIRES: the arena is open. Its layout never changes, so neither does the plan."""
-        if not self._table.plan:
+        if not self._table.plan or self._on_gpu:
             return
         state_bytes = sum(segment.element_bytes * math.prod(segment.sizes) for segment in self._table.plan)
         with contextlib.suppress(ValueError):  # then the daemon copies
             self._plan = _kernels.Plan(self._table.plan, state_bytes, self._table.bytes, self._table.rows, max(self._table.steps, 1))
 
+    def _numpy_array(self, dtype: str, shape: Iterable[int], strides: Iterable[int], offset: int) -> Array:
+        return np.ndarray(tuple(shape), DTYPES[dtype], np.asarray(self._memory), offset, tuple(strides))
+
     def _make_arrays(self) -> None:
         assert self._memory is not None
-        memory = np.asarray(self._memory)
+        array_of = self._memory.tensor if self._on_gpu else self._numpy_array  # type: ignore[union-attr]
         per_layer: dict[str, dict[int, Array]] = {}
         for t in self._table.tensors:
-            dtype = DTYPES.get(names.enum_name(pb.DType, t.dtype))
-            if dtype is None:
+            dtype = names.enum_name(pb.DType, t.dtype)
+            if dtype not in DTYPES:
                 raise errors.invalid("INVALID_LAYOUT", f"tensor {t.tensor!r} has the unknown dtype {t.dtype}", "dtype")
             try:
-                array: Array = np.ndarray(tuple(t.shape), dtype, memory, t.offset, tuple(t.strides))
+                array: Any = array_of(dtype, t.shape, t.strides, t.offset)
             except (TypeError, ValueError) as failure:
                 raise errors.made("INTERNAL", "BAD_ANSWER", f"tensor {t.tensor!r} does not lie within the arena", "tensors") from failure
             if "layer" in t.axes:
@@ -619,10 +661,14 @@ def _by_row(items: Iterable[Any], results: Iterable[Any], return_errors: bool) -
 def _check_same(first: pb.Arena, now: pb.Arena) -> None:
     """That arrays of the first arena have their tensors where the other one has them."""
     def table(arena: pb.Arena) -> tuple[Any, ...]:
-        return arena.layout, arena.rows, arena.steps, arena.bytes, arena.row_bytes, list(arena.tensors)
+        return arena.device, arena.layout, arena.rows, arena.steps, arena.bytes, arena.row_bytes, list(arena.tensors)
 
     if table(first) != table(now):
-        raise errors.made("FAILED_PRECONDITION", "ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one")
+        raise _changed()
+
+
+def _changed() -> errors.StatepoolError:
+    return errors.made("FAILED_PRECONDITION", "ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one")
 
 
 # -------------------------------------------------------------------------------------------------------------- buffers
@@ -750,7 +796,7 @@ class Rooms:
     def _new(self, pool: Pool, layout: Layout, missing: int, had: int) -> _Shelf | None:
         """An arena for the buffers that are missing, and for some more if there is room; None if arenas are not to be had here."""
         limits = pool.capabilities()
-        if not limits.arena_socket or not sys.platform.startswith("linux"):
+        if not limits.arena_socket or not on_host(limits) or not sys.platform.startswith("linux"):
             return None
         most = min(missing, limits.max_arena_rows)
         wished = min(missing + min(had, SPARE_BYTES // layout.state_bytes), limits.max_arena_rows)
@@ -765,6 +811,11 @@ class Rooms:
             if error.reason in ("SOCKET_UNREACHABLE", "PEER_REFUSED", "PEER_UNKNOWN", "ARENAS_OFF"):
                 return None
             raise
+
+
+def on_host(limits: pb.Capabilities) -> bool:
+    """Whether this daemon's arenas are memory that the CPU reaches."""
+    return not any(device.name.startswith("cuda:") for device in limits.devices)
 
 
 def row_of(buffer: Any) -> Row | None:

@@ -98,7 +98,7 @@ struct Arenas::Arena {
   bool busy = false;     // a call, or whoever frees it, has its turn
   uint32_t waiting = 0;  // calls that wait for theirs
   bool process_gone = false;
-  bool unmapped = false;  // as its worker says, of memory whose device can't tell
+  bool unmapped = false;    // as its worker says, of memory whose device can't tell
   MonoTime free_at = 0;     // when the keeper looks again: the memory was still mapped
   MonoTime reserve_at = 0;  // when there may be room again
   std::vector<std::unique_ptr<ImageWriter>> reserve;

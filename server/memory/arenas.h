@@ -154,10 +154,10 @@ class Arenas {
   };
   // Uses a token up. Errors: TOKEN_INVALID; NO_DESCRIPTORS, and the token is good again.
   absl::StatusOr<Lease> Connect(absl::string_view token);
-  void LeaseEnded(absl::string_view arena);    // its connection is gone
-  void ProcessGone(absl::string_view arena);   // and so is the process
-  // Its worker says that it has unmapped the memory. Believed where the device can't tell itself (SharedExtent::Revoke):
-  // then the memory is destroyed as soon as the lease has ended. Elsewhere nothing happens.
+  void LeaseEnded(absl::string_view arena);   // its connection is gone
+  void ProcessGone(absl::string_view arena);  // and so is the process
+  // Its worker says that it has unmapped the memory. Believed where the device can't tell itself
+  // (SharedExtent::Revoke): then the memory is destroyed as soon as the lease has ended. Elsewhere nothing happens.
   void Unmapped(absl::string_view arena);
   bool IsGone(absl::string_view arena) const;  // its memory is destroyed: there is nothing to watch any more
   // Every lease ends, as if all processes were gone, and the memory is destroyed. REQUIRES: no call is under way.

@@ -32,11 +32,11 @@ namespace {
 constexpr size_t kTokenBytesMax = 64;
 // How late a connection without a token, an arena that is gone, or an extent to ask back may be noticed.
 constexpr int kRoundMs = 100;
-constexpr size_t kRequestBytesMax = 128 << 10;  // of a LeaseRequest
-constexpr int kUnpinMax = 8192;                 // in one
-constexpr int kRequestsAtOnce = 16;             // before others have their turn
+constexpr size_t kRequestBytesMax = 128 << 10;       // of a LeaseRequest
+constexpr int kUnpinMax = 8192;                      // in one
+constexpr int kRequestsAtOnce = 16;                  // before others have their turn
 constexpr absl::string_view kUnmapped = "unmapped";  // all that a worker says of an arena
-constexpr int kLastWordsMax = 256;              // of a worker that is gone
+constexpr int kLastWordsMax = 256;                   // of a worker that is gone
 
 // What epoll tells of: a connection's id, and which of its descriptors.
 enum Which : uint64_t { kSocket = 0, kProcess = 1 };

@@ -205,7 +205,7 @@ def check_spills(checks, directory, randbytes):
         with pool.open_arena(layout, rows=2) as arena:
             for i, state in enumerate(states):
                 write_row(arena, layout, i % 2, state)
-                arena.store({i % 2: StoreItem(f"s/{i}", whole_row=True)}, position=1)
+                arena.store({i % 2: StoreItem(f"s/{i}", whole_row=True, durability="volatile")}, position=1)
             for i, state in enumerate(states):
                 arena.load({0: f"s/{i}"})
                 checks.expect("spilled and promoted", read_row(arena, layout, 0) == state)
@@ -325,8 +325,14 @@ def times_us(call, n):
     return sorted(taken[3:])
 
 
+def copy_times_us(nbytes, n):
+    source = torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return times_us(lambda _: target.copy_(source), n)
+
+
 def figures(directory, quick):
-    with Daemon(directory / "figures", "--hot-bytes=12GiB", "--max-arena-bytes=5GiB", "--default-durability=volatile") as daemon, daemon.pool() as pool:
+    with Daemon(directory / "figures", "--hot-bytes=24GiB", "--max-arena-bytes=5GiB", "--default-durability=volatile") as daemon, daemon.pool() as pool:
         layout = pool.register_layout(LARGE)
         empty = times_us(lambda _: pool.capabilities(), 50)
         yield line("gpu-arena-rpc", empty, None, "GetCapabilities")
@@ -335,18 +341,15 @@ def figures(directory, quick):
             order = list(range(128))
             rng.shuffle(order)
             for first in (0, 64):
-                arena.store({row: StoreItem(f"f/{order[first + row]}", whole_row=True) for row in range(64)}, position=1)
+                arena.store({row: StoreItem(f"f/{order[first + row]}", whole_row=True, max_history=1) for row in range(64)}, position=1)
             for rows in (1, 64):
                 n = (20 if rows == 64 else 100) // (4 if quick else 1)
                 def names_of(i, rows=rows):
                     return [f"f/{(i * rows + row) % 128}" for row in range(rows)]
-                source = torch.empty(rows * layout.state_bytes, dtype=torch.uint8, device="cuda")
-                target = torch.empty_like(source)
-                copy = times_us(lambda _: target.copy_(source), n)
-                del source, target
+                copy = copy_times_us(rows * layout.state_bytes, n)
                 loads = times_us(lambda i: arena.load({row: LoadItem(name) for row, name in enumerate(names_of(i))}), n)
                 yield line(f"gpu-arena-load-{rows}", loads, copy, bytes=rows * layout.state_bytes)
-                stores = times_us(lambda i: arena.store({row: StoreItem(name, whole_row=True, any_revision=True)
+                stores = times_us(lambda i: arena.store({row: StoreItem(name, whole_row=True, any_revision=True, max_history=1)
                                                          for row, name in enumerate(names_of(i))}, position=2), n)
                 yield line(f"gpu-arena-store-{rows}", stores, copy, bytes=rows * layout.state_bytes)
 

@@ -411,17 +411,17 @@ class Arena:
         self._reopened()
 
     def close(self) -> None:
-        """Ends the lease: what was not stored is lost. The memory goes with the last array. May be called again, and after the pool's close()."""
+        """Ends the lease: what was not stored is lost. The memory goes with the last array, on a GPU now. May be called again, and after the pool's close()."""
         if os.getpid() != self._pid:
             self._drop()  # another thread may have held the lock when this process was forked
             return
         with self._lock:
             if self._closed:
                 return
-            memory = self._memory
+            memory = self._memory if self._on_gpu else None  # of host memory this would be one more who has it
             self._drop()  # before the daemon hears of it: then it gets its memory back at once
             try:
-                if self._on_gpu and memory is not None:
+                if memory is not None:
                     memory.vacate()
                     self._say_unmapped()
             finally:
@@ -580,7 +580,8 @@ class Arena:
             self._plan = _kernels.Plan(self._table.plan, state_bytes, self._table.bytes, self._table.rows, max(self._table.steps, 1))
 
     def _numpy_array(self, dtype: str, shape: Iterable[int], strides: Iterable[int], offset: int) -> Array:
-        return np.ndarray(tuple(shape), DTYPES[dtype], np.asarray(self._memory), offset, tuple(strides))
+        array: Array = np.ndarray(tuple(shape), DTYPES[dtype], np.asarray(self._memory), offset, tuple(strides))
+        return array
 
     def _make_arrays(self) -> None:
         assert self._memory is not None

@@ -10,7 +10,7 @@
 #include <cassert>
 #include <cerrno>
 #include <cstring>
-#include <optional>
+#include <memory>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/escaping.h"
@@ -160,8 +160,7 @@ class CudaDevice::PinnedStaging final : public Staging {
   PinnedStaging(const CudaDevice* device, void* memory, uint64_t bytes)
       : device_(device),
         memory_(memory),
-        data_(reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory) + kStagingAlignment - 1) /
-                                      kStagingAlignment * kStagingAlignment)),
+        data_(static_cast<char*>(memory) + (0 - reinterpret_cast<uintptr_t>(memory)) % kStagingAlignment),
         bytes_(bytes) {}
   ~PinnedStaging() override {
     if (device_->Enter().ok()) (void)device_->Runtime(cudaFreeHost(memory_), "cudaFreeHost");
@@ -421,6 +420,7 @@ absl::Status CudaDevice::Admit(uint64_t chunks, CudaMemory* memory) {
   used_.fetch_add(chunks * chunk_bytes_);
   memory->chunks = chunks;
   memory->place = addresses_.Take(chunks);
+  // The driver's addresses are numbers.  NOLINTNEXTLINE(performance-no-int-to-ptr)
   memory->data = reinterpret_cast<char*>(addresses_begin_ + memory->place * chunk_bytes_);
   return absl::OkStatus();
 }
@@ -628,11 +628,10 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const 
 class CudaDevice::Copier final : public RowCopier {
  public:
   Copier(CudaDevice* device, DeviceStream stream, DeviceCopyPlan plan)
-      : device_(device), stream_(stream), plan_(std::in_place, std::move(plan)) {}
+      : device_(device), stream_(stream), plan_(std::make_unique<DeviceCopyPlan>(std::move(plan))) {}
   ~Copier() override {
     if (!device_->Enter().ok()) {
-      // What the plan has on the device goes with the process.
-      static_cast<void>(new std::optional<DeviceCopyPlan>(std::move(plan_)));
+      static_cast<void>(plan_.release());  // what it has on the device goes with the process
       return;
     }
     (void)device_->Runtime(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
@@ -665,7 +664,7 @@ class CudaDevice::Copier final : public RowCopier {
 
   CudaDevice* const device_;
   const DeviceStream stream_;
-  std::optional<DeviceCopyPlan> plan_;
+  std::unique_ptr<DeviceCopyPlan> plan_;
 };
 
 absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPlan& plan) {

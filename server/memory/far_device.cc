@@ -95,7 +95,8 @@ class FarDevice::FarSharedExtent final : public SharedExtent {
 
 absl::Status FarDevice::health() const {
   if (!failed_.load()) return absl::OkStatus();
-  return Error(absl::StatusCode::kUnavailable, "DEVICE_FAILED", "the device failed, and what it held is lost").Meta("device", name_);
+  return Error(absl::StatusCode::kUnavailable, "DEVICE_FAILED", "the device failed, and what it held is lost")
+      .Meta("device", name_);
 }
 
 char* FarDevice::Behind(const char* address, uint64_t bytes) const {

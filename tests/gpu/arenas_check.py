@@ -20,19 +20,16 @@ sys.dont_write_bytecode = True
 sys.path[:0] = [str(HERE), str(HERE.parent / "bench")]
 import harness  # noqa: E402
 
-try:
-    import statepool
-except ImportError:
-    sys.path.append(str(HERE.parents[1] / "client/python/src"))
-    import statepool
+sys.path += [str(harness.REPOSITORY / folder) for folder in ("python", "client/python/src")]  # a bundle's, the tree's
 try:
     import cuda.bindings.driver  # noqa: F401
     import numpy as np
+    import statepool
     import torch
+    from statepool import LoadItem, StoreItem, View
 except ImportError as missing:
-    harness.note(f"not measurable: {missing}; pip install cuda-bindings torch numpy")
+    harness.note(f"not measurable: {missing}; pip install cuda-bindings torch statepool")
     sys.exit(harness.NOT_MEASURABLE)
-from statepool import LoadItem, StoreItem, View  # noqa: E402
 
 MIB = 1 << 20
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

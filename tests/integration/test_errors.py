@@ -31,7 +31,7 @@ NOT_FROM_OUTSIDE = {
     # The client's own library answers first: its code is tested here, its reason there.
     ("DEADLINE_EXCEEDED", "DEADLINE"): "ServiceTest.ADeadlineThatPassesInTheQueueSaysSo",
     ("CANCELLED", "CANCELLED"): "Errors.ACancelledCallSaysSo",
-    ("UNAVAILABLE", "DEVICE_FAILED"): "DeviceArenasTest.ADeviceThatFailedSaysSoAndSpoilsNothing, and on a GPU GpuDevice.ThatFailsSaysSoFromThenOn",
+    ("UNAVAILABLE", "DEVICE_FAILED"): "DeviceArenasTest.ADeviceThatFailedSaysSoAndSpoilsNothing",
     # A defect is planted below the service.
     ("INTERNAL", "INTERNAL"): "ServiceTest.WhatNoRowOfTheTableSaysIsADefect",
 }
@@ -87,7 +87,7 @@ def test_every_error_of_the_table_is_provoked():
     marked = {error for test in globals().values() for mark in getattr(test, "pytestmark", ()) if mark.name == "provokes" for error in mark.args}
     assert marked | set(NOT_FROM_OUTSIDE) == set(ROWS)
     tests = {f"{suite}.{test}" for path in pathlib.Path(REPOSITORY, "tests/unit").rglob("*_test.cc")
-             for suite, test in re.findall(r"TEST(?:_F)?\((\w+), (\w+)\)", path.read_text())}
+             for suite, test in re.findall(r"TEST(?:_F|_P)?\((\w+), (\w+)\)", path.read_text())}
     assert set(NOT_FROM_OUTSIDE.values()) <= tests
 
 

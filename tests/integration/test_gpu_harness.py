@@ -133,6 +133,10 @@ class Bundle:
         for library in ("libcuda.so.1", "libnvidia-ml.so.1"):
             subprocess.run(["gcc", "-shared", "-fPIC", "-w", f"-DCOUNT={devices}", "-o", self.tools / library, self.tools / "driver.c"], check=True)
         self.script("bin/gpu_kernels_test", TEST.replace("FAILED", str(failed)).replace("STATUS", str(status)))
+        for program in ("gpu_device_test", "gpu_tiers_test"):
+            self.script(f"bin/{program}", TEST.replace("FAILED", "0").replace("STATUS", "0"))
+        arenas = json.dumps({"name": "gpu-arenas", "value": 0, "n": 141, "goal": 0, "ok": True})
+        self.script("tests/gpu/arenas_check.py", f"#!/usr/bin/env python3\nprint({arenas!r})\n")
         self.script("bin/gpu_kernels_bench", "#!/bin/sh\n" + "".join(f"echo '{json.dumps(line)}'\n" for line in bench) + f"exit {bench_status}\n")
         if sanitizer:
             self.script(self.tools / "compute-sanitizer", SANITIZER.replace("ERRORS", str(sanitizer[0])).replace("STATUS", str(sanitizer[1])))
@@ -155,8 +159,8 @@ class Bundle:
 def test_all_is_well(bundle):
     status, lines, errors = bundle.make().run()
     assert status == 0, errors
-    assert [line["name"] for line in lines] == ["gpu_kernels_test", "gpu_gather_mamba-2.8b_64", "gpu_kernels_memcheck", "gpu_kernels_racecheck",
-                                                "gpu_kernels_initcheck", "gpu_kernels_synccheck"]
+    assert [line["name"] for line in lines] == ["gpu_kernels_test", "gpu_device_test", "gpu_tiers_test", "gpu_gather_mamba-2.8b_64", "gpu-arenas",
+                                                "gpu_kernels_memcheck", "gpu_kernels_racecheck", "gpu_kernels_initcheck", "gpu_kernels_synccheck"]
     for line in lines:
         assert FIELDS <= set(line) and line["ok"] is True and (line["commit"], line["seed"]) == ("0123456789ab", 5)
         assert line["machine"].endswith("Made-up GPU, driver 580.1")
@@ -171,7 +175,7 @@ def test_the_parts_together_are_the_whole(bundle):
 
 def test_quick_has_no_sanitizers(bundle):
     status, lines, _ = bundle.make(sanitizer=None).run("--quick")
-    assert status == 0 and len(lines) == 2
+    assert status == 0 and len(lines) == 4
 
 
 @pytest.mark.parametrize("made", [{"failed": 1, "status": 1}, {"status": 139}, {"sanitizer": (1, 9)}, {"bench": (BENCH | {"us": 1100},)}])
@@ -194,7 +198,7 @@ def test_what_cannot_be_measured_is_2_and_named(bundle, made, said):
 def test_a_program_that_is_missing_is_2_and_what_else_there_is_runs(bundle):
     (bundle.make().root / "bin/gpu_kernels_bench").unlink()
     status, lines, errors = bundle.run()
-    assert status == 2 and len(lines) == 5 and "gpu_kernels_bench is not built" in errors
+    assert status == 2 and len(lines) == 7 and "gpu_kernels_bench is not built" in errors
 
 
 @pytest.mark.parametrize("arguments", [["--part=3/2"], ["--part=9/9"], ["--part=x"]])

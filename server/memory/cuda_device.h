@@ -24,7 +24,9 @@
 // Failure. An error that leaves CUDA's context useless (an illegal address, a launch that failed, uncorrectable memory,
 // a GPU that fell off the bus; whatever is not known to be harmless) fails the device for the life of the process:
 // health() and every call give that first error at once, waits end, destructors ask the driver nothing more, so that
-// what the device held, pinned staging too, comes back with the end of the process. Other devices go on.
+// what the device held, pinned staging too, comes back with the end of the process. CUDA then fails other devices of
+// the same process with the same error, at their next call (tests/gpu tells): GPUs that shall not fail together need
+// processes of their own.
 //
 // Sources that include this need no header of CUDA's.
 #ifndef STATEPOOL_SERVER_MEMORY_CUDA_DEVICE_H_

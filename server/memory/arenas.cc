@@ -349,21 +349,31 @@ absl::Status Arenas::Close(const Op& op, absl::string_view id) {
     RETURN_IF_ERROR(found.status());
     arena = *std::move(found);
     EndLocked(arena.get());
-    while (arena->busy && op.Check(*clock_).ok()) changed_.WaitFor(&mu_, kPoll);
+    while (arena->busy && arenas_.contains(arena->id) && op.Check(*clock_).ok()) changed_.WaitFor(&mu_, kPoll);
+    if (arena->busy) return absl::OkStatus();  // it is freed, or the keeper will do it
+    arena->busy = true;
   }
-  Free(arena);
+  FreeInTurn(arena);
   return absl::OkStatus();
 }
 
 // Gives back what an ended arena has; true if its memory is destroyed. Does nothing while a call has its turn.
 bool Arenas::Free(const ArenaRef& arena) {
-  bool connected;
-  std::vector<std::unique_ptr<ImageWriter>> reserve;
   {
     MutexLock lock(&mu_);
     if (!arenas_.contains(arena->id)) return true;
     if (arena->busy) return false;
     arena->busy = true;
+  }
+  return FreeInTurn(arena);
+}
+
+// REQUIRES: the caller has the arena's turn.
+bool Arenas::FreeInTurn(const ArenaRef& arena) {
+  bool connected;
+  std::vector<std::unique_ptr<ImageWriter>> reserve;
+  {
+    MutexLock lock(&mu_);
     connected = arena->token.empty();
     reserve.swap(arena->reserve);
   }

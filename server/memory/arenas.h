@@ -179,6 +179,7 @@ class Arenas {
   void GiveBack(Arena* arena) ABSL_LOCKS_EXCLUDED(mu_);
   void EndLocked(Arena* arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Free(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
+  bool FreeInTurn(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
 
   absl::Status LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items, const HoldPin& hold,
                         std::vector<size_t>* waiting, LoadAnswer* answer);

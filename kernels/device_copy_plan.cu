@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/copy_tiles.h"
+#include "kernels/device_checksum.h"
 #include "kernels/device_copy_plan.h"
 
 namespace statepool {
@@ -353,6 +354,7 @@ absl::StatusOr<DeviceCopyPlan> DeviceCopyPlan::Create(const CopyPlan& plan) {
   result.clear_count_ = static_cast<uint32_t>(tiles->tiles.size() - tiles->copy_count);
   result.advance_count_ = static_cast<uint32_t>(tiles->advance.size());
   result.has_transposed_ = tiles->has_transposed;
+  result.state_bytes_ = plan.state_bytes();
   result.device_bytes_ = BytesOf(tiles->tiles) + BytesOf(tiles->advance) + BytesOf(tiles->axes);
   if (result.device_bytes_ == 0) return result;
   std::vector<char> together;
@@ -376,6 +378,7 @@ DeviceCopyPlan::~DeviceCopyPlan() {
 DeviceCopyPlan::DeviceCopyPlan(DeviceCopyPlan&& other) noexcept
     : memory_(std::exchange(other.memory_, nullptr)),
       device_bytes_(other.device_bytes_),
+      state_bytes_(other.state_bytes_),
       copy_count_(other.copy_count_),
       clear_count_(other.clear_count_),
       advance_count_(other.advance_count_),
@@ -425,6 +428,14 @@ absl::Status DeviceCopyPlan::Scatter(absl::Span<const ScatterItem> items, const 
         return Item{static_cast<char*>(item.state), item.row, {.accepted = item.accepted}};
       },
       [&](absl::Span<Item> some) { return LaunchCopy<false>(some, tiles, has_transposed_, arena, stream); });
+}
+
+absl::Status DeviceCopyPlan::ScatterAndHash(absl::Span<const ScatterItem> items, const void* arena, LeafHash* hashes,
+                                            DeviceStream stream) const {
+  if (absl::Status status = Scatter(items, arena, stream); !status.ok()) return status;
+  std::vector<const void*> states(items.size());
+  std::transform(items.begin(), items.end(), states.begin(), [](const ScatterItem& item) { return item.state; });
+  return HashLeavesOnDevice(states, state_bytes_, hashes, stream);
 }
 
 absl::Status DeviceCopyPlan::Advance(absl::Span<const AdvanceItem> items, void* arena, DeviceStream stream) const {

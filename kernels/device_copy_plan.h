@@ -21,6 +21,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/checksum.h"
 #include "kernels/copy_plan.h"
 #include "kernels/device_error.h"
 
@@ -61,6 +62,12 @@ class DeviceCopyPlan {
   // As Scatter of all bytes of each row. REQUIRES: no two states overlap; a row may be there twice.
   absl::Status Scatter(absl::Span<const ScatterItem> items, const void* arena, DeviceStream stream) const;
 
+  // The same, and the hash of leaf i of item n's state to hashes[n * LeafCount(state_bytes) + i]: of the bytes that
+  // were written, also when somebody writes to the row meanwhile. `hashes` are in memory that the device can reach, and
+  // live as states do.
+  absl::Status ScatterAndHash(absl::Span<const ScatterItem> items, const void* arena, LeafHash* hashes,
+                              DeviceStream stream) const;
+
   // Moves the state that each row holds after `accepted` steps to where accepted length 1 has it, in place, though the
   // two overlap where a convolution's columns are moved. What else the row has is left as it is, but for what was moved
   // from. REQUIRES: no row twice; the plan is a view's (server/core/view.h): its accept stride is that of one of its
@@ -76,6 +83,7 @@ class DeviceCopyPlan {
 
   void* memory_ = nullptr;  // tiles that copy, tiles that clear, tiles that advance, axes
   uint64_t device_bytes_ = 0;
+  uint64_t state_bytes_ = 0;
   uint32_t copy_count_ = 0, clear_count_ = 0, advance_count_ = 0;
   bool has_transposed_ = false;
 };

@@ -116,6 +116,34 @@ class DeviceKernels : public testing::Test {
     ASSERT_EQ(arena.Read() == bytes, true);
   }
 
+  // The same with hashes on the way. REQUIRES: no row twice.
+  void CheckScatterAndHash(const Case& c, const std::vector<uint32_t>& rows, uint64_t state_shift,
+                           uint64_t arena_shift) {
+    const CopyPlan plan = c.Plan();
+    const DeviceCopyPlan device_plan = OnDevice(plan);
+    const uint64_t stride = c.state_bytes + Below(random_, 2) * Below(random_, 20);
+    const std::string bytes = RandomBytes(random_, c.arena_bytes);
+    std::string expected = RandomBytes(random_, rows.size() * stride);
+    const DeviceBytes states(expected, state_shift), arena(bytes, arena_shift);
+    std::vector<DeviceCopyPlan::ScatterItem> items;
+    std::vector<LeafHash> leaves;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      items.push_back({rows[i], 1 + static_cast<uint32_t>(Below(random_, c.steps)), states.data() + i * stride});
+      plan.Scatter(bytes.data(), rows[i], items[i].accepted, 0, c.state_bytes, expected.data() + i * stride,
+                   CopyHint::kCached);
+      const std::vector<LeafHash> more = HashLeaves({expected.data() + i * stride, c.state_bytes});
+      leaves.insert(leaves.end(), more.begin(), more.end());
+    }
+    std::string hashes(leaves.size() * sizeof(LeafHash), 'x');
+    const DeviceBytes device_hashes(hashes, 0);
+    ASSERT_EQ(
+        device_plan.ScatterAndHash(items, arena.data(), reinterpret_cast<LeafHash*>(device_hashes.data()), nullptr),
+        absl::OkStatus());
+    ASSERT_EQ(states.Read() == expected, true);
+    ASSERT_EQ(arena.Read() == bytes, true);
+    ASSERT_EQ(device_hashes.Read() == std::string(reinterpret_cast<const char*>(leaves.data()), hashes.size()), true);
+  }
+
   // The state after each accepted length is then that after 1, and nothing but its places there was written.
   void CheckAdvance(const Case& c, const std::vector<uint32_t>& rows, uint64_t arena_shift) {
     const CopyPlan plan = c.Plan();
@@ -165,6 +193,7 @@ TEST_F(DeviceKernels, ScatterGivesTheBytesThatTheHostGives) {
     const Case c = RandomCase(random_);
     SCOPED_TRACE(round);
     ASSERT_NO_FATAL_FAILURE(CheckScatter(c, RandomRows(c), RandomShift(), RandomShift()));
+    ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, RandomRows(c), RandomShift(), RandomShift()));
   }
 }
 

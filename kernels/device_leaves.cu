@@ -3,14 +3,13 @@
 // A block for each leaf of each item: its warps bring the leaf's tiles into shared memory, from where all of them write
 // it to the state and hash it. So the bytes are read once, and a block's memory is as much as keeps three of them on an
 // H100's multiprocessor: while one waits or goes through its scrambles, others read.
-#include "kernels/device_leaves.h"
-
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
 #include "kernels/device_copy_plan.h"
+#include "kernels/device_leaves.h"
 #include "kernels/device_tiles.cuh"
 #include "kernels/device_xxh3.cuh"
 
@@ -109,13 +108,12 @@ __device__ void BringTransposed(const SharedLeaf& leaf, uint32_t to, const char*
       const uint32_t in = i / words_each % 32, byte = i % words_each * sizeof(Word);
       const uint32_t y = piece_y * kAlongY + in % kAlongY, x = piece_x * kAlongX + in / kAlongY;
       if (y >= tile.size.y || x >= tile.size.x) return {nullptr, 0};
-      return {from + x * strides.x_row_stride + y * strides.y_row_stride + byte,
-              to + x * static_cast<uint32_t>(sizeof(Element)) + y * static_cast<uint32_t>(strides.y_state_stride) +
-                  byte};
+      return {
+          from + x * strides.x_row_stride + y * strides.y_row_stride + byte,
+          to + x * static_cast<uint32_t>(sizeof(Element)) + y * static_cast<uint32_t>(strides.y_state_stride) + byte};
     });
   };
-  const uint64_t offsets =
-      AddressOf(from) | to | strides.y_state_stride | strides.x_row_stride | strides.y_row_stride;
+  const uint64_t offsets = AddressOf(from) | to | strides.y_state_stride | strides.x_row_stride | strides.y_row_stride;
   if (offsets % sizeof(Element) == 0) return bring(Element(), 1);
   bring(uint8_t(), sizeof(Element));
 }

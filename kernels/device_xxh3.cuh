@@ -1,9 +1,9 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// XXH3-64 of one leaf by one block of threads, for kernels that have a leaf at hand. As its specification has it: leaves
-// of more than 240 bytes are summed up in stripes of 64, sixteen stripes then go through a scramble. Only the scrambles
-// depend on one another, so the sums of all sixteens are made at once, by all warps of a block, and eight threads then
-// go through the scrambles, while other blocks' reads keep the memory busy.
+// XXH3-64 of one leaf by one block of threads, for kernels that have a leaf at hand. As its specification has it:
+// leaves of more than 240 bytes are summed up in stripes of 64, sixteen stripes then go through a scramble. Only the
+// scrambles depend on one another, so the sums of all sixteens are made at once, by all warps of a block, and eight
+// threads then go through the scrambles, while other blocks' reads keep the memory busy.
 #ifndef STATEPOOL_KERNELS_DEVICE_XXH3_CUH_
 #define STATEPOOL_KERNELS_DEVICE_XXH3_CUH_
 

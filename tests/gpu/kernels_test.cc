@@ -367,9 +367,8 @@ TEST_F(DeviceKernels, CapturedCopiesAreReplayed) {
   ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
   EXPECT_EQ(plan.Gather({{from.data(), 0}}, arena.data(), stream), absl::OkStatus());
-  EXPECT_EQ(
-      plan.ScatterAndHash({{0, 1, to.data()}}, arena.data(), reinterpret_cast<LeafHash*>(hashes.data()), stream),
-      absl::OkStatus());
+  EXPECT_EQ(plan.ScatterAndHash({{0, 1, to.data()}}, arena.data(), reinterpret_cast<LeafHash*>(hashes.data()), stream),
+            absl::OkStatus());
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
   EXPECT_EQ(to.Read(), none);
   ASSERT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);

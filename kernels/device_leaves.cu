@@ -36,13 +36,14 @@ class SharedLeaf {
   char* const memory_;
 };
 
-// A warp copies `count` words to shared memory. where(i): from where, and to which place in the leaf; from nowhere: it
-// is none. Done for the warp after __pipeline_wait_prior.
 template <typename Word>
 struct Move {
-  const char* from;
-  uint32_t to;
+  const char* from;  // null: there is nothing to move
+  uint32_t to;       // place in the leaf
 };
+
+// A warp copies `count` words to shared memory, each as where(i) says. They are there for the warp after
+// __pipeline_wait_prior.
 template <typename Word, typename Where>
 __device__ void BringWords(const SharedLeaf& leaf, uint32_t count, const Where& where) {
   const uint32_t lane = threadIdx.x % 32;

@@ -1,8 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// A block for each leaf of each item: its warps bring the leaf's tiles into shared memory, from where all of them write
-// it to the state and hash it. So the bytes are read once, and a block's memory is as much as keeps three of them on an
-// H100's multiprocessor: while one waits or goes through its scrambles, others read.
+// A block for each leaf of each item: its warps bring the leaf's tiles into shared memory and sum it up for its hash
+// from there; then one finishes the hash while the others write the leaf to the state. So the bytes are read once, and
+// a block's memory is as much as keeps three of them on an H100's multiprocessor: while one waits, others read.
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
@@ -26,7 +26,7 @@ class SharedLeaf {
 
   __device__ explicit SharedLeaf(char* memory) : memory_(memory) {}
   __device__ char* At(uint32_t at) const { return memory_ + PlaceOf(at); }
-  // As HashLeafInBlock wants them.
+  // As SumGroups wants them.
   __device__ uint32_t Byte(uint32_t at) const { return *reinterpret_cast<const uint8_t*>(At(at)); }
   __device__ ulonglong2 Two(uint32_t at) const { return *reinterpret_cast<const ulonglong2*>(At(at)); }
 
@@ -132,14 +132,17 @@ __device__ void BringTile(const SharedLeaf& leaf, uint32_t to, const char* from,
   }
 }
 
+// By all threads but the first warp's.
 __device__ void WriteLeaf(char* to, const SharedLeaf& leaf, uint32_t size) {
+  constexpr uint32_t kWriters = kLeafThreads - 32;
+  const uint32_t writer = threadIdx.x - 32;
   WithWord(AddressOf(to), [&]<typename Word>(Word) {
     const uint32_t words = size / sizeof(Word), tail = size - words * sizeof(Word);
 #pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < words; i += kLeafThreads) {
+    for (uint32_t i = writer; i < words; i += kWriters) {
       reinterpret_cast<Word*>(to)[i] = *reinterpret_cast<const Word*>(leaf.At(i * sizeof(Word)));
     }
-    if (threadIdx.x < tail) to[size - tail + threadIdx.x] = *leaf.At(size - tail + threadIdx.x);
+    if (writer < tail) to[size - tail + writer] = *leaf.At(size - tail + writer);
   });
 }
 
@@ -164,8 +167,13 @@ __global__ void __launch_bounds__(kLeafThreads, 3)
   __pipeline_commit();
   __pipeline_wait_prior(0);
   __syncthreads();
-  WriteLeaf(item.state + begin, leaf, size);
-  HashLeafInBlock<kLeafWarps>(leaf, size, sums, &hashes[blockIdx.x]);
+  const uint64_t last = SumGroups<kLeafWarps>(leaf, size, sums);
+  __syncthreads();
+  if (threadIdx.x >= 32) {
+    WriteLeaf(item.state + begin, leaf, size);
+  } else if (threadIdx.x < 8) {
+    FinishHash(leaf, size, sums, last, &hashes[blockIdx.x]);
+  }
 }
 
 template <size_t kMax>

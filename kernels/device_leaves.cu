@@ -36,7 +36,6 @@ class SharedLeaf {
   char* const memory_;
 };
 
-template <typename Word>
 struct Move {
   const char* from;  // null: there is nothing to move
   uint32_t to;       // place in the leaf
@@ -50,17 +49,17 @@ __device__ void BringWords(const SharedLeaf& leaf, uint32_t count, const Where& 
   if constexpr (sizeof(Word) >= 4) {
 #pragma unroll 4
     for (uint32_t i = lane; i < count; i += 32) {
-      const Move<Word> move = where(i);
+      const Move move = where(i);
       if (move.from != nullptr) __pipeline_memcpy_async(leaf.At(move.to), move.from, sizeof(Word));
     }
   } else {  // too small for that
     constexpr uint32_t kAtOnce = 8;
     for (uint32_t begin = lane; begin < count; begin += 32 * kAtOnce) {
       Word word[kAtOnce];
-      Move<Word> move[kAtOnce];
+      Move move[kAtOnce];
 #pragma unroll
       for (uint32_t i = 0; i < kAtOnce; ++i) {
-        move[i] = begin + 32 * i < count ? where(begin + 32 * i) : Move<Word>{nullptr, 0};
+        move[i] = begin + 32 * i < count ? where(begin + 32 * i) : Move{nullptr, 0};
         if (move[i].from != nullptr) word[i] = *reinterpret_cast<const Word*>(move[i].from);
       }
 #pragma unroll
@@ -75,7 +74,7 @@ __device__ void BringLinear(const SharedLeaf& leaf, uint32_t to, const char* fro
   WithWord(AddressOf(from) ^ to, [&]<typename Word>(Word) {
     const uint32_t head = min(bytes, static_cast<uint32_t>(-to % sizeof(Word)));
     const uint32_t words = (bytes - head) / sizeof(Word), tail = bytes - head - words * sizeof(Word);
-    BringWords<Word>(leaf, words, [&](uint32_t i) -> Move<Word> {
+    BringWords<Word>(leaf, words, [&](uint32_t i) -> Move {
       const uint32_t at = head + i * sizeof(Word);
       return {from + at, to + at};
     });
@@ -89,7 +88,7 @@ __device__ void BringRuns(const SharedLeaf& leaf, uint32_t to, const char* from,
                           const TileAxis* axes) {
   WithWord(tile.runs.alignment | AddressOf(from) | to, [&]<typename Word>(Word) {
     const Divisor run_of(tile.run_bytes);
-    BringWords<Word>(leaf, tile.bytes / sizeof(Word), [&](uint32_t i) -> Move<Word> {
+    BringWords<Word>(leaf, tile.bytes / sizeof(Word), [&](uint32_t i) -> Move {
       const uint32_t at = i * sizeof(Word), run = run_of(at);
       return {from + PlaceOfRun(tile.runs, axes, run) + (at - run * tile.run_bytes), to + at};
     });
@@ -104,7 +103,7 @@ __device__ void BringTransposed(const SharedLeaf& leaf, uint32_t to, const char*
   const uint32_t pieces_y = (tile.size.y + kAlongY - 1) / kAlongY, pieces_x = (tile.size.x + kAlongX - 1) / kAlongX;
   const Divisor by_y(pieces_y);
   const auto bring = [&]<typename Word>(Word, uint32_t words_each) {
-    BringWords<Word>(leaf, pieces_y * pieces_x * 32 * words_each, [&](uint32_t i) -> Move<Word> {
+    BringWords<Word>(leaf, pieces_y * pieces_x * 32 * words_each, [&](uint32_t i) -> Move {
       const uint32_t piece = i / (32 * words_each), piece_x = by_y(piece), piece_y = piece - piece_x * pieces_y;
       const uint32_t in = i / words_each % 32, byte = i % words_each * sizeof(Word);
       const uint32_t y = piece_y * kAlongY + in % kAlongY, x = piece_x * kAlongX + in / kAlongY;

@@ -741,7 +741,7 @@ def test_arenas_are_copied_to_and_from_by_this_process(daemon, pool, inline, nam
 def test_a_row_that_could_not_be_copied_here_is_loaded_by_the_daemon(daemon, pool, name, monkeypatch):
     pool.set(name, image(1), 1, layout=LAYOUT)
     with pool.open_arena(LAYOUT, rows=2, view=statepool.View("row_major"), direct=True) as arena:
-        monkeypatch.setattr(_direct.Lease, "pin", lambda self, slot, nbytes: None)
+        monkeypatch.setattr(_direct.Lease, "pin_all", lambda self, slots, nbytes, device: [None] * len(slots))
         before = transferred(daemon)
         # To the daemon the row holds it already: that must not be taken for granted.
         assert arena.load({0: LoadItem(name, row_unmodified=True)})[0].copied

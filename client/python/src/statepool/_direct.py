@@ -204,13 +204,15 @@ class Lease:
 
         on_host  the CPU reaches the daemon's slots
         """
+        from . import _mapping
+
         self.id = id
-        self.on_host = not any(device.name.startswith("cuda:") for device in limits.devices)
+        self.on_host = not any(_mapping.is_gpu(device.name) for device in limits.devices)
         self.ended = False
         self.retired = False
         self._pid = os.getpid()
-        self._idle_bytes_max = min(IDLE_BYTES_MAX, limits.max_pinned_bytes // IDLE_SHARE)
-        self._stock_bytes_max = min(STOCK_BYTES_MAX, limits.max_granted_bytes // STOCK_SHARE)
+        self._idle_bytes_max = limits.max_pinned_bytes // IDLE_SHARE
+        self._stock_bytes_max = limits.max_granted_bytes // STOCK_SHARE
         self._released: collections.deque[tuple[int, _Extent | None]] = collections.deque()  # pins (0: a used grant) and their extents; from any thread
         self._lock = threading.Lock()  # of what follows; who had it calls settle() afterwards
         self._connection = connection  # not to be used once it has ended
@@ -318,6 +320,13 @@ class Lease:
         self.settle()
         return pins
 
+    def unpin_all(self, pins: Sequence[Pin]) -> None:
+        """Gives pins back before their objects are gone. REQUIRES: nobody uses them any more."""
+        for pin in pins:
+            pin._is_given_back = True
+            self._released.append((pin._id, pin._extent))
+        self.settle()
+
     def take_grants(self, pool: Pool, layout: str, nbytes: int, count: int, attempts: Attempts, device: str = "") -> list[Grant]:
         """So many granted slots for states of this layout, or none, on this GPU; without a device on the host. The caller's, until done_with() or
         give_back(). DeadlineExceeded."""
@@ -325,7 +334,7 @@ class Lease:
         with self._stock_lock:
             stock = self._stock.setdefault(layout, [])
             while len(stock) < count and not self.ended and time.monotonic() >= self._no_grants_until:
-                wanted = max(count - len(stock), min(STOCK_MAX, self._stock_bytes_max // nbytes))
+                wanted = max(count - len(stock), min(STOCK_MAX, min(STOCK_BYTES_MAX, self._stock_bytes_max) // nbytes))
                 request = pb.GrantRequest(lease=self.id, layout=layout, count=min(wanted, _GRANTS_MAX))
                 found: list[Grant] = []
                 try:
@@ -386,7 +395,7 @@ class Lease:
                     if extent.doomed or self.ended:
                         self._unmap(extent)
         idle = (e for e in list(self._extents.values()) if not e.users and e.counted)
-        while self._idle_bytes > self._idle_bytes_max:
+        while self._idle_bytes > min(IDLE_BYTES_MAX, self._idle_bytes_max):
             self._unmap(next(idle))
         self._end_if_idle()
         self._tell()
@@ -666,12 +675,14 @@ class Pin:
         self._lease = lease
         self._id = id
         self._extent = extent
+        self._is_given_back = False
         self.address = address
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, True)}
 
     def __del__(self) -> None:
-        self._lease._released.append((self._id, self._extent))
-        self._lease.settle()
+        if not self._is_given_back:
+            self._lease._released.append((self._id, self._extent))
+            self._lease.settle()
 
     def view(self) -> memoryview:
         return _wire.as_bytes(np.asarray(self))
@@ -697,4 +708,9 @@ def goes_on(lease: Lease, error: errors.StatepoolError) -> bool:
         lease.end()
     elif not error.reason:
         lease.retire()
+    return may_do_without(error)
+
+
+def may_do_without(error: errors.StatepoolError) -> bool:
+    """Whether a call that failed so may do without a lease."""
     return error.reason in SHORTAGES or isinstance(error, (errors.Unavailable, errors.Exhausted))

@@ -92,10 +92,10 @@ STATEPOOL_KERNELS_EXPORT int statepool_kernels_scatter(const statepool_kernels_p
 STATEPOOL_KERNELS_EXPORT void statepool_kernels_roots(const uint64_t* leaves, size_t leaf_count, size_t count,
                                                       uint64_t* roots);
 
-/* ---- On a GPU. The primary context of the GPU is current in the calling thread, in every call; streams are CUstream or
- * cudaStream_t, 0 the legacy one. Addresses of states, arenas and hashes are such that the GPU reaches them; there is no
- * check that they are. What is put into a stream has happened when the stream has passed it: what it reads and writes
- * must live until then. device_copy_plan.h has the rest. */
+/* ---- On a GPU. The primary context of the GPU is current in the calling thread, in every call; streams are CUstream
+ * or cudaStream_t, 0 the legacy one. Addresses of states, arenas and hashes are such that the GPU reaches them; there
+ * is no check that they are. What is put into a stream has happened when the stream has passed it: what it reads and
+ * writes must live until then. device_copy_plan.h has the rest. */
 
 /* Why the last device function of this thread failed, in a sentence: of the GPU, its driver, or of a library without
  * kernels for one. Valid until the thread's next failure. */
@@ -111,8 +111,8 @@ STATEPOOL_KERNELS_EXPORT statepool_kernels_device_plan* statepool_kernels_device
 /* Frees it; null is fine. REQUIRES: what was enqueued with it is done. Without its GPU nothing is freed. */
 STATEPOOL_KERNELS_EXPORT void statepool_kernels_device_plan_destroy(statepool_kernels_device_plan* plan);
 
-/* Enqueues what statepool_kernels_gather does: states[i] into rows[i]. REQUIRES: no row twice. INVALID: no such row; then
- * nothing is enqueued. DEVICE: all of it, a part or nothing may be. */
+/* Enqueues what statepool_kernels_gather does: states[i] into rows[i]. REQUIRES: no row twice. INVALID: no such row;
+ * then nothing is enqueued. DEVICE: all of it, a part or nothing may be. */
 STATEPOOL_KERNELS_EXPORT int statepool_kernels_device_gather(const statepool_kernels_device_plan* plan,
                                                              const void* const* states, const uint32_t* rows,
                                                              size_t count, void* arena, void* stream);

@@ -71,8 +71,8 @@ int statepool_kernels_device_scatter(const statepool_kernels_device_plan* plan, 
   const int made = statepool::Guarded([&] {
     std::vector<statepool::DeviceCopyPlan::ScatterItem> items(count);
     for (size_t i = 0; i < count; ++i) items[i] = {rows[i], accepted[i], states[i]};
-    result =
-        statepool::ResultOf(plan->plan.ScatterAndHash(items, arena, hashes, static_cast<statepool::DeviceStream>(stream)));
+    result = statepool::ResultOf(
+        plan->plan.ScatterAndHash(items, arena, hashes, static_cast<statepool::DeviceStream>(stream)));
   });
   return made == STATEPOOL_KERNELS_OK ? result : made;
 }

@@ -45,8 +45,7 @@ class HostExtent final : public Extent {
 
  private:
   friend class HostDevice;
-  HostExtent(HostDevice* device, TenantId tenant, uint64_t bytes)
-      : device_(device), tenant_(tenant), bytes_(bytes) {}
+  HostExtent(HostDevice* device, TenantId tenant, uint64_t bytes) : device_(device), tenant_(tenant), bytes_(bytes) {}
 
   HostDevice* const device_;  // which counts this extent's bytes while it lives
   const TenantId tenant_;

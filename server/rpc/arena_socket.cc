@@ -209,10 +209,9 @@ void ArenaSocket::Accept() {
     socklen_t size = sizeof(peer);
     if (getsockopt(connection.socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || !MayConnect(peer.uid)) {
       spdlog::info("arena socket: a process of user {} was refused", peer.uid);
-      Answer(connection,
-             absl::StrCat(R"({"reason":"PEER_REFUSED","message":"user )", peer.uid,
-                          " may not have arenas of this daemon, which runs as user ", geteuid(),
-                          R"(; --arena-uids allows others"})"));
+      Answer(connection, absl::StrCat(R"({"reason":"PEER_REFUSED","message":"user )", peer.uid,
+                                      " may not have arenas of this daemon, which runs as user ", geteuid(),
+                                      R"(; --arena-uids allows others"})"));
       Dismiss(&connection.socket);
       continue;
     }

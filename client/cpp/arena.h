@@ -185,8 +185,8 @@ class Arena {
   void Doubt(v1::LoadRequest* request);
   // Close() without a word to the daemon, to which the socket's end is enough.
   void Drop();
-  // On a GPU, for this stream. Not under mu_, which others want meanwhile: memory_ is there from the first opening until
-  // Close.
+  // On a GPU, for this stream. Not under mu_, which others want meanwhile: memory_ is there from the first opening
+  // until Close.
   absl::Status WaitFor(CUstream_st* stream) const;
   // OK when the arena, lost after this generation, is open again; `error` if the daemon has it, or is not there.
   absl::Status Revive(const absl::Status& error, uint64_t generation, absl::Time deadline);

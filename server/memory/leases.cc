@@ -25,7 +25,7 @@ struct Leases::Lease {
   struct Mapped {
     std::shared_ptr<Extent> extent;
     uint64_t slots = 0;       // of it that are pinned or granted
-    bool granted = false;     // of them any, since it was last mapped
+    bool granted = false;     // of them any was granted: the extent is the lease's own
     bool handed_out = false;  // its descriptors were sent
     bool told = false;        // that it should be dropped
   };
@@ -356,7 +356,6 @@ void Leases::DropLocked(Lease* lease, uint64_t extent, Trash* trash) {
   if (it == lease->extents.end()) return;
   // While the lease has slots of it, it will want to map it again.
   it->second.handed_out = false;
-  it->second.granted = it->second.granted && it->second.slots > 0;
   it->second.told = false;
   if (it->second.slots > 0) return;
   trash->extents.push_back(std::move(it->second.extent));

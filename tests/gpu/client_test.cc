@@ -62,9 +62,9 @@ class GpuClientTest : public testing::Test {
   static std::string Read(const Arena& arena, uint32_t row) {
     std::string bytes(kStateBytes, '\0');
     for (uint32_t layer = 0; layer < kLayers; ++layer) {
-      EXPECT_EQ(cudaMemcpy(bytes.data() + layer * kLayerBytes, At(arena, layer, row), kLayerBytes,
-                           cudaMemcpyDeviceToHost),
-                cudaSuccess);
+      EXPECT_EQ(
+          cudaMemcpy(bytes.data() + layer * kLayerBytes, At(arena, layer, row), kLayerBytes, cudaMemcpyDeviceToHost),
+          cudaSuccess);
     }
     return bytes;
   }

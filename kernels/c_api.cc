@@ -1,20 +1,15 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "kernels/c_api.h"
 
-#include <exception>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "kernels/c_api_plan.h"
 #include "kernels/checksum.h"
 #include "kernels/copy_plan.h"
-
-struct statepool_kernels_plan {
-  statepool::CopyPlan plan;
-  uint32_t rows, accepted_max;
-};
 
 namespace statepool {
 namespace {
@@ -27,17 +22,6 @@ constexpr uint64_t kStreamingScatterBytes = 1 << 20;
 
 CopyHint HintOf(uint64_t bytes, uint64_t streaming) {
   return bytes > streaming ? CopyHint::kStreaming : CopyHint::kCached;
-}
-
-// Calls write(), which may run out of memory.
-template <typename Write>
-int Guarded(Write write) {
-  try {
-    write();
-    return STATEPOOL_KERNELS_OK;
-  } catch (const std::exception&) {
-    return STATEPOOL_KERNELS_NO_MEMORY;
-  }
 }
 
 absl::string_view ViewOf(const statepool_kernels_piece& piece) {
@@ -129,4 +113,9 @@ int statepool_kernels_scatter(const statepool_kernels_plan* plan, const void* ar
                              statepool::HintOf(bytes, statepool::kStreamingScatterBytes));
     *root = statepool::HashRoot(leaves);
   });
+}
+
+void statepool_kernels_roots(const uint64_t* leaves, size_t leaf_count, size_t count, uint64_t* roots) {
+  static_assert(sizeof(statepool::LeafHash) == sizeof(uint64_t));
+  for (size_t i = 0; i < count; ++i) roots[i] = statepool::HashRoot({leaves + i * leaf_count, leaf_count});
 }

@@ -1,7 +1,10 @@
 /* Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
  *
  * The kernels for programs in other languages: a shared library (target statepool_kernels_c, libstatepool_kernels.so)
- * with these functions and nothing else, which needs no library but those of the compiler.
+ * with these functions and nothing else, which needs no library but those of the compiler. A build with nvcc makes a
+ * second one, libstatepool_kernels_cuda.so, with the kernels for a GPU: it has the CUDA runtime within, needs Abseil's
+ * shared libraries, and loads on machines without a driver all the same. In the first the functions for a GPU say that
+ * it has none. Plans of one are not for the other.
  *
  * A *root* is the checksum of an image (checksum.h). Sizes, strides and offsets are in bytes unless they say otherwise.
  * No function keeps a pointer that it is given, but for plans, which are copied. All are thread-safe; none throws.
@@ -20,7 +23,7 @@ extern "C" {
 #define STATEPOOL_KERNELS_EXPORT __attribute__((visibility("default")))
 
 /* Grows with each change of what follows: a program refuses a library of another version. */
-#define STATEPOOL_KERNELS_VERSION 1
+#define STATEPOOL_KERNELS_VERSION 2
 STATEPOOL_KERNELS_EXPORT uint32_t statepool_kernels_version(void);
 
 /* What the functions that give an int give. */
@@ -28,6 +31,7 @@ enum {
   STATEPOOL_KERNELS_OK = 0,
   STATEPOOL_KERNELS_INVALID = 1,   /* an argument is out of its range; nothing was written */
   STATEPOOL_KERNELS_NO_MEMORY = 2, /* what was to be written is undefined */
+  STATEPOOL_KERNELS_DEVICE = 3,    /* a device function failed: statepool_kernels_device_error tells why */
 };
 
 /* Bytes of the caller's. */
@@ -83,6 +87,43 @@ STATEPOOL_KERNELS_EXPORT int statepool_kernels_gather(const statepool_kernels_pl
  * somebody writes to the row meanwhile: what Store does. INVALID: no such row or accepted length. */
 STATEPOOL_KERNELS_EXPORT int statepool_kernels_scatter(const statepool_kernels_plan* plan, const void* arena,
                                                        uint32_t row, uint32_t accepted, void* state, uint64_t* root);
+
+/* roots[i] = that of the image whose leaves' hashes are leaves[i * leaf_count ..]; for `count` images. */
+STATEPOOL_KERNELS_EXPORT void statepool_kernels_roots(const uint64_t* leaves, size_t leaf_count, size_t count,
+                                                      uint64_t* roots);
+
+/* ---- On a GPU. The primary context of the GPU is current in the calling thread, in every call; streams are CUstream
+ * or cudaStream_t, 0 the legacy one. Addresses of states, arenas and hashes are such that the GPU reaches them; there
+ * is no check that they are. What is put into a stream has happened when the stream has passed it: what it reads and
+ * writes must live until then. device_copy_plan.h has the rest. */
+
+/* Why the last device function of this thread failed, in a sentence: of the GPU, its driver, or of a library without
+ * kernels for one. Valid until the thread's next failure. */
+STATEPOOL_KERNELS_EXPORT const char* statepool_kernels_device_error(void);
+
+/* A plan in the memory of a GPU. Immutable. */
+typedef struct statepool_kernels_device_plan statepool_kernels_device_plan;
+
+/* Copies a plan there, and waits for it; null: it failed. */
+STATEPOOL_KERNELS_EXPORT statepool_kernels_device_plan* statepool_kernels_device_plan_create(
+    const statepool_kernels_plan* plan);
+
+/* Frees it; null is fine. REQUIRES: what was enqueued with it is done. Without its GPU nothing is freed. */
+STATEPOOL_KERNELS_EXPORT void statepool_kernels_device_plan_destroy(statepool_kernels_device_plan* plan);
+
+/* Enqueues what statepool_kernels_gather does: states[i] into rows[i]. REQUIRES: no row twice. INVALID: no such row;
+ * then nothing is enqueued. DEVICE: all of it, a part or nothing may be. */
+STATEPOOL_KERNELS_EXPORT int statepool_kernels_device_gather(const statepool_kernels_device_plan* plan,
+                                                             const void* const* states, const uint32_t* rows,
+                                                             size_t count, void* arena, void* stream);
+
+/* Enqueues what statepool_kernels_scatter does: rows[i], after accepted[i] steps, to states[i], with the hashes of its
+ * leaves to hashes[i * leaf_count ..], leaf_count being ceil(state_bytes / 65,536); roots for them give the checksums.
+ * Errors as above, and INVALID for such an accepted length. */
+STATEPOOL_KERNELS_EXPORT int statepool_kernels_device_scatter(const statepool_kernels_device_plan* plan,
+                                                              const uint32_t* rows, const uint32_t* accepted,
+                                                              void* const* states, size_t count, const void* arena,
+                                                              uint64_t* hashes, void* stream);
 
 #ifdef __cplusplus
 }

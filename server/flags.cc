@@ -276,8 +276,6 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   if (flags.max_arena_bytes > flags.hot_bytes) return Bad("max-arena-bytes", "must be at most --hot-bytes, or 0");
   flags.direct = absl::GetFlag(FLAGS_direct);
   if (flags.direct && flags.arena_socket.empty()) return Bad("direct", "needs an --arena-socket");
-  if (flags.direct && absl::StartsWith(flags.device, "cuda"))
-    return Bad("direct", "workers map slots of host memory only in this version; use --devices=host");
   flags.max_pinned_bytes = absl::GetFlag(FLAGS_max_pinned_bytes).bytes;
   if (flags.max_pinned_bytes == 0) flags.max_pinned_bytes = flags.hot_bytes / 2;
   if (flags.max_pinned_bytes > flags.hot_bytes) return Bad("max-pinned-bytes", "must be at most --hot-bytes, or 0");

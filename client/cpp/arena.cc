@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "client/cpp/arena.h"
 
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/cuda_mapping.h"
 #include "client/cpp/direct.h"
 #include "client/cpp/lane.h"
 #include "client/cpp/mapping.h"
@@ -184,7 +186,9 @@ std::string Arena::incarnation() const {
 
 // ---- Load and Store
 
-absl::StatusOr<LoadAnswer> Arena::Load(absl::Span<const v1::LoadItem> items, const CallOptions& call) {
+absl::StatusOr<LoadAnswer> Arena::Load(absl::Span<const v1::LoadItem> items, const CallOptions& call,
+                                       CUstream_st* stream) {
+  if (absl::Status status = WaitFor(stream); !status.ok()) return status;
   v1::LoadRequest request;
   request.mutable_items()->Add(items.begin(), items.end());
   const absl::Time deadline = DeadlineOf(call);
@@ -213,7 +217,8 @@ absl::StatusOr<LoadAnswer> Arena::Load(absl::Span<const v1::LoadItem> items, con
 }
 
 absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, bool all_or_none,
-                                         const CallOptions& call) {
+                                         const CallOptions& call, CUstream_st* stream) {
+  if (absl::Status status = WaitFor(stream); !status.ok()) return status;
   v1::StoreRequest request;
   request.mutable_items()->Add(items.begin(), items.end());
   request.set_all_or_none(all_or_none);
@@ -456,22 +461,21 @@ absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
   if (memory_ != nullptr && ShapeOf(table) != ShapeOf(table_)) {
     return Refusal("ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one");
   }
-  if (absl::StartsWith(table.device(), "cuda:")) {
-    return MakeError(absl::StatusCode::kFailedPrecondition, "MAPPING_FAILED", "",
-                     absl::StrCat("this arena is in the memory of ", table.device(),
-                                  ", which this client can't map; Get and Set work, and the Python client maps it"));
-  }
   absl::StatusOr<Lease> lease = TakeLease(table, deadline);
   if (!lease.ok()) return lease.status();
   if (memory_ == nullptr) {
-    absl::StatusOr<std::unique_ptr<Range>> range = Range::Reserve(table.bytes());
+    absl::StatusOr<std::unique_ptr<Range>> range =
+        IsGpu(table.device()) ? ReserveOnGpu(table.device(), lease->mapped_bytes) : Range::Reserve(table.bytes());
     if (!range.ok()) return range.status();
     memory_ = *std::move(range);
     table_ = table;
     table_.clear_token();
     request_.set_layout(table.layout());  // whatever becomes of an alias
     if (absl::Status status = MakeTensorsLocked(); !status.ok()) return status;
-    plan_ = PlanOf(table_);
+    if (!IsGpu(table_.device())) plan_ = PlanOf(table_);
+    mapped_bytes_ = lease->mapped_bytes;
+  } else if (lease->mapped_bytes != mapped_bytes_) {
+    return Refusal("ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one");
   }
   if (absl::Status status = memory_->Put(lease->memory.get()); !status.ok()) return status;
   lease->memory = Descriptor();
@@ -509,6 +513,23 @@ absl::Status Arena::MakeTensorsLocked() {
   return absl::OkStatus();
 }
 
+absl::Status Arena::VacateLocked() {
+  const absl::Status status = memory_->Vacate();
+  if (status.ok()) SayUnmappedLocked();
+  return status;
+}
+
+void Arena::SayUnmappedLocked() const {
+  constexpr absl::string_view kUnmapped = "unmapped";
+  if (lease_ == nullptr || !IsGpu(table_.device())) return;
+  (void)send(lease_->socket.get(), kUnmapped.data(), kUnmapped.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+absl::Status Arena::WaitFor(CUstream_st* stream) const {
+  if (IsForked() || !IsGpu(table_.device()) || memory_ == nullptr) return absl::OkStatus();
+  return memory_->WaitFor(stream);
+}
+
 absl::Status Arena::Revive(const absl::Status& error, uint64_t generation, absl::Time deadline) {
   {
     const std::lock_guard lock(mu_);
@@ -530,7 +551,7 @@ absl::Status Arena::ReviveLocked(const absl::Status& error, absl::Time deadline)
   if (daemon->incarnation() == incarnation_) {
     if (absl::IsUnavailable(error)) return error;
     // Its contents are gone, and this daemon counts it until nobody has it.
-    if (absl::Status status = memory_->Vacate(); !status.ok()) return status;
+    if (absl::Status status = VacateLocked(); !status.ok()) return status;
   }
   return OpenLocked(deadline);
 }
@@ -540,7 +561,7 @@ absl::Status Arena::Reopen(const CallOptions& call) {
   {
     const std::lock_guard lock(mu_);
     if (closed_) return Closed();
-    if (absl::Status status = memory_->Vacate(); !status.ok()) return status;
+    if (absl::Status status = VacateLocked(); !status.ok()) return status;
     End(id_);
     lease_ = nullptr;
     if (absl::Status status = OpenLocked(DeadlineOf(call)); !status.ok()) return status;
@@ -555,7 +576,11 @@ void Arena::Close() {
   std::unique_lock lock(mu_, std::defer_lock);
   if (!forked) lock.lock();
   if (!std::exchange(closed_, true)) {
+    if (forked && memory_ != nullptr && IsGpu(table_.device())) {
+      (void)memory_.release();  // CUDA is not there in a forked child
+    }
     memory_ = nullptr;  // before the daemon hears of it: then it gets its memory back at once
+    if (!forked) SayUnmappedLocked();
     if (!forked) End(id_);
     lease_ = nullptr;  // no shutdown(): a parent's lease goes on
   }

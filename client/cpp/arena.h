@@ -18,8 +18,9 @@
 //   FORKED              FAILED_PRECONDITION: it is that of the process that this one was forked from
 //   SOCKET_UNREACHABLE  UNAVAILABLE: the daemon is on another machine, or gone
 //   TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS, NO_DESCRIPTORS   the daemon refused the connection
-//   (ARENAS) MAPPING_FAILED      RESOURCE_EXHAUSTED: this process has no room for it BAD_MEMORY, BAD_ANSWER   INTERNAL:
-//   what the daemon gave would not be safe to use
+//   (ARENAS) MAPPING_FAILED      RESOURCE_EXHAUSTED: this process has no room for it; FAILED_PRECONDITION: it is in a
+//   GPU's memory, and this client was built without CUDA, there is no driver, or this process does not see the GPU
+//   BAD_MEMORY, BAD_ANSWER   INTERNAL: what the daemon gave would not be safe to use
 #ifndef STATEPOOL_CLIENT_CPP_ARENA_H_
 #define STATEPOOL_CLIENT_CPP_ARENA_H_
 
@@ -43,6 +44,8 @@
 #include "absl/types/span.h"
 #include "client/cpp/statepool.h"
 #include "statepool/v1/statepool.pb.h"
+
+struct CUstream_st;
 
 namespace statepool {
 class CopyPlan;
@@ -98,6 +101,11 @@ v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t positio
 
 // Rows for states of a layout. Made by Pool::OpenArena; keeps the pool's connections.
 //
+// On a GPU (device() is "cuda:GPU-<uuid>") tensors are at addresses of that GPU, in its primary context, which is the
+// one of CUDA's runtime; only the daemon copies. They stay the same over a reopening, so that captured graphs stay
+// valid. Close, Reopen and whatever else unmaps it wait for all that this process does on the GPU; after Close, and
+// after a Reopen that failed, using a tensor is an error of CUDA's.
+//
 // Where the daemon lets its workers (Options::direct), this process copies between rows and the daemon's slots itself,
 // in the thread that calls and, from 8 MiB on, one more. Otherwise, and for items with an attachment to store or when
 // the daemon has no slots to give, the daemon copies. The answers are the same.
@@ -130,15 +138,20 @@ class Arena {
 
   // Copies versions into rows; with steps, into their first. Columns that only the view has become zero. The row of an
   // item that fails is as it was, unless it is DEADLINE, CANCELLED or CORRUPT: then it counts as never loaded.
-  absl::StatusOr<LoadAnswer> Load(absl::Span<const v1::LoadItem> items, const CallOptions& call = {});
+  // On a GPU it waits for `stream`, a stream of the GPU (null: CUDA's legacy one), which used the rows; what was loaded
+  // is there for every stream.
+  absl::StatusOr<LoadAnswer> Load(absl::Span<const v1::LoadItem> items, const CallOptions& call = {},
+                                  CUstream_st* stream = nullptr);
 
   // Makes rows new versions of sequences, existing or new ones, as Pool::Set would; published at one moment, recorded
   // together. An empty request_id of an item is filled in here, so retries are safe.
+  // On a GPU it waits for `stream`, as Load does, which wrote the rows.
   absl::StatusOr<StoreAnswer> Store(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
-                                    const CallOptions& call = {});
+                                    const CallOptions& call = {}, CUstream_st* stream = nullptr);
 
   // Gives the arena up, and opens it anew at the same addresses: all rows are zeros. Errors: those of Pool::OpenArena;
-  // after one the tensors are memory of this process alone, and the next Load, Store or Reopen tries again.
+  // after one the tensors are memory of this process alone (on a GPU: nothing), and the next Load, Store or Reopen
+  // tries again.
   absl::Status Reopen(const CallOptions& call = {});
 
   // Ends the lease: what was not stored is lost, and tensors() must not be used any more. May be called again.
@@ -172,6 +185,9 @@ class Arena {
   void Doubt(v1::LoadRequest* request);
   // Close() without a word to the daemon, to which the socket's end is enough.
   void Drop();
+  // On a GPU, for this stream. Not under mu_, which others want meanwhile: memory_ is there from the first opening
+  // until Close.
+  absl::Status WaitFor(CUstream_st* stream) const;
   // OK when the arena, lost after this generation, is open again; `error` if the daemon has it, or is not there.
   absl::Status Revive(const absl::Status& error, uint64_t generation, absl::Time deadline);
   absl::Status Gone();
@@ -183,6 +199,9 @@ class Arena {
   absl::Status OpenLocked(absl::Time deadline);
   absl::Status ConnectLocked(const v1::Arena& table, absl::Time deadline);
   absl::Status MakeTensorsLocked();
+  // This process maps nothing of it any more. Of a GPU's memory the daemon can't see that: it is told.
+  absl::Status VacateLocked();
+  void SayUnmappedLocked() const;
   absl::Status ReviveLocked(const absl::Status& error, absl::Time deadline);
 
   const pid_t pid_;
@@ -207,6 +226,7 @@ class Arena {
   std::string id_;
   std::string incarnation_;
   std::unique_ptr<Range> memory_;
+  uint64_t mapped_bytes_ = 0;  // of it, on a GPU
   std::unique_ptr<Lease> lease_;
 };
 

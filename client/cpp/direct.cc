@@ -27,9 +27,10 @@ namespace statepool::client {
 namespace {
 
 constexpr size_t kEventBytesMax = 65536;
-constexpr size_t kDescriptorsMax = 4;  // in one event; there is at most one
-constexpr int kToldAtOnceMax = 4096;   // pins or extents in one message; the contract allows 8,192
-constexpr int kUntoldMax = 1 << 20;    // pins that could not be given back: so many, and the lease counts as broken
+constexpr size_t kDescriptorsMax = 64;  // in one event
+constexpr uint64_t kChunksMax = 65536;  // of an extent
+constexpr int kToldAtOnceMax = 4096;    // pins or extents in one message; the contract allows 8,192
+constexpr int kUntoldMax = 1 << 20;     // pins that could not be given back: so many, and the lease counts as broken
 constexpr size_t kNamesMax = 4096;
 constexpr uint32_t kGrantsMax = 64;  // in one call
 // When the thread looks again whether extents that the daemon wants back are still written to.
@@ -47,21 +48,34 @@ absl::Status HungUp() {
 
 // ---- extents
 
-absl::StatusOr<std::shared_ptr<const Extent>> Extent::Map(int fd, uint64_t id, uint64_t bytes, bool writable) {
-  struct stat status {};
+absl::StatusOr<std::shared_ptr<const Extent>> Extent::Map(absl::Span<const Descriptor> chunks, uint64_t id,
+                                                          uint64_t bytes, bool writable) {
+  const uint64_t chunk_bytes = bytes / chunks.size();
   constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
-  if (bytes == 0 || fstat(fd, &status) != 0 || static_cast<uint64_t>(status.st_size) < bytes ||
-      (std::max(fcntl(fd, F_GET_SEALS), 0) & kSeals) != kSeals) {
-    return Bad("BAD_MEMORY", absl::StrCat("extent ", id, " is no memory of ", bytes, " bytes that stays as large"));
+  for (const Descriptor& chunk : chunks) {
+    struct stat status {};
+    if (chunk_bytes == 0 || fstat(chunk.get(), &status) != 0 || static_cast<uint64_t>(status.st_size) < chunk_bytes ||
+        (std::max(fcntl(chunk.get(), F_GET_SEALS), 0) & kSeals) != kSeals) {
+      return Bad("BAD_MEMORY", absl::StrCat("extent ", id, " is no memory of ", bytes, " bytes that stays as large"));
+    }
   }
-  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-  void* const data = mmap(nullptr, bytes, protection, MAP_SHARED | (writable ? MAP_POPULATE : 0), fd, 0);
-  if (data == MAP_FAILED) {
+  const auto failed = [bytes] {
     return MakeError(absl::StatusCode::kResourceExhausted, "MAPPING_FAILED", "",
                      absl::StrCat("mmap of ", bytes, " bytes: ", std::strerror(errno)));
+  };
+  void* const range = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (range == MAP_FAILED) return failed();
+  // From here on its destructor undoes everything.
+  std::shared_ptr<const Extent> extent(new Extent(id, static_cast<char*>(range), bytes, writable));
+  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  const int flags = MAP_SHARED | MAP_FIXED | (writable ? MAP_POPULATE : 0);
+  char* at = extent->data();
+  for (const Descriptor& chunk : chunks) {
+    if (mmap(at, chunk_bytes, protection, flags, chunk.get(), 0) == MAP_FAILED) return failed();
+    at += chunk_bytes;
   }
-  if (writable) (void)madvise(data, bytes, MADV_DONTFORK);
-  return absl::WrapUnique(new Extent(id, static_cast<char*>(data), bytes, writable));
+  if (writable) (void)madvise(range, bytes, MADV_DONTFORK);
+  return extent;
 }
 
 Extent::~Extent() {
@@ -176,8 +190,8 @@ std::optional<std::chrono::steady_clock::time_point> DirectLease::NextWorkLocked
 }
 
 void DirectLease::HandleLocked() {
-  Descriptor descriptor;
-  while (const std::optional<v1::LeaseEvent> event = ReceiveLocked(absl::InfinitePast(), &descriptor)) {
+  std::vector<Descriptor> descriptors;
+  while (const std::optional<v1::LeaseEvent> event = ReceiveLocked(absl::InfinitePast(), &descriptors)) {
     // An answer that nobody waits for any more: the daemon counts the extent as mapped.
     if (event->extent() != 0 && event->reason().empty() && !extents_.contains(event->extent()))
       to_tell_.add_dropped(event->extent());
@@ -233,21 +247,29 @@ absl::StatusOr<std::shared_ptr<const Extent>> DirectLease::ExtentLocked(uint64_t
     SendLocked();
     return error;
   };
-  while (!broken_) {
-    Descriptor descriptor;
-    const std::optional<v1::LeaseEvent> event = ReceiveLocked(deadline, &descriptor);
+  std::vector<Descriptor> chunks;
+  for (uint64_t received = 0; !broken_;) {
+    std::vector<Descriptor> descriptors;
+    const std::optional<v1::LeaseEvent> event = ReceiveLocked(deadline, &descriptors);
     if (!event) break;
     if (event->extent() != id) continue;
     if (!event->reason().empty())
       return MakeError(absl::StatusCode::kUnavailable, event->reason(), "", absl::StrCat("no extent ", id));
-    if (descriptor.get() < 0) {
+    const uint64_t chunk_bytes = event->chunk_bytes() == 0 ? event->bytes() : event->chunk_bytes();
+    const uint64_t count = chunk_bytes == 0 ? 1 : event->bytes() / chunk_bytes;
+    if (count == 0 || count > kChunksMax || count * chunk_bytes != event->bytes())
+      return not_mapped(Bad("BAD_ANSWER", absl::StrCat("extent ", id, " is not of equal chunks")));
+    received += std::min<uint64_t>(count - received, kDescriptorsMax);  // all that was sent, whatever got here
+    chunks.insert(chunks.end(), std::make_move_iterator(descriptors.begin()),
+                  std::make_move_iterator(descriptors.end()));
+    if (received < count) continue;
+    if (chunks.size() != count) {
       return not_mapped(MakeError(absl::StatusCode::kResourceExhausted, "MAPPING_FAILED", "",
                                   absl::StrCat("extent ", id,
-                                               " came without its descriptor: has this process as many "
+                                               " came without its descriptors: has this process as many "
                                                "as it may have?")));
     }
-    absl::StatusOr<std::shared_ptr<const Extent>> extent =
-        Extent::Map(descriptor.get(), id, event->bytes(), event->writable());
+    absl::StatusOr<std::shared_ptr<const Extent>> extent = Extent::Map(chunks, id, event->bytes(), event->writable());
     if (!extent.ok()) return not_mapped(extent.status());
     extents_[id] = {*extent, false, ++uses_};
     mapped_bytes_ += event->bytes();
@@ -258,7 +280,7 @@ absl::StatusOr<std::shared_ptr<const Extent>> DirectLease::ExtentLocked(uint64_t
   return not_mapped(HungUp());
 }
 
-std::optional<v1::LeaseEvent> DirectLease::ReceiveLocked(absl::Time deadline, Descriptor* descriptor) {
+std::optional<v1::LeaseEvent> DirectLease::ReceiveLocked(absl::Time deadline, std::vector<Descriptor>* descriptors) {
   char bytes[kEventBytesMax];
   iovec piece = {bytes, sizeof bytes};
   alignas(cmsghdr) char control[CMSG_SPACE(kDescriptorsMax * sizeof(int))];
@@ -282,9 +304,8 @@ std::optional<v1::LeaseEvent> DirectLease::ReceiveLocked(absl::Time deadline, De
     pollfd wait = {socket_.get(), POLLIN, 0};
     (void)poll(&wait, 1, static_cast<int>(absl::ToInt64Milliseconds(left)) + 1);
   }
-  std::vector<Descriptor> descriptors = DescriptorsOf(&message);
-  *descriptor = Descriptor();
-  if (descriptors.size() == 1 && (message.msg_flags & MSG_CTRUNC) == 0) *descriptor = std::move(descriptors[0]);
+  *descriptors = DescriptorsOf(&message);
+  if ((message.msg_flags & MSG_CTRUNC) != 0) descriptors->clear();
   v1::LeaseEvent event;
   if ((message.msg_flags & MSG_TRUNC) != 0 || !event.ParseFromArray(bytes, static_cast<int>(size))) {
     broken_ = true;
@@ -498,6 +519,9 @@ absl::StatusOr<std::shared_ptr<DirectLease>> Direct::Open(absl::Time deadline) c
   if (!daemon.ok()) return daemon.status();
   if (daemon->copy_mode() != "direct" || !IsHere(daemon->arena_socket()))
     return absl::FailedPreconditionError("this daemon has no direct ways, or is on another machine");
+  for (const v1::DeviceInfo& device : daemon->devices()) {
+    if (IsGpu(device.name())) return absl::FailedPreconditionError("this client copies between a host's slots alone");
+  }
   const absl::StatusOr<v1::DirectLease> table = pool_->OpenDirect(Until(deadline));
   if (!table.ok()) return table.status();
   absl::StatusOr<Descriptor> socket = TakeDirectLease(*table, deadline);

@@ -36,8 +36,10 @@ namespace statepool::client {
 // An extent in this process; unmapped with its last owner. Immutable, so thread-safe.
 class Extent {
  public:
-  // Errors: INTERNAL (BAD_MEMORY) for what would not be safe to use, RESOURCE_EXHAUSTED (MAPPING_FAILED).
-  static absl::StatusOr<std::shared_ptr<const Extent>> Map(int fd, uint64_t id, uint64_t bytes, bool writable);
+  // Maps `chunks` side by side, each of which is an equal part of the extent. Errors: INTERNAL (BAD_MEMORY) for what
+  // would not be safe to use, RESOURCE_EXHAUSTED (MAPPING_FAILED).
+  static absl::StatusOr<std::shared_ptr<const Extent>> Map(absl::Span<const Descriptor> chunks, uint64_t id,
+                                                           uint64_t bytes, bool writable);
   ~Extent();
   Extent(const Extent&) = delete;
   Extent& operator=(const Extent&) = delete;
@@ -147,7 +149,7 @@ class DirectLease : public std::enable_shared_from_this<DirectLease> {
   // The extent of a slot that lies within it.
   absl::StatusOr<std::shared_ptr<const Extent>> ExtentOfLocked(const v1::Slot& slot, uint64_t bytes, bool writable);
   // One event, waiting for it until then (InfinitePast: not at all). Nothing: there is none, or none that can be read.
-  std::optional<v1::LeaseEvent> ReceiveLocked(absl::Time deadline, Descriptor* descriptor);
+  std::optional<v1::LeaseEvent> ReceiveLocked(absl::Time deadline, std::vector<Descriptor>* descriptors);
   void HandleLocked();  // all events that are there
   void SendLocked();    // what is to be told; what can't be sent now, goes with the next or when the thread can
   // Unmaps what the daemon wants back and what is too much, if no slot there is in use, and takes note to tell.

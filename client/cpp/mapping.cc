@@ -109,18 +109,29 @@ absl::StatusOr<google::protobuf::Struct> Read(const std::string& path, const std
   return told;
 }
 
+// A number, exact up to 2^53, or text.
+uint64_t NumberOf(const google::protobuf::Struct& told, const char* field) {
+  const auto it = told.fields().find(field);
+  uint64_t number = 0;
+  if (it == told.fields().end() || absl::SimpleAtoi(it->second.string_value(), &number)) return number;
+  return static_cast<uint64_t>(std::max(it->second.number_value(), 0.0));
+}
+
 absl::Status Check(const v1::Arena& arena, const google::protobuf::Struct& told,
                    const std::vector<Descriptor>& descriptors) {
   const auto text = [&told](const char* field) { return TextOf(told, field); };
-  // A number, exact up to 2^53, or text.
-  uint64_t bytes = 0;
-  if (const auto it = told.fields().find("bytes"); it != told.fields().end()) {
-    if (!absl::SimpleAtoi(it->second.string_value(), &bytes)) bytes = static_cast<uint64_t>(it->second.number_value());
-  }
+  const uint64_t bytes = NumberOf(told, "bytes");
   if (text("arena") != arena.arena() || text("incarnation") != arena.incarnation() || bytes != arena.bytes() ||
       descriptors.size() != 1) {
     return BadAnswer(absl::StrCat("of arena '", text("arena"), "' of ", bytes, " bytes and ", descriptors.size(),
                                   " descriptors, not of '", arena.arena(), "' of ", arena.bytes(), " and one"));
+  }
+  if (IsGpu(arena.device())) {
+    const uint64_t mapped_bytes = NumberOf(told, "mapped_bytes");
+    if (mapped_bytes >= bytes) return absl::OkStatus();
+    return MakeError(absl::StatusCode::kInternal, "BAD_MEMORY", "mapped_bytes",
+                     absl::StrCat(mapped_bytes, " bytes of a GPU's memory are no arena of ", bytes),
+                     {{"expected", absl::StrCat(bytes)}, {"actual", absl::StrCat(mapped_bytes)}});
   }
   struct stat status {};
   if (fstat(descriptors[0].get(), &status) != 0) return BadAnswer("with something that is no memory");
@@ -165,6 +176,26 @@ absl::StatusOr<Descriptor> Take(const std::string& path, const std::string& toke
   return connection;
 }
 
+class HostRange final : public Range {
+ public:
+  HostRange(char* data, uint64_t bytes) : Range(data, bytes) {}
+  ~HostRange() override { munmap(data_, bytes_); }
+
+  absl::Status Put(int fd) override {
+    constexpr int kFlags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
+    if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, fd, 0) != MAP_FAILED) return absl::OkStatus();
+    const absl::Status failed = MappingFailed(bytes_);
+    Vacate().IgnoreError();
+    return failed;
+  }
+  absl::Status Vacate() override {
+    constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, -1, 0) != MAP_FAILED) return absl::OkStatus();
+    return MappingFailed(bytes_);
+  }
+  absl::Status WaitFor(CUstream_st*) const override { return absl::OkStatus(); }
+};
+
 }  // namespace
 
 Descriptor::~Descriptor() {
@@ -187,24 +218,10 @@ std::vector<Descriptor> DescriptorsOf(msghdr* message) {
 absl::StatusOr<std::unique_ptr<Range>> Range::Reserve(uint64_t bytes) {
   void* const data = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) return MappingFailed(bytes);
-  return absl::WrapUnique(new Range(static_cast<char*>(data), bytes));
+  return std::make_unique<HostRange>(static_cast<char*>(data), bytes);
 }
 
-Range::~Range() { munmap(data_, bytes_); }
-
-absl::Status Range::Put(int fd) {
-  constexpr int kFlags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
-  if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, fd, 0) != MAP_FAILED) return absl::OkStatus();
-  const absl::Status failed = MappingFailed(bytes_);
-  Vacate().IgnoreError();
-  return failed;
-}
-
-absl::Status Range::Vacate() {
-  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-  if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, -1, 0) != MAP_FAILED) return absl::OkStatus();
-  return MappingFailed(bytes_);
-}
+bool IsGpu(absl::string_view device) { return absl::StartsWith(device, "cuda:"); }
 
 absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline) {
   std::vector<Descriptor> descriptors;
@@ -212,7 +229,7 @@ absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline) {
   absl::StatusOr<Descriptor> socket = Take(arena.socket(), arena.token(), deadline, &told, &descriptors);
   if (!socket.ok()) return socket.status();
   if (absl::Status status = Check(arena, told, descriptors); !status.ok()) return status;
-  return Lease{*std::move(socket), std::move(descriptors[0])};
+  return Lease{*std::move(socket), std::move(descriptors[0]), NumberOf(told, "mapped_bytes")};
 }
 
 absl::StatusOr<Descriptor> TakeDirectLease(const v1::DirectLease& lease, absl::Time deadline) {

@@ -15,8 +15,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "statepool/v1/statepool.pb.h"
+
+struct CUstream_st;
 
 namespace statepool::client {
 
@@ -40,26 +43,29 @@ class Descriptor {
 // All descriptors that came with a message, which are the caller's from here on.
 std::vector<Descriptor> DescriptorsOf(msghdr* message);
 
-// Addresses that are this object's for as long as it lives; what is mapped there may change. Not thread-safe.
-//
-// Nothing may be read or written before the first Put. Afterwards there is always memory, whatever fails.
+// Addresses that are this object's for as long as it lives; what is mapped there may change. Not thread-safe. Nothing
+// may be read or written before the first Put.
 class Range {
  public:
-  // Errors: RESOURCE_EXHAUSTED (MAPPING_FAILED) when the process has no room.
+  // Of the host: after the first Put there is always memory, whatever fails. Errors: RESOURCE_EXHAUSTED
+  // (MAPPING_FAILED) when the process has no room.
   static absl::StatusOr<std::unique_ptr<Range>> Reserve(uint64_t bytes);
-  ~Range();
+  virtual ~Range() = default;
   Range(const Range&) = delete;
   Range& operator=(const Range&) = delete;
 
   char* data() const { return data_; }
 
-  // Maps the memory that `fd` is, shared and with all its pages, in place of what was there. After MAPPING_FAILED it is
-  // as after Vacate().
-  absl::Status Put(int fd);
-  // Zeros of this process's own in place of what was there.
-  absl::Status Vacate();
+  // Maps the memory that `fd` is, all of it, shared, in place of what was there. After MAPPING_FAILED it is as after
+  // Vacate().
+  virtual absl::Status Put(int fd) = 0;
+  // Nothing of the daemon's stays mapped: on the host zeros of this process's own come in its place, on a GPU nothing.
+  virtual absl::Status Vacate() = 0;
+  // Waits for what this stream of a GPU's is to do with the memory; null: CUDA's legacy stream. On the host it returns
+  // at once.
+  virtual absl::Status WaitFor(CUstream_st* stream) const = 0;
 
- private:
+ protected:
   Range(char* data, uint64_t bytes) : data_(data), bytes_(bytes) {}
 
   char* const data_;
@@ -67,9 +73,13 @@ class Range {
 };
 
 struct Lease {
-  Descriptor socket;  // the lease lasts while this is open
-  Descriptor memory;  // good for Range::Put, and not needed afterwards
+  Descriptor socket;          // the lease lasts while this is open
+  Descriptor memory;          // good for Range::Put, and not needed afterwards
+  uint64_t mapped_bytes = 0;  // of the memory, on a GPU
 };
+
+// Whether memory of this device (Arena.device, DeviceInfo.name) is a GPU's.
+bool IsGpu(absl::string_view device);
 
 // The lease of an arena. Errors: UNAVAILABLE (SOCKET_UNREACHABLE) when the daemon is on another machine, or gone; what
 // the daemon refuses (TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS); INTERNAL (BAD_MEMORY,

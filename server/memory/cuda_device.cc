@@ -113,6 +113,10 @@ bool HasDescriptorToSpare() {
 
 CudaExtent::~CudaExtent() { device_->Free(&memory_, /*recycle=*/!exported_.load()); }
 
+const std::string& CudaExtent::device() const { return device_->name(); }
+
+const std::string& CudaSharedExtent::device() const { return device_->name(); }
+
 absl::StatusOr<std::vector<int>> CudaExtent::ExportChunks() {
   exported_.store(true);
   return device_->Export(memory_);

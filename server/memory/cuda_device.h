@@ -89,8 +89,10 @@ class CudaExtent final : public Extent {
   char* data() const override { return memory_.data; }
   uint64_t bytes() const override { return bytes_; }
   TenantId tenant() const override { return tenant_; }
+  const std::string& device() const override;
   int fd() const override { return -1; }
   absl::StatusOr<std::vector<int>> ExportChunks() override;  // one a chunk; they are never another extent's then
+  bool can_be_sealed() const override { return false; }
   bool sealed() const override { return false; }
   bool Seal() override { return false; }
 
@@ -111,8 +113,10 @@ class CudaSharedExtent final : public SharedExtent {
   char* data() const override { return memory_.data; }  // null after Revoke
   uint64_t bytes() const override { return bytes_; }
   TenantId tenant() const override { return tenant_; }
+  const std::string& device() const override;
   int fd() const override { return -1; }
   absl::StatusOr<std::vector<int>> ExportChunks() override;  // one. FAILED_PRECONDITION after Revoke
+  bool can_be_sealed() const override { return false; }
   bool sealed() const override { return false; }
   bool Seal() override { return false; }
   // The first call zeroes it, takes it out of our addresses and releases it. Whoever maps it may write to it after

@@ -47,13 +47,16 @@ class Extent {
   virtual char* data() const = 0;
   virtual uint64_t bytes() const = 0;  // a multiple of the device's chunk_bytes()
   virtual TenantId tenant() const = 0;
+  virtual const std::string& device() const = 0;  // the name of its device
 
   // What another process maps. Ours to close. -1: it is no single file; ExportChunks.
   virtual int fd() const = 0;
   // The same as descriptors for the caller to close and to give away: in the order of their addresses, each of an equal
   // part of the extent. Thread-safe. Errors: NO_DESCRIPTORS, DEVICE_FAILED.
   virtual absl::StatusOr<std::vector<int>> ExportChunks() = 0;
-  // A sealed extent can't be mapped for writing by anyone any more; mappings that there are stay as they are.
+  // A sealed extent can't be mapped for writing by anyone any more; mappings that there are stay as they are. False:
+  // the device has no seals (a GPU), and whoever has a descriptor maps it as he likes.
+  virtual bool can_be_sealed() const = 0;
   virtual bool sealed() const = 0;
   // False: another process, which had it unsealed, has seen to it that this can't be done; or the device has no seals.
   virtual bool Seal() = 0;

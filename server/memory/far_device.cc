@@ -2,13 +2,16 @@
 #include "server/memory/far_device.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cassert>
+#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "server/core/error.h"
 
 namespace statepool {
@@ -56,32 +59,84 @@ class FarDevice::Far {
   char* data_;
 };
 
-class FarDevice::FarExtent final : public Extent {
+// Memory of several chunks at addresses side by side, for as long as this lives. Null data(): there is no room.
+class FarDevice::Joined {
  public:
-  FarExtent(FarDevice* device, std::unique_ptr<Extent> inner)
-      : inner_(std::move(inner)), far_(device, inner_->bytes(), inner_->data()) {}
-  char* data() const override { return far_.data(); }
-  uint64_t bytes() const override { return inner_->bytes(); }
-  TenantId tenant() const override { return inner_->tenant(); }
-  int fd() const override { return inner_->fd(); }
-  absl::StatusOr<std::vector<int>> ExportChunks() override { return inner_->ExportChunks(); }
-  bool sealed() const override { return inner_->sealed(); }
-  bool Seal() override { return inner_->Seal(); }
+  explicit Joined(const std::vector<std::unique_ptr<Extent>>& chunks) : bytes_(chunks.size() * chunks[0]->bytes()) {
+    void* const range = mmap(nullptr, bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (range == MAP_FAILED) return;
+    data_ = static_cast<char*>(range);
+    char* at = data_;
+    for (const std::unique_ptr<Extent>& chunk : chunks) {
+      constexpr int kFlags = MAP_SHARED | MAP_FIXED;
+      if (mmap(at, chunk->bytes(), PROT_READ | PROT_WRITE, kFlags, chunk->fd(), 0) == MAP_FAILED) {
+        munmap(std::exchange(data_, nullptr), bytes_);
+        return;
+      }
+      at += chunk->bytes();
+    }
+  }
+  ~Joined() {
+    if (data_ != nullptr) munmap(data_, bytes_);
+  }
+  Joined(const Joined&) = delete;
+  Joined& operator=(const Joined&) = delete;
+  char* data() const { return data_; }
+  uint64_t bytes() const { return bytes_; }
 
  private:
-  const std::unique_ptr<Extent> inner_;
+  const uint64_t bytes_;
+  char* data_ = nullptr;
+};
+
+class FarDevice::FarExtent final : public Extent {
+ public:
+  FarExtent(FarDevice* device, std::vector<std::unique_ptr<Extent>> chunks, std::unique_ptr<Joined> behind)
+      : device_(device),
+        chunks_(std::move(chunks)),
+        behind_(std::move(behind)),
+        far_(device, behind_->bytes(), behind_->data()) {}
+  char* data() const override { return far_.data(); }
+  uint64_t bytes() const override { return behind_->bytes(); }
+  TenantId tenant() const override { return chunks_[0]->tenant(); }
+  const std::string& device() const override { return device_->name(); }
+  int fd() const override { return -1; }
+  absl::StatusOr<std::vector<int>> ExportChunks() override {
+    std::vector<int> fds;
+    for (const std::unique_ptr<Extent>& chunk : chunks_) {
+      const absl::StatusOr<std::vector<int>> one = chunk->ExportChunks();
+      if (!one.ok()) {
+        for (const int fd : fds) close(fd);
+        return one.status();
+      }
+      fds.push_back(one->front());
+    }
+    return fds;
+  }
+  bool can_be_sealed() const override { return false; }
+  bool sealed() const override { return false; }
+  bool Seal() override { return false; }
+
+ private:
+  const FarDevice* const device_;
+  const std::vector<std::unique_ptr<Extent>> chunks_;
+  const std::unique_ptr<Joined> behind_;
   const Far far_;
 };
 
 class FarDevice::FarSharedExtent final : public SharedExtent {
  public:
   FarSharedExtent(FarDevice* device, std::unique_ptr<SharedExtent> inner)
-      : inner_(std::move(inner)), far_(std::make_unique<Far>(device, inner_->bytes(), inner_->data())) {}
+      : device_(device),
+        inner_(std::move(inner)),
+        far_(std::make_unique<Far>(device, inner_->bytes(), inner_->data())) {}
   char* data() const override { return far_ == nullptr ? nullptr : far_->data(); }
   uint64_t bytes() const override { return inner_->bytes(); }
   TenantId tenant() const override { return inner_->tenant(); }
+  const std::string& device() const override { return device_->name(); }
   int fd() const override { return inner_->fd(); }
   absl::StatusOr<std::vector<int>> ExportChunks() override { return inner_->ExportChunks(); }
+  bool can_be_sealed() const override { return false; }
   bool sealed() const override { return false; }
   bool Seal() override { return false; }
   bool Revoke() override {
@@ -90,6 +145,7 @@ class FarDevice::FarSharedExtent final : public SharedExtent {
   }
 
  private:
+  const FarDevice* const device_;
   const std::unique_ptr<SharedExtent> inner_;
   std::unique_ptr<Far> far_;  // null after Revoke
 };
@@ -117,11 +173,20 @@ absl::StatusOr<char*> FarDevice::Reach(const char* address, uint64_t bytes) cons
   return behind;
 }
 
-absl::StatusOr<std::unique_ptr<Extent>> FarDevice::AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed) {
+absl::StatusOr<std::unique_ptr<Extent>> FarDevice::AllocateExtent(TenantId tenant, uint64_t chunks, bool /*sealed*/) {
   if (absl::Status status = health(); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<Extent>> inner = inner_->AllocateExtent(tenant, chunks, sealed);
-  if (!inner.ok()) return inner.status();
-  return std::make_unique<FarExtent>(this, *std::move(inner));
+  std::vector<std::unique_ptr<Extent>> inner;
+  while (inner.size() < chunks) {
+    absl::StatusOr<std::unique_ptr<Extent>> chunk = inner_->AllocateExtent(tenant, 1, /*sealed=*/false);
+    if (!chunk.ok()) return chunk.status();
+    inner.push_back(*std::move(chunk));
+  }
+  auto behind = std::make_unique<Joined>(inner);
+  if (behind->data() == nullptr) {
+    return Error(absl::StatusCode::kResourceExhausted, "HOT_FULL",
+                 absl::StrCat("mmap for ", behind->bytes(), " bytes: ", std::strerror(errno)));
+  }
+  return std::make_unique<FarExtent>(this, std::move(inner), std::move(behind));
 }
 
 absl::StatusOr<std::unique_ptr<SharedExtent>> FarDevice::AllocateShared(TenantId tenant, uint64_t chunks) {

@@ -3,9 +3,11 @@
 // FarDevice: a device whose memory the CPU must not touch, as a GPU's, on a machine without one. For tests: they are
 // the same as for the host, and whoever follows an address of this device dies of it.
 //
-// An extent is a HostDevice's, mapped a second time at addresses without any permission: these are the device's. The
-// copies, hashes and rows' kernels find the bytes behind them. What has begun when CopyIn and CopyOut return is done
-// only when it is waited for, so that who does not wait sees other bytes.
+// A chunk is an extent of a HostDevice's; those of an extent of ours are mapped one after the other, and a second time
+// at addresses without any permission: these are the device's. The copies, hashes and rows' kernels find the bytes
+// behind them. What has begun when CopyIn and CopyOut return is done only when it is waited for, so that who does not
+// wait sees other bytes. As a GPU it hands out a descriptor for each chunk, and one for a shared extent, and has no
+// seals.
 #ifndef STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 
@@ -53,6 +55,7 @@ class FarDevice final : public Device {
 
  private:
   class Far;
+  class Joined;
   class FarExtent;
   class FarSharedExtent;
   class Copier;

@@ -97,6 +97,10 @@ absl::StatusOr<std::vector<int>> HostExtent::ExportChunks() { return Duplicate(f
 
 absl::StatusOr<std::vector<int>> HostSharedExtent::ExportChunks() { return Duplicate(fd_); }
 
+const std::string& HostExtent::device() const { return device_->name(); }
+
+const std::string& HostSharedExtent::device() const { return device_->name(); }
+
 bool HostExtent::Seal() {
   if (sealed_.load()) return true;
   const bool sealed = fcntl(fd_, F_ADD_SEALS, kWriteSeals) == 0 || (fcntl(fd_, F_GET_SEALS) & F_SEAL_FUTURE_WRITE) != 0;
@@ -107,13 +111,13 @@ bool HostExtent::Seal() {
 HostExtent::~HostExtent() {
   if (data_ != nullptr) munmap(data_, bytes_);
   if (fd_ >= 0) close(fd_);
-  used_->fetch_sub(bytes_);
+  device_->used_.fetch_sub(bytes_);
 }
 
 HostSharedExtent::~HostSharedExtent() {
   if (data_ != nullptr) munmap(data_, bytes_);
   if (fd_ >= 0) close(fd_);
-  used_->fetch_sub(bytes_);
+  device_->used_.fetch_sub(bytes_);
 }
 
 bool HostSharedExtent::Revoke() {
@@ -165,7 +169,7 @@ absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tena
   const absl::StatusOr<uint64_t> bytes = Reserve(chunks);
   if (!bytes.ok()) return bytes.status();
   std::unique_ptr<HostExtent> extent(
-      new HostExtent(&used_, tenant, *bytes));  // from here on its destructor undoes everything
+      new HostExtent(this, tenant, *bytes));  // from here on its destructor undoes everything
   const int seals = sealed ? kSizeSeals | kWriteSeals : kSizeSeals;
   absl::Status status = MapMemory("statepool-slots", *bytes, seals, &extent->fd_, &extent->data_, budget_bytes_);
   if (!status.ok()) return status;
@@ -176,7 +180,7 @@ absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tena
 absl::StatusOr<std::unique_ptr<SharedExtent>> HostDevice::AllocateShared(TenantId tenant, uint64_t chunks) {
   const absl::StatusOr<uint64_t> bytes = Reserve(chunks);
   if (!bytes.ok()) return bytes.status();
-  std::unique_ptr<HostSharedExtent> extent(new HostSharedExtent(&used_, tenant, *bytes));
+  std::unique_ptr<HostSharedExtent> extent(new HostSharedExtent(this, tenant, *bytes));
   absl::Status status = MapMemory("statepool-arena", *bytes, kSizeSeals, &extent->fd_, &extent->data_, budget_bytes_);
   if (!status.ok()) return status;
   return extent;

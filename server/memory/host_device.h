@@ -28,23 +28,26 @@
 
 namespace statepool {
 
+class HostDevice;
+
 class HostExtent final : public Extent {
  public:
   ~HostExtent() override;
   char* data() const override { return data_; }
   uint64_t bytes() const override { return bytes_; }
   TenantId tenant() const override { return tenant_; }
+  const std::string& device() const override;
   int fd() const override { return fd_; }
   absl::StatusOr<std::vector<int>> ExportChunks() override;  // one, a duplicate
+  bool can_be_sealed() const override { return true; }
   bool sealed() const override { return sealed_.load(); }
   bool Seal() override;
 
  private:
   friend class HostDevice;
-  HostExtent(std::atomic<uint64_t>* used, TenantId tenant, uint64_t bytes)
-      : used_(used), tenant_(tenant), bytes_(bytes) {}
+  HostExtent(HostDevice* device, TenantId tenant, uint64_t bytes) : device_(device), tenant_(tenant), bytes_(bytes) {}
 
-  std::atomic<uint64_t>* const used_;  // the device's; this extent's bytes are counted there while it lives
+  HostDevice* const device_;  // which counts this extent's bytes while it lives
   const TenantId tenant_;
   const uint64_t bytes_;
   int fd_ = -1;
@@ -58,18 +61,20 @@ class HostSharedExtent final : public SharedExtent {
   char* data() const override { return data_; }  // null after Revoke
   uint64_t bytes() const override { return bytes_; }
   TenantId tenant() const override { return tenant_; }
+  const std::string& device() const override;
   int fd() const override { return fd_; }
   absl::StatusOr<std::vector<int>> ExportChunks() override;  // one, a duplicate
+  bool can_be_sealed() const override { return false; }
   bool sealed() const override { return false; }
   bool Seal() override { return false; }
   bool Revoke() override;
 
  private:
   friend class HostDevice;
-  HostSharedExtent(std::atomic<uint64_t>* used, TenantId tenant, uint64_t bytes)
-      : used_(used), tenant_(tenant), bytes_(bytes) {}
+  HostSharedExtent(HostDevice* device, TenantId tenant, uint64_t bytes)
+      : device_(device), tenant_(tenant), bytes_(bytes) {}
 
-  std::atomic<uint64_t>* const used_;
+  HostDevice* const device_;
   const TenantId tenant_;
   const uint64_t bytes_;
   int fd_ = -1;
@@ -109,6 +114,8 @@ class HostDevice final : public Device {
   absl::Status health() const override { return absl::OkStatus(); }
 
  private:
+  friend class HostExtent;
+  friend class HostSharedExtent;
   HostDevice(std::string name, uint64_t budget_bytes, uint64_t chunk_bytes)
       : name_(std::move(name)), budget_bytes_(budget_bytes), chunk_bytes_(chunk_bytes) {}
 

@@ -1,11 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/memory/leases.h"
 
-#include <fcntl.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"
@@ -29,7 +25,8 @@ struct Leases::Lease {
   struct Mapped {
     std::shared_ptr<Extent> extent;
     uint64_t slots = 0;       // of it that are pinned or granted
-    bool handed_out = false;  // its descriptor was sent
+    bool granted = false;     // of them any was granted: the extent is the lease's own
+    bool handed_out = false;  // its descriptors were sent
     bool told = false;        // that it should be dropped
   };
   struct Held {
@@ -54,9 +51,10 @@ struct Leases::Lease {
     grants.erase(grant);
     return writer;
   }
-  LeasedSlot Note(const SlotPlace& place) {
+  LeasedSlot Note(const SlotPlace& place, bool granted) {
     Mapped& mapped = extents[place.extent->id()];
     if (mapped.extent == nullptr) mapped.extent = place.extent;
+    mapped.granted |= granted;
     ++mapped.slots;
     return {++last_id, place.extent->id(), place.offset};
   }
@@ -227,7 +225,7 @@ absl::StatusOr<LeasedSlot> Leases::Hold(const Op& op, absl::string_view id, Pin 
     pinned_bytes_ += bytes;
   }
   ++slot.pins;
-  const LeasedSlot leased = lease->Note(place);
+  const LeasedSlot leased = lease->Note(place, /*granted=*/false);
   lease->pins.emplace(leased.id, Lease::Held{std::move(pin), {leased.extent, leased.offset}});
   ++pins_total_;
   return leased;
@@ -293,7 +291,7 @@ absl::StatusOr<std::vector<LeasedSlot>> Leases::Grant(const Op& op, absl::string
       memory_.end_owner(owner, gone);
       return lease.status();
     }
-    slots.push_back((*lease)->Note((*writer)->place()));
+    slots.push_back((*lease)->Note((*writer)->place(), /*granted=*/true));
     (*lease)->grants.emplace(slots.back().id, *std::move(writer));
     ++granted_total_;
   }
@@ -316,7 +314,9 @@ absl::StatusOr<ImageRef> Leases::Use(const Op& op, absl::string_view id, uint64_
     return Error(absl::StatusCode::kFailedPrecondition, "GRANT_UNKNOWN", message).Field("grant");
   };
   if (writer == nullptr) return unknown("this slot was not granted to the lease, or was used already; ask for another");
-  if (!writer->place().extent->Seal()) return unknown("the slot's extent was tampered with: it can't be sealed");
+  const std::shared_ptr<Extent> extent = writer->place().extent;
+  if (extent->can_be_sealed() && !extent->Seal())
+    return unknown("the slot's extent was tampered with: it can't be sealed");
   return writer->FinishFilled(checksum, /*attachment=*/"");
 }
 
@@ -324,20 +324,31 @@ absl::StatusOr<ImageRef> Leases::Use(const Op& op, absl::string_view id, uint64_
 // extents
 
 absl::StatusOr<Leases::Handout> Leases::HandOut(absl::string_view id, uint64_t extent) {
-  MutexLock lock(&mu_);
-  const auto lease = leases_.find(id);
-  if (lease == leases_.end() || lease->second->state != Lease::State::kLeased ||
-      !lease->second->extents.contains(extent))
-    return Error(absl::StatusCode::kNotFound, "EXTENT_UNKNOWN", "no slot of this lease lies in this extent");
-  Lease::Mapped& mapped = lease->second->extents.at(extent);
-  const bool writable = !mapped.extent->sealed();
-  const int fd = fcntl(mapped.extent->fd(), F_DUPFD_CLOEXEC, 0);
-  if (fd < 0) {
-    return Error(absl::StatusCode::kUnavailable, "NO_DESCRIPTORS",
-                 absl::StrCat("the daemon has no descriptor to spare: ", std::strerror(errno), "; try again"));
+  std::shared_ptr<Extent> memory;
+  Handout handout;
+  bool was_handed_out;
+  {
+    MutexLock lock(&mu_);
+    const auto lease = leases_.find(id);
+    if (lease == leases_.end() || lease->second->state != Lease::State::kLeased ||
+        !lease->second->extents.contains(extent))
+      return Error(absl::StatusCode::kNotFound, "EXTENT_UNKNOWN", "no slot of this lease lies in this extent");
+    Lease::Mapped& mapped = lease->second->extents.at(extent);
+    memory = mapped.extent;
+    was_handed_out = std::exchange(mapped.handed_out, true);
+    handout.writable = mapped.granted && !memory->sealed();
   }
-  mapped.handed_out = true;
-  return Handout{fd, mapped.extent->bytes(), writable};
+  // A driver may take its time: not under the lock.
+  absl::StatusOr<std::vector<int>> fds = memory->ExportChunks();
+  if (!fds.ok()) {
+    memory = nullptr;
+    if (!was_handed_out) Dropped(id, {extent});
+    return fds.status();
+  }
+  handout.bytes = memory->bytes();
+  handout.device = memory->device();
+  handout.fds = *std::move(fds);
+  return handout;
 }
 
 void Leases::DropLocked(Lease* lease, uint64_t extent, Trash* trash) {

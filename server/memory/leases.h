@@ -90,16 +90,18 @@ class Leases {
   // The image that the worker wrote into a granted slot. The grant is used up. Errors: also GRANT_UNKNOWN.
   absl::StatusOr<ImageRef> Use(const Op& op, absl::string_view lease, uint64_t grant, Checksum checksum);
 
-  // ---- for whoever hands the memory out (rpc/arena_socket.h). None blocks.
+  // ---- for whoever hands the memory out (rpc/arena_socket.h), from one thread. None blocks; HandOut takes what a
+  // device's driver needs for its descriptors.
 
   // Uses a token up; gives the lease's id. Errors: TOKEN_INVALID.
   absl::StatusOr<std::string> Connect(absl::string_view token);
   struct Handout {
-    int fd = -1;  // the caller's to close
+    std::vector<int> fds;  // of equal parts, in the order of their places; the caller's to close
     uint64_t bytes = 0;
-    bool writable = false;
+    std::string device;     // its name
+    bool writable = false;  // the lease has a grant there, and it is not sealed
   };
-  // An extent that a slot of this lease named. Errors: EXTENT_UNKNOWN, NO_DESCRIPTORS.
+  // An extent that a slot of this lease named. Errors: EXTENT_UNKNOWN, NO_DESCRIPTORS, DEVICE_FAILED.
   absl::StatusOr<Handout> HandOut(absl::string_view lease, uint64_t extent);
   void Dropped(absl::string_view lease, absl::Span<const uint64_t> extents);
   void LeaseEnded(absl::string_view lease);    // its connection is gone

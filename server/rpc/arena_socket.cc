@@ -15,6 +15,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "server/core/error.h"
@@ -34,6 +35,7 @@ constexpr size_t kTokenBytesMax = 64;
 constexpr int kRoundMs = 100;
 constexpr size_t kRequestBytesMax = 128 << 10;       // of a LeaseRequest
 constexpr int kUnpinMax = 8192;                      // in one
+constexpr size_t kDescriptorsMax = 64;               // in one event; what the .proto says (Linux: 253)
 constexpr int kRequestsAtOnce = 16;                  // before others have their turn
 constexpr absl::string_view kUnmapped = "unmapped";  // all that a worker says of an arena
 constexpr int kLastWordsMax = 256;                   // of a worker that is gone
@@ -207,11 +209,9 @@ void ArenaSocket::Accept() {
     socklen_t size = sizeof(peer);
     if (getsockopt(connection.socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || !MayConnect(peer.uid)) {
       spdlog::info("arena socket: a process of user {} was refused", peer.uid);
-      Answer(connection,
-             absl::StrCat(R"({"reason":"PEER_REFUSED","message":"user )", peer.uid,
-                          " may not have arenas of this daemon, which runs as user ", geteuid(),
-                          R"(; --arena-uids allows others"})"),
-             -1);
+      Answer(connection, absl::StrCat(R"({"reason":"PEER_REFUSED","message":"user )", peer.uid,
+                                      " may not have arenas of this daemon, which runs as user ", geteuid(),
+                                      R"(; --arena-uids allows others"})"));
       Dismiss(&connection.socket);
       continue;
     }
@@ -219,8 +219,7 @@ void ArenaSocket::Accept() {
     const auto waiting = std::count_if(connections_.begin(), connections_.end(),
                                        [](const auto& entry) { return !entry.second.has_token(); });
     if (static_cast<size_t>(waiting) >= options_.max_connections) {
-      Answer(connection, R"({"reason":"TOO_MANY_CONNECTIONS","message":"too many connections wait without a token"})",
-             -1);
+      Answer(connection, R"({"reason":"TOO_MANY_CONNECTIONS","message":"too many connections wait without a token"})");
       Dismiss(&connection.socket);
       continue;
     }
@@ -236,7 +235,7 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
   const ssize_t size = recv(connection->socket, token, sizeof(token), 0);
   if (size < 0 && (errno == EAGAIN || errno == EINTR)) return;
   if (size <= 0) {  // it hung up, or sent an empty message: who can tell
-    Answer(*connection, R"({"reason":"TOKEN_INVALID","message":"an empty message is no token"})", -1);
+    Answer(*connection, R"({"reason":"TOKEN_INVALID","message":"an empty message is no token"})");
     return Close(&connection->socket);
   }
   Arenas::Lease arena;
@@ -244,8 +243,7 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
   if (!status.ok()) {
     spdlog::info("arena socket: process {} was refused: {}", connection->pid, std::string(status.message()));
     Answer(*connection,
-           absl::StrCat(R"({"reason":)", Quoted(ReasonOf(status)), R"(,"message":)", Quoted(status.message()), "}"),
-           -1);
+           absl::StrCat(R"({"reason":)", Quoted(ReasonOf(status)), R"(,"message":)", Quoted(status.message()), "}"));
     Close(&connection->socket);
     Close(&connection->pidfd);
     return;
@@ -255,8 +253,9 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
                                ? absl::StrCat(R"({"lease":)", Quoted(connection->lease))
                                : absl::StrCat(R"({"arena":)", Quoted(arena.arena), R"(,"bytes":)", arena.bytes,
                                               R"(,"mapped_bytes":)", arena.mapped_bytes);
+  const absl::Span<const int> memory(&arena.fd, arena.fd >= 0 ? 1 : 0);
   const bool sent =
-      Answer(*connection, absl::StrCat(what, R"(,"incarnation":)", Quoted(options_.incarnation), "}"), arena.fd);
+      Answer(*connection, absl::StrCat(what, R"(,"incarnation":)", Quoted(options_.incarnation), "}"), memory);
   Close(&arena.fd);
   if (!sent) HangUp(connection);
 }
@@ -322,17 +321,25 @@ bool ArenaSocket::HandOut(const Connection& connection, uint64_t extent) const {
   v1::LeaseEvent event;
   event.set_extent(extent);
   absl::StatusOr<Leases::Handout> handout = leases_->HandOut(connection.lease, extent);
-  int fd = -1;
-  if (handout.ok()) {
-    fd = handout->fd;
-    event.set_bytes(handout->bytes);
-    event.set_writable(handout->writable);
-  } else {
+  if (!handout.ok()) {
     event.set_reason(ReasonOf(handout.status()));
+    return Answer(connection, event.SerializeAsString());
   }
-  const bool sent = Answer(connection, event.SerializeAsString(), fd);
-  if (!sent && fd >= 0) leases_->Dropped(connection.lease, {extent});
-  Close(&fd);
+  event.set_bytes(handout->bytes);
+  event.set_writable(handout->writable);
+  event.set_chunk_bytes(handout->bytes / handout->fds.size());
+  if (absl::StartsWith(handout->device, "cuda:")) event.set_device(handout->device);
+  const std::string message = event.SerializeAsString();
+  bool sent = true;
+  absl::Span<const int> left = handout->fds;
+  for (bool first = true; sent && !left.empty(); first = false) {
+    const absl::Span<const int> some = left.subspan(0, kDescriptorsMax);
+    sent = Answer(connection, message, some);
+    // Who has a part of it counts as who has it all.
+    if (!sent && first) leases_->Dropped(connection.lease, {extent});
+    left.remove_prefix(some.size());
+  }
+  for (int& fd : handout->fds) Close(&fd);
   return sent;
 }
 
@@ -344,25 +351,27 @@ void ArenaSocket::AskBack() const {
       if (connection.lease != lease || connection.socket < 0) continue;
       v1::LeaseEvent event;
       event.mutable_drop()->Add(extents.begin(), extents.end());
-      if (!Answer(connection, event.SerializeAsString(), -1)) leases_->NotTold(lease, extents);
+      if (!Answer(connection, event.SerializeAsString())) leases_->NotTold(lease, extents);
     }
   }
 }
 
-bool ArenaSocket::Answer(const Connection& connection, const std::string& message_bytes, int fd) const {
+bool ArenaSocket::Answer(const Connection& connection, const std::string& message_bytes,
+                         absl::Span<const int> fds) const {
   iovec data = {const_cast<char*>(message_bytes.data()), message_bytes.size()};
   msghdr message = {};
   message.msg_iov = &data;
   message.msg_iovlen = 1;
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  if (fd >= 0) {
+  alignas(cmsghdr) char control[CMSG_SPACE(kDescriptorsMax * sizeof(int))] = {};
+  if (!fds.empty()) {
+    const size_t bytes = fds.size() * sizeof(int);
     message.msg_control = control;
-    message.msg_controllen = sizeof(control);
+    message.msg_controllen = CMSG_SPACE(bytes);
     cmsghdr* header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(header), &fd, sizeof(int));
+    header->cmsg_len = CMSG_LEN(bytes);
+    memcpy(CMSG_DATA(header), fds.data(), bytes);
   }
   if (sendmsg(connection.socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return true;
   spdlog::debug("arena socket: no answer to process {}: {}", connection.pid, strerror(errno));
@@ -378,7 +387,7 @@ void ArenaSocket::CloseLate() {
     const bool over = (!connection.arena.empty() && arenas_->IsGone(connection.arena)) ||
                       (!connection.lease.empty() && leases_->IsGone(connection.lease));
     if (late || over) {
-      if (late) Answer(connection, R"({"reason":"TOKEN_INVALID","message":"no token came in time"})", -1);
+      if (late) Answer(connection, R"({"reason":"TOKEN_INVALID","message":"no token came in time"})");
       Close(&connection.socket);
       Close(&connection.pidfd);
     }

@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "server/core/clock.h"
 #include "server/memory/arenas.h"
 #include "server/memory/leases.h"
@@ -75,8 +76,8 @@ class ArenaSocket {
   bool HandOut(const Connection& connection, uint64_t extent) const;
   void HangUp(Connection* connection) const;
   void ProcessGone(Connection* connection) const;
-  // False: the peer got nothing.
-  bool Answer(const Connection& connection, const std::string& message_bytes, int fd) const;
+  // With at most kDescriptorsMax descriptors. False: the peer got nothing.
+  bool Answer(const Connection& connection, const std::string& message_bytes, absl::Span<const int> fds = {}) const;
   void CloseLate();
   void AskBack() const;
   void Watch(int fd, uint64_t key) const;

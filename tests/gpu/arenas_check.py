@@ -6,8 +6,10 @@ Lines of the contract on stdout: "gpu-arenas" counts checks that failed; the oth
 With --worker NAME it is one of the workers that it starts."""
 import argparse
 import contextlib
+import os
 import pathlib
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -274,6 +276,13 @@ def check_restart(checks, directory, randbytes):
         arena.close()
 
 
+def check_cpp_client(checks, daemon):
+    program = harness.binary("gpu_client_test", harness.BUILD if harness.BUNDLE else harness.BUILD / "tests")
+    done = subprocess.run([program], env=os.environ | {"STATEPOOL_SERVER": daemon.address}, stdout=subprocess.PIPE, text=True, timeout=60)
+    passed = re.search(r"PASSED  \] (\d+) tests", done.stdout)
+    checks.expect(f"gpu_client_test: {done.stdout[-2000:]}", done.returncode == 0 and passed and int(passed[1]) >= 3)
+
+
 def check_workers(checks, daemon):
     workers = [start_worker(daemon.address, f"w{i}") for i in range(4)]
     for worker in workers:
@@ -375,6 +384,7 @@ def run_checks(directory, seed):
         attempt(check_stream_order, pool, rng.randbytes)
         attempt(check_inline, pool, rng.randbytes)
         attempt(check_budget, daemon, pool)
+        attempt(check_cpp_client, daemon)
         attempt(check_workers, daemon)
     attempt(check_spills, directory, rng.randbytes)
     attempt(check_restart, directory, rng.randbytes)

@@ -123,6 +123,17 @@ def test_every_library_but_libcs_is_the_bundles(root):
     assert {name for name in loaded_by(library) if not LIBC.fullmatch(pathlib.Path(name).name)} <= PYTHONS_OWN
 
 
+def test_the_kernels_for_a_gpu_bring_abseil_along_and_nothing_else(root, cuda):
+    folder = root / "python/statepool/_lib"
+    library = folder / "libstatepool_kernels_cuda.so"
+    assert library.exists() == cuda
+    if cuda:
+        used = {soname: path for soname, path in loaded_by(library).items() if not LIBC.fullmatch(pathlib.Path(soname).name)}
+        own = {soname for soname in used if soname.startswith("libabsl_")}
+        assert own and set(used) - own <= PYTHONS_OWN and {pathlib.Path(used[soname]).parent for soname in own} == {folder}
+        assert {path.name for path in folder.iterdir()} == {library.name, "libstatepool_kernels.so", *own}
+
+
 def test_the_programs_for_a_gpu_are_there_if_they_are_built(root, cuda):
     built = f"{(BUILD / 'build.ninja').read_text()}".count("build tests/gpu_kernels_test:") == 1
     assert built == cuda == (root / "bin/gpu_kernels_test").exists() == (root / "bin/gpu_kernels_bench").exists()

@@ -135,8 +135,9 @@ class Bundle:
         self.script("bin/gpu_kernels_test", TEST.replace("FAILED", str(failed)).replace("STATUS", str(status)))
         for program in ("gpu_device_test", "gpu_tiers_test"):
             self.script(f"bin/{program}", TEST.replace("FAILED", "0").replace("STATUS", "0"))
-        arenas = json.dumps({"name": "gpu-arenas", "value": 0, "n": 141, "goal": 0, "ok": True})
-        self.script("tests/gpu/arenas_check.py", f"#!/usr/bin/env python3\nprint({arenas!r})\n")
+        for program, name in (("arenas_check.py", "gpu-arenas"), ("direct_check.py", "gpu-direct-kills")):
+            judged = json.dumps({"name": name, "value": 0, "n": 141, "goal": 0, "ok": True})
+            self.script(f"tests/gpu/{program}", f"#!/usr/bin/env python3\nprint({judged!r})\n")
         self.script("bin/gpu_kernels_bench", "#!/bin/sh\n" + "".join(f"echo '{json.dumps(line)}'\n" for line in bench) + f"exit {bench_status}\n")
         if sanitizer:
             self.script(self.tools / "compute-sanitizer", SANITIZER.replace("ERRORS", str(sanitizer[0])).replace("STATUS", str(sanitizer[1])))
@@ -160,7 +161,7 @@ def test_all_is_well(bundle):
     status, lines, errors = bundle.make().run()
     assert status == 0, errors
     assert [line["name"] for line in lines] == ["gpu_kernels_test", "gpu_device_test", "gpu_tiers_test", "gpu_gather_mamba-2.8b_64", "gpu-arenas",
-                                                "gpu_kernels_memcheck", "gpu_kernels_racecheck", "gpu_kernels_initcheck", "gpu_kernels_synccheck"]
+                                                "gpu-direct-kills", "gpu_kernels_memcheck", "gpu_kernels_racecheck", "gpu_kernels_initcheck", "gpu_kernels_synccheck"]
     for line in lines:
         assert FIELDS <= set(line) and line["ok"] is True and (line["commit"], line["seed"]) == ("0123456789ab", 5)
         assert line["machine"].endswith("Made-up GPU, driver 580.1")
@@ -198,10 +199,10 @@ def test_what_cannot_be_measured_is_2_and_named(bundle, made, said):
 def test_a_program_that_is_missing_is_2_and_what_else_there_is_runs(bundle):
     (bundle.make().root / "bin/gpu_kernels_bench").unlink()
     status, lines, errors = bundle.run()
-    assert status == 2 and len(lines) == 8 and "gpu_kernels_bench is not built" in errors
+    assert status == 2 and len(lines) == 9 and "gpu_kernels_bench is not built" in errors
 
 
-@pytest.mark.parametrize("arguments", [["--part=3/2"], ["--part=10/10"], ["--part=x"]])
+@pytest.mark.parametrize("arguments", [["--part=3/2"], ["--part=11/11"], ["--part=x"]])
 def test_a_part_that_is_none_is_2(bundle, arguments):
     status, lines, errors = bundle.make().run(*arguments)
     assert status == 2 and not lines and "usage" in errors

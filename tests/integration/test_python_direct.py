@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 import statepool
-from daemon_process import BINARY, Daemon, eventually
+from daemon_process import BINARY, DEVICES, Daemon, eventually
 from statepool import LoadItem, StoreItem, _direct, _kernels, _mapping, errors
 from statepool.layouts import Layout, Tensor
 from statepool.v1 import statepool_pb2 as pb
@@ -174,12 +174,12 @@ def test_a_view_shares_its_pages_with_what_another_process_maps(daemon, pool, na
         pool._call("Set", lease.set(name, slot, checksum(image(1))), pb.NameInfo.FromString)
         state = pool.get(name, copy=False)
         assert bytes(state.data) == image(1)
-        memory[at] = image(1)[0] ^ 255
+        memory[at] = bytes([image(1)[0] ^ 255])
         assert state.data[0] == image(1)[0] ^ 255
         with pytest.raises(statepool.DataLoss) as raised:
             state.verify()
         assert raised.value.reason == "CHECKSUM_MISMATCH"
-        memory[at] = image(1)[0]
+        memory[at] = image(1)[:1]
         state.verify()
 
 
@@ -741,7 +741,7 @@ def test_arenas_are_copied_to_and_from_by_this_process(daemon, pool, inline, nam
 def test_a_row_that_could_not_be_copied_here_is_loaded_by_the_daemon(daemon, pool, name, monkeypatch):
     pool.set(name, image(1), 1, layout=LAYOUT)
     with pool.open_arena(LAYOUT, rows=2, view=statepool.View("row_major"), direct=True) as arena:
-        monkeypatch.setattr(_direct.Lease, "pin", lambda self, slot, nbytes: None)
+        monkeypatch.setattr(_direct.Lease, "pin_all", lambda self, slots, nbytes, device: [None] * len(slots))
         before = transferred(daemon)
         # To the daemon the row holds it already: that must not be taken for granted.
         assert arena.load({0: LoadItem(name, row_unmodified=True)})[0].copied
@@ -816,22 +816,30 @@ class Raw:
         self.connection.send(pb.LeaseRequest(**fields).SerializeToString())
 
     def event(self):
-        data, fds, _, _ = socket.recv_fds(self.connection, 1 << 16, 4)
+        data, fds, _, _ = socket.recv_fds(self.connection, 1 << 16, 64)
         for fd in fds:
             self.open.callback(os.close, fd)
         return pb.LeaseEvent.FromString(data) if data else None, *fds
 
     def ask(self, extent):
+        """The event, and its descriptors; those of the events that go on with it as well."""
         self.tell(extent=extent)
-        event, fd = self.event()
-        assert event.extent == extent
-        return event, fd
+        event, *fds = self.event()
+        assert event.extent == extent and event.device == ""
+        while event.bytes and len(fds) < event.bytes // event.chunk_bytes:
+            more, *others = self.event()
+            assert more == event and 0 < len(others) <= 64 and len(fds) % 64 == 0
+            fds += others
+        return event, fds
 
     def map(self, extent, writable=False):
-        event, fd = self.ask(extent)
+        event, fds = self.ask(extent)
         assert event.writable == writable
-        memory = mmap.mmap(fd, event.bytes, prot=PROT_READ | PROT_WRITE if writable else PROT_READ)
-        return memory
+        pieces = _mapping.Pieces(event.bytes, writable)
+        for fd in fds:
+            pieces.add(fd, event.chunk_bytes)
+        self.open.callback(pieces.unmap)
+        return (ctypes.c_char * event.bytes).from_address(pieces.writable_address if writable else pieces.address)
 
 
 @contextlib.contextmanager
@@ -845,6 +853,10 @@ def raw(daemon, pool):
         yield lease
 
 
+seals = pytest.mark.skipif(DEVICES != "host", reason="only the host's memory has seals")
+
+
+@seals
 def test_sealed_memory_can_not_be_written_in_any_way(daemon, pool, name):
     with raw(daemon, pool) as lease, raw(daemon, pool) as reader:
         slot = lease.grant()
@@ -854,22 +866,43 @@ def test_sealed_memory_can_not_be_written_in_any_way(daemon, pool, name):
         for who in (lease, reader):
             found = who.get(name)
             assert (found.extent, found.offset) == (slot.extent, slot.offset)
-            event, fd = who.ask(slot.extent)
+            event, (fd,) = who.ask(slot.extent)
             assert not event.writable
             assert_read_only(fd, event.bytes, slot.offset)
-        memory[slot.offset] = image(1)[0]  # what was mapped before stays so
+        memory[slot.offset] = image(1)[:1]  # what was mapped before stays so
         assert bytes(pool.get(name).data) == image(1)
 
 
+@seals
 def test_memory_that_was_never_granted_can_not_be_written_either(daemon, pool, inline, name):
     inline.set(name, image(1), 1, layout=LAYOUT)
     with raw(daemon, pool) as lease:
         slot = lease.get(name)
-        event, fd = lease.ask(slot.extent)
+        event, (fd,) = lease.ask(slot.extent)
         assert not event.writable
         assert_read_only(fd, event.bytes, slot.offset)
         memory = mmap.mmap(fd, event.bytes, prot=PROT_READ)
         assert memory[slot.offset:slot.offset + NBYTES] == image(1)
+
+
+def test_an_extent_of_many_chunks_comes_in_several_events(start):
+    daemon = start("--direct=true", "--devices=far", "--chunk-bytes=65536", "--hot-bytes=64MiB")
+    layout = Layout("direct-chunks", [Tensor("x", [0], "uint8", {"a": 150 * 65536 + 17})])
+    with connected(daemon) as pool:
+        pool.register_layout(layout)
+        with raw(daemon, pool) as lease, raw(daemon, pool) as reader:
+            slot = lease.grant(layout)
+            memory = lease.map(slot.extent, writable=True)
+            assert len(memory) >= 150 * 65536
+            memory[slot.offset:slot.offset + layout.state_bytes] = image(1, layout)
+            request = pb.SetRequest(sequence="s", layout=layout.fingerprint, position=1, lease=lease.id, grant=slot.id, checksum=checksum(image(1, layout)))
+            pool._call("Set", request, pb.NameInfo.FromString)
+            found = reader.get("s")
+            assert reader.map(found.extent)[found.offset:found.offset + layout.state_bytes] == image(1, layout)
+            pool.flush(["s"])
+        assert pool.get("s", copy=False).data == image(1, layout)
+        pool.set("s", image(2, layout), 2)
+        assert pool.get("s", copy=False).data == image(2, layout)
 
 
 def assert_read_only(fd, nbytes, offset):

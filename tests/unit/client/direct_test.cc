@@ -127,7 +127,7 @@ class FakeDaemon final : public v1::StatePool::Service {
   std::shared_ptr<DirectLease> lease;
   // Of the extents that are given from now on.
   std::atomic<bool> writable = false, sealed = true;
-  std::atomic<uint64_t> bytes = kExtentBytes, bytes_told = kExtentBytes;
+  std::atomic<uint64_t> bytes = kExtentBytes, bytes_told = kExtentBytes, chunk_bytes = 0;
   std::string reason;             // instead of an extent
   bool drops_before = false;      // says that extent 1 is to be dropped before it answers
   std::string text_after;         // that an answer has at its end, which is none then
@@ -182,6 +182,7 @@ class FakeDaemon final : public v1::StatePool::Service {
       EXPECT_EQ(ftruncate(memory, static_cast<off_t>(bytes)), 0);
       EXPECT_EQ(fcntl(memory, F_ADD_SEALS, F_SEAL_GROW | (sealed ? F_SEAL_SHRINK : 0)), 0);
       event.set_bytes(bytes_told);
+      event.set_chunk_bytes(chunk_bytes);
       event.set_writable(writable);
       absl::SleepFor(late);
       SendText(socket_, event.SerializeAsString() + text_after, memory, times);
@@ -285,6 +286,23 @@ TEST(DirectLeaseTest, MemoryThatIsNotSafeToUseIsNotUsed) {
   daemon.reason = "EXTENT_UNKNOWN";
   EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(11, 4), kSlotBytes).status()), "EXTENT_UNKNOWN");
   EXPECT_EQ(daemon.Unpinned(5), (Ids{7, 8, 9, 10, 11})) << "the pins are given back";
+}
+
+TEST(DirectLeaseTest, ChunksOfAnExtentLieSideBySide) {
+  FakeDaemon daemon;
+  daemon.times = 4;
+  daemon.chunk_bytes = kExtentBytes / 4;
+  daemon.writable = true;
+  const auto held = daemon.lease->Hold(SlotOf(7, 1), kExtentBytes);
+  ASSERT_TRUE(held.ok()) << held.status();
+  char* const data = const_cast<char*>((*held)->data());
+  data[1] = 'x';  // each chunk is the same memory here
+  for (uint64_t chunk = 0; chunk < 4; ++chunk) EXPECT_EQ(data[chunk * kExtentBytes / 4 + 1], 'x');
+  daemon.times = 3;
+  EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(8, 2), kSlotBytes).status()), "MAPPING_FAILED") << "one is missing";
+  daemon.chunk_bytes = kExtentBytes / 4 + 1;
+  EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(9, 3), kSlotBytes).status()), "BAD_ANSWER");
+  EXPECT_EQ(daemon.Unpinned(2), (Ids{8, 9}));
 }
 
 TEST(DirectLeaseTest, WhenTheDaemonHangsUpWhatIsThereStays) {

@@ -161,5 +161,25 @@ TEST(CApi, PlansThatWouldLeaveTheArenaOrTheStateAreRefused) {
   EXPECT_EQ(Make(Segments(), kStateBytes, kArenaBytes, kRows, 0), nullptr);
 }
 
+TEST(CApi, RootsOfManyImagesAreThoseOfEach) {
+  const std::string image = Bytes(2 * kLeafBytes + 5, 1), other = Bytes(2 * kLeafBytes + 5, 2);
+  std::vector<LeafHash> leaves = HashLeaves(image);
+  for (const LeafHash leaf : HashLeaves(other)) leaves.push_back(leaf);
+  uint64_t roots[2] = {};
+  statepool_kernels_roots(leaves.data(), 3, 2, roots);
+  EXPECT_EQ(roots[0], ChecksumOf(image));
+  EXPECT_EQ(roots[1], ChecksumOf(other));
+}
+
+TEST(CApi, WithoutKernelsForAGpuItSaysSo) {
+  const Plan plan = Make(Segments());
+  EXPECT_EQ(statepool_kernels_device_plan_create(plan.get()), nullptr);
+  EXPECT_NE(std::string(statepool_kernels_device_error()).find("libstatepool_kernels_cuda.so"), std::string::npos);
+  EXPECT_EQ(statepool_kernels_device_gather(nullptr, nullptr, nullptr, 0, nullptr, nullptr), STATEPOOL_KERNELS_DEVICE);
+  EXPECT_EQ(statepool_kernels_device_scatter(nullptr, nullptr, nullptr, nullptr, 0, nullptr, nullptr, nullptr),
+            STATEPOOL_KERNELS_DEVICE);
+  statepool_kernels_device_plan_destroy(nullptr);
+}
+
 }  // namespace
 }  // namespace statepool

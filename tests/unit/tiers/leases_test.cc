@@ -20,14 +20,13 @@
 
 #include "core/fakes.h"
 #include "server/core/error.h"
-#include "server/memory/host_device.h"
 #include "server/tiers/residency.h"
 #include "tiers/memory_cold_store.h"
+#include "tiers/memory_kinds.h"
 
 namespace statepool {
 namespace {
 
-constexpr uint64_t kChunk = 64 << 10;
 constexpr uint64_t kState = kChunk - 100;  // a slot, and some padding
 
 // An extent as a worker has it.
@@ -35,9 +34,12 @@ class Mapping {
  public:
   explicit Mapping(const Leases::Handout& handout) : bytes_(handout.bytes) {
     const int protection = handout.writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    void* data = mmap(nullptr, bytes_, protection, MAP_SHARED, handout.fd, 0);
-    if (data != MAP_FAILED) data_ = static_cast<char*>(data);
-    close(handout.fd);
+    const uint64_t part = bytes_ / handout.fds.size();
+    data_ = static_cast<char*>(mmap(nullptr, bytes_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    for (size_t i = 0; i < handout.fds.size(); ++i) {
+      EXPECT_NE(mmap(data_ + i * part, part, protection, MAP_SHARED | MAP_FIXED, handout.fds[i], 0), MAP_FAILED);
+      close(handout.fds[i]);
+    }
   }
   ~Mapping() { munmap(data_, bytes_); }
   Mapping(const Mapping&) = delete;
@@ -49,7 +51,7 @@ class Mapping {
   char* data_ = nullptr;
 };
 
-class LeasesTest : public testing::Test {
+class LeasesTest : public testing::TestWithParam<MemoryKind> {
  protected:
   LeasesTest() { Start(16); }
   ~LeasesTest() override { Stop(); }
@@ -58,9 +60,11 @@ class LeasesTest : public testing::Test {
     Stop();
     if (options.max_pinned_bytes == 0) options.max_pinned_bytes = UINT64_MAX;
     if (options.max_granted_bytes == 0) options.max_granted_bytes = UINT64_MAX;
-    device_ = *HostDevice::Create({.budget_bytes = slots * kChunk, .chunk_bytes = kChunk});
-    residency_ = std::make_unique<Residency>(ResidencyOptions{.owned_bytes_max = options.max_granted_bytes},
-                                             device_.get(), &cold_, &clock_);
+    memory_ = std::make_unique<TestMemory>(GetParam(), slots * kChunk, &clock_);
+    device_ = memory_->device();
+    residency_ = std::make_unique<Residency>(
+        ResidencyOptions{.owned_bytes_max = options.max_granted_bytes, .staging = memory_->staging()}, device_, &cold_,
+        &clock_);
     store_ = std::make_unique<Store>(StoreOptions(), residency_.get(), &log_, &clock_);
     ASSERT_TRUE(store_->Recover().ok());
     layout_ = LayoutOf("m", kState);
@@ -121,7 +125,10 @@ class LeasesTest : public testing::Test {
     return slots.ok() ? slots->front() : LeasedSlot();
   }
   static Checksum SumOf(char fill) { return ChecksumOf(std::string(kState, fill)); }
-  std::string Read(const ImageRef& image) { return std::string((*residency_->Read({}, image))->bytes()); }
+  std::string Read(const ImageRef& image) {
+    const Pin pin = *residency_->Read({}, image);
+    return memory_->Read(pin->place().extent->data() + pin->place().offset, pin->size());
+  }
 
   ManualClock clock_;
   MemoryDisk cold_disk_;
@@ -130,13 +137,14 @@ class LeasesTest : public testing::Test {
   FakeNameLog log_{&disk_};
   LayoutRef layout_, other_layout_;
   std::vector<ImageRef> images_;  // go first
-  std::unique_ptr<HostDevice> device_;
+  std::unique_ptr<TestMemory> memory_;
+  Device* device_ = nullptr;
   std::unique_ptr<Residency> residency_;
   std::unique_ptr<Store> store_;
   std::unique_ptr<Leases> leases_;
 };
 
-TEST_F(LeasesTest, APinnedSlotIsSeenWhereItLiesAndCantBeWrittenTo) {
+TEST_P(LeasesTest, APinnedSlotIsSeenWhereItLiesAndCantBeWrittenTo) {
   const ImageRef image = Write('a');
   const std::string lease = Lease();
   const absl::StatusOr<LeasedSlot> slot = Hold(lease, image);
@@ -144,15 +152,19 @@ TEST_F(LeasesTest, APinnedSlotIsSeenWhereItLiesAndCantBeWrittenTo) {
   const absl::StatusOr<Leases::Handout> handout = leases_->HandOut(lease, slot->extent);
   ASSERT_TRUE(handout.ok()) << handout.status();
   EXPECT_FALSE(handout->writable);
-  EXPECT_EQ(mmap(nullptr, handout->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, handout->fd, 0), MAP_FAILED);
-  EXPECT_EQ(pwrite(handout->fd, "x", 1, 0), -1);
+  EXPECT_EQ(handout->device, device_->name());
+  if (GetParam() == MemoryKind::kHost) {
+    const int fd = handout->fds[0];
+    EXPECT_EQ(mmap(nullptr, handout->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+    EXPECT_EQ(pwrite(fd, "x", 1, 0), -1);
+  }
   const Mapping mapping(*handout);
   EXPECT_EQ(std::string(mapping.at(*slot), kState), std::string(kState, 'a'));
   EXPECT_EQ(leases_->stats().pins, 1u);
   EXPECT_EQ(leases_->stats().pinned_bytes, kState);
 }
 
-TEST_F(LeasesTest, APinnedSlotStaysWhateverComesUntilItIsUnpinned) {
+TEST_P(LeasesTest, APinnedSlotStaysWhateverComesUntilItIsUnpinned) {
   Start(4);
   const ImageRef image = Write('a');
   const std::string lease = Lease();
@@ -168,7 +180,7 @@ TEST_F(LeasesTest, APinnedSlotStaysWhateverComesUntilItIsUnpinned) {
   EXPECT_EQ(residency_->tier(*image), Tier::kCold);
 }
 
-TEST_F(LeasesTest, TheEndOfALeaseUnpinsAndWhatIsMappedCountsUntilTheProcessIsGone) {
+TEST_P(LeasesTest, TheEndOfALeaseUnpinsAndWhatIsMappedCountsUntilTheProcessIsGone) {
   ImageRef image = Write('a');
   const std::string lease = Lease();
   const absl::StatusOr<LeasedSlot> slot = Hold(lease, image);
@@ -188,7 +200,7 @@ TEST_F(LeasesTest, TheEndOfALeaseUnpinsAndWhatIsMappedCountsUntilTheProcessIsGon
   EXPECT_EQ(device_->used_bytes(), 0u);
 }
 
-TEST_F(LeasesTest, AnExtentThatIsNeededNoMoreIsAskedBackOnceAndComesBackWhenDropped) {
+TEST_P(LeasesTest, AnExtentThatIsNeededNoMoreIsAskedBackOnceAndComesBackWhenDropped) {
   Start(4);
   const std::string lease = Lease();
   ImageRef image = Write('a');
@@ -220,7 +232,7 @@ TEST_F(LeasesTest, AnExtentThatIsNeededNoMoreIsAskedBackOnceAndComesBackWhenDrop
   EXPECT_EQ(Read(image), std::string(kState, 'a'));
 }
 
-TEST_F(LeasesTest, AnExtentWithPinsIsNotLetGoOfWhateverTheWorkerSays) {
+TEST_P(LeasesTest, AnExtentWithPinsIsNotLetGoOfWhateverTheWorkerSays) {
   const std::string lease = Lease();
   const ImageRef image = Write('a');
   const absl::StatusOr<LeasedSlot> slot = Hold(lease, image);
@@ -229,7 +241,7 @@ TEST_F(LeasesTest, AnExtentWithPinsIsNotLetGoOfWhateverTheWorkerSays) {
   EXPECT_EQ(std::string(Map(lease, slot->extent)->at(*slot), kState), std::string(kState, 'a'));
 }
 
-TEST_F(LeasesTest, AGrantedSlotBecomesTheImageWhereItIsAndIsSealed) {
+TEST_P(LeasesTest, AGrantedSlotBecomesTheImageWhereItIsAndIsSealed) {
   const std::string lease = Lease();
   const LeasedSlot slot = GrantOne(lease);
   const absl::StatusOr<Leases::Handout> handout = leases_->HandOut(lease, slot.extent);
@@ -244,14 +256,16 @@ TEST_F(LeasesTest, AGrantedSlotBecomesTheImageWhereItIsAndIsSealed) {
   EXPECT_EQ(pinned->extent, slot.extent);
   EXPECT_EQ(pinned->offset, slot.offset);
   const absl::StatusOr<Leases::Handout> again = leases_->HandOut(lease, slot.extent);
-  EXPECT_FALSE(again->writable);
-  EXPECT_EQ(mmap(nullptr, again->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, again->fd, 0), MAP_FAILED);
-  close(again->fd);
+  if (GetParam() == MemoryKind::kHost) {
+    EXPECT_FALSE(again->writable);
+    EXPECT_EQ(mmap(nullptr, again->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, again->fds[0], 0), MAP_FAILED);
+  }
+  for (const int fd : again->fds) close(fd);
   EXPECT_EQ(ReasonOf(leases_->Use({}, lease, slot.id, SumOf('g')).status()), "GRANT_UNKNOWN");
   EXPECT_EQ(ReasonOf(leases_->Use({}, lease, 12345, SumOf('g')).status()), "GRANT_UNKNOWN");
 }
 
-TEST_F(LeasesTest, WhoLiesAboutTheChecksumIsFoundOutBeforeTheStateLeavesMemory) {
+TEST_P(LeasesTest, WhoLiesAboutTheChecksumIsFoundOutBeforeTheStateLeavesMemory) {
   const std::string lease = Lease();
   const LeasedSlot slot = GrantOne(lease);
   const auto mapping = Map(lease, slot.extent);
@@ -264,16 +278,48 @@ TEST_F(LeasesTest, WhoLiesAboutTheChecksumIsFoundOutBeforeTheStateLeavesMemory) 
   EXPECT_EQ(ReasonOf(residency_->Read({}, *image).status()), "CORRUPT");
 }
 
-TEST_F(LeasesTest, AnExtentThatCantBeSealedMakesNoImage) {
+TEST_P(LeasesTest, AnExtentThatCantBeSealedMakesNoImage) {
+  if (GetParam() != MemoryKind::kHost) GTEST_SKIP() << "there are no seals";
   const std::string lease = Lease();
   const LeasedSlot slot = GrantOne(lease);
   const absl::StatusOr<Leases::Handout> handout = leases_->HandOut(lease, slot.extent);
-  ASSERT_EQ(fcntl(handout->fd, F_ADD_SEALS, F_SEAL_SEAL), 0);
-  close(handout->fd);
+  ASSERT_EQ(fcntl(handout->fds[0], F_ADD_SEALS, F_SEAL_SEAL), 0);
+  for (const int fd : handout->fds) close(fd);
   EXPECT_EQ(ReasonOf(leases_->Use({}, lease, slot.id, SumOf('g')).status()), "GRANT_UNKNOWN");
 }
 
-TEST_F(LeasesTest, NobodyElseGetsSlotsWhereAWorkerCanWrite) {
+TEST_P(LeasesTest, WhoReadsWhatAnotherWasGrantedMayNotWriteThere) {
+  const std::string lease = Lease(), other = Lease();
+  const LeasedSlot slot = GrantOne(lease);
+  std::memset(Map(lease, slot.extent)->at(slot), 'g', kState);
+  const ImageRef image = *leases_->Use({}, lease, slot.id, SumOf('g'));
+  const absl::StatusOr<LeasedSlot> pinned = Hold(other, image);
+  const absl::StatusOr<Leases::Handout> handout = leases_->HandOut(other, pinned->extent);
+  EXPECT_FALSE(handout->writable);
+  EXPECT_EQ(std::string(Mapping(*handout).at(*pinned), kState), std::string(kState, 'g'));
+}
+
+TEST_P(LeasesTest, AnExtentOfSeveralChunksIsHandedOutWhole) {
+  Start(64);
+  const std::string lease = Lease();
+  const LayoutRef large = LayoutOf("large", 5 * kChunk - 7);
+  ASSERT_TRUE(store_->RegisterLayout({}, large, "large").ok());
+  const std::vector<LeasedSlot> slots = *leases_->Grant({}, lease, "large", 1);
+  const absl::StatusOr<Leases::Handout> handout = leases_->HandOut(lease, slots[0].extent);
+  ASSERT_TRUE(handout.ok()) << handout.status();
+  EXPECT_EQ(handout->fds.size(), GetParam() == MemoryKind::kHost ? 1 : handout->bytes / kChunk);
+  EXPECT_GE(handout->bytes, 5 * kChunk);
+  const Mapping mapping(*handout);
+  std::string state(5 * kChunk - 7, '\0');
+  for (size_t i = 0; i < state.size(); ++i) state[i] = static_cast<char>(i / 1000);
+  std::memcpy(mapping.at(slots[0]), state.data(), state.size());
+  const absl::StatusOr<ImageRef> image = leases_->Use({}, lease, slots[0].id, ChecksumOf(state));
+  ASSERT_TRUE(image.ok()) << image.status();
+  EXPECT_EQ(Read(*image), state);
+  EXPECT_TRUE(residency_->Persist({}, *image).ok());
+}
+
+TEST_P(LeasesTest, NobodyElseGetsSlotsWhereAWorkerCanWrite) {
   const std::string lease = Lease(), other = Lease();
   const LeasedSlot slot = GrantOne(lease);
   EXPECT_NE(GrantOne(other).extent, slot.extent);
@@ -287,11 +333,11 @@ TEST_F(LeasesTest, NobodyElseGetsSlotsWhereAWorkerCanWrite) {
   std::vector<ImageRef> images;
   for (int i = 0; i < 8; ++i) {
     images.push_back(Write('a'));
-    EXPECT_NE(residency_->TryRead(images.back())->place().extent->id(), slot.extent);
+    EXPECT_NE((*residency_->Read({}, images.back()))->place().extent->id(), slot.extent);
   }
 }
 
-TEST_F(LeasesTest, WhatADeadWorkerStoredStays) {
+TEST_P(LeasesTest, WhatADeadWorkerStoredStays) {
   const std::string lease = Lease();
   const LeasedSlot slot = GrantOne(lease);
   auto mapping = Map(lease, slot.extent);
@@ -310,7 +356,7 @@ TEST_F(LeasesTest, WhatADeadWorkerStoredStays) {
   EXPECT_EQ(Read(*image), std::string(kState, 'g'));
 }
 
-TEST_F(LeasesTest, WhoDroppedEverythingLeavesNothingThatCounts) {
+TEST_P(LeasesTest, WhoDroppedEverythingLeavesNothingThatCounts) {
   Start(8, {.max_granted_bytes = 2 * kChunk});
   for (int life = 0; life < 6; ++life) {
     const std::string lease = Lease();
@@ -327,7 +373,7 @@ TEST_F(LeasesTest, WhoDroppedEverythingLeavesNothingThatCounts) {
   }
 }
 
-TEST_F(LeasesTest, AnIdleWorkerDelaysOthersForAMomentOnly) {
+TEST_P(LeasesTest, AnIdleWorkerDelaysOthersForAMomentOnly) {
   Start(4);
   const std::string idle = Lease(), other = Lease();
   for (int i = 0; i < 4; ++i) {
@@ -353,7 +399,7 @@ TEST_F(LeasesTest, AnIdleWorkerDelaysOthersForAMomentOnly) {
   EXPECT_TRUE(stored);
 }
 
-TEST_F(LeasesTest, WhatDeadWorkersHadLeavesRoomForOthers) {
+TEST_P(LeasesTest, WhatDeadWorkersHadLeavesRoomForOthers) {
   Start(4, {.max_granted_bytes = 4 * kChunk});
   std::vector<ImageRef> images;
   for (int life = 0; life < 8; ++life) {
@@ -374,7 +420,7 @@ TEST_F(LeasesTest, WhatDeadWorkersHadLeavesRoomForOthers) {
   }
 }
 
-TEST_F(LeasesTest, WhereThereIsNoRoomOnlyWhatLiesInItsOwnExtentsLeavesForAGrant) {
+TEST_P(LeasesTest, WhereThereIsNoRoomOnlyWhatLiesInItsOwnExtentsLeavesForAGrant) {
   Start(4, {.max_granted_bytes = 2 * kChunk});
   const std::string lease = Lease();
   std::vector<ImageRef> own;
@@ -396,7 +442,7 @@ TEST_F(LeasesTest, WhereThereIsNoRoomOnlyWhatLiesInItsOwnExtentsLeavesForAGrant)
   EXPECT_EQ(ReasonOf(leases_->Grant({}, Lease(), "m", 1).status()), "TOO_MUCH_GRANTED");
 }
 
-TEST_F(LeasesTest, HasLimitsAndSaysThem) {
+TEST_P(LeasesTest, HasLimitsAndSaysThem) {
   Start(16, {.max_leases = 2, .max_pins = 3, .max_pinned_bytes = 2 * kState});
   const std::string lease = Lease(), other = Lease();
   EXPECT_EQ(ReasonOf(leases_->Open({}).status()), "TOO_MANY_LEASES");
@@ -419,7 +465,7 @@ TEST_F(LeasesTest, HasLimitsAndSaysThem) {
   EXPECT_EQ(ReasonOf(leases_->Check({}, "")), "MISSING_FIELD");
 }
 
-TEST_F(LeasesTest, ATokenIsGoodOnceAndForItsTime) {
+TEST_P(LeasesTest, ATokenIsGoodOnceAndForItsTime) {
   absl::StatusOr<Leases::Opened> opened = leases_->Open({});
   EXPECT_EQ(ReasonOf(leases_->Check({}, opened->lease)), "LEASE_NOT_CONNECTED");
   EXPECT_TRUE(leases_->Connect(opened->token).ok());
@@ -434,7 +480,7 @@ TEST_F(LeasesTest, ATokenIsGoodOnceAndForItsTime) {
   EXPECT_EQ(ReasonOf(leases_->Check(foreign, Lease())), "LEASE_UNKNOWN");
 }
 
-TEST_F(LeasesTest, ManyWorkersAtOnceSeeWholeStatesAlone) {
+TEST_P(LeasesTest, ManyWorkersAtOnceSeeWholeStatesAlone) {
   Start(24, {.max_granted_bytes = 12 * kChunk});
   std::atomic<int> done{0};
   const auto work = [&](int seed) {
@@ -492,6 +538,8 @@ TEST_F(LeasesTest, ManyWorkersAtOnceSeeWholeStatesAlone) {
     return bytes;
   }()) << "nothing lingers";
 }
+
+INSTANTIATE_TEST_SUITE_P(Memory, LeasesTest, MemoryKinds(), MemoryKindName);
 
 }  // namespace
 }  // namespace statepool

@@ -1,11 +1,12 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
-"""The daemon's memory on a GPU in this process: arenas whose Arena.device is "cuda:GPU-<uuid>".
+"""The daemon's memory on a GPU in this process: arenas whose Arena.device is "cuda:GPU-<uuid>", and slots there.
 
 Imported when there is one: needs torch and cuda-bindings, which are options of the package.
 """
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +14,63 @@ from typing import Any
 from . import errors
 
 _TORCH = {"float8_e4m3": "float8_e4m3fn"}  # where torch has another name
+
+
+class Gpu:
+    """One GPU as this process sees it: the driver's calls, in torch's context. Thread-safe."""
+
+    def __init__(self, device: str) -> None:
+        """device: "cuda:GPU-<uuid>". Conflict (MAPPING_FAILED) without torch or cuda-bindings, or when this process does not see the GPU."""
+        self.name = device
+        self.torch, self.driver = _libraries()
+        self.ordinal = self._ordinal_of(device)
+        # What torch uses. It stays retained: torch would make it anew otherwise.
+        self._context = self.must("cuDevicePrimaryCtxRetain", self.must("cuDeviceGet", self.ordinal))
+
+    def must(self, name: str, *arguments: Any) -> Any:
+        """What the driver's function gives. Exhausted or Conflict (MAPPING_FAILED)."""
+        return _result(self.driver, name, getattr(self.driver, name)(*arguments))
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """For calls of the driver: in the GPU's context, and whatever other threads capture into graphs meanwhile."""
+        self.must("cuCtxPushCurrent", self._context)
+        _, mode = self.driver.cuThreadExchangeStreamCaptureMode(self.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+        try:
+            yield
+        finally:
+            self.driver.cuThreadExchangeStreamCaptureMode(mode)
+            self.driver.cuCtxPopCurrent()
+
+    def import_memory(self, fd: int) -> Any:
+        """The handle of the memory that `fd` is, to be released."""
+        return self.must("cuMemImportFromShareableHandle", fd, self.driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR)
+
+    def set_access(self, address: int, nbytes: int, writable: bool) -> None:
+        flags = self.driver.CUmemAccess_flags
+        access = self.driver.CUmemAccessDesc()
+        access.location.type = self.driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+        access.location.id = self.ordinal
+        access.flags = flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE if writable else flags.CU_MEM_ACCESS_FLAGS_PROT_READ
+        self.must("cuMemSetAccess", address, nbytes, [access], 1)
+
+    def bytes_at(self, address: int, nbytes: int, keep: object = None) -> Any:
+        """A flat torch tensor of bytes, which keeps `keep`."""
+        return self.torch.as_tensor(_Holder(address, nbytes, keep), device=f"cuda:{self.ordinal}")
+
+    def _ordinal_of(self, device: str) -> int:
+        self.must("cuInit", 0)
+        for ordinal in range(self.must("cuDeviceGetCount")):
+            uuid = self.must("cuDeviceGetUuid", self.must("cuDeviceGet", ordinal))
+            if bytes(uuid.bytes)[:16].hex() == device.removeprefix("cuda:GPU-").replace("-", "").lower():
+                return ordinal
+        raise errors.made("FAILED_PRECONDITION", "MAPPING_FAILED", f"the arena is on {device}, which this process does not see (CUDA_VISIBLE_DEVICES)")
+
+
+@functools.cache
+def gpu_of(device: str) -> Gpu:
+    """The same for each call. Errors are those of Gpu."""
+    return Gpu(device)
 
 
 class GpuRange:
@@ -25,36 +83,29 @@ class GpuRange:
 
         Conflict (MAPPING_FAILED) without torch or cuda-bindings, or when this process does not see the GPU; Exhausted when there is no room.
         """
-        self._torch, self._driver = _libraries()
+        self.gpu = gpu_of(device)
         self.nbytes = nbytes
-        self.ordinal = self._ordinal_of(device)
-        # What torch uses. It stays retained: torch would make it anew otherwise.
-        self._context = self._must("cuDevicePrimaryCtxRetain", self._must("cuDeviceGet", self.ordinal))
-        with self._current():
-            self.address = int(self._must("cuMemAddressReserve", nbytes, 0, 0, 0))
+        with self.gpu.current():
+            self.address = int(self.gpu.must("cuMemAddressReserve", nbytes, 0, 0, 0))
         self._handle: list[Any] = []  # of what is mapped
-        self._holder = _Holder(self.address, nbytes)
-        weakref.finalize(self._holder, _free, self._driver, self._context, self.address, nbytes, self._handle).atexit = False
+        self._holder = _Holder(self.address, nbytes, None)
+        weakref.finalize(self._holder, _free, self.gpu, self.address, nbytes, self._handle).atexit = False
 
     def put(self, fd: int) -> None:
         """Maps the memory that `fd` is, all of it, in place of what was there; waits for what this process does on the GPU first. After an error all is as
         it was, or nothing is mapped (`is_mapped`)."""
-        kind = self._driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
-        with self._current():
-            handle = self._must("cuMemImportFromShareableHandle", fd, kind)
+        gpu = self.gpu
+        with gpu.current():
+            handle = gpu.import_memory(fd)
             try:
                 self.release()
-                self._must("cuMemMap", self.address, self.nbytes, 0, handle, 0)
+                gpu.must("cuMemMap", self.address, self.nbytes, 0, handle, 0)
             except BaseException:
-                self._driver.cuMemRelease(handle)
+                gpu.driver.cuMemRelease(handle)
                 raise
             self._handle.append(handle)
-            access = self._driver.CUmemAccessDesc()
-            access.location.type = self._driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-            access.location.id = self.ordinal
-            access.flags = self._driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
             try:
-                self._must("cuMemSetAccess", self.address, self.nbytes, [access], 1)
+                gpu.set_access(self.address, self.nbytes, writable=True)
             except BaseException:
                 self.release()
                 raise
@@ -67,21 +118,26 @@ class GpuRange:
         """Unmaps and releases the memory, when what this process does on the GPU is done. May be called again."""
         if not self._handle:
             return
-        with self._current():
-            self._must("cuCtxSynchronize")
-            self._must("cuMemUnmap", self.address, self.nbytes)
-            self._must("cuMemRelease", self._handle.pop())
+        with self.gpu.current():
+            self.gpu.must("cuCtxSynchronize")
+            self.gpu.must("cuMemUnmap", self.address, self.nbytes)
+            self.gpu.must("cuMemRelease", self._handle.pop())
 
     vacate = release
 
-    def wait(self) -> None:
-        """Waits for the stream that is torch's current one in this thread."""
-        self._torch.cuda.current_stream(self.ordinal).synchronize()
+    def stream(self, stream: Any) -> Any:
+        """This torch stream; None: torch's current one in this thread, on this GPU."""
+        return self.gpu.torch.cuda.current_stream(self.gpu.ordinal) if stream is None else stream
+
+    def wait(self, stream: Any) -> None:
+        """Waits for a stream, as above."""
+        self.stream(stream).synchronize()
 
     def tensor(self, dtype: str, shape: Sequence[int], strides: Sequence[int], offset: int) -> Any:
         """A torch tensor. dtype: a name as in layouts.DTYPES; strides and offset: bytes. ValueError: it does not lie in the range; InvalidArgument
         (INVALID_VIEW): torch has no tensors that are aligned like this."""
-        element = getattr(self._torch, _TORCH.get(dtype, dtype), None)
+        torch = self.gpu.torch
+        element = getattr(torch, _TORCH.get(dtype, dtype), None)
         if element is None:
             raise errors.invalid("INVALID_LAYOUT", f"this torch has no {dtype}", "dtype")
         size = element.itemsize
@@ -89,37 +145,50 @@ class GpuRange:
             raise errors.invalid("INVALID_VIEW", f"{dtype} would not be aligned in torch tensors; take another View.layers", "view")
         if offset + sum((n - 1) * stride for n, stride in zip(shape, strides)) + size > self.nbytes:
             raise ValueError("beyond the arena's end")
-        flat = self._torch.as_tensor(self._holder, device=f"cuda:{self.ordinal}").view(element)
+        flat = torch.as_tensor(self._holder, device=f"cuda:{self.gpu.ordinal}").view(element)
         return flat.as_strided(tuple(shape), tuple(stride // size for stride in strides), offset // size)
 
-    # ---------------------------------------------------------------------------------------------------------- the driver
 
-    def _ordinal_of(self, device: str) -> int:
-        self._must("cuInit", 0)
-        for ordinal in range(self._must("cuDeviceGetCount")):
-            uuid = self._must("cuDeviceGetUuid", self._must("cuDeviceGet", ordinal))
-            if bytes(uuid.bytes)[:16].hex() == device.removeprefix("cuda:GPU-").replace("-", "").lower():
-                return ordinal
-        raise errors.made("FAILED_PRECONDITION", "MAPPING_FAILED", f"the arena is on {device}, which this process does not see (CUDA_VISIBLE_DEVICES)")
+class GpuPieces:
+    """What _mapping.Pieces is, on a GPU. Nobody may read or write there before finish(). What is not writable can't be written through these addresses."""
 
-    def _must(self, name: str, *arguments: Any) -> Any:
-        """What the driver's function gives. Exhausted or Conflict (MAPPING_FAILED)."""
-        return _result(self._driver, name, getattr(self._driver, name)(*arguments))
+    def __init__(self, device: str, nbytes: int, writable: bool) -> None:
+        """Errors are those of GpuRange."""
+        self.gpu = gpu_of(device)
+        self.nbytes = nbytes
+        self._writable = writable
+        self._mapped = 0
+        with self.gpu.current():
+            self.address = int(self.gpu.must("cuMemAddressReserve", nbytes, 0, 0, 0))
+        self.writable_address = self.address if writable else None
 
-    @contextlib.contextmanager
-    def _current(self) -> Iterator[None]:
-        self._must("cuCtxPushCurrent", self._context)
-        try:
-            yield
-        finally:
-            self._driver.cuCtxPopCurrent()
+    def add(self, fd: int, nbytes: int) -> None:
+        with self.gpu.current():
+            handle = self.gpu.import_memory(fd)
+            try:
+                self.gpu.must("cuMemMap", self.address + self._mapped, nbytes, 0, handle, 0)
+            finally:
+                self.gpu.driver.cuMemRelease(handle)  # a mapping keeps it
+        self._mapped += nbytes
+
+    def finish(self) -> None:
+        with self.gpu.current():
+            self.gpu.set_access(self.address, self.nbytes, self._writable)
+
+    def unmap(self) -> None:
+        """REQUIRES: nothing that this process does on the GPU uses it."""
+        with self.gpu.current():
+            if self._mapped:
+                self.gpu.driver.cuMemUnmap(self.address, self._mapped)
+            self.gpu.driver.cuMemAddressFree(self.address, self.nbytes)
 
 
 class _Holder:
     """What torch makes tensors of, and keeps with them."""
 
-    def __init__(self, address: int, nbytes: int) -> None:
+    def __init__(self, address: int, nbytes: int, keep: object) -> None:
         self.__cuda_array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, False), "strides": None}
+        self._keep = keep
 
 
 def _libraries() -> tuple[Any, Any]:
@@ -143,12 +212,11 @@ def _result(driver: Any, name: str, answer: tuple[Any, ...]) -> Any:
     raise errors.made("RESOURCE_EXHAUSTED" if full else "FAILED_PRECONDITION", "MAPPING_FAILED", f"{name}: {getattr(error, 'name', error)}")
 
 
-def _free(driver: Any, context: Any, address: int, nbytes: int, handle: list[Any]) -> None:
+def _free(gpu: Gpu, address: int, nbytes: int, handle: list[Any]) -> None:
     """What nobody has a tensor of any more."""
-    driver.cuCtxPushCurrent(context)
-    if handle:
-        driver.cuCtxSynchronize()
-        driver.cuMemUnmap(address, nbytes)
-        driver.cuMemRelease(handle.pop())
-    driver.cuMemAddressFree(address, nbytes)
-    driver.cuCtxPopCurrent()
+    with gpu.current():
+        if handle:
+            gpu.driver.cuCtxSynchronize()
+            gpu.driver.cuMemUnmap(address, nbytes)
+            gpu.driver.cuMemRelease(handle.pop())
+        gpu.driver.cuMemAddressFree(address, nbytes)

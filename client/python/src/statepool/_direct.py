@@ -32,6 +32,7 @@ from .names import Info
 from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
+    from . import _cuda, _mapping
     from .client import Pool
 
 GET_BYTES_MIN = LARGE_BYTES
@@ -40,7 +41,7 @@ SET_BYTES_MIN = LARGE_BYTES
 """The same for sets."""
 IDLE_BYTES_MAX = 1 << 30
 """So much of the daemon's memory stays mapped where no pin is used any more; beyond it what was used longest ago goes. Extents of the lease's own are not
-counted: Capabilities.max_granted_bytes bounds them."""
+counted: Capabilities.max_granted_bytes bounds them; nor a GPU's: what the daemon wants back of them it says."""
 IDLE_SHARE = 4
 """And at most this part of Capabilities.max_pinned_bytes."""
 STOCK_BYTES_MAX = 64 << 20
@@ -62,6 +63,7 @@ GRANT_PAUSE_S = 1.0
 """How long a lease asks for no slots after it got none."""
 ANSWER_TIMEOUT_S = 5.0
 """How long the daemon may take for a descriptor; then the lease is given up."""
+_DESCRIPTORS_MAX = 64  # in one event
 _UNPINS_MAX, _DROPPED_MAX = 8192, 1024  # in one message
 _EVENT_BYTES_MAX = 256 << 10
 _GRANTS_MAX = 64  # in one call
@@ -124,7 +126,7 @@ class Direct:
         if copy and self._size_wanted(request) < GET_BYTES_MIN:
             return None
         lease = self.lease(pool, attempts)
-        if lease is None:
+        if lease is None or not lease.on_host:
             return None
         direct = pb.GetRequest()
         direct.CopyFrom(request)
@@ -149,7 +151,7 @@ class Direct:
             return None
         while True:
             lease = self.lease(pool, attempts)
-            grants = [] if lease is None else lease.take_grants(pool, layout, nbytes, 1, attempts)
+            grants = [] if lease is None or not lease.on_host else lease.take_grants(pool, layout, nbytes, 1, attempts)
             if lease is None or not grants:
                 return None
             grant, = grants
@@ -187,7 +189,7 @@ class Direct:
 
         opened = quick._call("OpenDirect", pb.OpenDirectRequest(), pb.DirectLease.FromString)
         connection, _, _ = _mapping.connect(opened, OPEN_TIMEOUT_S)
-        return Lease(opened.lease, connection, limits.max_pinned_bytes // IDLE_SHARE, limits.max_granted_bytes // STOCK_SHARE)
+        return Lease(opened.lease, connection, limits)
 
 
 class Lease:
@@ -197,15 +199,20 @@ class Lease:
     by a thread as they come. When it has ended its memory stays mapped where somebody uses it.
     """
 
-    def __init__(self, id: str, connection: socket.socket, idle_bytes_max: int, stock_bytes_max: int) -> None:
-        """Takes the connection. idle_bytes_max, stock_bytes_max: limits besides IDLE_BYTES_MAX and STOCK_BYTES_MAX. OSError, RuntimeError when the process
-        can't have the thread."""
+    def __init__(self, id: str, connection: socket.socket, limits: pb.Capabilities) -> None:
+        """Takes the connection. limits: of the daemon. OSError, RuntimeError when the process can't have the thread.
+
+        on_host  the CPU reaches the daemon's slots
+        """
+        from . import _mapping
+
         self.id = id
+        self.on_host = not any(_mapping.is_gpu(device.name) for device in limits.devices)
         self.ended = False
         self.retired = False
         self._pid = os.getpid()
-        self._idle_bytes_max = idle_bytes_max
-        self._stock_bytes_max = stock_bytes_max
+        self._idle_bytes_max = limits.max_pinned_bytes // IDLE_SHARE
+        self._stock_bytes_max = limits.max_granted_bytes // STOCK_SHARE
         self._released: collections.deque[tuple[int, _Extent | None]] = collections.deque()  # pins (0: a used grant) and their extents; from any thread
         self._lock = threading.Lock()  # of what follows; who had it calls settle() afterwards
         self._connection = connection  # not to be used once it has ended
@@ -295,18 +302,34 @@ class Lease:
 
     def pin(self, slot: pb.Slot, nbytes: int) -> Pin | None:
         """The pin of a slot that the daemon has just pinned, with so many bytes; None: they can't be seen from here, and the pin is given back."""
-        with self._lock:
-            extent = self._extent(slot.extent)
-            if extent is None or slot.offset + nbytes > extent.nbytes:
-                self._released.append((slot.id, None))
-                extent = None
-            else:
-                self._use(extent)
-        self.settle()
-        return None if extent is None else Pin(self, slot.id, extent, extent.address + slot.offset, nbytes)
+        pin, = self.pin_all([slot], nbytes)
+        return pin
 
-    def take_grants(self, pool: Pool, layout: str, nbytes: int, count: int, attempts: Attempts) -> list[Grant]:
-        """So many granted slots for states of this layout, or none. The caller's, until done_with(). DeadlineExceeded."""
+    def pin_all(self, slots: Sequence[pb.Slot], nbytes: int, device: str = "") -> list[Pin | None]:
+        """The same for several slots on this GPU; without a device on the host."""
+        pins: list[Pin | None] = []
+        with self._lock:
+            for slot in slots:
+                extent = self._extent(slot.extent)
+                if extent is None or extent.device != device or slot.offset + nbytes > extent.nbytes:
+                    self._released.append((slot.id, None))
+                    pins.append(None)
+                else:
+                    self._use(extent)
+                    pins.append(Pin(self, slot.id, extent, extent.address + slot.offset, nbytes))
+        self.settle()
+        return pins
+
+    def unpin_all(self, pins: Sequence[Pin]) -> None:
+        """Gives pins back before their objects are gone. REQUIRES: nobody uses them any more."""
+        for pin in pins:
+            pin._is_given_back = True
+            self._released.append((pin._id, pin._extent))
+        self.settle()
+
+    def take_grants(self, pool: Pool, layout: str, nbytes: int, count: int, attempts: Attempts, device: str = "") -> list[Grant]:
+        """So many granted slots for states of this layout, or none, on this GPU; without a device on the host. The caller's, until done_with() or
+        give_back(). DeadlineExceeded."""
         refused: errors.StatepoolError | None = None
         with self._stock_lock:
             stock = self._stock.setdefault(layout, [])
@@ -316,7 +339,7 @@ class Lease:
                 found: list[Grant] = []
                 try:
                     answer = pool._connection.call("Grant", request, pb.GrantResponse.FromString, Attempts(attempts.timeout(), 0))
-                    found = [grant for slot in answer.slots if (grant := self._grant(slot, nbytes)) is not None]
+                    found = [grant for slot in answer.slots if (grant := self._grant(slot, nbytes, device)) is not None]
                 except errors.StatepoolError as error:
                     refused = error
                 stock += found
@@ -341,6 +364,11 @@ class Lease:
     def done_with(self, grants: Sequence[Grant]) -> None:
         """They were used up, by whatever call named them."""
         self._released.extend((0, grant.extent) for grant in grants)
+        self.settle()
+
+    def give_back(self, grants: Sequence[Grant]) -> None:
+        """No call named them, nor will."""
+        self._released.extend((grant.id, grant.extent) for grant in grants)
         self.settle()
 
     def settle(self) -> None:
@@ -404,12 +432,12 @@ class Lease:
         self._hung_up = True
         self._watch.end()
 
-    def _grant(self, slot: pb.Slot, nbytes: int) -> Grant | None:
+    def _grant(self, slot: pb.Slot, nbytes: int, device: str) -> Grant | None:
         """A slot that the daemon has just granted; None: it can't be written from here. Takes the lock itself."""
         grant = None
         with self._lock:
             extent = self._extent(slot.extent)
-            if extent is not None and extent.writable_address is not None and slot.offset + nbytes <= extent.nbytes:
+            if extent is not None and extent.device == device and extent.writable_address is not None and slot.offset + nbytes <= extent.nbytes:
                 self._use(extent)
                 grant = Grant(slot.id, extent, extent.writable_address + slot.offset, nbytes)
             else:
@@ -428,27 +456,36 @@ class Lease:
             return None
         self._asked = id
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        mapping: _Mapping | None = None
         while not self.ended:
-            event, fd = self._read_event(deadline)
-            if event is None:
-                self._end()  # its answer would come when another is expected
-            elif event.extent:
-                try:
-                    if event.extent != id or (fd is None) != bool(event.reason):
+            event, fds = self._read_event(deadline)
+            try:
+                if event is None:
+                    self._end()  # its answer would come when another is expected
+                elif event.extent:
+                    mapping = mapping or _Mapping(event)
+                    if event.extent != id or bool(fds) == bool(event.reason) or len(fds) > mapping.left:
                         self._end()
+                    elif event.reason:
+                        self._asked = 0
+                        mapping.give_up()
                         return None
+                    else:
+                        mapping.add(fds)
+                if mapping is not None and not mapping.left and not self.ended:
                     self._asked = 0
-                    return None if fd is None else self._map(event, fd)
-                finally:
-                    if fd is not None:
-                        os.close(fd)
+                    return self._keep(mapping)
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        if mapping is not None:
+            mapping.give_up()
         return None
 
-    def _map(self, event: pb.LeaseEvent, fd: int) -> _Extent | None:
-        try:
-            extent = _Extent(event, fd)
-        except (errors.StatepoolError, OSError):
-            self._dropped.append(event.extent)
+    def _keep(self, mapping: _Mapping) -> _Extent | None:
+        extent = mapping.finish()
+        if extent is None:
+            self._dropped.append(mapping.event.extent)
             return None
         self._extents[extent.id] = extent
         self._idle_bytes += extent.counted
@@ -477,37 +514,37 @@ class Lease:
     def _read_events(self) -> None:
         """All that is there."""
         while not self.ended:
-            event, fd = self._read_event(0)
-            if fd is not None:
+            event, fds = self._read_event(0)
+            for fd in fds:
                 os.close(fd)  # nobody asked for it
             if event is None:
                 return
 
-    def _read_event(self, deadline: float) -> tuple[pb.LeaseEvent | None, int | None]:
-        """The next event, of which `drop` is done, and its descriptor, which is the caller's to close. None: there is none before the deadline (0: now),
+    def _read_event(self, deadline: float) -> tuple[pb.LeaseEvent | None, list[int]]:
+        """The next event, of which `drop` is done, and its descriptors, which are the caller's to close. None: there is none before the deadline (0: now),
         or the lease has ended."""
         if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000 if deadline else 0):
-            return None, None
+            return None, []
         data, flags = b"", 0  # as when it has hung up
         fds: list[int] = []
         with contextlib.suppress(OSError):
-            data, fds, flags, _ = socket.recv_fds(self._connection, _EVENT_BYTES_MAX, 4, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags, _ = socket.recv_fds(self._connection, _EVENT_BYTES_MAX, _DESCRIPTORS_MAX, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
         try:
-            if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(fds) > 1:
+            if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise DecodeError
             event = pb.LeaseEvent.FromString(data)
         except DecodeError:
             for fd in fds:
                 os.close(fd)
             self._end()
-            return None, None
+            return None, []
         for id in event.drop:
             extent = self._extents.get(id)
             if extent is not None:
                 extent.doomed = True
                 if not extent.users:
                     self._unmap(extent)
-        return event, fds[0] if fds else None
+        return event, fds
 
 
 class _Watch:
@@ -564,50 +601,88 @@ def _attend(lease: weakref.ref[Lease]) -> float | None:
     return None
 
 
+class _Mapping:
+    """An extent whose descriptors are coming. After an error they are taken all the same."""
+
+    def __init__(self, event: pb.LeaseEvent) -> None:
+        """event: the first one."""
+        self.event = event
+        self._chunk_bytes = event.chunk_bytes or event.bytes
+        self.left = -(-event.bytes // max(self._chunk_bytes, 1))  # descriptors
+        self._pieces: _mapping.Pieces | _cuda.GpuPieces | None = None
+        if event.reason or not event.bytes or event.bytes % self._chunk_bytes:
+            return
+        with contextlib.suppress(errors.StatepoolError):
+            if event.device:
+                from . import _cuda
+                self._pieces = _cuda.GpuPieces(event.device, event.bytes, event.writable)
+            else:
+                from . import _mapping
+                self._pieces = _mapping.Pieces(event.bytes, event.writable)
+
+    def add(self, fds: Sequence[int]) -> None:
+        """REQUIRES: no more than `left`."""
+        self.left -= len(fds)
+        try:
+            for fd in fds:
+                if self._pieces is not None:
+                    self._pieces.add(fd, self._chunk_bytes)
+        except (errors.StatepoolError, OSError):
+            self.give_up()
+
+    def finish(self) -> _Extent | None:
+        """REQUIRES: none is left. None: it can't be had in this process."""
+        if self._pieces is None:
+            return None
+        try:
+            self._pieces.finish()
+        except errors.StatepoolError:
+            self.give_up()
+            return None
+        return _Extent(self.event, self._pieces)
+
+    def give_up(self) -> None:
+        if self._pieces is not None:
+            self._pieces.unmap()
+        self._pieces = None
+
+
 class _Extent:
-    """Memory of the daemon's, mapped for reading; if it came unsealed also for writing. Guarded by its lease's lock."""
+    """Memory of the daemon's, mapped for reading; if it came so also for writing. Guarded by its lease's lock."""
 
-    def __init__(self, event: pb.LeaseEvent, fd: int) -> None:
-        """StatepoolError when it would not be safe to use, or when there is no room."""
-        from . import _mapping
-
-        _mapping.check_memory(fd, event.bytes)
+    def __init__(self, event: pb.LeaseEvent, pieces: _mapping.Pieces | _cuda.GpuPieces) -> None:
         self.id = event.extent
         self.nbytes = event.bytes
+        self.device = event.device
         self.users = 0  # pins and grants
         self.doomed = False  # the daemon wants it back
-        self.counted = 0 if event.writable else event.bytes  # for IDLE_BYTES_MAX
-        self.address = _mapping.map_new(fd, event.bytes)
-        self.writable_address: int | None = None
-        if event.writable:
-            try:
-                self.writable_address = _mapping.map_new(fd, event.bytes, writable=True)
-            except errors.StatepoolError:
-                _mapping.unmap(self.address, self.nbytes)
-                raise
+        # For IDLE_BYTES_MAX. On a GPU a mapping costs addresses alone, and unmapping time.
+        self.counted = 0 if event.writable or event.device else event.bytes
+        self.address = pieces.address
+        self.writable_address = pieces.writable_address
+        self._pieces = pieces
 
     def unmap(self) -> None:
         """REQUIRES: no users."""
-        from . import _mapping
-
-        _mapping.unmap(self.address, self.nbytes)
-        if self.writable_address is not None:
-            _mapping.unmap(self.writable_address, self.nbytes)
+        self._pieces.unmap()
 
 
 class Pin:
-    """A pinned slot. numpy makes an array of it that can't be written, and that keeps it alive; the slot is given back when this object is gone."""
+    """A pinned slot. On the host numpy makes an array of it that can't be written, and that keeps it alive; the slot is given back when this object is
+    gone."""
 
     def __init__(self, lease: Lease, id: int, extent: _Extent, address: int, nbytes: int) -> None:
         self._lease = lease
         self._id = id
         self._extent = extent
+        self._is_given_back = False
         self.address = address
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, True)}
 
     def __del__(self) -> None:
-        self._lease._released.append((self._id, self._extent))
-        self._lease.settle()
+        if not self._is_given_back:
+            self._lease._released.append((self._id, self._extent))
+            self._lease.settle()
 
     def view(self) -> memoryview:
         return _wire.as_bytes(np.asarray(self))
@@ -633,4 +708,9 @@ def goes_on(lease: Lease, error: errors.StatepoolError) -> bool:
         lease.end()
     elif not error.reason:
         lease.retire()
+    return may_do_without(error)
+
+
+def may_do_without(error: errors.StatepoolError) -> bool:
+    """Whether a call that failed so may do without a lease."""
     return error.reason in SHORTAGES or isinstance(error, (errors.Unavailable, errors.Exhausted))

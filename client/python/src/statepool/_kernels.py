@@ -2,14 +2,17 @@
 """The daemon's kernels in this process: checksums, and copies between states and arenas' rows, from libstatepool_kernels.so (kernels/c_api.h).
 
 The library is an option: a build of the tree puts it beside this file, or STATEPOOL_KERNELS_LIBRARY names it. Without it (`available` is False), or with
-one of another version, hash_of and copy_and_hash do the same in Python, slower, and there are no plans. The library's functions release the GIL.
+one of another version, hash_of, copy_and_hash and roots_of do the same in Python, slower, and there are no plans. The library's functions release the GIL.
+The kernels for a GPU are in another one, libstatepool_kernels_cuda.so (STATEPOOL_KERNELS_CUDA_LIBRARY).
 """
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import pathlib
 import struct
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -19,10 +22,10 @@ import xxhash
 
 from .v1 import statepool_pb2 as pb
 
-VERSION = 1
+VERSION = 2
 LEAF_BYTES = 65536
 _LIBRARY_BYTES_MIN = 256 << 10  # less is done before a call of the library has begun
-_LIBRARY = pathlib.Path(__file__).parent / "_lib" / "libstatepool_kernels.so"
+_LIBRARIES = pathlib.Path(__file__).parent / "_lib"
 
 
 class _Piece(ctypes.Structure):
@@ -35,11 +38,10 @@ class _Segment(ctypes.Structure):
                 ("strides", ctypes.POINTER(ctypes.c_uint64)), ("element_bytes", ctypes.c_uint32), ("axis_count", ctypes.c_uint32)]
 
 
-def _load() -> Any:
-    """The library, or None."""
-    path = os.environ.get("STATEPOOL_KERNELS_LIBRARY") or str(_LIBRARY)
+def _load(name: str, variable: str) -> Any:
+    """The library of this name, or that which the variable of the environment names. None: there is none that can be used."""
     try:
-        library = ctypes.CDLL(path)
+        library = ctypes.CDLL(os.environ.get(variable) or str(_LIBRARIES / name))
         library.statepool_kernels_version.restype = ctypes.c_uint32
         if library.statepool_kernels_version() != VERSION:
             return None
@@ -56,10 +58,23 @@ def _load() -> Any:
     library.statepool_kernels_gather.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint32), ctypes.c_size_t]
     library.statepool_kernels_scatter.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p,
                                                   ctypes.POINTER(ctypes.c_uint64)]
+    rows = ctypes.POINTER(ctypes.c_uint32)
+    states = ctypes.POINTER(ctypes.c_void_p)
+    library.statepool_kernels_roots.restype = None
+    library.statepool_kernels_roots.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_uint64)]
+    library.statepool_kernels_device_error.restype = ctypes.c_char_p
+    library.statepool_kernels_device_error.argtypes = []
+    library.statepool_kernels_device_plan_create.restype = ctypes.c_void_p
+    library.statepool_kernels_device_plan_create.argtypes = [ctypes.c_void_p]
+    library.statepool_kernels_device_plan_destroy.restype = None
+    library.statepool_kernels_device_plan_destroy.argtypes = [ctypes.c_void_p]
+    library.statepool_kernels_device_gather.argtypes = [ctypes.c_void_p, states, rows, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p]
+    library.statepool_kernels_device_scatter.argtypes = [ctypes.c_void_p, rows, rows, states, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p,
+                                                         ctypes.c_void_p]
     return library
 
 
-_library = _load()
+_library = _load("libstatepool_kernels.so", "STATEPOOL_KERNELS_LIBRARY")
 available: bool = _library is not None
 
 
@@ -120,23 +135,25 @@ def leaves_of(pieces: Iterable[memoryview]) -> bytes:
     return struct.pack(f"<{len(leaves)}Q", *leaves)
 
 
+def roots_of(leaves: memoryview, count: int) -> list[str]:
+    """The checksums of `count` images of as many leaves each. leaves: their hashes, image after image, 8 bytes each as this machine has numbers."""
+    each = len(leaves) // count
+    if _library is None:
+        order = sys.byteorder
+        return [xxhash.xxh3_64_hexdigest(b"".join(int.from_bytes(leaves[at:at + 8], order).to_bytes(8, "little") for at in range(first, first + each, 8)))
+                for first in range(0, each * count, each)]
+    hashes = np.frombuffer(leaves, np.uint64)
+    roots = (ctypes.c_uint64 * count)()
+    _library.statepool_kernels_roots(hashes.ctypes.data, each // 8, count, roots)
+    return [f"{root:016x}" for root in roots]
+
+
 class Plan:
     """How a state lies in the rows of an arena, as the daemon tells it in Arena.plan. Immutable; thread-safe. REQUIRES: `available`."""
 
     def __init__(self, segments: Sequence[pb.CopySegment], state_bytes: int, arena_bytes: int, rows: int, accepted_max: int) -> None:
         """ValueError when it makes no sense."""
-        listed = (_Segment * len(segments))()
-        for place, segment in zip(listed, segments):
-            for name in ("state_offset", "arena_offset", "row_stride", "accept_stride", "clear_offset", "clear_bytes", "element_bytes"):
-                setattr(place, name, getattr(segment, name))
-            if len(segment.sizes) != len(segment.strides):
-                raise ValueError("a segment has other axes in the state than in the arena")
-            place.axis_count = len(segment.sizes)
-            place.sizes = (ctypes.c_uint64 * place.axis_count)(*segment.sizes)  # the structure keeps them
-            place.strides = (ctypes.c_uint64 * place.axis_count)(*segment.strides)
-        self._plan = _library.statepool_kernels_plan_create(listed, len(segments), state_bytes, arena_bytes, rows, accepted_max)
-        if not self._plan:
-            raise ValueError("the segments do not fit the arena")
+        self._plan = _create(_library, segments, state_bytes, arena_bytes, rows, accepted_max)
         self.state_bytes = state_bytes
         self.rows = rows
         self.accepted_max = accepted_max
@@ -153,6 +170,83 @@ class Plan:
         REQUIRES: 0 <= row < rows, 1 <= accepted <= accepted_max.
         """
         return _root(lambda root: _library.statepool_kernels_scatter(self._plan, arena, row, accepted, state, root), None)
+
+
+def _create(library: Any, segments: Sequence[pb.CopySegment], state_bytes: int, arena_bytes: int, rows: int, accepted_max: int) -> int:
+    """A plan of this library. ValueError when it makes no sense."""
+    listed = (_Segment * len(segments))()
+    for place, segment in zip(listed, segments):
+        for name in ("state_offset", "arena_offset", "row_stride", "accept_stride", "clear_offset", "clear_bytes", "element_bytes"):
+            setattr(place, name, getattr(segment, name))
+        if len(segment.sizes) != len(segment.strides):
+            raise ValueError("a segment has other axes in the state than in the arena")
+        place.axis_count = len(segment.sizes)
+        place.sizes = (ctypes.c_uint64 * place.axis_count)(*segment.sizes)  # the structure keeps them
+        place.strides = (ctypes.c_uint64 * place.axis_count)(*segment.strides)
+    plan: int | None = library.statepool_kernels_plan_create(listed, len(segments), state_bytes, arena_bytes, rows, accepted_max)
+    if not plan:
+        raise ValueError("the segments do not fit the arena")
+    return plan
+
+
+# ---------------------------------------------------------------------------------------------------------------- on a GPU
+
+
+class DeviceFailed(Exception):
+    """A GPU's kernel could not be enqueued, or there is no library with any; the message is why."""
+
+
+class DevicePlan:
+    """A plan in the memory of the GPU whose primary context is current in the thread that makes it, and in those that use it. Immutable; thread-safe.
+    destroy() frees it, nothing else does: a copy may be under way."""
+
+    def __init__(self, segments: Sequence[pb.CopySegment], state_bytes: int, arena_bytes: int, rows: int, accepted_max: int) -> None:
+        """DeviceFailed; ValueError when it makes no sense."""
+        self._library = _cuda_library()
+        if self._library is None:
+            raise DeviceFailed(f"there is no libstatepool_kernels_cuda.so of version {VERSION}: a build with nvcc makes it")
+        plan = _create(self._library, segments, state_bytes, arena_bytes, rows, accepted_max)
+        try:
+            self._plan = self._library.statepool_kernels_device_plan_create(plan)
+        finally:
+            self._library.statepool_kernels_plan_destroy(plan)
+        if not self._plan:
+            raise self._failure()
+
+    def destroy(self) -> None:
+        """Frees it. REQUIRES: what was enqueued with it is done, and nothing is enqueued any more."""
+        self._library.statepool_kernels_device_plan_destroy(self._plan)
+
+    def gather(self, states: Sequence[int], rows: Sequence[int], arena: int, stream: int) -> None:
+        """Enqueues the copies of the states at these addresses into these rows of the arena at that one. DeviceFailed."""
+        self._enqueued(self._library.statepool_kernels_device_gather(self._plan, _addresses(states), _numbers(rows), len(rows), arena, stream))
+
+    def scatter(self, rows: Sequence[int], accepted: Sequence[int], states: Sequence[int], arena: int, hashes: int, stream: int) -> None:
+        """Enqueues the copies of what rows hold after so many steps to these addresses, with the hashes of their leaves, state after state, to the
+        address `hashes`. DeviceFailed."""
+        self._enqueued(self._library.statepool_kernels_device_scatter(self._plan, _numbers(rows), _numbers(accepted), _addresses(states), len(rows), arena,
+                                                                      hashes, stream))
+
+    def _enqueued(self, result: int) -> None:
+        if result == 3:
+            raise self._failure()
+        _check(result)
+
+    def _failure(self) -> DeviceFailed:
+        return DeviceFailed(self._library.statepool_kernels_device_error().decode(errors="replace"))
+
+
+@functools.cache
+def _cuda_library() -> Any:
+    return _load("libstatepool_kernels_cuda.so", "STATEPOOL_KERNELS_CUDA_LIBRARY")
+
+
+def _addresses(values: Sequence[int]) -> Any:
+    return (ctypes.c_void_p * len(values))(*values)
+
+
+def _numbers(values: Sequence[int]) -> Any:
+    return (ctypes.c_uint32 * len(values))(*values)
 
 
 def _pieces(views: Sequence[memoryview]) -> tuple[Any, list[Any]]:

@@ -107,21 +107,46 @@ def connect(opened: pb.Arena | pb.DirectLease, timeout: float) -> tuple[socket.s
             os.close(fd)
 
 
-def map_new(fd: int, nbytes: int, *, writable: bool = False) -> int:
-    """Maps the beginning of the memory that `fd` is, shared: the address. Exhausted when the process has no room.
+class Pieces:
+    """Memory of the daemon's that comes in pieces, mapped side by side in the order in which they come. Not thread-safe.
 
-    writable  to be written, with all its pages there, and not in the children of this process. Otherwise pages come with their first use
+    address           to read at
+    writable_address  to write at as well; None: it is for reading alone. What is writable has all its pages there, and is not in the children of this
+                      process. Otherwise pages come with their first use
     """
-    if not writable:
-        return _map(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, fd)
-    address = _map(None, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_POPULATE, fd)
-    _libc.madvise(address, nbytes, mmap.MADV_DONTFORK)
-    return address
 
+    def __init__(self, nbytes: int, writable: bool) -> None:
+        """Exhausted when the process has no room."""
+        self.nbytes = nbytes
+        self._mapped = 0
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self.address = _map(None, nbytes, _PROT_NONE, flags, -1)
+        self.writable_address: int | None = None
+        if writable:
+            try:
+                self.writable_address = _map(None, nbytes, _PROT_NONE, flags, -1)
+            except errors.StatepoolError:
+                self.unmap()
+                raise
 
-def unmap(address: int, nbytes: int) -> None:
-    """REQUIRES: nobody uses what is mapped there."""
-    _libc.munmap(address, nbytes)
+    def add(self, fd: int, nbytes: int) -> None:
+        """Maps the next piece, shared: the first nbytes of the memory that `fd` is. REQUIRES: there is room. Exhausted; StatepoolError (BAD_MEMORY)."""
+        check_memory(fd, nbytes)
+        _map(self.address + self._mapped, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd)
+        if self.writable_address is not None:
+            at = self.writable_address + self._mapped
+            _map(at, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED | _MAP_POPULATE, fd)
+            _libc.madvise(at, nbytes, mmap.MADV_DONTFORK)
+        self._mapped += nbytes
+
+    def finish(self) -> None:
+        """All pieces are there."""
+
+    def unmap(self) -> None:
+        """REQUIRES: nobody uses what is mapped there."""
+        _libc.munmap(self.address, self.nbytes)
+        if self.writable_address is not None:
+            _libc.munmap(self.writable_address, self.nbytes)
 
 
 def check_memory(fd: int, nbytes: int) -> None:

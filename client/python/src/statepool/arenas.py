@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import _direct, _kernels, _requests, errors, names
+from . import _direct, _gpu_copies, _kernels, _requests, errors, names
 from ._calls import Attempts
 from ._requests import Ttl
 from .layouts import DTYPES, Array, Layout
@@ -125,6 +125,43 @@ class StoreItem:
     request_id: str | None = None
 
 
+class Store:
+    """A store that Arena.store_async began. Thread-safe."""
+
+    def __init__(self, arena: Arena, storing: _gpu_copies.Storing | errors.StatepoolError | None, result: Callable[[Any], dict[int, Any]] | None) -> None:
+        """storing: None, or why not, if it is over. result: makes what wait() gives of its answer."""
+        self._arena = arena
+        self._storing = storing
+        self._result = result
+
+    def done(self) -> bool:
+        """Whether wait() would return, or raise, at once. Does nothing to bring that about."""
+        return self._storing is None or isinstance(self._storing, errors.StatepoolError) or self._storing.is_over()
+
+    def wait(self, timeout: float | None = None) -> dict[int, Any]:
+        """What Arena.store returns, or raises. Can be called again.
+
+        timeout  seconds; TimeoutError when it is not done by then, and it goes on. None: until the stream has passed the copies, and then as long as a
+                 call may take
+        """
+        storing, result = self._storing, self._result
+        if isinstance(storing, errors.StatepoolError):
+            raise storing
+        assert result is not None
+        if storing is None:
+            return result(None)
+        if timeout is None:
+            assert self._arena._in_flight is not None
+            self._arena._in_flight.finish_through(storing)
+        elif not storing.wait_until_over(timeout):
+            raise TimeoutError(f"the store is not done after {timeout} s; it goes on")
+        try:
+            return result(storing.answer())
+        except errors.ContentsGone:
+            self._arena._told.generation = self._arena._generation  # now this thread knows
+            raise
+
+
 class Arena:
     """Rows for states of a layout, in memory that the daemon and this process share. Made by Pool.open_arena.
 
@@ -150,10 +187,14 @@ class Arena:
     The arrays stay valid as long as they live, also after close(): then they hold zeros, or what was there. They keep the memory as well, which counts
     against the daemon's budget until it is unmapped: drop them.
 
-    On a GPU: load and store wait for the calling thread's current torch stream before they ask the daemon; work of other streams on these rows must be
-    done, too. What load has copied is there for every stream when it returns. close() and reopen() wait for all work of this process on the GPU, and
-    unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's. Close the arena:
-    of one that is only dropped the memory counts until this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here.
+    On a GPU: load and store are for a stream, torch's current one in the calling thread unless they are given another; work of other streams on these rows
+    must be done. The daemon copies when the stream is done, so they wait for it, and what load has copied is there for every stream when it returns.
+    *Direct* (Pool.open_arena) this process copies, in the stream's order, and waits for nothing: load returns when the copies are enqueued, so that what
+    the stream does afterwards finds them; store_async does so too, and what the stream does afterwards may write to the rows. Where a direct copy is not to
+    be had now the daemon copies. Neither may be called while the stream is captured into a graph. close() and reopen() wait for all work of this process on
+    the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's; until
+    then graphs that touch rows stay valid, whatever is loaded, stored or opened again. Close the arena: of one that is only dropped the memory counts until
+    this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU refuses to copy.
 
     Restarts: when the daemon has lost the arena, load and store open it again at the same addresses and raise ContentsGone: all rows are zeros. So
     does the next load or store of every other thread that used it before. When it can't be had again, the call's own error is raised, and the next
@@ -174,7 +215,9 @@ class Arena:
         self._told = threading.local()  # .generation: the newest one that this thread knows of
         self._lease: socket.socket | None = None
         self._memory: Range | GpuRange | None = None
-        self._plan: _kernels.Plan | None = None  # None: the daemon copies
+        self._plan: _kernels.Plan | None = None  # None: this process does not copy on the host
+        self._copies: _gpu_copies.Copies | None = None  # nor on a GPU
+        self._in_flight: _gpu_copies.InFlight | None = None  # what those copies are
         self._doubtful: set[int] = set()  # rows that the daemon may take for loaded, and nobody copied to
         self._on_gpu = False
         self._table: pb.Arena  # as the daemon told it first
@@ -186,7 +229,8 @@ class Arena:
         self.on_reopen: Callable[[Arena], object] | None = None
         self._closed = False
         try:
-            self._request.with_plan = direct and _kernels.available and pool._direct.lease(pool, attempts) is not None
+            lease = pool._direct.lease(pool, attempts) if direct else None
+            self._request.with_plan = lease is not None and (_kernels.available or not lease.on_host)
             self._open(attempts)
             self._make_arrays()
             self._make_plan()
@@ -217,11 +261,12 @@ class Arena:
 
     # -------------------------------------------------------------------------------------------------- load and store
 
-    def load(self, items: Mapping[int, LoadItem | Name | Match | str], *, return_errors: bool = False) -> dict[int, Any]:
+    def load(self, items: Mapping[int, LoadItem | Name | Match | str], *, return_errors: bool = False, stream: Any = None) -> dict[int, Any]:
         """Copies versions into rows; with steps, into their first. Columns that only the view has become zero.
 
         items          what each row is to hold: a name (a str is a sequence, a match its longest prefix) or a LoadItem
         return_errors  put the error of an item that fails in its place, instead of raising the first of them
+        stream         on a GPU: the torch stream that the rows are for; None: the current one
         What each row holds then, as Loaded, in the order of the items. The row of an item that fails is as it was, unless it is DataLoss or
         DeadlineExceeded: then it counts as never loaded. The others are loaded. Errors of items have "row" in their metadata. NotFound (also
         LAYOUT_MISMATCH, POSITION_MISMATCH ...), DataLoss, Exhausted; InvalidArgument (ROW_OUT_OF_RANGE); ContentsGone.
@@ -229,11 +274,11 @@ class Arena:
         request = pb.LoadRequest(items=[_load_item(row, item) for row, item in items.items()])
         if not request.items:
             return {}
-        results = self._load(request, self._pool._attempts(), self._known())
+        results = self._load(request, self._pool._attempts(), self._known(), stream)
         return _by_row(request.items, results, return_errors)
 
     def store(self, items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None = None, *,
-              accepted: int | Mapping[int, int] | None = None, all_or_none: bool = False, return_errors: bool = False) -> dict[int, Any]:
+              accepted: int | Mapping[int, int] | None = None, all_or_none: bool = False, return_errors: bool = False, stream: Any = None) -> dict[int, Any]:
         """Makes rows new versions of sequences, existing or new ones, as Pool.set would; published at one moment, recorded together.
 
         items          which sequence each row is for (a str is one), or a StoreItem
@@ -241,26 +286,48 @@ class Arena:
         accepted       how many of the row's steps hold, 1..max(steps, 1): of all rows, or by row. None: 1
         all_or_none    store nothing, and raise the first error, when an item fails
         return_errors  otherwise: put the error of an item that fails in its place, instead of raising the first of them
+        stream         on a GPU: the torch stream that wrote the rows; None: the current one
         The Info of what was stored by row, in the order of the items. An item that fails changes nothing, also not its row; the others are stored. The
         sequence that a row was loaded from or stored as must still have that revision: Conflict (REVISION_MISMATCH). Errors of items have "row" in
         their metadata. Conflict (ROW_NOT_LOADED, LAYOUT_MISMATCH), InvalidArgument (INVALID_ACCEPTED_LENGTH, INVALID_POSITION ...), Exhausted;
         ContentsGone. Retries are safe: each item has a request_id.
         """
-        request = pb.StoreRequest(items=[_store_item(i, row, item, position, accepted) for i, (row, item) in enumerate(items.items())],
-                                  all_or_none=all_or_none)
+        request = _store_request(items, position, accepted, all_or_none)
         if not request.items:
             return {}
-        results = self._store(request, self._pool._attempts(), self._known())
+        results = self._store(request, self._pool._attempts(), self._known(), stream)
         return _by_row(request.items, results, return_errors)
 
-    def _load(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None) -> list[Loaded | errors.StatepoolError]:
+    def store_async(self, items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None = None, *,
+                    accepted: int | Mapping[int, int] | None = None, all_or_none: bool = False, return_errors: bool = False, stream: Any = None) -> Store:
+        """store(), which is done when the handle's wait() returns, or done() is true; without either a thread of the arena's does it soon.
+
+        In a direct arena on a GPU this returns when the copies are enqueued: what the stream does afterwards may write to the rows, and is not stored. The
+        versions are published when the stream has passed them: those of one arena in the order of the calls. Elsewhere all of it has happened when this
+        returns. What is invalid in itself is raised here, every other error of store() by wait(): then nothing of the item was stored, and the row has to
+        be stored again, if it still holds the state. Wait for what has to be there: a process that ends takes along what was not published.
+        """
+        request = _store_request(items, position, accepted, all_or_none)
+        attempts = self._pool._attempts()
+        known = self._known()
+        try:
+            storing = self._begin_store(request, attempts, known, stream, attended=True) if request.items else None
+            if storing is not None:
+                return Store(self, storing, lambda answer: _by_row(request.items, _stored(request.items, answer), return_errors))
+            result = _by_row(request.items, self._store(request, attempts, known, stream), return_errors) if request.items else {}
+        except errors.StatepoolError as error:
+            return Store(self, error, None)
+        return Store(self, None, lambda _: result)
+
+    def _load(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Loaded | errors.StatepoolError]:
         while True:
-            results = self._load_directly(request, attempts, generation)
+            results = self._load_directly(request, attempts, generation, stream)
             left = [i for i, result in enumerate(results) if result is None]
             if left:
                 rest = request if len(left) == len(results) else pb.LoadRequest(items=[request.items[i] for i in left])
                 for item in rest.items:
                     item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
+                self._wait_for(stream)
                 answer = self._call("Load", rest, pb.LoadResponse.FromString, attempts, generation)
                 for i, item, r in zip(left, rest.items, answer.rows):
                     results[i] = _error(item, r.error) if r.HasField("error") else Loaded(Info.from_proto(r.info), r.attachment, r.copied)
@@ -274,12 +341,14 @@ class Arena:
             except errors.StatepoolError:
                 return results
 
-    def _load_directly(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None) -> list[Any]:
-        """A Load whose copies are done here. The results; None where it is for the daemon to load the row, and to copy."""
-        plan, memory = self._plan, self._memory
-        lease = None if plan is None or memory is None else self._pool._direct.lease(self._pool, attempts)
-        if plan is None or memory is None or lease is None:
+    def _load_directly(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None, stream: Any) -> list[Any]:
+        """A Load whose copies are done, or enqueued, here. The results; None where it is for the daemon to load the row, and to copy."""
+        plan = self._plan or self._copies
+        lease = None if plan is None else self._pool._direct.lease(self._pool, attempts)
+        if plan is None or lease is None:
             return [None] * len(request.items)
+        if generation is None:
+            generation = self._generation
         direct = pb.LoadRequest(items=request.items, lease=lease.id)
         rows = {item.row for item in request.items}
         for item in direct.items:
@@ -297,11 +366,12 @@ class Arena:
                 slots.setdefault(r.slot.id, (r.slot, []))[1].append(item.row)
             else:
                 self._doubtful.discard(item.row)  # what it holds is what it held
-        for slot, of_slot in slots.values():
-            pin = lease.pin(slot, plan.state_bytes)
-            if pin is not None:
-                plan.gather(pin.address, memory.address, of_slot)
-                self._doubtful.difference_update(of_slot)
+        pins = lease.pin_all([slot for slot, _ in slots.values()], plan.state_bytes, self._gpu_name())
+        pinned = [(pin, of_slot) for pin, (_, of_slot) in zip(pins, slots.values()) if pin is not None]
+        if pinned:
+            self._gather(lease, pinned, generation, stream)
+        for _, of_slot in pinned:
+            self._doubtful.difference_update(of_slot)
         results: list[Any] = []
         for item, r in zip(request.items, answer.rows):
             if r.HasField("error"):
@@ -313,20 +383,47 @@ class Arena:
                 results.append(Loaded(Info.from_proto(r.info), r.attachment, r.copied))
         return results
 
-    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None) -> list[Info | errors.StatepoolError]:
+    def _gather(self, lease: _direct.Lease, pinned: list[tuple[_direct.Pin, list[int]]], generation: int, stream: Any) -> None:
+        """Copies pinned states into rows; on a GPU enqueues that, and keeps the pins until it is done. ContentsGone, Conflict (ARENA_CLOSED)."""
+        if self._copies is None or self._in_flight is None:
+            assert self._plan is not None and self._memory is not None
+            for pin, rows in pinned:
+                self._plan.gather(pin.address, self._memory.address, rows)
+            return
+        self._in_flight.release()
+        with self._lock:  # while it is held nobody unmaps the arena
+            self._check(generation)
+            states = [pin for pin, rows in pinned for _ in rows]
+            event = self._copies.gather(states, [row for _, rows in pinned for row in rows], self._memory.stream(stream))  # type: ignore[union-attr]
+        self._in_flight.hold(event, lease, [pin for pin, _ in pinned])
+
+    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Info | errors.StatepoolError]:
         while True:
-            answer = self._store_directly(request, attempts, generation)
+            answer = self._store_directly(request, attempts, generation, stream)
             if answer is None:
+                self._wait_for(stream)
                 answer = self._call("Store", request, pb.StoreResponse.FromString, attempts, generation)
-            results = [_error(item, r.error) if r.HasField("error") else Info.from_proto(r.info) for item, r in zip(request.items, answer.rows)]
+            results = _stored(request.items, answer)
             failed = [r for r in results if isinstance(r, errors.StatepoolError)]
             if answer.done or not request.all_or_none or not failed:
                 return results
             # Nothing was stored, and those that could have been wait for the others.
             attempts.wait(next((e for e in failed if e.reason != "BATCH_ABORTED"), failed[0]))
 
-    def _store_directly(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None) -> pb.StoreResponse | None:
+    def _store_directly(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any) -> pb.StoreResponse | None:
         """A Store whose copies are done here. None: it is for the daemon to do, with the same requests."""
+        if self._in_flight is not None:
+            storing = self._begin_store(request, attempts, generation, stream, attended=False)
+            if storing is None:
+                return None
+            self._in_flight.finish_through(storing)
+            try:
+                answer: pb.StoreResponse = storing.answer()
+            except errors.StatepoolError as error:
+                if _direct.may_do_without(error):
+                    return None
+                raise
+            return self._store_the_rest(request, answer, attempts, generation, stream)
         plan, memory, count = self._plan, self._memory, len(request.items)
         if plan is None or memory is None or any(
                 item.attachment or item.row >= plan.rows or not 1 <= _accepted(item) <= plan.accepted_max for item in request.items):
@@ -351,14 +448,64 @@ class Arena:
             raise
         finally:
             lease.done_with(grants)
+        return self._store_the_rest(request, answer, attempts, generation, stream)
+
+    def _store_the_rest(self, request: pb.StoreRequest, answer: pb.StoreResponse, attempts: Attempts, generation: int | None,
+                        stream: Any) -> pb.StoreResponse | None:
+        """The answer of a direct Store, after the daemon has stored what only a direct one fails for. None: all of it is for the daemon to do."""
         short = [i for i, row in enumerate(answer.rows) if row.HasField("error") and errors.from_status(row.error).reason in _direct.SHORTAGES]
         if short and request.all_or_none:
             return None  # nothing was stored
         if short:
+            self._wait_for(stream)
             rest = pb.StoreRequest(items=[request.items[i] for i in short])
             for i, row in zip(short, self._call("Store", rest, pb.StoreResponse.FromString, attempts, generation).rows):
                 answer.rows[i].CopyFrom(row)
         return answer
+
+    def _begin_store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any, *,
+                     attended: bool) -> _gpu_copies.Storing | None:
+        """A Store on a GPU whose copies are enqueued here, and that is committed when they are done: by the arena's thread if it is attended. None: it is
+        for the daemon to do, with the same request."""
+        copies, in_flight, count = self._copies, self._in_flight, len(request.items)
+        if copies is None or in_flight is None or any(
+                item.attachment or item.row >= copies.rows or not 1 <= _accepted(item) <= copies.accepted_max for item in request.items):
+            return None
+        in_flight.release()
+        if generation is None:
+            generation = self._generation
+        lease = self._pool._direct.lease(self._pool, attempts)
+        grants = [] if lease is None else lease.take_grants(self._pool, self._table.layout, copies.state_bytes, count, attempts, self._gpu_name())
+        if lease is None or not grants:
+            return None
+        try:
+            with self._lock:  # while it is held nobody unmaps the arena
+                self._check(generation)
+                written = copies.scatter([item.row for item in request.items], [_accepted(item) for item in request.items], grants,
+                                         self._memory.stream(stream))  # type: ignore[union-attr]
+        except BaseException:
+            lease.give_back(grants)
+            raise
+        direct = pb.StoreRequest()
+        direct.CopyFrom(request)
+
+        def commit(checksums: list[str]) -> pb.StoreResponse:
+            direct.lease = lease.id
+            for item, grant, checksum in zip(direct.items, grants, checksums):
+                item.checksum, item.grant = checksum, grant.id
+            left = self._pool._attempts() if attended else attempts  # a stream may take its time
+            try:
+                return self._call("Store", direct, pb.StoreResponse.FromString, Attempts(left.timeout(), 0), generation)
+            except errors.StatepoolError as error:
+                _direct.goes_on(lease, error)
+                self._reopen_if_restarted(error, generation, left)
+                raise
+            finally:
+                lease.done_with(grants)
+
+        storing = _gpu_copies.Storing(written, commit)
+        in_flight.add(storing, attended=attended)
+        return storing
 
     def _call(self, method: str, request: pb.LoadRequest | pb.StoreRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
               generation: int | None) -> _Answer:
@@ -366,15 +513,9 @@ class Arena:
         if os.getpid() != self._pid:
             raise self._refusal()
         with self._lock:
-            if self._closed:
-                raise self._refusal()
-            if generation not in (None, self._generation):
-                raise self._gone()
+            self._check(generation)
             generation = self._generation
             request.arena = self._name
-            memory = self._memory if self._on_gpu else None
-        if memory is not None:
-            memory.wait()  # type: ignore[union-attr]
         try:
             return self._connection.call(method, request, parse, attempts)
         except (errors.NotFound, errors.Unavailable) as error:
@@ -382,6 +523,23 @@ class Arena:
                 raise
             self._revive(error, generation, attempts)
             raise self._gone() from error
+
+    def _check(self, generation: int | None) -> None:
+        """That the arena is open, and as it was in this generation. REQUIRES: _lock."""
+        if self._closed:
+            raise self._refusal()
+        if generation not in (None, self._generation):
+            raise self._gone()
+
+    def _wait_for(self, stream: Any) -> None:
+        """Before the daemon copies on a GPU: for this stream, or the current one."""
+        with self._lock:
+            memory = None if self._closed or not self._on_gpu else self._memory
+        if memory is not None:
+            memory.wait(stream)  # type: ignore[union-attr]
+
+    def _gpu_name(self) -> str:
+        return self._table.device if self._on_gpu else ""
 
     def _known(self) -> int:
         """The generation that the calling thread takes the rows to be of; from now on it knows the newest one."""
@@ -393,12 +551,13 @@ class Arena:
     # --------------------------------------------------------------------------------------------- opening and closing
 
     def reopen(self) -> None:
-        """Gives this arena up, and opens it anew at the same addresses: all rows are zeros, and all arrays stay valid.
+        """Gives this arena up, and opens it anew at the same addresses: all rows are zeros, and all arrays stay valid. Stores that began are done before.
 
         Errors are those of Pool.open_arena. After one the arrays are memory of this process alone, and the next load, store or reopen() tries again.
         """
         if os.getpid() != self._pid:
             raise self._refusal()
+        self._finish_stores()
         with self._lock:
             if self._closed:
                 raise self._refusal()
@@ -411,10 +570,12 @@ class Arena:
         self._reopened()
 
     def close(self) -> None:
-        """Ends the lease: what was not stored is lost. The memory goes with the last array, on a GPU now. May be called again, and after the pool's close()."""
+        """Ends the lease: what was not stored is lost; stores that began are done before. The memory goes with the last array, on a GPU now. May be called
+        again, and after the pool's close()."""
         if os.getpid() != self._pid:
             self._drop()  # another thread may have held the lock when this process was forked
             return
+        self._finish_stores()
         with self._lock:
             if self._closed:
                 return
@@ -424,6 +585,10 @@ class Arena:
                 if memory is not None:
                     memory.vacate()
                     self._say_unmapped()
+                if self._copies is not None and self._in_flight is not None:
+                    self._in_flight.release()  # all are done
+                    self._in_flight.close()
+                    self._copies.close()
             finally:
                 self._end(self._name)
                 self._drop_lease()
@@ -439,9 +604,16 @@ class Arena:
         if not self._closed:
             self._closed = True
             self._drop_lease()
+            if self._in_flight is not None:
+                self._in_flight.close()
 
     def __repr__(self) -> str:
         return f"<Arena {self._name!r}{' (closed)' if self._closed else ''}>"
+
+    def _finish_stores(self) -> None:
+        """All that began. Their errors are their handles'."""
+        if self._in_flight is not None:
+            self._in_flight.finish()
 
     def _open(self, attempts: Attempts) -> None:
         """An arena of the daemon's, mapped. REQUIRES: _lock, or that nobody else knows this yet. After an error all is as it was, but for the memory
@@ -525,6 +697,13 @@ class Arena:
                 raise error from failure
         self._reopened()
 
+    def _reopen_if_restarted(self, error: errors.StatepoolError, generation: int, attempts: Attempts) -> None:
+        """ContentsGone, with the arena open again, when a lease is unknown because the daemon is another one."""
+        if error.reason != "LEASE_UNKNOWN" or not isinstance(error, errors.NotFound) or error.metadata.get("incarnation") == self.incarnation:
+            return
+        self._revive(error, generation, attempts)
+        raise self._gone() from error
+
     def _reopened(self) -> None:
         self._told.generation = self._generation
         if self.on_reopen is not None:
@@ -573,11 +752,16 @@ class Arena:
 
     def _make_plan(self) -> None:
         """REQUIRES: the arena is open. Its layout never changes, so neither does the plan."""
-        if not self._table.plan or self._on_gpu:
+        if not self._table.plan:
             return
         state_bytes = sum(segment.element_bytes * math.prod(segment.sizes) for segment in self._table.plan)
+        accepted_max = max(self._table.steps, 1)
         with contextlib.suppress(ValueError):  # then the daemon copies
-            self._plan = _kernels.Plan(self._table.plan, state_bytes, self._table.bytes, self._table.rows, max(self._table.steps, 1))
+            if self._on_gpu:
+                self._copies = _gpu_copies.Copies(self._memory, self._table.plan, state_bytes, self._table.rows, accepted_max)  # type: ignore[arg-type]
+                self._in_flight = _gpu_copies.InFlight(self._memory.gpu)  # type: ignore[union-attr]
+            else:
+                self._plan = _kernels.Plan(self._table.plan, state_bytes, self._table.bytes, self._table.rows, accepted_max)
 
     def _numpy_array(self, dtype: str, shape: Iterable[int], strides: Iterable[int], offset: int) -> Array:
         array: Array = np.ndarray(tuple(shape), DTYPES[dtype], np.asarray(self._memory), offset, tuple(strides))
@@ -611,6 +795,15 @@ def _load_item(row: SupportsIndex, item: LoadItem | Name | Match | str) -> pb.Lo
         return pb.LoadItem(row=_row(row), name=names.ref_of(item))
     return pb.LoadItem(row=_row(row), name=names.ref_of(item.source), position=item.position, version_id=item.version_id or 0,
                        row_unmodified=item.row_unmodified, with_attachment=item.attachment)
+
+
+def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None,
+                   accepted: int | Mapping[int, int] | None, all_or_none: bool) -> pb.StoreRequest:
+    return pb.StoreRequest(items=[_store_item(i, row, item, position, accepted) for i, (row, item) in enumerate(items.items())], all_or_none=all_or_none)
+
+
+def _stored(items: Iterable[pb.StoreItem], answer: pb.StoreResponse) -> list[Info | errors.StatepoolError]:
+    return [_error(item, r.error) if r.HasField("error") else Info.from_proto(r.info) for item, r in zip(items, answer.rows)]
 
 
 def _store_item(i: int, row: SupportsIndex, item: StoreItem | Sequence | str, position: int | Mapping[int, int] | None,

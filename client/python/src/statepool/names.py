@@ -367,7 +367,7 @@ def wrong_bytes(info: Info, expected: str, actual: str) -> errors.DataLoss:
                            {"expected": expected, "actual": actual})
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=256)
 def enum_name(enum: Any, number: int) -> str:
     """Lower-case name of an enum's value; "" for 0, and digits for one that this library does not know."""
     return str(enum.Name(number)).lower() if number in enum.values() and number else str(number or "")

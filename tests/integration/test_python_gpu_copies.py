@@ -1,0 +1,420 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""Direct loads and stores of arenas on a GPU, as the Python package does them, over a made-up GPU: the daemon's FarDevice, mapped as the host's memory, and
+streams that do what they were told when a test lets them. Real ones: tests/gpu."""
+import ctypes
+import gc
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import statepool
+from daemon_process import Daemon, eventually
+from statepool import StoreItem, _direct, _gpu_copies, _kernels, _mapping, arenas, errors
+from statepool.layouts import DTYPES, Layout, Tensor
+from test_python_direct import slots
+
+LAYOUT = Layout("gpu-copies", (
+    Tensor("conv", range(3), "bfloat16", {"tap": 3, "channel": 33}, kind="conv"),
+    Tensor("ssm", [0, 2], "float32", {"head": 4, "value": 125, "key": 131}, kind="recurrent"),
+))
+pytestmark = pytest.mark.skipif(not _kernels.available, reason="the kernels' library does the copies of the made-up GPU")
+
+
+class Stream:
+    """Does its work in a thread of its own, one piece after the other, while it is not held."""
+
+    failures = []
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.open.set()
+        self.work, self.done = [], 0
+        self.changed = threading.Condition()
+        self.cuda_stream = id(self)
+        Gpu.streams[self.cuda_stream] = self
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def enqueue(self, piece):
+        with self.changed:
+            self.work.append(piece)
+            self.changed.notify_all()
+            return len(self.work)
+
+    def run(self):
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: len(self.work) > self.done)
+            self.open.wait()
+            try:
+                self.work[self.done]()
+            except Exception as failure:
+                Stream.failures.append(failure)
+            with self.changed:
+                self.done += 1
+                self.changed.notify_all()
+
+    def wait(self, number):
+        with self.changed:
+            self.changed.wait_for(lambda: self.done >= number)
+
+    def synchronize(self):
+        self.wait(len(self.work))
+
+
+class Event:
+    def record(self, stream):
+        self.stream, self.number = stream, stream.enqueue(lambda: None)
+
+    def query(self):
+        return self.stream.done >= self.number
+
+    def synchronize(self):
+        self.stream.wait(self.number)
+
+
+class Pinned:
+    def __init__(self, size):
+        self.array = np.zeros(size, np.int64)
+
+    def data_ptr(self):
+        return self.array.ctypes.data
+
+    def numpy(self):
+        return self.array
+
+
+class Torch:
+    class cuda:  # noqa: N801
+        Event = Event
+
+    int64 = None
+
+    @staticmethod
+    def empty(size, dtype, pin_memory):
+        assert pin_memory
+        return Pinned(size)
+
+
+class Gpu:
+    streams = {}
+    torch = Torch
+
+    def current(self):
+        return threading.Lock()  # any context
+
+
+class Plan:
+    """The kernels' plan of the host, in the order of a stream. Once it was destroyed it is an error to use it."""
+
+    def __init__(self, segments, state_bytes, arena_bytes, rows, accepted_max):
+        self.plan = _kernels.Plan(segments, state_bytes, arena_bytes, rows, accepted_max)
+        self.state_bytes = state_bytes
+
+    def destroy(self):
+        self.plan = None
+
+    def gather(self, states, rows, arena, stream):
+        plan = self.plan
+        Gpu.streams[stream].enqueue(lambda: [plan.gather(state, arena, [row]) for state, row in zip(states, rows)])
+
+    def scatter(self, rows, accepted, states, arena, hashes, stream):
+        plan, each = self.plan, -(-self.state_bytes // _kernels.LEAF_BYTES) * 8
+
+        def work():
+            for i, (row, length, state) in enumerate(zip(rows, accepted, states)):
+                plan.scatter(arena, row, length, state)
+                leaves = _kernels.leaves_of([memoryview(ctypes.string_at(state, self.state_bytes))])
+                ctypes.memmove(hashes + i * each, leaves, each)
+
+        Gpu.streams[stream].enqueue(work)
+
+
+class Range(_mapping.Range):
+    """What _cuda.GpuRange is."""
+
+    default = None  # the stream
+
+    def __init__(self, nbytes):
+        super().__init__(nbytes)
+        self.gpu = Gpu()
+
+    def stream(self, stream):
+        return stream or Range.default
+
+    def wait(self, stream):
+        self.stream(stream).synchronize()
+
+    def vacate(self):
+        for stream in list(Gpu.streams.values()):
+            stream.synchronize()
+        super().vacate()
+
+    def tensor(self, dtype, shape, strides, offset):
+        return np.ndarray(tuple(shape), DTYPES[dtype], np.asarray(self), offset, tuple(strides))
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory):
+    daemon = Daemon(tmp_path_factory.mktemp("far"), "--direct", "--devices=far", "--chunk-bytes=65536").start()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    Gpu.streams.clear()
+    Range.default = Stream()
+    monkeypatch.setattr(_mapping, "is_gpu", lambda device: device == "far")
+    monkeypatch.setattr(_mapping, "check_memory", lambda fd, nbytes: None)
+    monkeypatch.setattr(arenas.Arena, "_range", staticmethod(lambda table, nbytes: Range(nbytes)))
+    monkeypatch.setattr(arenas.Arena, "_gpu_name", lambda self: "")  # the far device's extents are the host's
+    monkeypatch.setattr(_gpu_copies._kernels, "DevicePlan", Plan)
+    Stream.failures.clear()
+    yield Range.default
+    for each in Gpu.streams.values():
+        each.open.set()
+        each.synchronize()
+    assert not Stream.failures
+
+
+@pytest.fixture
+def pool(far, stream):
+    with statepool.connect(far.unix_address) as pool:
+        pool.register_layout(LAYOUT)
+        yield pool
+
+
+@pytest.fixture
+def arena(pool, stream):
+    with pool.open_arena(LAYOUT, rows=4, view=statepool.View("row_major"), direct=True) as arena:
+        assert arena._copies is not None and arena._copies.has_kernels
+        yield arena
+        stream.open.set()
+
+
+def image(seed):
+    return random.Random(seed).randbytes(LAYOUT.state_bytes)
+
+
+def write(arena, stream, row, state):
+    """In the order of the stream."""
+    stream.enqueue(lambda: put(arena, row, state))
+
+
+def put(arena, row, state):
+    at = 0
+    for tensor in LAYOUT.tensors:
+        for layer in tensor.layers:
+            target = arena.layer(tensor.name, layer)[row]
+            target[...] = np.frombuffer(state, target.dtype, target.size, at).reshape(target.shape)
+            at += target.nbytes
+
+
+def read(arena, row):
+    return b"".join(arena.layer(tensor.name, layer)[row].tobytes() for tensor in LAYOUT.tensors for layer in tensor.layers)
+
+
+def test_a_load_returns_before_its_copies_and_keeps_its_pins_until_they_are_done(far, pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    stream.open.clear()
+    assert arena.load({0: name, 2: name})[2].copied
+    time.sleep(0.05)
+    assert slots(far, "pinned") == 1
+    stream.open.set()
+    stream.synchronize()
+    assert read(arena, 0) == read(arena, 2) == image(1)
+    eventually(lambda: slots(far, "pinned") == 0)
+
+
+def test_what_is_written_after_a_store_began_is_not_stored(far, pool, arena, stream, request):
+    name = request.node.name
+    stream.open.clear()
+    handles = []
+    for i in range(3):
+        write(arena, stream, 0, image(i))
+        handles.append(arena.store_async({0: StoreItem(f"{name}/{i}", whole_row=True)}, position=i))
+    write(arena, stream, 0, image(99))
+    assert not handles[0].done()
+    with pytest.raises(TimeoutError):
+        handles[0].wait(timeout=0.01)
+    with pytest.raises(statepool.NotFound):
+        pool.get(f"{name}/0")
+    stream.open.set()
+    assert handles[2].wait()[0].position == 2
+    assert handles[0].done() and handles[0].wait()[0].position == 0
+    assert [bytes(pool.get(f"{name}/{i}").data) for i in range(3)] == [image(i) for i in range(3)]
+
+
+def test_stores_of_one_row_are_committed_in_their_order_by_whoever_comes(pool, arena, stream, request):
+    name = request.node.name
+    for i in range(30):
+        write(arena, stream, 1, image(i))
+        handle = arena.store_async({1: StoreItem(name, whole_row=not i)}, position=i)  # each on the revision of the one before
+        if i % 7 == 0:
+            handle.wait()
+    eventually(handle.done)
+    assert handle.wait()[1].position == 29 and bytes(pool.get(name).data) == image(29)
+
+
+def test_a_store_that_nobody_waits_for_is_committed(pool, arena, stream, request):
+    name = request.node.name
+    write(arena, stream, 1, image(5))
+    arena.store_async({1: StoreItem(name, whole_row=True)}, position=1)
+    eventually(lambda: _position(pool, name) == 1)
+
+
+def _position(pool, name):
+    try:
+        return pool.get(name).position
+    except statepool.NotFound:
+        return None
+
+
+def test_errors_of_a_store_come_with_wait(pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    with pytest.raises(statepool.Conflict) as error:
+        arena.store_async({0: StoreItem(name, whole_row=True, if_revision=0)}, position=2).wait()
+    assert error.value.reason == "REVISION_MISMATCH" and error.value.metadata["row"] == "0"
+    handle = arena.store_async({0: StoreItem(name, whole_row=True, if_revision=0)}, position=2, return_errors=True)
+    assert isinstance(handle.wait()[0], statepool.Conflict)
+    with pytest.raises(statepool.InvalidArgument):
+        arena.store_async({0: name})  # without a position
+    handle = arena.store_async({7: StoreItem(name, whole_row=True)}, position=2)
+    with pytest.raises(statepool.InvalidArgument) as error:
+        handle.wait()
+    assert error.value.reason == "ROW_OUT_OF_RANGE"
+
+
+def test_a_stream_that_is_given_is_the_one(pool, arena, stream, request):
+    name, other = request.node.name, Stream()
+    stream.open.clear()
+    write(arena, other, 0, image(4))
+    arena.store({0: StoreItem(name, whole_row=True)}, position=1, stream=other)
+    arena.load({1: name}, stream=other)
+    other.synchronize()
+    assert read(arena, 1) == bytes(pool.get(name).data) == image(4)
+
+
+def test_a_shortage_of_slots_leaves_it_to_the_daemon(pool, arena, stream, request, monkeypatch):
+    name = request.node.name
+    write(arena, stream, 0, image(6))
+    monkeypatch.setattr(_direct.Lease, "take_grants", lambda *_: [])
+    handle = arena.store_async({0: StoreItem(name, whole_row=True)}, position=1)
+    assert handle.done() and handle.wait()[0].position == 1 and bytes(pool.get(name).data) == image(6)
+    monkeypatch.setattr(_direct.Lease, "pin_all", lambda self, slots, nbytes, device: [None] * len(slots))
+    assert arena.load({3: name})[3].copied and read(arena, 3) == image(6)
+
+
+def test_close_finishes_what_began(far, pool, stream, request):
+    name = request.node.name
+    arena = pool.open_arena(LAYOUT, rows=2, direct=True)
+    write(arena, stream, 0, image(7))
+    handle = arena.store_async({0: StoreItem(name, whole_row=True)}, position=1)
+    arena.load({1: _other(pool, name)})
+    arena.close()
+    assert handle.done() and handle.wait()[0].position == 1 and bytes(pool.get(name).data) == image(7)
+    eventually(lambda: slots(far, "pinned") == 0)
+    with pytest.raises(statepool.Conflict):
+        arena.store_async({0: name}, position=2).wait()
+
+
+def _other(pool, name):
+    pool.set(f"{name}/other", image(8), 1, layout=LAYOUT)
+    return f"{name}/other"
+
+
+def test_reopen_finishes_what_began_and_the_addresses_stay(pool, arena, stream, request):
+    name = request.node.name
+    address = arena.layer("ssm", 0).ctypes.data
+    write(arena, stream, 0, image(7))
+    handle = arena.store_async({0: StoreItem(name, whole_row=True)}, position=1)
+    arena.reopen()
+    assert handle.wait()[0].position == 1 and not any(read(arena, 0))
+    arena.load({1: name})
+    stream.synchronize()
+    assert read(arena, 1) == image(7) and arena.layer("ssm", 0).ctypes.data == address
+
+
+def test_a_store_that_the_daemons_end_overtakes_says_that_the_contents_are_gone(tmp_path, stream):
+    daemon = Daemon(tmp_path, "--direct", "--devices=far").start()
+    try:
+        with statepool.connect(daemon.unix_address) as pool:
+            pool.register_layout(LAYOUT)
+            arena = pool.open_arena(LAYOUT, rows=2, direct=True)
+            pool.set("kept", image(1), 1, layout=LAYOUT, durability="sync")
+            stream.open.clear()
+            handle = arena.store_async({0: StoreItem("lost", whole_row=True)}, position=1)
+            daemon.kill()
+            daemon.start()
+            stream.open.set()
+            with pytest.raises(statepool.ContentsGone):
+                handle.wait()
+            arena.load({1: "kept"})  # this thread was told
+            stream.synchronize()
+            assert read(arena, 1) == image(1)
+            with pytest.raises(statepool.NotFound):
+                pool.get("lost")
+            arena.close()
+    finally:
+        daemon.stop()
+
+
+def test_threads_share_an_arena(pool, arena, stream, request):
+    name, failed = request.node.name, []
+
+    def work(row):
+        try:
+            own = Stream()
+            for i in range(20):
+                write(arena, own, row, image(row * 100 + i))
+                handle = arena.store_async({row: StoreItem(f"{name}/{row}", whole_row=True, any_revision=True)}, position=i, stream=own)
+                if i % 2:
+                    handle.wait()
+                write(arena, own, row, bytes(LAYOUT.state_bytes))
+                if i % 5 == 4:
+                    arena.load({row: f"{name}/{row}"}, stream=own)
+                    own.synchronize()
+                    assert i % 2 == 0 or read(arena, row) == image(row * 100 + i)
+            handle.wait()
+            assert bytes(pool.get(f"{name}/{row}").data) == image(row * 100 + 19)
+        except Exception as failure:
+            failed.append(failure)
+
+    threads = [threading.Thread(target=work, args=(row,)) for row in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_an_arena_that_is_dropped_takes_its_thread_along(pool, stream, request):
+    arena = pool.open_arena(LAYOUT, rows=2, direct=True)
+    arena.store_async({0: StoreItem(request.node.name, whole_row=True)}, position=1).wait()
+    thread = arena._in_flight._thread
+    assert thread.is_alive()
+    del arena
+    gc.collect()
+    eventually(lambda: not thread.is_alive())
+
+
+def test_a_copy_that_the_gpu_refuses_stores_nothing_and_gives_the_slots_back(far, pool, arena, stream, request, monkeypatch):
+    def refuse(*_):
+        raise _kernels.DeviceFailed("an illegal address")
+
+    monkeypatch.setattr(Plan, "scatter", refuse)
+    with pytest.raises(errors.StatepoolError) as error:
+        arena.store_async({0: StoreItem(request.node.name, whole_row=True)}, position=1).wait()
+    assert error.value.reason == "GPU_FAILED"
+    eventually(lambda: slots(far, "granted") == 0)
+
+
+def test_gets_and_sets_leave_the_lease_out(far, pool, arena, request):
+    name = request.node.name
+    pool.set(name, image(3), 1, layout=LAYOUT)
+    assert bytes(pool.get(name, copy=False).data) == image(3) and slots(far, "pinned") == 0

@@ -30,6 +30,25 @@ class NotMeasurable(Exception):
     pass
 
 
+class Missed:
+    """What could not be measured, while the rest is."""
+
+    def __init__(self):
+        self.why = []
+
+    @contextlib.contextmanager
+    def one(self, name):
+        try:
+            yield
+        except NotMeasurable as error:
+            note(f"{name}: not measurable: {error}")
+            self.why.append(name)
+
+    def tell(self):
+        if self.why:
+            raise NotMeasurable(", ".join(self.why))
+
+
 def note(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -128,24 +147,45 @@ def process(command, **options):
 
 
 @contextlib.contextmanager
-def server(command, log, **options):
-    """A child that tells with one line of JSON where it listens; gives (process, address)."""
+def ready_server(command, log, **options):
+    """A child that tells with one line of JSON that it serves; gives (process, that line's object)."""
     options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with log.open("wb") as stderr, process(command, stderr=stderr, **options) as child:
         line = child.stdout.readline()
         if not line:
             raise NotMeasurable(f"{command[0]} did not get ready: {log.read_text(errors='replace')[-2000:]}")
-        yield child, json.loads(line)["listen"][0]
+        yield child, json.loads(line)
+
+
+@contextlib.contextmanager
+def server(command, log, **options):
+    """A child that tells with one line of JSON where it listens; gives (process, address)."""
+    with ready_server(command, log, **options) as (child, ready):
+        yield child, ready["listen"][0]
+
+
+def each_line(command, cwd, **options):
+    """Runs a measuring program; gives what it prints, line by line. Then NotMeasurable unless it has measured all of it."""
+    with process(command, cwd=cwd, stdout=subprocess.PIPE, text=True, **options) as child:
+        yield from map(json.loads, child.stdout)
+        status = child.wait()
+    if status not in (OK, FALLS_SHORT):
+        name = next((part for part in command if str(part).endswith(".py")), command[0])
+        raise NotMeasurable(f"{name} ended with {status}")
 
 
 def measured_lines(command, cwd):
-    """Runs a measuring program; gives what it printed and its exit status."""
-    with process(command, cwd=cwd, stdout=subprocess.PIPE, text=True) as child:
-        lines = [json.loads(line) for line in child.stdout]
-        status = child.wait()
-    if status not in (OK, FALLS_SHORT):
-        raise NotMeasurable(f"{command[0]} ended with {status}")
-    return lines
+    """Runs a measuring program; gives all that it printed."""
+    return list(each_line(command, cwd))
+
+
+def python_with(*modules):
+    """A Python that has these modules: this one, or the one of deploy/install-deps."""
+    code = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {modules!r})))"
+    for python in (sys.executable, REPOSITORY / "build/venv/bin/python"):
+        if os.access(python, os.X_OK) and subprocess.run([python, "-c", code], stderr=subprocess.DEVNULL).returncode == 0:
+            return python
+    raise NotMeasurable(f"there is no Python that has {', '.join(modules)}; install them, or run deploy/install-deps")
 
 
 # -------------------------------------------------------------------------------------------------------------- plants

@@ -1,0 +1,252 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""Figures gpu_spill_* and gpu_trips_*: states that leave a GPU's memory and come back. README.md says what they mean.
+
+--part=disk     until states that lie in the GPU's memory alone are on the disk, beside direct writes
+--part=warm     GPU to pinned memory and back, beside torch's pinned copies; of a daemon with a warm tier
+--part=trips    every dtype through all tiers, bit for bit"""
+import mmap
+import os
+import pathlib
+import random
+import time
+
+import gpu_worker as worker
+import harness
+import numpy as np
+import statepool
+import stamped
+import torch
+from statepool import StoreItem
+
+MODEL, ROWS = "mamba-2.8b", 16
+BLOCKS, QUICK_BLOCKS, BLOCK_STORES = 6, 3, 4        # a block of the disk's: so many Stores of all rows
+PIECE_BYTES, GROUP_BYTES = 1 << 20, 64 << 20        # of direct writes: a write, and what is synced at a time
+REALLY_MIN = 0.95                                   # of the bytes must have gone to the block device
+WARM_PASSES, QUICK_WARM_PASSES, WARM_STATES = 6, 3, 128
+DISK_GOAL, WARM_GOAL = 0.8, 0.9
+TRIP_STATES, TRIP_ROUNDS, QUICK_TRIP_ROUNDS = 96, 4, 2
+TRIPS = statepool.Layout("bench/trips", tuple(       # every dtype, 4 MB together
+    statepool.Tensor(f"of_{dtype}", range(4), dtype, {"a": 64, "b": 512}) for dtype in (
+        "float32", "float16", "bfloat16", "float64", "float8_e4m3", "float8_e5m2", "int8", "uint8", "int16", "int32", "int64")))
+PER_TRIP_STATE_MIN = 1                              # what each state must have gone through, of each tier
+
+
+class Disk:
+    """What the block device gets from this daemon, and a file that is written past the page cache."""
+
+    def __init__(self, directory, pid):
+        self._directory, self._io = directory, f"/proc/{pid}/io"
+        self._piece = mmap.mmap(-1, PIECE_BYTES)  # aligned, as O_DIRECT wants it
+        self._piece.write(random.randbytes(PIECE_BYTES))
+
+    def written(self):
+        fields = dict(line.split(": ") for line in pathlib.Path(self._io).read_text().splitlines())
+        return int(fields["write_bytes"]) - int(fields["cancelled_write_bytes"])
+
+    def settle(self):
+        """Until the daemon writes no more, and the file system is synced."""
+        quiet, before = 0, self.written()
+        for _ in range(600):
+            time.sleep(0.1)
+            now = self.written()
+            quiet, before = (quiet + 1 if now - before < PIECE_BYTES else 0), now
+            if quiet == 3:
+                os.sync()
+                return
+        raise harness.NotMeasurable("the daemon never stops writing")
+
+    def write_directly(self, nbytes):
+        """Seconds."""
+        path = self._directory / "raw"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600)
+        try:
+            start = time.perf_counter()
+            for at in range(0, nbytes, PIECE_BYTES):
+                self._piece[:8] = at.to_bytes(8, "little")
+                if os.pwrite(fd, self._piece, at) != PIECE_BYTES:
+                    raise harness.NotMeasurable(f"{path}: a short write")
+                if (at + PIECE_BYTES) % GROUP_BYTES == 0:
+                    os.fdatasync(fd)
+            os.fdatasync(fd)
+            return time.perf_counter() - start
+        finally:
+            os.close(fd)
+            path.unlink()
+
+
+class Writer:
+    """An arena whose rows are stored under ever new names."""
+
+    def __init__(self, pool):
+        self.pool = pool
+        self.layout = pool.register_layout(worker.MODELS[MODEL])
+        self.arena = pool.open_arena(self.layout, rows=ROWS)
+        self.rows = stamped.Rows(self.arena, self.layout)
+        self.every = list(range(ROWS))
+        self.stamps = {}
+        self.wrong = self.checked = 0
+
+    def prepare(self):
+        stamps = list(range(len(self.stamps) + 1, len(self.stamps) + 1 + ROWS))
+        self.rows.write(self.every, stamps)
+        worker.wait()
+        return stamps
+
+    def store(self, stamps, durability):
+        names = [f"spill/{stamp}" for stamp in stamps]
+        self.arena.store({row: StoreItem(name, whole_row=True, durability=durability) for row, name in zip(self.every, names)}, position=1)
+        self.stamps.update(zip(names, stamps))
+        return names
+
+    def load(self, names, check=True):
+        """Seconds that the call took."""
+        start = time.perf_counter()
+        self.arena.load(dict(zip(self.every, names)))
+        worker.wait()
+        taken = time.perf_counter() - start
+        if check:
+            rows = self.every[:len(names)]
+            self.wrong += len(self.rows.wrong(rows, [self.stamps[name] for name in names]))
+            self.checked += len(rows)
+        return taken
+
+    def check_line(self, name):
+        return {"name": name, "value": self.wrong, "unit": "states", "n": self.checked, "goal": 0}
+
+
+def rates(name, ours, theirs, baseline_name, goal, **more):
+    return {"name": name, "value": worker.median(ours), "unit": "GB/s", "n": len(ours), "p50": worker.median(ours), "p99": min(ours), "best": max(ours),
+            "baseline": worker.median(theirs), "baseline_name": baseline_name, "goal": goal, "goal_of": "ratio", "goal_is_least": True} | more
+
+
+def disk(options, pool):
+    """Blocks of ours and of direct writes alternate. Rows are stored first, which takes milliseconds; then Flush says when all is on the disk."""
+    writer, device = Writer(pool), Disk(pathlib.Path(options.directory), options.pid)
+    nbytes = BLOCK_STORES * ROWS * writer.layout.state_bytes
+    ours, theirs, shares, names = [], [], [], []
+    for i in range(1 + (QUICK_BLOCKS if options.quick else BLOCKS)):  # the first does not count
+        device.settle()
+        before, taken, block = device.written(), 0.0, []
+        for _ in range(BLOCK_STORES):
+            stamps = writer.prepare()
+            start = time.perf_counter()
+            block += writer.store(stamps, "write_behind")
+            taken += time.perf_counter() - start
+        start = time.perf_counter()
+        pool.flush()
+        taken += time.perf_counter() - start
+        device.settle()
+        shares.append((device.written() - before) / nbytes)
+        theirs.append(nbytes / device.write_directly(nbytes) / 1e9)
+        ours.append(nbytes / taken / 1e9)
+        writer.load(block[:ROWS])
+        names.append(block)
+        if i >= 2:  # the disk is not for ever
+            for name in names.pop(0):
+                pool.delete(name)
+    if min(shares[1:]) < REALLY_MIN:
+        raise harness.NotMeasurable(f"only {min(shares[1:]):.2f} of the bytes went to the block device")
+    yield rates("gpu_spill_disk", ours[1:], theirs[1:], "direct writes, fdatasync every 64 MiB", DISK_GOAL, bytes=nbytes,
+                write_amplification=worker.median(shares[1:]))
+    yield writer.check_line("gpu_spill_disk_wrong")
+
+
+def pinned_rates(nbytes):
+    """GB/s of torch's copies GPU to pinned memory, and back."""
+    on_gpu = torch.ones(nbytes, dtype=torch.uint8, device="cuda")
+    pinned = torch.ones(nbytes, dtype=torch.uint8, pin_memory=True)
+    for to, source in ((pinned, on_gpu), (on_gpu, pinned)):
+        taken = [worker.took_us(lambda to=to, source=source: to.copy_(source, non_blocking=True)) for _ in range(worker.N)]
+        yield [nbytes / us / 1e3 for us in taken[3:]]
+
+
+def warm(options, pool):
+    """More states than the GPU has room for, none of which may go to the disk. First they are stored: each Store drives others out. Then all are loaded
+    again and again: what comes back was driven out before, and those that must leave for it have their copy still."""
+    writer = Writer(pool)
+    per_call = ROWS * writer.layout.state_bytes
+    out, back = pinned_rates(per_call)
+    moved, out_rates, back_rates, names = worker.moved(options.metrics), [], [], []
+
+    def moved_since(way):
+        nonlocal moved
+        before, moved = moved, worker.moved(options.metrics)
+        return moved.get(way, 0) - before.get(way, 0)
+
+    for _ in range(WARM_STATES // ROWS):
+        stamps = writer.prepare()
+        start = time.perf_counter()
+        names.append(writer.store(stamps, "volatile"))
+        taken = time.perf_counter() - start
+        nbytes = moved_since(("hot", "warm"))
+        if nbytes >= 0.9 * per_call:
+            out_rates.append(nbytes / taken / 1e9)
+    if pool.describe(names[0][0]).tier != "warm":
+        raise harness.NotMeasurable("the daemon has no warm tier behind this device: what left the GPU is not WARM")
+    for _ in range(QUICK_WARM_PASSES if options.quick else WARM_PASSES):
+        for block in names:
+            taken = writer.load(block)
+            nbytes = moved_since(("warm", "hot"))
+            if nbytes >= 0.9 * per_call:
+                back_rates.append(nbytes / taken / 1e9)
+    for rate, least in ((out_rates, 2), (back_rates, 5)):
+        if len(rate) < least:
+            raise harness.NotMeasurable(f"too few calls moved their bytes: {len(out_rates)} Stores, {len(back_rates)} Loads")
+    yield rates("gpu_spill_to_pinned", out_rates, out, "torch's copy to pinned memory", WARM_GOAL, bytes=per_call)
+    yield rates("gpu_spill_from_pinned", back_rates, back, "torch's copy from pinned memory", WARM_GOAL, bytes=per_call)
+    yield writer.check_line("gpu_spill_warm_wrong")
+
+
+def trips(options, pool):
+    """States of random bits, NaNs among them, in a daemon whose tiers above the disk have room for some: each is loaded, compared and described in every
+    round, and stored anew in some."""
+    layout = pool.register_layout(TRIPS)
+    rng = random.Random(options.seed)
+    arena = pool.open_arena(layout, rows=8)
+    cells = [arena.layer(tensor.name, layer) for tensor in layout.tensors for layer in tensor.layers]
+    wrong = checked = 0
+    states, seen = {}, {f"trips/{i}": {"hot": 0, "warm": 0, "cold": 0} for i in range(TRIP_STATES)}
+
+    def write(row, state):
+        at = 0
+        for cell in cells:
+            nbytes = cell[row].numel() * cell.element_size()
+            cell[row].view(torch.uint8).copy_(torch.from_numpy(state[at:at + nbytes]).view(cell[row].view(torch.uint8).shape))
+            at += nbytes
+
+    def read(row):
+        return np.concatenate([cell[row].view(torch.uint8).flatten().cpu().numpy() for cell in cells])
+
+    names = sorted(seen)
+    for round_number in range(1 + (QUICK_TRIP_ROUNDS if options.quick else TRIP_ROUNDS)):
+        for name in rng.sample(names, len(names)):
+            if name in states:
+                seen[name][pool.describe(name).tier] += 1
+                arena.load({0: name})
+                checked += 1
+                wrong += not np.array_equal(read(0), states[name])
+                seen[name]["hot"] += pool.describe(name).tier == "hot"
+            if name not in states or rng.random() < 0.1:
+                states[name] = np.frombuffer(rng.randbytes(layout.state_bytes), np.uint8).copy()
+                write(1, states[name])
+                arena.store({1: StoreItem(name, whole_row=True, any_revision=True, max_history=1)}, position=round_number)
+    for name in names:
+        checked += 1
+        wrong += not np.array_equal(np.frombuffer(pool.get(name).data, np.uint8), states[name])
+    del cells
+    arena.close()
+    tiers = {tier: sum(each[tier] for each in seen.values()) for tier in ("hot", "warm", "cold")}
+    for tier in ("hot", "warm", "cold") if options.with_warm else ("hot", "cold"):
+        if tiers[tier] < TRIP_STATES * PER_TRIP_STATE_MIN:
+            raise harness.NotMeasurable(f"of {TRIP_STATES} states too few were seen {tier}: {tiers}")
+    name = "gpu_trips_warm_wrong" if options.with_warm else "gpu_trips_wrong"
+    yield {"name": name, "value": wrong, "unit": "states", "n": checked, "goal": 0, "dtypes": len(layout.tensors), "seen": tiers}
+
+
+def main():
+    options = worker.options_of(__doc__, part="disk", directory="", pid=0, with_warm=0)
+    with statepool.connect(options.server, timeout=120) as pool:
+        yield from {"disk": disk, "warm": warm, "trips": trips}[options.part](options, pool)
+
+
+worker.run(main)

@@ -129,6 +129,17 @@ def measure_spill(workspace, directory, quick, seed, _devices):
     missed.tell()
 
 
+def measure_crowd(workspace, directory, quick, seed, devices):
+    """Also without a GPU: over far or host memory it says the same of everything but the copies."""
+    devices = devices or "cuda"
+    if devices == "cuda":
+        require_gpus()
+    hot_bytes, workers, seconds = (512 << 20, 4, QUICK_CROWD_S) if quick else (1 << 30, 8, CROWD_S)
+    with daemon(workspace, directory, "crowd", devices, hot_bytes) as (_, address, metrics):
+        yield from program("gpu_crowd.py", GPU_MODULES if devices == "cuda" else MODULES, workspace, server=address, metrics=metrics, directory=workspace,
+                           devices=devices, hot_bytes=hot_bytes, workers=workers, seconds=seconds, seed=seed)
+
+
 def measure_peer(workspace, directory, quick, seed, _devices):
     require_gpus(2)
     devices = "cuda:" + ",".join(gpu_device.uuids()[:2])
@@ -136,4 +147,4 @@ def measure_peer(workspace, directory, quick, seed, _devices):
         yield from program("gpu_peer.py", GPU_MODULES, workspace, server=address, metrics=metrics, seed=seed, quick=quick)
 
 
-BENCHES = {"gpu-copy": measure_copy, "gpu-fork": measure_fork, "gpu-peer": measure_peer, "gpu-spill": measure_spill}
+BENCHES = {"gpu-copy": measure_copy, "gpu-crowd": measure_crowd, "gpu-fork": measure_fork, "gpu-peer": measure_peer, "gpu-spill": measure_spill}

@@ -81,9 +81,11 @@ def require_mps(environment, pid):
 
 
 def program(name, modules, workspace, environment=None, **options):
-    """Lines of one of the measuring programs."""
+    """Lines of one of the measuring programs; those that need torch tell which GPU they are of."""
+    gpu = {"machine": gpu_device.describe()} if "torch" in modules else {}
     flags = [f"--{key.replace('_', '-')}" if value is True else f"--{key.replace('_', '-')}={value}" for key, value in options.items() if value is not False]
-    return harness.each_line([harness.python_with(*modules), "-B", HERE / name, *flags], workspace, env=environment)
+    for line in harness.each_line([harness.python_with(*modules), "-B", HERE / name, *flags], workspace, env=environment):
+        yield line | gpu
 
 
 # -------------------------------------------------------------------------------------------------------------- figures

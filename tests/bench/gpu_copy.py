@@ -46,15 +46,20 @@ class Model:
         self.arena.close()
         self.pool.delete_many(f"copy/{self.mode}/{self.name}/", if_count=len(self.names))
 
-    def store(self, names, call=worker.took_us):
-        """New versions of these; gives what call() made of it."""
+    def store(self, names, call=worker.took_us, enqueue=False):
+        """New versions of these; gives what call() made of it. enqueue: by store_async, whose end is awaited after that."""
         rows = list(range(len(names)))
         stamps = list(range(self.next_stamp, self.next_stamp + len(names)))
         self.next_stamp += len(names)
         self.rows.write(rows, stamps)
         worker.wait()
         items = {row: StoreItem(name, whole_row=True, any_revision=True, durability="volatile", max_history=1) for row, name in zip(rows, names)}
-        taken = call(lambda: self.arena.store(items, position=1))
+        if enqueue:
+            stores = []
+            taken = call(lambda: stores.append(self.arena.store_async(items, position=1)))
+            stores[0].wait()
+        else:
+            taken = call(lambda: self.arena.store(items, position=1))
         self.stamps.update(zip(names, stamps))
         return taken
 
@@ -101,7 +106,8 @@ def copy_lines(model, rows, device_copy, copy_times, sharing):
 
 
 def step_lines(model, sharing, busy, steps, missed):
-    """What a Load or a Store adds to a step of this process, which computes too, beside an empty RPC: steps with each, in random order."""
+    """What a Load or a Store adds to a step of this process, which computes too, beside an empty RPC; an asynchronous Store, beside nothing. Steps with
+    each, in random order."""
     a, b, out = (torch.randn(4096, 4096, dtype=torch.bfloat16, device="cuda") for _ in range(3))
 
     def compute():
@@ -123,19 +129,22 @@ def step_lines(model, sharing, busy, steps, missed):
             return worker.took_us(lambda: begun(model.pool.capabilities))
         if kind == "load":
             return model.load(model.some(1), lambda call: worker.took_us(lambda: begun(call)))
-        return model.store(model.some(1), lambda call: worker.took_us(lambda: ended(call)))
+        return model.store(model.some(1), lambda call: worker.took_us(lambda: ended(call)), kind == "store_async")
 
-    kinds = ("none", "rpc", "load", "store")
-    order = list(kinds) * steps
+    kinds = ["none", "rpc", "load", "store"] + ["store_async"] * (model.mode == "direct")
+    order = kinds * steps
     model.rng.shuffle(order)
     taken = {kind: [] for kind in kinds}
     for kind in order:
         taken[kind].append(step(kind) / 1e3)
-    for kind in ("load", "store"):
+    for kind in kinds[2:]:
         name = f"gpu_step_{kind}_{model.mode}_{busy}_{sharing}"
-        added = [ms - worker.median(taken["rpc"]) for ms in taken[kind]]
-        noise = math.hypot(*(median_error(taken[other]) for other in (kind, "rpc")))
+        beside = "none" if kind == "store_async" else "rpc"
+        added = [ms - worker.median(taken[beside]) for ms in taken[kind]]
+        noise = math.hypot(*(median_error(taken[other]) for other in (kind, beside)))
         goal = STEP_GOALS_MS.get((model.mode, sharing)) if busy else None
+        if kind == "store" and model.mode == "direct":
+            goal = None  # it waits for what its step has enqueued before it asks the daemon
         with missed.one(name):
             line = worker.times(name, added, "ms", goal=goal, noise=noise, step_ms=worker.median(taken["none"]),
                                 step_and_rpc_ms=worker.median(taken["rpc"]))

@@ -29,9 +29,9 @@ LAYOUTS = (
     (Layout("crowd/rwkv", (Tensor("wkv", range(24), "float32", {"head": 16, "value": 64, "key": 64}, "recurrent"),
                            Tensor("shift", range(24), "bfloat16", {"which": 2, "channel": 1024}, "shift"))), 2, 35),
 )
-OPERATIONS = {"store": 24, "load": 28, "get": 10, "set": 10, "fork": 10, "delete": 8, "publish": 4, "match": 6}
+OPERATIONS = {"store": 24, "load": 28, "get": 10, "set": 10, "fork": 10, "delete": 8, "publish": 6, "match": 8}
 DURABILITIES = ("volatile", "write_behind", "sync")
-BOARD_ROWS = 64          # of a worker and a layout: the prefixes that it published last
+BOARD_ROWS = 16          # of a worker and a layout: the prefixes that it published last
 GONE_PREFIX = ("EVICTED", "UNKNOWN")
 REFUSALS = ("RESOURCE_EXHAUSTED", "UNAVAILABLE")  # what a daemon that is short of something may say of a state that is there
 SHOWN_MAX = 5

@@ -196,9 +196,12 @@ def plants(directory):
 
 def build_plant(directory, name, sources=PLANT_SOURCES, options=PLANT_OPTIONS, target="statepoold", folder=None):
     """Builds the daemon (or `target`) with one planted defect, from a copy of its sources; gives the folder of the
-    binary. Plants that share a `folder` are built one after the other in it, each from what is left of the one before."""
+    binary, in a bundle that of its own. Plants that share a `folder` are built one after the other in it, each from what
+    is left of the one before."""
     if name not in plants(directory):
         raise NotMeasurable(f"no plant {name}; there are: {', '.join(plants(directory))}")
+    if BUNDLE:
+        return BUILD / "plants" / name
     base = REPOSITORY / "build" / "plants" / (folder or name)
     source, build = base / "src", base / "build"
     _copy_tree(sources, source)

@@ -66,7 +66,8 @@ def main():
     line = {"name": "gpu_crowd", "value": sum(counts[kind] for kind in KINDS) + died, "unit": "violations", "n": counts["operations"], "goal": 0,
             "devices": options.devices, "workers": options.workers, "direct_workers": sum(result["direct"] for result in ended), "layouts": len(LAYOUTS),
             "seconds": options.seconds, "live_share": sum(result["live_bytes"] for result in ended) / options.hot_bytes, "died": died}
-    line |= {field: counts[field] for field in (*KINDS, "operations", *OPERATIONS, "states_checked", "spills", "promotions", "hits", "prefixes_gone", "refused")}
+    line |= {field: counts[field] for field in (*KINDS, "operations", *OPERATIONS, "states_checked", "spills", "promotions", "hits", "prefixes_gone",
+                                                "refused")}
     print(json.dumps(line | {"errors": errors}), flush=True)
     least = {field: minimum * options.workers * options.seconds for field, minimum in PER_WORKER_SECOND_MIN.items()} | {"live_share": LIVE_SHARE}
     if short := [f"{field} {line[field]:g} < {minimum:g}" for field, minimum in least.items() if line[field] < minimum]:

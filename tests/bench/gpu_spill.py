@@ -233,7 +233,7 @@ def trips(options, pool):
     for name in names:
         checked += 1
         wrong += not np.array_equal(np.frombuffer(pool.get(name).data, np.uint8), states[name])
-    del cells
+    cells.clear()
     arena.close()
     tiers = {tier: sum(each[tier] for each in seen.values()) for tier in ("hot", "warm", "cold")}
     wanted = ("hot", "warm", "cold") if options.with_warm else ("hot", "cold")

@@ -3,7 +3,6 @@
 
 Needs torch, cuda-bindings and statepool (a bundle's, the tree's) in the Python that runs it."""
 import argparse
-import contextlib
 import json
 import pathlib
 import re
@@ -20,7 +19,6 @@ sys.path.insert(0, str(HERE))
 import harness  # noqa: E402
 
 sys.path += [str(harness.REPOSITORY / folder) for folder in ("python", "client/python/src")]
-import statepool  # noqa: E402
 import torch  # noqa: E402
 from statepool import Layout, Tensor  # noqa: E402
 

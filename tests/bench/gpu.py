@@ -137,7 +137,8 @@ def measure_crowd(workspace, directory, quick, seed, devices):
     if devices == "cuda":
         require_gpus()
     hot_bytes, workers, seconds = (512 << 20, 4, QUICK_CROWD_S) if quick else (1 << 30, 8, CROWD_S)
-    with daemon(workspace, directory, "crowd", devices, hot_bytes) as (_, address, metrics):
+    warm_bytes = 0 if devices == "host" else hot_bytes // 4
+    with daemon(workspace, directory, "crowd", devices, hot_bytes, warm_bytes) as (_, address, metrics):
         yield from program("gpu_crowd.py", GPU_MODULES if devices == "cuda" else MODULES, workspace, server=address, metrics=metrics, directory=workspace,
                            devices=devices, hot_bytes=hot_bytes, workers=workers, seconds=seconds, seed=seed)
 

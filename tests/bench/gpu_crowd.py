@@ -20,15 +20,17 @@ LIVE_SHARE = 1.5          # of the budget, that the states of all names are toge
 PER_WORKER_SECOND_MIN = {"operations": 10, "states_checked": 10, "spills": 0.5, "promotions": 0.5}
 
 
-def transfers(metrics):
-    """(images that left for the disk, bytes that came back from it) so far."""
+def moves(metrics):
+    """What left the device for other tiers, and came back, so far: images spilled and demoted, bytes promoted."""
     with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as answer:
         text = answer.read().decode()
 
     def counted(name):
-        return sum(float(value) for value in re.findall(rf"^{re.escape(name)} (\S+)$", text, re.M))
+        return sum(map(float, re.findall(rf"^{name} (\S+)$", text, re.M)))
 
-    return (counted('statepool_evictions_total{tier="hot",reason="spilled"}'), counted('statepool_transfer_bytes_total{from="cold",to="hot"}'))
+    return {"spills": counted(r'statepool_evictions_total\{tier="(?:hot|warm)",reason="spilled"\}'),
+            "demotions": counted(r'statepool_evictions_total\{tier="hot",reason="demoted"\}'),
+            "promoted_bytes": counted(r'statepool_transfer_bytes_total\{from="(?:cold|warm)",to="hot"\}')}
 
 
 def main():
@@ -49,25 +51,25 @@ def main():
         for worker in workers:
             if not worker.stdout.readline():
                 raise harness.NotMeasurable("a worker did not get ready")
-        before = transfers(options.metrics)
+        before = moves(options.metrics)
         for worker in workers:
             worker.stdin.write("go\n")
             worker.stdin.flush()
         results = [worker.stdout.readline() for worker in workers]
-        spills, promoted_bytes = (now - was for now, was in zip(transfers(options.metrics), before))
+        moved = {what: round(count - before[what]) for what, count in moves(options.metrics).items()}
     counts, errors = collections.Counter(), collections.Counter()
     ended = [json.loads(result) for result in results if result]
     for result in ended:
         counts.update(result["counts"])
         errors.update(result["errors"])
     largest = max(layout.state_bytes for layout, _, _ in LAYOUTS)
-    counts.update({"operations": sum(counts[kind] for kind in OPERATIONS), "spills": round(spills), "promotions": round(promoted_bytes / largest)})
+    counts.update({"operations": sum(counts[kind] for kind in OPERATIONS), "promotions": moved["promoted_bytes"] // largest} | moved)
     died = len(workers) - len(ended)
     line = {"name": "gpu_crowd", "value": sum(counts[kind] for kind in KINDS) + died, "unit": "violations", "n": counts["operations"], "goal": 0,
             "devices": options.devices, "workers": options.workers, "direct_workers": sum(result["direct"] for result in ended), "layouts": len(LAYOUTS),
             "seconds": options.seconds, "live_share": sum(result["live_bytes"] for result in ended) / options.hot_bytes, "died": died}
-    line |= {field: counts[field] for field in (*KINDS, "operations", *OPERATIONS, "states_checked", "spills", "promotions", "hits", "prefixes_gone",
-                                                "refused")}
+    line |= {field: counts[field] for field in (*KINDS, "operations", *OPERATIONS, "states_checked", "spills", "demotions", "promotions", "hits",
+                                                "prefixes_gone", "refused")}
     print(json.dumps(line | {"errors": errors}), flush=True)
     least = {field: minimum * options.workers * options.seconds for field, minimum in PER_WORKER_SECOND_MIN.items()} | {"live_share": LIVE_SHARE}
     if short := [f"{field} {line[field]:g} < {minimum:g}" for field, minimum in least.items() if line[field] < minimum]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]  # or an unpacked deploy/bundle: there bundle.json says what it has
 BUNDLE = json.loads((REPOSITORY / "bundle.json").read_text()) if (REPOSITORY / "bundle.json").exists() else None
@@ -92,13 +93,16 @@ def new_seed():
 
 
 def run(main):
-    """Runs main() and exits with what it gives, or with 2 when it could not measure. SIGTERM ends it in order too."""
+    """Runs main() and exits with what it gives, or with 2 when it could not measure, or broke off. SIGTERM ends it in order
+    too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         sys.exit(main())
     except NotMeasurable as error:
         note(f"not measurable: {error}")
-        sys.exit(NOT_MEASURABLE)
+    except Exception:
+        traceback.print_exc()
+    sys.exit(NOT_MEASURABLE)
 
 
 # ----------------------------------------------------------------------------------------------------------- processes

@@ -294,3 +294,10 @@ def test_a_python_that_lacks_something_is_not_taken():
     assert harness.python_with("json", "xml.dom")
     with pytest.raises(harness.NotMeasurable, match="no_such_module"):
         harness.python_with("json", "no_such_module.at_all")
+
+
+def test_a_program_that_breaks_off_has_measured_nothing(tmp_path):
+    script = tmp_path / "broken.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(REPOSITORY / 'tests/bench')!r}); import harness; harness.run(lambda: 1 / 0)")
+    done = subprocess.run([sys.executable, "-B", script], capture_output=True, text=True)
+    assert done.returncode == harness.NOT_MEASURABLE and "ZeroDivisionError" in done.stderr

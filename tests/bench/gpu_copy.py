@@ -14,6 +14,7 @@ from statepool import StoreItem
 
 ROWS = {"mamba-2.8b": (1, 64, 256), "rwkv-7": (1, 64, 256), "qwen3-next": (64,), "lfm2": (1, 64, 256)}
 QUICK_ROWS = {"mamba-2.8b": (1, 64), "lfm2": (1, 64)}
+ONE_ROW_N = 60             # calls for one row; worker.N for more
 NAMES_BYTES = 1 << 30      # versions of a model are at least so many bytes together
 RPC_GOAL = 2               # one large row, times an empty RPC
 LARGE_BYTES = 20_000_000
@@ -86,7 +87,7 @@ def copy_lines(model, rows, device_copy, copy_times, sharing):
     """Load and Store of so many rows, each call followed by one of torch's copy and an empty RPC."""
     nbytes = rows * model.layout.state_bytes
     taken = {what: [] for what in ("load", "store", "memcpy", "rpc", "load_copy", "store_copy")}
-    for i in range(worker.N + 3):
+    for _ in range((worker.N if rows > 1 else ONE_ROW_N) + 3):
         for what in ("load", "store"):
             taken[what].append(getattr(model, what)(model.some(rows)))
             taken[f"{what}_copy"].append(copy_times.last_us or 0)

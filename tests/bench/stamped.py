@@ -43,9 +43,9 @@ class Rows:
 
     def write(self, rows, stamps):
         """On a GPU this is enqueued on the current stream, and so is what the others read."""
-        index = self._array(rows)
+        index, firsts = self._array(rows), self._firsts(stamps)
         for at, cell in self._cells:
-            cell[index] = self._words(stamps, at, cell.shape[1])
+            cell[index] = self._words(firsts, at, cell.shape[1])
 
     def stamps(self, rows):
         """What the first word of each row tells, whatever the others do."""
@@ -54,14 +54,17 @@ class Rows:
 
     def wrong(self, rows, stamps):
         """Those of the rows that are not the states of these stamps."""
-        index, right = self._array(rows), True
+        index, firsts, right = self._array(rows), self._firsts(stamps), True
         for at, cell in self._cells:
-            right = (cell[index] == self._words(stamps, at, cell.shape[1])).all(1) & right
+            right = (cell[index] == self._words(firsts, at, cell.shape[1])).all(1) & right
         return [row for row, is_right in zip(rows, right.tolist()) if not is_right]
 
-    def _words(self, stamps, at, count):
-        firsts = self._array([_signed(stamp * A + at * B) for stamp in stamps])
-        return firsts[:, None] + self._library.arange(count, dtype=self._library.int64, **self._place) * _signed(B)
+    def _firsts(self, stamps):
+        """The first words of these states: [row, 1]. Once for all cells, for it waits for the GPU."""
+        return self._array([_signed(stamp * A) for stamp in stamps])[:, None]
+
+    def _words(self, firsts, at, count):
+        return firsts + self._library.arange(at, at + count, dtype=self._library.int64, **self._place) * _signed(B)
 
     def _array(self, values):
         return self._library.asarray(values, dtype=self._library.int64, **self._place)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]  # or an unpacked deploy/bundle: there bundle.json says what it has
 BUNDLE = json.loads((REPOSITORY / "bundle.json").read_text()) if (REPOSITORY / "bundle.json").exists() else None
@@ -28,6 +29,25 @@ OK, FALLS_SHORT, NOT_MEASURABLE = 0, 1, 2
 
 class NotMeasurable(Exception):
     pass
+
+
+class Missed:
+    """What could not be measured, while the rest is."""
+
+    def __init__(self):
+        self.why = []
+
+    @contextlib.contextmanager
+    def one(self, name):
+        try:
+            yield
+        except NotMeasurable as error:
+            note(f"{name}: not measurable: {error}")
+            self.why.append(name)
+
+    def tell(self):
+        if self.why:
+            raise NotMeasurable(", ".join(self.why))
 
 
 def note(text):
@@ -73,13 +93,16 @@ def new_seed():
 
 
 def run(main):
-    """Runs main() and exits with what it gives, or with 2 when it could not measure. SIGTERM ends it in order too."""
+    """Runs main() and exits with what it gives, or with 2 when it could not measure, or broke off. SIGTERM ends it in order
+    too."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         sys.exit(main())
     except NotMeasurable as error:
         note(f"not measurable: {error}")
-        sys.exit(NOT_MEASURABLE)
+    except Exception:
+        traceback.print_exc()
+    sys.exit(NOT_MEASURABLE)
 
 
 # ----------------------------------------------------------------------------------------------------------- processes
@@ -128,24 +151,45 @@ def process(command, **options):
 
 
 @contextlib.contextmanager
-def server(command, log, **options):
-    """A child that tells with one line of JSON where it listens; gives (process, address)."""
+def ready_server(command, log, **options):
+    """A child that tells with one line of JSON that it serves; gives (process, that line's object)."""
     options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with log.open("wb") as stderr, process(command, stderr=stderr, **options) as child:
         line = child.stdout.readline()
         if not line:
             raise NotMeasurable(f"{command[0]} did not get ready: {log.read_text(errors='replace')[-2000:]}")
-        yield child, json.loads(line)["listen"][0]
+        yield child, json.loads(line)
+
+
+@contextlib.contextmanager
+def server(command, log, **options):
+    """A child that tells with one line of JSON where it listens; gives (process, address)."""
+    with ready_server(command, log, **options) as (child, ready):
+        yield child, ready["listen"][0]
+
+
+def each_line(command, cwd, **options):
+    """Runs a measuring program; gives what it prints, line by line. Then NotMeasurable unless it has measured all of it."""
+    with process(command, cwd=cwd, stdout=subprocess.PIPE, text=True, **options) as child:
+        yield from map(json.loads, child.stdout)
+        status = child.wait()
+    if status not in (OK, FALLS_SHORT):
+        name = next((part for part in command if str(part).endswith(".py")), command[0])
+        raise NotMeasurable(f"{name} ended with {status}")
 
 
 def measured_lines(command, cwd):
-    """Runs a measuring program; gives what it printed and its exit status."""
-    with process(command, cwd=cwd, stdout=subprocess.PIPE, text=True) as child:
-        lines = [json.loads(line) for line in child.stdout]
-        status = child.wait()
-    if status not in (OK, FALLS_SHORT):
-        raise NotMeasurable(f"{command[0]} ended with {status}")
-    return lines
+    """Runs a measuring program; gives all that it printed."""
+    return list(each_line(command, cwd))
+
+
+def python_with(*modules):
+    """A Python that has these modules: this one, or the one of deploy/install-deps."""
+    code = f"import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, {modules!r})))"
+    for python in (sys.executable, REPOSITORY / "build/venv/bin/python"):
+        if os.access(python, os.X_OK) and subprocess.run([python, "-c", code], stderr=subprocess.DEVNULL).returncode == 0:
+            return python
+    raise NotMeasurable(f"there is no Python that has {', '.join(modules)}; install them, or run deploy/install-deps")
 
 
 # -------------------------------------------------------------------------------------------------------------- plants
@@ -156,9 +200,12 @@ def plants(directory):
 
 def build_plant(directory, name, sources=PLANT_SOURCES, options=PLANT_OPTIONS, target="statepoold", folder=None):
     """Builds the daemon (or `target`) with one planted defect, from a copy of its sources; gives the folder of the
-    binary. Plants that share a `folder` are built one after the other in it, each from what is left of the one before."""
+    binary, in a bundle that of its own. Plants that share a `folder` are built one after the other in it, each from what
+    is left of the one before."""
     if name not in plants(directory):
         raise NotMeasurable(f"no plant {name}; there are: {', '.join(plants(directory))}")
+    if BUNDLE:
+        return BUILD / "plants" / name
     base = REPOSITORY / "build" / "plants" / (folder or name)
     source, build = base / "src", base / "build"
     _copy_tree(sources, source)

@@ -14,7 +14,6 @@ with one call, so that a line is whole or was never written:
 The phase that it is in stands in memory that outlives it."""
 import collections
 import contextlib
-import mmap
 import os
 import random
 import select
@@ -25,6 +24,7 @@ import time
 import numpy as np
 
 import statepool
+import worker_memory as memory
 import worker_words as words
 from statepool import StoreItem, View, _mapping
 from statepool.v1 import statepool_pb2
@@ -41,6 +41,7 @@ TIMEOUT_S = 20.0
 patience = 1.0      # what is to happen in time may take so many times as long
 
 Plan = collections.namedtuple("Plan", "address lane rows life seed phase nth survives verify delete direct")
+SAMPLE = slice(None, None, words.SAMPLE)
 VIEWS_KEPT = 3      # of states, that a life in direct mode looks at again and again
 
 
@@ -56,7 +57,7 @@ class Life:
         self.mappings = []  # of arenas of this life, that it keeps
         self.views = collections.deque()  # of states, with what they were
         self.arena = self.lease = None
-        self.cells = []  # (first word, [row, word]) of each tensor and layer of the arena
+        self.cells = []  # (first word, Words [row, word]) of each tensor and layer of the arena
         self.unsure = self.hung_up = False
         self.within = BETWEEN
         self.real_connect, _mapping.connect = _mapping.connect, self.connect
@@ -91,6 +92,7 @@ class Life:
         with statepool.connect(self.plan.address, timeout=TIMEOUT_S) as self.pool:
             self.real_call, self.pool._connection.call = self.pool._connection.call, self.call
             self.layout = self.pool.register_layout(words.LAYOUT)
+            memory.prepare(self.pool.capabilities().devices[0].name)
             self.settle(range(self.plan.rows) if self.plan.verify else self.oracle.unsure())
             self.renew()
             for i in range(self.plan.rows) if self.plan.delete else ():
@@ -156,11 +158,8 @@ class Life:
         self.cells, at = [], 0
         for tensor in words.LAYOUT.tensors:
             for layer in tensor.layers:
-                cell = self.arena.layer(tensor.name, layer)
-                flat = cell.reshape(self.plan.rows, -1).view(np.uint64)
-                assert np.shares_memory(cell, flat)
-                self.cells.append((at, flat))
-                at += flat.shape[1]
+                self.cells.append((at, memory.rows_of(self.arena.layer(tensor.name, layer), self.plan.rows)))
+                at += self.cells[-1][1].count
         assert at == words.WORDS and self.arena.nbytes == self.plan.rows * words.LAYOUT.state_bytes
         self.at = self.addresses()
         self.look_for_zeros()
@@ -183,11 +182,11 @@ class Life:
         self.lease = lease
         if self.may_be_loose(0.4):
             if self.random.random() < 0.4:
-                self.mappings.append(np.frombuffer(mmap.mmap(fd, table.bytes), np.uint64))
+                self.mappings.append(memory.map_again(table.device, fd, table.bytes, mapped_bytes))
                 self.say("n kept 1")
             else:
                 fds = [fd] + [lease.fileno()] * (self.random.random() < 0.5)  # the connection, too: it will not hang up
-                socket.send_fds(self.watcher, [f"{self.plan.life} {table.bytes}".encode()], fds)
+                socket.send_fds(self.watcher, [f"{self.plan.life} {table.device} {table.bytes} {mapped_bytes}".encode()], fds)
                 self.say("n watched 1")
         return lease, fd, mapped_bytes
 
@@ -222,20 +221,19 @@ class Life:
         return True
 
     def addresses(self):
-        return [cell.__array_interface__["data"][0] for _, cell in self.cells]
+        return [cell.address for _, cell in self.cells]
 
     # ---------------------------------------------------------------------------------------------------- looking
 
     def look_for_zeros(self):
         for _, cell in self.cells:
-            if cell.any():
-                rows, columns = np.nonzero(cell)
-                self.violation("given_twice", f"a new arena has {words.tell(cell[rows[0], columns[0]])}")
+            if (found := cell.nonzero()) is not None:
+                self.violation("given_twice", f"a new arena has {words.tell(found)}")
                 return
 
     def look_for_foreign(self):
         for _, cell in self.cells:
-            if found := words.foreign(cell[:, ::words.SAMPLE].ravel(), self.plan.lane, self.plan.life):
+            if found := words.foreign(cell.get((slice(None), SAMPLE)).ravel(), self.plan.lane, self.plan.life):
                 self.violation("given_twice", f"a row has {found}")
                 return
 
@@ -255,19 +253,18 @@ class Life:
     def look_at_kept(self):
         """They show what this life wrote, or zeros. It goes on writing: nobody else must ever see that."""
         for mapping in self.mappings:
-            sample = mapping[::words.SAMPLE]
-            if found := words.foreign(sample, self.plan.lane, self.plan.life):
+            if found := words.foreign(mapping.get(SAMPLE), self.plan.lane, self.plan.life):
                 self.violation("given_twice", f"a mapping that was kept has {found}")
         for mapping in self.mappings[:-1] if self.arena is not None else self.mappings:
-            mapping[::words.SAMPLE] = words.first(words.SCRIBBLE, self.plan.lane, self.plan.life, 0, 0)
+            mapping.put(SAMPLE, words.first(words.SCRIBBLE, self.plan.lane, self.plan.life, 0, 0))
 
     def row(self, row):
-        return np.concatenate([cell[row] for _, cell in self.cells])
+        return np.concatenate([cell.get(row) for _, cell in self.cells])
 
     def fill(self, rows, firsts):
         begin = np.array(firsts, np.uint64)[:, None]
         for at, cell in self.cells:
-            cell[rows] = begin + np.arange(at, at + cell.shape[1], dtype=np.uint64)
+            cell.put(rows, begin + np.arange(at, at + cell.count, dtype=np.uint64))
 
     def check(self, index, position, data, where):
         """The number of the write that these words are."""
@@ -408,15 +405,13 @@ def _hang_up(lease, delay):
 
 
 class _Kept:
-    def __init__(self, life, nbytes, fds):
+    def __init__(self, life, device, nbytes, mapped_bytes, fds):
         self.life, self.fds = life, fds
-        self.memory = mmap.mmap(fds[0], nbytes)
-        self.sample = np.frombuffer(self.memory, np.uint64)[::words.SAMPLE]
+        self.words = memory.map_again(device, fds[0], nbytes, mapped_bytes)
         self.seen = False
 
     def close(self):
-        del self.sample
-        self.memory.close()
+        del self.words
         for fd in self.fds:
             os.close(fd)
 
@@ -427,24 +422,25 @@ def watch(lane, inbox, pipe):
     kept, dead = collections.deque(), set()
     while True:
         while select.select([inbox], [], [], WATCH_S)[0]:
-            message, fds, _, _ = socket.recv_fds(inbox, 64, 4)
+            message, fds, _, _ = socket.recv_fds(inbox, 256, 4)
             if not message:
                 os._exit(0)
-            what, number = message.split()
-            if what == b"dead":
-                dead.add(int(number))
+            what, *told = message.decode().split()
+            if what == "dead":
+                dead.add(int(told[0]))
                 continue
+            device, nbytes, mapped_bytes = told
             try:
-                kept.append(_Kept(int(what), int(number), list(fds)))
+                kept.append(_Kept(int(what), device, int(nbytes), int(mapped_bytes), list(fds)))
             except PermissionError:  # sealed before it came here: nobody can write to it any more
                 for fd in fds:
                     os.close(fd)
             if len(kept) > WATCHED_MAX:
                 kept.popleft().close()
         for one in kept:
-            found = words.foreign(one.sample, lane, one.life)
+            found = words.foreign(one.words.get(SAMPLE), lane, one.life)
             if found and not one.seen:
                 one.seen = True
                 os.write(pipe, f"x given_twice lane {lane}: a process that keeps memory of life {one.life} sees {found}\n".encode())
             if one.life in dead:
-                one.sample[:] = words.first(words.SCRIBBLE, lane, one.life, 0, 0)
+                one.words.put(SAMPLE, words.first(words.SCRIBBLE, lane, one.life, 0, 0))

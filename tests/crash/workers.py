@@ -28,16 +28,17 @@ import worker_life  # noqa: E402
 import worker_words as words  # noqa: E402
 from worker_life import BETWEEN, CLOSE, CONNECT, LOAD, OPEN, PHASES, STORE, Life, Plan  # noqa: E402
 
-LANES = 5
-# Rows of the lanes' arenas: sizes tell in a sum of bytes how many arenas each lane has, as long as none has four, and a chunk is a row.
-ROWS = [4 ** lane for lane in range(LANES)]
+# Rows of the lanes' arenas: sizes tell in a sum of bytes how many arenas each lane has, as long as none has four, and the smallest is whole chunks. A GPU
+# has none below 2 MiB.
+ROWS = {"host": [1, 4, 16, 64, 256], "far": [1, 4, 16, 64, 256], "cuda": [16, 64, 256]}
+CHUNK_BYTES = {"host": "128KiB", "far": "128KiB", "cuda": "2MiB"}
 ROUND_LIVES = 10  # of a lane, between two looks at an idle daemon
 BACK_S = 1.0      # what a worker had is back after so long
 TOKEN_S = 1.0     # ... and so much longer if it did not connect: the daemon's --arena-token-timeout
 HUNG_S = 10.0
 SHOWN_MAX = 20    # violations of a kind that a lane shows, of a round
 START_S = 30.0
-FLAGS = ("--hot-bytes=1GiB", "--chunk-bytes=128KiB", "--warm-bytes=64MiB", "--cold-bytes=4GiB", "--devices=host", "--log-level=warn")
+FLAGS = ("--hot-bytes=1GiB", "--cold-bytes=4GiB", "--log-level=warn")
 KINDS = ("leaked", "given_twice", "half_versions", "lost", "hung", "unexpected")
 COUNTS = ("operations", "acked", "read", "hang_ups", "kept", "watched", "reopened", "errors", "leases", "views")
 # How likely a life is to end in each phase, and the most seconds from its beginning to the signal, for one row and for each.
@@ -120,12 +121,13 @@ class Lines:
 
 
 class Daemon:
-    def __init__(self, binary, directory, direct):
-        self.binary, self.directory, self.direct, self.process = binary, directory, direct, None
+    def __init__(self, binary, directory, direct, devices):
+        self.binary, self.directory, self.direct, self.devices, self.process = binary, directory, direct, devices, None
         self.address = f"unix:{directory}/socket"
 
     def start(self):
-        command = [self.binary, f"--listen={self.address}", "--metrics=127.0.0.1:0", f"--data-dir={self.directory}/data", *FLAGS, f"--direct={self.direct}"]
+        command = [self.binary, f"--listen={self.address}", "--metrics=127.0.0.1:0", f"--data-dir={self.directory}/data", *FLAGS, f"--direct={self.direct}",
+                   f"--devices={self.devices}", f"--chunk-bytes={CHUNK_BYTES[self.devices]}"]
         with open(self.directory / "log", "ab") as log:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log,
                                             preexec_fn=lambda: ctypes.CDLL(None).prctl(1, signal.SIGKILL))
@@ -153,19 +155,17 @@ class Held:
             text = answer.read().decode()
         self.arenas, self.bytes, self.slots = (self._sum(text, f"statepool_{name}")
                                                for name in ("arenas", "arena_bytes", "arena_reserved_slots"))
-        self.used = self._sum(text, 'statepool_device_bytes{device="host",state="used"}')
+        self.used = self._sum(text, r'statepool_device_bytes\{device="[^"]*",state="used"\}', "")
         self.leases, self.leased_slots, self.leased_bytes = (self._sum(text, f"statepool_direct_{name}") for name in ("leases", "slots", "bytes"))
-        self.filled = self._sum(text, 'statepool_direct_slots_total{state="filled"}')
-        self.pinned = self._sum(text, 'statepool_direct_slots_total{state="pinned"}')
         self.states = " ".join(re.findall(r'^statepool_arenas{state="(.*)$', text, re.M)).replace('"}', "")
 
     @staticmethod
-    def _sum(text, name):
-        return sum(int(float(value)) for value in re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", text, re.M))
+    def _sum(text, name, labels=r"(?:\{.*\})?"):
+        return sum(int(float(value)) for value in re.findall(rf"^{name}{labels} (\S+)$", text, re.M))
 
-    def of(self, lane):
-        """Arenas of this lane."""
-        return self.bytes // words.LAYOUT.state_bytes // ROWS[lane] % 4
+    def of(self, rows):
+        """Arenas of the lane that has so many rows in each."""
+        return self.bytes // words.LAYOUT.state_bytes // rows % 4
 
     def is_idle(self):
         return self.arenas == self.bytes == self.slots == self.leases == self.leased_slots == self.leased_bytes == 0
@@ -182,6 +182,7 @@ class Lane:
 
     def __init__(self, number, daemon, oracle, seed):
         self.number, self.daemon, self.oracle = number, daemon, oracle
+        self.rows = ROWS[daemon.devices][number]
         self.random = random.Random(seed)
         self.tally = Tally()
         self.page = mmap.mmap(-1, mmap.PAGESIZE)
@@ -234,7 +235,7 @@ class Lane:
         """A worker; it looks first at what the one before left."""
         self.page[0] = BETWEEN
         self.lines = Lines()
-        told = Plan(self.daemon.address, self.number, ROWS[self.number], life % words.MAX_LIVES, self.random.randrange(1 << 30),
+        told = Plan(self.daemon.address, self.number, self.rows, life % words.MAX_LIVES, self.random.randrange(1 << 30),
                     **dict.fromkeys(("phase", "nth", "survives", "verify", "delete"), 0) | {"direct": self.daemon.direct} | plan)
 
         def main():
@@ -280,7 +281,7 @@ class Lane:
             self.tally.violation("hung", f"lane {self.number} life {life} neither loads and stores nor fails")
         _, delay, for_each_row = ENDS[phase]
         if self.random.random() < 0.8:
-            time.sleep(self.random.random() * (delay + for_each_row * ROWS[self.number]))
+            time.sleep(self.random.random() * (delay + for_each_row * self.rows))
         if how != "kill":
             os.kill(self.worker, signal.SIGSTOP)
             self.tally.counts["stops"] += 1
@@ -294,7 +295,7 @@ class Lane:
         self.wait_until_back(gone, life, BACK_S * worker_life.patience + TOKEN_S * (self.page[0] in (OPEN, CONNECT)))
 
     def wait_until_back(self, gone, life, limit):
-        while (held := Held(self.daemon.metrics)).of(self.number):
+        while (held := Held(self.daemon.metrics)).of(self.rows):
             if time.monotonic() > gone + limit:
                 self.tally.violation("leaked", f"lane {self.number} life {life}, dead in {PHASES[self.page[0]]}: after {limit} s there are {held}")
                 return
@@ -332,13 +333,13 @@ class Lanes:
         self.daemon = daemon
         self.random = random.Random(seed)
         self.tally = Tally()
-        self.oracles = [words.Oracle() for _ in range(LANES)]
+        self.oracles = [words.Oracle() for _ in ROWS[daemon.devices]]
         self.next_life = 1
 
     def run(self, job, lives, meanwhile=lambda outs: None):
         """job(lane, lives' numbers, out) in each lane, a process of its own; here meanwhile(pipes, by lane)."""
         outs, pids = [], []
-        for number in range(LANES):
+        for number in range(len(self.oracles)):
             out = Lines()
             numbers = range(self.next_life, self.next_life + lives)
             self.next_life += lives
@@ -440,15 +441,18 @@ def main():
     parser.add_argument("--patience", type=float, default=1.0, help="what is to be there in time may take so many times as long")
     parser.add_argument("--stop-at-first", type=int, default=0)
     parser.add_argument("--direct", action="store_true", help="workers copy themselves, and keep views")
+    parser.add_argument("--devices", choices=sorted(ROWS), default="host")
     options = parser.parse_args()
     worker_life.patience = options.patience
-    daemon = Daemon(options.daemon, options.directory, options.direct)
+    if options.devices == "cuda":
+        import torch  # noqa: F401  once, and not in every process that is forked; none of these uses the GPU itself
+    daemon = Daemon(options.daemon, options.directory, options.direct, options.devices)
     daemon.start()
     lanes = Lanes(daemon, options.seed)
     counts = lanes.tally.counts
     stopped = lambda: options.stop_at_first and lanes.tally.violations()  # noqa: E731
     while counts["kills"] < options.cycles and not stopped():
-        lanes.kill_workers(min(ROUND_LIVES, -(-(options.cycles - counts["kills"]) // LANES)))
+        lanes.kill_workers(min(ROUND_LIVES, -(-(options.cycles - counts["kills"]) // len(lanes.oracles))))
         note(f"{counts['kills']} workers killed", lanes.tally)
     if options.daemon_kills and not stopped():
         lanes.kill_daemon(options.daemon_kills)
@@ -456,7 +460,8 @@ def main():
         lanes.clear()
     daemon.kill()
     back, resumed = lanes.tally.back_ms, lanes.tally.resumed_ms
-    line = {"name": "crash/direct" if options.direct else "crash/workers", "value": lanes.tally.violations(), "unit": "violations", "n": counts["kills"], "goal": 0}
+    line = {"name": "crash/direct" if options.direct else "crash/workers", "value": lanes.tally.violations(), "unit": "violations", "n": counts["kills"], "goal": 0,
+            "devices": options.devices}
     line |= {field: counts[field] for field in ("kills", "stops")}
     line["kills_in_flight"] = {"open": counts["in_open"] + counts["in_connect"], "load": counts["in_load"], "store": counts["in_store"],
                                "close": counts["in_close"]}

@@ -184,7 +184,7 @@ def everything_in(root):
 
 def test_without_a_gpu_its_tests_for_one_fail(root, cuda):
     before = everything_in(root)
-    done = run_clean(root / "tests/gpu/run", "--part=1/2", env={"PATH": "/usr/bin:/bin"} | NO_GPU, cwd="/")
+    done = run_clean(root / "tests/gpu/run", "--part=1/3", env={"PATH": "/usr/bin:/bin"} | NO_GPU, cwd="/")
     assert (done.returncode, done.stdout) == (2, "")
     assert ("no GPU" if cuda else "this bundle was built without CUDA") in done.stderr
     assert everything_in(root) == before
@@ -196,6 +196,17 @@ def test_without_cuda_its_tests_for_a_gpu_say_so(root, tmp_path):
     (tmp_path / "bundle.json").write_text(json.dumps({"commit": "0", "cuda": False}))
     done = run_clean(tmp_path / "tests/gpu/run", env={"PATH": "/usr/bin:/bin"})
     assert (done.returncode, done.stdout) == (2, "") and "this bundle was built without CUDA" in done.stderr
+
+
+def test_its_harnesses_run_with_any_python_that_has_the_packages_needs(root):
+    before = everything_in(root)
+    environment = {"PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1"}
+    done = run_clean(sys.executable, root / "tests/crash/run", "workers", "--any-speed", "--cycles=5", "--daemon-kills=1", env=environment, cwd="/")
+    line = json.loads(done.stdout)
+    assert (line["value"], line["daemon_kills"]) == (0, 1) and line["kills"] >= 5, done.stderr
+    done = run_clean(sys.executable, root / "tests/bench/run", "gpu-crowd", "--quick", env=environment | NO_GPU, cwd="/")
+    assert (done.returncode, done.stdout) == (2, "") and "no GPU" in done.stderr
+    assert everything_in(root) == before
 
 
 def refused(*arguments, env=None):

@@ -3,7 +3,6 @@
 
 Each test is marked with the errors that it provokes. What no client can provoke stands in NOT_FROM_OUTSIDE, with the C++ test that has it."""
 import contextlib
-import dataclasses
 import os
 import pathlib
 import queue
@@ -12,6 +11,7 @@ import socket
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 
 import grpc
@@ -21,6 +21,9 @@ from google.rpc import error_details_pb2
 
 from daemon_process import REPOSITORY, Daemon, eventually
 from wire import checksum, details_of, status_of
+
+sys.path.append(str(REPOSITORY / "tests/bench"))
+from error_table import Row, read_table  # noqa: E402
 
 DOMAIN = "statepool.v1"
 KIB, MIB = 1 << 10, 1 << 20
@@ -38,37 +41,6 @@ NOT_FROM_OUTSIDE = {
 
 
 # ---- the table
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    condition: str
-    retry: bool
-    codes: tuple
-    reasons: tuple
-    keys: tuple  # "the field", or a field or key of the metadata
-
-    def errors(self):
-        """Its (code, reason)s."""
-        if len(self.codes) == 1:
-            return [(self.codes[0], reason) for reason in self.reasons]
-        assert len(self.codes) == len(self.reasons)
-        return list(zip(self.codes, self.reasons))
-
-
-def read_table():
-    lines = (REPOSITORY / "proto/statepool/v1/statepool.proto").read_text().splitlines()
-    begin = next(i for i, line in enumerate(lines) if re.match(r"//   condition +code +reason", line)) + 2
-    end = lines.index("//", begin)
-    pattern = re.compile(r"//   (?P<condition>\S.*?) +(?P<retry>R  +)?(?P<codes>[A-Z_]{5,}(?: / [A-Z_]{5,})*)  +(?P<reasons>[A-Z_]+(?:, [A-Z_]+)*)"
-                         r"(?:  +(?P<keys>\S.*))?$")
-    rows = []
-    for line in lines[begin:end]:
-        match = pattern.match(line)
-        assert match, f"a row of the table that can't be read: {line}"
-        keys = tuple(k.strip() for k in re.split("[;,]", match["keys"] or "") if k.strip())
-        rows.append(Row(match["condition"], bool(match["retry"]), tuple(match["codes"].split(" / ")), tuple(match["reasons"].split(", ")), keys))
-    return rows
-
 
 TABLE = read_table()
 ROWS = {error: row for row in TABLE for error in row.errors()}

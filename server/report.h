@@ -9,7 +9,6 @@
 #include "server/core/store.h"
 #include "server/memory/arenas.h"
 #include "server/memory/copy_scheduler.h"
-#include "server/memory/device.h"
 #include "server/rpc/service.h"
 #include "server/telemetry/metrics.h"
 #include "server/tiers/residency.h"
@@ -20,7 +19,8 @@ namespace statepool {
 MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas, const Leases* leases,
                              const CopyScheduler& copies, const StatePoolService& service);
 
-std::vector<v1::DeviceInfo> ReportDevices(const Device& device);
+// The hot devices, in their order.
+std::vector<v1::DeviceInfo> ReportDevices(const Residency& residency);
 
 }  // namespace statepool
 

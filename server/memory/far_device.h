@@ -5,7 +5,8 @@
 //
 // An extent is a HostDevice's, mapped a second time at addresses without any permission: these are the device's. The
 // copies, hashes and rows' kernels find the bytes behind them. What has begun when CopyIn and CopyOut return is done
-// only when it is waited for, so that who does not wait sees other bytes.
+// only when it is waited for, so that who does not wait sees other bytes. FarDevices are each other's peers, unless
+// they were told not to be.
 #ifndef STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 
@@ -14,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "server/core/mutex.h"
 #include "server/memory/device.h"
@@ -25,7 +27,8 @@ namespace statepool {
 class FarDevice final : public Device {
  public:
   // `inner` must outlive this and have no other user.
-  explicit FarDevice(HostDevice* inner) : name_("far"), inner_(inner) {}
+  explicit FarDevice(HostDevice* inner, std::string name = "far", bool has_peers = true)
+      : name_(std::move(name)), has_peers_(has_peers), inner_(inner) {}
 
   // From now on every call fails, as a GPU's do after an error of a kernel's.
   void Fail() { failed_.store(true); }
@@ -43,6 +46,8 @@ class FarDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
+                                                     uint64_t bytes) override;
   absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) override;
@@ -64,6 +69,7 @@ class FarDevice final : public Device {
   absl::StatusOr<char*> Reach(const char* address, uint64_t bytes) const;
 
   const std::string name_;
+  const bool has_peers_;
   HostDevice* const inner_;
   std::atomic<bool> failed_{false};
   std::atomic<uint64_t> copied_in_bytes_{0}, copied_out_bytes_{0};

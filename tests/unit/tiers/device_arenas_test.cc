@@ -93,15 +93,16 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
       {"m",
        {{"conv", TensorKind::kConv, {0, 1, 2}, DType::kBFloat16, {{"channel", 48}, {"tap", 3}}, {}, {}},
         {"ssm", TensorKind::kRecurrent, {0, 2}, DType::kFloat32, {{"head", 4}, {"dk", 16}, {"dv", 24}}, {}, {}}}});
-  Residency residency_{{.staging = memory_.staging()}, memory_.device(), &cold_, &clock_};
+  Residency residency_{{}, memory_.memories(), &cold_, &clock_};
   statepool::Store store_{StoreOptions(), &residency_, &log_, &clock_};
   CopyScheduler copies_{{}, &clock_};
   Arenas arenas_{{.max_bytes = 16 * kChunk, .granule_bytes = kChunk},
                  &store_,
                  &residency_,
-                 {memory_.device(),
-                  [this](const Op& op, TenantId tenant, uint64_t bytes) {
-                    absl::StatusOr<std::unique_ptr<SharedExtent>> memory = residency_.AllocateShared(op, tenant, bytes);
+                 {memory_.devices(),
+                  [this](const Op& op, TenantId tenant, uint64_t bytes, const Device* on) {
+                    absl::StatusOr<std::unique_ptr<SharedExtent>> memory =
+                        residency_.AllocateShared(op, tenant, bytes, on);
                     if (memory.ok()) newest_memory_ = (*memory)->data();
                     return memory;
                   },
@@ -109,7 +110,7 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
                  &copies_,
                  &clock_};
 };
-INSTANTIATE_TEST_SUITE_P(Memory, DeviceArenasTest, MemoryKinds(), MemoryKindName);
+INSTANTIATE_TEST_SUITE_P(Memory, DeviceArenasTest, AllMemories(), MemoryKindName);
 
 TEST_P(DeviceArenasTest, WhatAWorkerStoresIsWhatIsLoadedInEveryViewAndWhatGetSees) {
   const std::vector<View> views = {

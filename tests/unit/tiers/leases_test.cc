@@ -60,7 +60,7 @@ class LeasesTest : public testing::Test {
     if (options.max_granted_bytes == 0) options.max_granted_bytes = UINT64_MAX;
     device_ = *HostDevice::Create({.budget_bytes = slots * kChunk, .chunk_bytes = kChunk});
     residency_ = std::make_unique<Residency>(ResidencyOptions{.owned_bytes_max = options.max_granted_bytes},
-                                             device_.get(), &cold_, &clock_);
+                                             ResidencyMemories{.hot = {{device_.get()}}}, &cold_, &clock_);
     store_ = std::make_unique<Store>(StoreOptions(), residency_.get(), &log_, &clock_);
     ASSERT_TRUE(store_->Recover().ok());
     layout_ = LayoutOf("m", kState);
@@ -70,7 +70,7 @@ class LeasesTest : public testing::Test {
     leases_ =
         std::make_unique<Leases>(options, store_.get(),
                                  LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
-                                               return residency_->BeginOwned(op, std::move(layout), owner);
+                                               return residency_->BeginOwned(op, std::move(layout), owner, device_.get());
                                              },
                                              [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
                                              [this] { residency_->SharedMemoryFreed(); }},
@@ -106,7 +106,7 @@ class LeasesTest : public testing::Test {
   }
   ImageRef Write(char fill) { return Write(fill, layout_); }
   absl::StatusOr<LeasedSlot> Hold(const std::string& lease, const ImageRef& image) {
-    absl::StatusOr<Pin> pin = residency_->Read({}, image);
+    absl::StatusOr<Pin> pin = residency_->Read({}, image, nullptr);
     if (!pin.ok()) return pin.status();
     return leases_->Hold({}, lease, *std::move(pin));
   }
@@ -121,7 +121,7 @@ class LeasesTest : public testing::Test {
     return slots.ok() ? slots->front() : LeasedSlot();
   }
   static Checksum SumOf(char fill) { return ChecksumOf(std::string(kState, fill)); }
-  std::string Read(const ImageRef& image) { return std::string((*residency_->Read({}, image))->bytes()); }
+  std::string Read(const ImageRef& image) { return std::string((*residency_->Read({}, image, nullptr))->bytes()); }
 
   ManualClock clock_;
   MemoryDisk cold_disk_;
@@ -202,7 +202,7 @@ TEST_F(LeasesTest, AnExtentThatIsNeededNoMoreIsAskedBackOnceAndComesBackWhenDrop
   const absl::string_view piece = large;
   StateBytes state;
   state.pieces = {&piece, 1};
-  absl::StatusOr<Pin> keep = residency_->Read({}, first);
+  absl::StatusOr<Pin> keep = residency_->Read({}, first, nullptr);
   EXPECT_EQ(ReasonOf(residency_->Write({}, other_layout_, state).status()), "HOT_FULL");
   const auto wanted = leases_->Tend();
   ASSERT_EQ(wanted.size(), 1u);
@@ -261,7 +261,7 @@ TEST_F(LeasesTest, WhoLiesAboutTheChecksumIsFoundOutBeforeTheStateLeavesMemory) 
   EXPECT_EQ(ReasonOf(residency_->Persist({}, *image)), "CORRUPT");
   residency_->CheckInvariants();
   EXPECT_EQ(residency_->stats().hot_images, 0u) << "nobody keeps what is damaged";
-  EXPECT_EQ(ReasonOf(residency_->Read({}, *image).status()), "CORRUPT");
+  EXPECT_EQ(ReasonOf(residency_->Read({}, *image, nullptr).status()), "CORRUPT");
 }
 
 TEST_F(LeasesTest, AnExtentThatCantBeSealedMakesNoImage) {

@@ -78,7 +78,7 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
         case 3: {
           const Entry entry = table_.Get(i);
           if (entry.image == nullptr) break;
-          auto pin = residency_->Read(op, entry.image);
+          auto pin = residency_->Read(op, entry.image, nullptr);
           if (!Allowed(pin.status())) break;
           EXPECT_TRUE(BytesOf(**pin) == MakeBytes(entry.image->bytes(), entry.seed));
           EXPECT_TRUE((*pin)->attachment() == entry.attachment);
@@ -116,7 +116,7 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
   std::atomic<int> reads_{0}, refused_{0};
 };
 
-INSTANTIATE_TEST_SUITE_P(Memory, ResidencyStressTest, MemoryKinds(), MemoryKindName);
+INSTANTIATE_TEST_SUITE_P(Memory, ResidencyStressTest, AllMemories(), MemoryKindName);
 
 TEST_P(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
   const uint64_t seed = std::random_device()();
@@ -124,14 +124,14 @@ TEST_P(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
   cold_budget_ = 3_MiB;
   Restart();
   residency_ = std::make_unique<Residency>(
-      ResidencyOptions{.attachment_budget_bytes = 1_MiB, .staging = memory_.staging()}, device_, cold_.get(), &clock_);
+      ResidencyOptions{.attachment_budget_bytes = 1_MiB}, memory_.memories(), cold_.get(), &clock_);
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) threads.emplace_back([this, t, seed] { Run(t, seed); });
   for (std::thread& thread : threads) thread.join();
   residency_->CheckInvariants();
   const ResidencyStats stats = residency_->stats();
   std::cout << reads_ << " reads, " << refused_ << " refused, " << stats.spills << " spills, " << stats.promotions
-            << " promotions, " << stats.evictions_behind_head + stats.evictions_clean + stats.evictions_spilled
+            << " promotions, " << stats.evictions.behind_head + stats.evictions.clean + stats.evictions.demoted + stats.evictions.spilled
             << " evictions" << std::endl;
   EXPECT_GT(reads_, 100);
   EXPECT_GT(stats.spills, 10u);
@@ -141,7 +141,7 @@ TEST_P(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
   ASSERT_TRUE(residency_->WaitForReclaim());
   residency_->CheckInvariants();
   EXPECT_EQ(residency_->stats().hot_images, 0u);
-  EXPECT_EQ(residency_->stats().hot_attachment_bytes, 0u);
+  EXPECT_EQ(residency_->stats().attachment_bytes, 0u);
   EXPECT_EQ(cold_->used_bytes(), 0u);
   EXPECT_TRUE(Stored().empty());
   residency_.reset();

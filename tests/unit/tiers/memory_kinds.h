@@ -31,6 +31,7 @@ namespace statepool {
 inline constexpr uint64_t kChunk = 2 << 20;  // the least that a GPU maps
 enum class MemoryKind { kCuda, kCudaWarm };
 inline auto OneMemory() { return testing::Values(MemoryKind::kCuda); }
+inline auto SeveralMemories() { return testing::Values(MemoryKind::kCudaWarm); }
 inline auto AllMemories() { return testing::Values(MemoryKind::kCuda, MemoryKind::kCudaWarm); }
 inline std::string MemoryKindName(const testing::TestParamInfo<MemoryKind>& info) {
   return info.param == MemoryKind::kCuda ? "Cuda" : "CudaWarm";

@@ -99,8 +99,8 @@ absl::StatusOr<Memories> OpenMemories(const DaemonFlags& flags, const Clock* clo
     return memories;
   }
   HostDeviceOptions warm;
-  absl::Status opened = flags.devices.front() == "far" ? OpenFar(flags, &memories)
-                                                       : OpenCuda(flags, &memories, &warm.pinning);
+  absl::Status opened =
+      flags.devices.front() == "far" ? OpenFar(flags, &memories) : OpenCuda(flags, &memories, &warm.pinning);
   if (!opened.ok()) return opened;
   memories.warm_is_spare = flags.warm_bytes == 0;
   if (memories.warm_is_spare) warm.pinning = {};

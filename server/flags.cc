@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/reflection.h"
@@ -20,6 +21,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "absl/types/span.h"
 
 using statepool::ByteSize;
 
@@ -30,13 +32,15 @@ ABSL_FLAG(std::vector<std::string>, listen, {"127.0.0.1:7070"},
 ABSL_FLAG(std::string, metrics, "127.0.0.1:9090",
           "host:port of the Prometheus endpoint /metrics (port 0 picks a free one); empty: none");
 ABSL_FLAG(std::string, data_dir, "", "directory of everything durable; made if its parent exists. Required");
-ABSL_FLAG(std::string, devices, "host",
-          "where hot states live: host; cuda, the first GPU; cuda:UUID,UUID,..., those GPUs (nvidia-smi -L lists them), at "
-          "most 16; far, for tests: host memory that is treated as a GPU's, far,far as two of them");
+ABSL_FLAG(
+    std::string, devices, "host",
+    "where hot states live: host; cuda, the first GPU; cuda:UUID,UUID,..., those GPUs (nvidia-smi -L lists them), at "
+    "most 16; far, for tests: host memory that is treated as a GPU's, far,far as two of them");
 ABSL_FLAG(ByteSize, hot_bytes, ByteSize{uint64_t{1} << 30}, "budget of hot states, on each device");
-ABSL_FLAG(ByteSize, warm_bytes, ByteSize{0},
-          "budget of pinned host memory below GPU devices: states go there before the disk, and come back from there. It is "
-          "pinned when it is first used. Not used with --devices=host");
+ABSL_FLAG(
+    ByteSize, warm_bytes, ByteSize{0},
+    "budget of pinned host memory below GPU devices: states go there before the disk, and come back from there. It is "
+    "pinned when it is first used. Not used with --devices=host");
 ABSL_FLAG(ByteSize, staging_bytes, ByteSize{uint64_t{128} << 20},
           "pinned host memory through which states go to and from a GPU, 16 MiB for each at a time; not of any budget");
 ABSL_FLAG(ByteSize, cold_bytes, ByteSize{uint64_t{64} << 30}, "budget of states in the data directory");
@@ -79,7 +83,8 @@ ABSL_FLAG(absl::Duration, max_ttl, absl::Hours(24 * 365),
 ABSL_FLAG(absl::Duration, flush_interval, absl::Seconds(1),
           "a WRITE_BEHIND change is recorded on disk about this long after its answer");
 ABSL_FLAG(ByteSize, max_dirty_bytes, ByteSize{0},
-          "states of WRITE_BEHIND names that may wait to be recorded; 0: three quarters of all budgets but the cold one. Never more "
+          "states of WRITE_BEHIND names that may wait to be recorded; 0: three quarters of all budgets but the cold "
+          "one. Never more "
           "than the disk takes in --drain-grace. Further writes get RESOURCE_EXHAUSTED and a hint when to retry");
 ABSL_FLAG(ByteSize, flush_bytes_per_second, ByteSize{0},
           "what is recorded in the background, while less than half of --max-dirty-bytes waits; 0: as fast as the disk "
@@ -232,11 +237,11 @@ absl::StatusOr<std::vector<std::string>> ParseDevices(absl::string_view text) {
     std::string& device = devices[i];
     if (gpus && !absl::StartsWith(device, "cuda:")) device = absl::StrCat("cuda:", device);
     const bool is_one = gpus ? device != "cuda:" : device == "host" || device == "far" || device == "cuda";
-    if (!is_one) return Bad("devices", absl::StrCat("'", device, "' is no device; use host, cuda or cuda:UUID,UUID,..."));
-    if (i == 0 || device == "far") continue;
-    if (!gpus || devices.front() == "far") return Bad("devices", "several are GPUs by their UUIDs: cuda:UUID,UUID,...");
-    if (std::find(devices.begin(), devices.begin() + static_cast<ptrdiff_t>(i), device) - devices.begin() !=
-        static_cast<ptrdiff_t>(i))
+    if (!is_one)
+      return Bad("devices", absl::StrCat("'", device, "' is no device; use host, cuda or cuda:UUID,UUID,..."));
+    if (i == 0 || (device == "far" && devices.front() == "far")) continue;
+    if (!gpus) return Bad("devices", "several are GPUs by their UUIDs: cuda:UUID,UUID,...");
+    if (absl::c_linear_search(absl::MakeConstSpan(devices).first(i), device))
       return Bad("devices", absl::StrCat(device, " is named twice"));
   }
   if (devices.size() > kDevicesMax) return Bad("devices", absl::StrCat("at most ", kDevicesMax));

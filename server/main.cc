@@ -90,16 +90,14 @@ void PrintReady(const std::vector<std::string>& listen, const std::string& metri
   const auto list = [](const std::vector<std::string>& texts) {
     return absl::StrJoin(texts, ",", [](std::string* out, const std::string& text) { *out += JsonString(text); });
   };
-  std::cout << R"({"event":"ready","listen":[)" << list(listen)
-            << R"(],"metrics":)" << JsonString(metrics) << R"(,"incarnation":")" << incarnation << R"(","devices":[)"
-            << list(devices) << "]}" << std::endl;
+  std::cout << R"({"event":"ready","listen":[)" << list(listen) << R"(],"metrics":)" << JsonString(metrics)
+            << R"(,"incarnation":")" << incarnation << R"(","devices":[)" << list(devices) << "]}" << std::endl;
 }
 
 // Calls the store's chores about every 100 ms, and writes behind at once when that is urgent, until it goes.
 class Housekeeping {
  public:
-  Housekeeping(Store* store, Residency* residency)
-      : thread_([this, store, residency] { Run(store, residency); }) {}
+  Housekeeping(Store* store, Residency* residency) : thread_([this, store, residency] { Run(store, residency); }) {}
   ~Housekeeping() {
     {
       MutexLock lock(&mu_);
@@ -303,8 +301,7 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   }
   std::optional<Housekeeping> housekeeping(std::in_place, &store, &residency);
 
-  PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation,
-             memories->hot_names());
+  PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation, memories->hot_names());
   spdlog::info("serving {}, epoch {}, data in {}", absl::StrJoin((*server)->addresses(), ", "), store.epoch(),
                flags.data_dir);
 

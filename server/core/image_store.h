@@ -50,9 +50,8 @@ class PinnedImage {
 };
 using Pin = std::unique_ptr<const PinnedImage>;
 
-// The bytes of a state on their way in. `pieces` are read in order, once for each memory that is tried, and need to live
-// only as long as the call.
-// An initial state has no pieces: it comes from layout.FillInitial.
+// The bytes of a state on their way in. `pieces` are read in order, once for each memory that is tried, and need to
+// live only as long as the call. An initial state has no pieces: it comes from layout.FillInitial.
 struct StateBytes {
   absl::Span<const absl::string_view> pieces;
   bool initial = false;
@@ -95,8 +94,8 @@ class ImageStore {
   virtual ~ImageStore() = default;
 
   // Copies bytes into fresh slots: a whole image, or none. Blocks for the copy, and when the budget is short for
-  // spills. A base is a pin of this store's. Errors: BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH, STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED,
-  // DEADLINE, CANCELLED.
+  // spills. A base is a pin of this store's. Errors: BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH, STATE_TOO_LARGE,
+  // HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   virtual absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) = 0;
 
   // The same for a state that comes in its own time: while it does, its room is taken and nobody waits for it. Blocks

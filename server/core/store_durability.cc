@@ -350,8 +350,9 @@ absl::Status Store::Drain(const Op& op) {
     MutexUnlock unlock(&mu_);
     marked = log_->CommitCleanStop(tombstones);
   }
-  // What is damaged can't be recorded by anyone: its name answers with what was recorded before.
-  if (!recorded.ok() && !absl::IsDataLoss(recorded)) return recorded;
+  // What is damaged, or was lost with a device, can't be recorded by anyone: its name answers with what was recorded
+  // before.
+  if (!recorded.ok() && !absl::IsDataLoss(recorded) && ReasonOf(recorded) != "DEVICE_FAILED") return recorded;
   return buried.ok() ? marked : buried;
 }
 

@@ -100,8 +100,9 @@ absl::StatusOr<Pin> Store::ReadImage(const Op& op, const ImageRef& image, Versio
   const std::string way_out =
       durable_revision == 0
           ? "no version of this name is durable: compute the state again and set it"
-          : absl::StrCat("revision ", durable_revision,
-                         " of this name is durable: go back to it with Rollback, or compute the state again and set it");
+          : absl::StrCat(
+                "revision ", durable_revision,
+                " of this name is durable: go back to it with Rollback, or compute the state again and set it");
   Error lost(absl::StatusCode::kUnavailable, "DEVICE_FAILED", absl::StrCat(pin.status().message(), "; ", way_out));
   for (const auto& [key, value] : GetErrorDetail(pin.status()).metadata) lost.Meta(key, value);
   return absl::Status(lost.Field("name").Meta("version_id", version).Meta("durable_revision", durable_revision));
@@ -163,7 +164,7 @@ absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> Store::GetMany(const Op& 
   RETURN_IF_ERROR(may_read(absl::MakeSpan(answers)));
   for (size_t i = 0; i < sources.size(); ++i) {
     if (!answers[i].ok()) continue;
-    absl::StatusOr<Pin> pin = 
+    absl::StatusOr<Pin> pin =
         ReadImage(op, images[i], answers[i]->info.version.id, answers[i]->info.durable_revision, on);
     if (!pin.ok()) {
       answers[i] = pin.status();
@@ -479,7 +480,7 @@ absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, Lay
   }
   PendingSet set;
   set.layout = std::move(layout);
-  absl::StatusOr<std::unique_ptr<ImageWriter>> writer = 
+  absl::StatusOr<std::unique_ptr<ImageWriter>> writer =
       images_->BeginWrite(op, set.layout, attachment.size(), /*on=*/nullptr);
   NoticeDeleted(op, *set.layout);
   RETURN_IF_ERROR(writer.status());

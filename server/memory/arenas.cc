@@ -259,7 +259,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     bytes_[arena->device] += arena->bytes;
   }
   absl::Status status;
-  absl::StatusOr<std::unique_ptr<SharedExtent>> memory = 
+  absl::StatusOr<std::unique_ptr<SharedExtent>> memory =
       memory_.allocate(op, op.tenant, arena->shape->bytes, arena->device);
   status = memory.status();
   if (status.ok() && !arena->device->host_accessible()) {
@@ -268,7 +268,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     if (status.ok()) arena->copier = *std::move(copier);
   }
   while (status.ok() && arena->reserve.size() < request.rows) {
-    absl::StatusOr<std::unique_ptr<ImageWriter>> writer = 
+    absl::StatusOr<std::unique_ptr<ImageWriter>> writer =
         images_->BeginWrite(op, *layout, /*attachment_bytes=*/0, arena->device);
     status = writer.status();
     if (status.ok()) arena->reserve.push_back(*std::move(writer));
@@ -481,8 +481,7 @@ absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadI
     }
     return absl::OkStatus();
   };
-  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found = 
-      store_->GetMany(op, sources, choose, arena->device);
+  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found = store_->GetMany(op, sources, choose, arena->device);
   RETURN_IF_ERROR(found.status());
 
   std::vector<size_t> copied, later;  // indexes into *waiting, and items
@@ -864,7 +863,7 @@ bool Arenas::ReserveOnce() {
       op.tenant = arena->tenant;
       op.deadline = After(now, absl::FromChrono(kKeeperRound));
       op.cancelled = &arena->ended;
-      absl::StatusOr<std::unique_ptr<ImageWriter>> got = 
+      absl::StatusOr<std::unique_ptr<ImageWriter>> got =
           images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0, arena->device);
       if (got.ok()) writer = *std::move(got);
     }

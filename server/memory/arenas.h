@@ -4,9 +4,10 @@
 // worker stands in the .proto (ARENAS).
 //
 // An arena's life: *waiting* from Open until its token is used; *leased* while its worker's connection lasts; *ended*
-// by Close, a hang-up, the death of the worker's process, or when its device fails. An ended arena's contents and its reserved slots go at
-// once, as soon as no copy uses them; the memory itself is in *quarantine*, and counts against the budget, until nobody
-// can write to it any more or the process is gone. It is then destroyed: never used again, for nobody.
+// by Close, a hang-up, the death of the worker's process, or when its device fails. An ended arena's contents and its
+// reserved slots go at once, as soon as no copy uses them; the memory itself is in *quarantine*, and counts against the
+// budget, until nobody can write to it any more or the process is gone. It is then destroyed: never used again, for
+// nobody.
 //
 // Of a row only its base is known here: which version of which name it was last loaded from or stored as.
 //

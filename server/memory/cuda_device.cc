@@ -634,11 +634,10 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const 
     cudaMemcpyKind kind;
     const char* call;
   };
-  const Kind kind = direction == Direction::kIn    ? Kind{cudaMemcpyHostToDevice, "cudaMemcpyAsync to the device"}
-                    : direction == Direction::kOut ? Kind{cudaMemcpyDeviceToHost, "cudaMemcpyAsync from the device"}
-                    : direction == Direction::kWithin
-                        ? Kind{cudaMemcpyDeviceToDevice, "cudaMemcpyAsync on the device"}
-                        : Kind{cudaMemcpyDefault, "cudaMemcpyAsync from another device"};
+  const Kind kind = direction == Direction::kIn       ? Kind{cudaMemcpyHostToDevice, "cudaMemcpyAsync to the device"}
+                    : direction == Direction::kOut    ? Kind{cudaMemcpyDeviceToHost, "cudaMemcpyAsync from the device"}
+                    : direction == Direction::kWithin ? Kind{cudaMemcpyDeviceToDevice, "cudaMemcpyAsync on the device"}
+                                                      : Kind{cudaMemcpyDefault, "cudaMemcpyAsync from another device"};
   RETURN_IF_ERROR(Enter());
   const absl::StatusOr<cudaEvent_t> event = TakeEvent();
   RETURN_IF_ERROR(event.status());

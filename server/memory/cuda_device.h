@@ -173,8 +173,8 @@ class CudaDevice final : public Device {
   absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) override;
   absl::Status health() const override;
 
-  // Pins memory of the host where it is, for every GPU: takes about 0.6 ms for each MiB. For HostPinning. Nothing to do,
-  // and OK, once the device has failed. REQUIRES: whole pages, unpinned by this device before they are unmapped.
+  // Pins memory of the host where it is, for every GPU: takes about 0.6 ms for each MiB. For HostPinning. Nothing to
+  // do, and OK, once the device has failed. REQUIRES: whole pages, unpinned by this device before they are unmapped.
   absl::Status PinHost(char* data, uint64_t bytes);
   void UnpinHost(char* data);
 

@@ -82,7 +82,7 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
   if (arenas_ == nullptr) return ArenasOff();
   absl::StatusOr<View> view = ToView(in.view());
   if (!view.ok()) return view.status();
-  absl::StatusOr<OpenedArena> opened = 
+  absl::StatusOr<OpenedArena> opened =
       arenas_->Open(op, {in.layout(), in.rows(), in.steps(), *std::move(view), in.device()});
   if (!opened.ok()) return opened.status();
   const ArenaShape& shape = *opened->shape;

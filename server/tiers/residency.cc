@@ -239,7 +239,8 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
     if (initial != nullptr && loss(*initial).ok()) return initial;
     // What is the base's needs not leave its device.
     const Memory* const base = bytes.base == nullptr ? nullptr : &static_cast<const ResidentPin*>(bytes.base)->memory();
-    candidates = CandidatesForWrite(base == nullptr || base->failed || base->tier != Tier::kHot ? nullptr : base->device);
+    candidates =
+        CandidatesForWrite(base == nullptr || base->failed || base->tier != Tier::kHot ? nullptr : base->device);
   }
   for (Memory* memory : candidates) {
     absl::StatusOr<ImageRef> image = WriteOn(op, layout, bytes, shareable, memory);
@@ -289,8 +290,7 @@ absl::StatusOr<StateReader> Residency::ReaderOf(const Op& op, const Memory& memo
   return StateReader(memory.device, *std::move(pair), from, bytes);
 }
 
-absl::StatusOr<StateFiller> Residency::FillerOf(const Op& op, const Memory& memory, char* to,
-                                                uint64_t bytes) const {
+absl::StatusOr<StateFiller> Residency::FillerOf(const Op& op, const Memory& memory, char* to, uint64_t bytes) const {
   if (memory.in_reach) return StateFiller(to, bytes);
   absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = memory.staging->Take(op);
   if (!pair.ok()) return pair.status();
@@ -315,8 +315,8 @@ absl::StatusOr<std::vector<LeafHash>> Residency::Fill(const Op& op, absl::Span<c
   return leaves;
 }
 
-absl::StatusOr<std::vector<LeafHash>> Residency::FillInitial(const Op& op, const Layout& layout,
-                                                             const Memory& memory, char* to) const {
+absl::StatusOr<std::vector<LeafHash>> Residency::FillInitial(const Op& op, const Layout& layout, const Memory& memory,
+                                                             char* to) const {
   absl::StatusOr<StateFiller> filler = FillerOf(op, memory, to, layout.state_bytes());
   if (!filler.ok()) return filler.status();
   std::vector<LeafHash> leaves;
@@ -348,8 +348,7 @@ absl::StatusOr<std::vector<LeafHash>> Residency::FillOverBase(const Op& op, cons
     return copy.Finish();
   }
   const Memory& base = static_cast<const ResidentPin*>(bytes.base)->memory();
-  absl::Status copied =
-      CopyBetween(op, memory.staging, base.device, bytes.base->data(), memory.device, to, size);
+  absl::Status copied = CopyBetween(op, memory.staging, base.device, bytes.base->data(), memory.device, to, size);
   if (!copied.ok()) return copied;
   for (const ByteRange& range : bytes.ranges) {
     absl::StatusOr<StateFiller> filler = FillerOf(op, memory, to + range.offset, range.bytes);
@@ -369,7 +368,8 @@ absl::StatusOr<std::vector<LeafHash>> Residency::FillOverBase(const Op& op, cons
 absl::StatusOr<std::vector<LeafHash>> Residency::LeavesOf(const Memory& memory, const char* state,
                                                           uint64_t bytes) const {
   std::vector<LeafHash> leaves(LeafCount(bytes));
-  if (absl::Status status = memory.device->HashLeaves(state, bytes, absl::MakeSpan(leaves)); !status.ok()) return status;
+  if (absl::Status status = memory.device->HashLeaves(state, bytes, absl::MakeSpan(leaves)); !status.ok())
+    return status;
   return leaves;
 }
 
@@ -476,7 +476,7 @@ void Residency::Install(Resident* image, Claim* claim) {
   --memory->claims;
   if (!claim->patient) --memory->moving;
   const uint64_t room = std::exchange(claim->attachment_bytes, 0);  // the image's from here on
-  if (!image->copies.empty()) attachment_bytes_ -= room;             // which has it already
+  if (!image->copies.empty()) attachment_bytes_ -= room;            // which has it already
   Leave(pool->family);
   auto copy = std::make_unique<Copy>();
   copy->pool = pool;
@@ -575,7 +575,8 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Dev
       if (!absl::IsResourceExhausted(status)) break;
     }
     // Where a device failed another place may have it still.
-    if (!again && !status.ok() && (on != nullptr || !absl::IsUnavailable(status) || (image->places & healthy_) == 0)) return status;
+    if (!again && !status.ok() && (on != nullptr || !absl::IsUnavailable(status) || (image->places & healthy_) == 0))
+      return status;
   }
 }
 
@@ -629,7 +630,6 @@ absl::Status Residency::PersistLocked(const Op& op, Resident* image) {
     Damage(image, copy);
   }
   Release(image, copy);
-  Progress();
   return status;
 }
 
@@ -792,7 +792,7 @@ bool Residency::WaitForReclaim(const Op& op) {
 }
 
 void Residency::SpillLoop() {
-  const auto next = [this](const Memory& memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> std::shared_ptr<Resident> {
+  const auto next = [](const Memory& memory) -> std::shared_ptr<Resident> {
     for (const VictimClass dirty : {VictimClass::kBehindDirty, VictimClass::kHeadDirty}) {
       for (auto it = memory.victims.lower_bound({dirty, 0, nullptr});
            it != memory.victims.end() && it->victim_class == dirty; ++it) {

@@ -16,11 +16,12 @@
 // (*spilled*). So room is sought downwards only, and never waited for in a circle.
 //
 // Pinned copies and those being copied never leave. If nothing may leave but something is being moved in that memory by
-// another thread, a call waits for it, within its deadline; if nothing may leave at all it gets HOT_FULL at once. A slot
-// of another layout helps only when its whole extent is given back: so the extents that drain are those whose images all
-// come before this layout's own first, and of several the one used least recently. Extents that other processes have
-// mapped come back only when those let go of them: they drain when no other can, and the next one a moment later.
-// Those that others write to come back whole as well, for a free slot in them is of use to their owner alone.
+// another thread, a call waits for it, within its deadline; if nothing may leave at all it gets HOT_FULL at once. A
+// slot of another layout helps only when its whole extent is given back: so the extents that drain are those whose
+// images all come before this layout's own first, and of several the one used least recently. Extents that other
+// processes have mapped come back only when those let go of them: they drain when no other can, and the next one a
+// moment later. Those that others write to come back whole as well, for a free slot in them is of use to their owner
+// alone.
 //
 // When more than `dirty_bytes_max` of a memory is in it alone, a thread demotes or spills the next of 4. (and of 2.)
 // ahead of time: so whoever needs a slot finds a clean one, and waits for the disk only when all of the budget changes
@@ -33,8 +34,8 @@
 //
 // Checksums. Before an image first leaves the device that it was written on it is hashed there and compared with what
 // was computed at its writing, and after every way back up where it arrived: on the device, which hashes faster than
-// the bytes come, or by the CPU as they come from the disk. A copy in the warm memory is hashed when the CPU first reads
-// it, not when it is made: a demotion that waited for the CPU would run at a fraction of the link's speed.
+// the bytes come, or by the CPU as they come from the disk. A copy in the warm memory is hashed when the CPU first
+// reads it, not when it is made: a demotion that waited for the CPU would run at a fraction of the link's speed.
 //
 // A device that failed (Device::health) is noticed by the next call, and by CheckDevices. Its copies are lost: images
 // that have another place are read from there, others are lost (ImageStore::loss). New images go to the other hot
@@ -96,9 +97,9 @@ struct ResidencyMemory {
 };
 struct ResidencyMemories {
   static constexpr size_t kMaxHot = 16;
-  std::vector<ResidencyMemory> hot;     // at least one
+  std::vector<ResidencyMemory> hot;       // at least one
   std::optional<ResidencyMemory> warm{};  // its device is the host's
-  bool warm_is_spare = false;           // it is used only when no hot memory is left
+  bool warm_is_spare = false;             // it is used only when no hot memory is left
 };
 
 // A moment of the residency, for metrics and the status page.
@@ -144,11 +145,11 @@ struct ResidencyStats {
   uint64_t unreclaimed_images = 0;         // dropped, and not yet deleted from the cold store
 
   // Counters since the start.
-  Evictions evictions;      // of all memories
-  uint64_t spills = 0;      // images written to the cold store because their slot was needed, or will be
-  uint64_t demotions = 0;   // images copied to the warm memory for that
-  uint64_t misses = 0;      // reads that found no copy which would do, and began to make one
-  uint64_t promotions = 0;  // those that succeeded
+  Evictions evictions;       // of all memories
+  uint64_t spills = 0;       // images written to the cold store because their slot was needed, or will be
+  uint64_t demotions = 0;    // images copied to the warm memory for that
+  uint64_t misses = 0;       // reads that found no copy which would do, and began to make one
+  uint64_t promotions = 0;   // those that succeeded
   uint64_t lost_images = 0;  // whose only place was a device that failed
   // Bytes of states and attachments, by the tiers that they went from and to; kUnknown is a client.
   absl::btree_map<std::pair<Tier, Tier>, uint64_t> transferred_bytes;
@@ -182,12 +183,12 @@ class Residency final : public ImageStore {
   void RecoveryDone() override;
   void Detach() override;
 
-  // Memory of a hot device that another process will write to (an arena), for which colder images leave. Blocks as Write
-  // does. Errors: HOT_FULL, COLD_FULL, DISK_FAILED, DEVICE_FAILED, DEADLINE, CANCELLED.
+  // Memory of a hot device that another process will write to (an arena), for which colder images leave. Blocks as
+  // Write does. Errors: HOT_FULL, COLD_FULL, DISK_FAILED, DEVICE_FAILED, DEADLINE, CANCELLED.
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(const Op& op, TenantId tenant, uint64_t bytes,
                                                                const Device* on);
-  // A slot that another process will write to, in an extent of its own, on a hot device. Whole extents drain for it, or,
-  // where its kind has as much as it may, images in this owner's extents leave. Errors: those of BeginWrite, and
+  // A slot that another process will write to, in an extent of its own, on a hot device. Whole extents drain for it,
+  // or, where its kind has as much as it may, images in this owner's extents leave. Errors: those of BeginWrite, and
   // TOO_MUCH_GRANTED.
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginOwned(const Op& op, LayoutRef layout, OwnerId owner,
                                                           const Device* on);

@@ -273,7 +273,8 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
     }
     Step step = Step::kNothingMayLeave;
     absl::Status error;
-    if (may_grow) step = DrainFor(op, memory, /*except=*/nullptr, pool->slots.min_chunks(), !spill_error.ok(), &keep, &error);
+    if (may_grow)
+      step = DrainFor(op, memory, /*except=*/nullptr, pool->slots.min_chunks(), !spill_error.ok(), &keep, &error);
     if (step == Step::kNothingMayLeave) step = EvictOwned(op, pool, owner, !spill_error.ok(), &keep, &error);
     if (step == Step::kSpillFailed) spill_error = error;
     if (step != Step::kNothingMayLeave || progress != progress_) continue;

@@ -150,6 +150,7 @@ absl::Status Residency::Bring(const Op& op, Resident* image, Memory* target) {
       Install(image, &claim);
       if (Copy* const copy = CopyIn(*image, *target); copy != nullptr && source != nullptr)
         copy->verified = !target->in_reach || source->memory().in_reach;
+      Progress();
     } else {
       if (source != nullptr && absl::IsDataLoss(status)) Damage(image, source);
       Abandon(&claim);
@@ -157,7 +158,6 @@ absl::Status Residency::Bring(const Op& op, Resident* image, Memory* target) {
     }
     const bool source_is_gone = source != nullptr && (source->damaged || source->memory().failed);
     if (source != nullptr) Release(image, source);
-    Progress();
     if (status.ok() || !source_is_gone || target->failed) return status;
   }
 }
@@ -227,6 +227,7 @@ void Residency::Release(Resident* image, Copy* copy) {
   --copy->holds;
   if (!copy->is_used() && (copy->damaged || copy->memory().failed)) return DropCopy(image, copy);
   PlacesChanged(image);
+  Progress();
 }
 
 // REQUIRES: it is held. Whoever releases it last drops it.
@@ -396,7 +397,8 @@ void Residency::CheckMemory(const Memory& memory) const {
         victims += copy->listed;
         image_bytes += image->bytes();
       }
-      Require(count > 0 && count == of_extent.images && victims == of_extent.victims, "an extent's images are miscounted");
+      Require(count > 0 && count == of_extent.images && victims == of_extent.victims,
+              "an extent's images are miscounted");
       Require(count <= extent->used(), "an extent has more images than used slots");
       images += count;
       extent_victims += victims;
@@ -415,9 +417,8 @@ void Residency::CheckMemory(const Memory& memory) const {
     Require(image.listed == key && key.used_at == image.used_at, "a victim is listed under another key");
     Require(copy != nullptr && copy->listed && copy->pool->victims.contains(key), "a victim is not in its pool's list");
     Require(!copy->is_used() && !copy->damaged && !memory.failed, "a copy is listed that may not leave");
-    const auto places = std::count_if(image.copies.begin(), image.copies.end(), [](const auto& one) {
-      return !one->damaged && !one->memory().failed;
-    });
+    const auto places = std::count_if(image.copies.begin(), image.copies.end(),
+                                      [](const auto& one) { return !one->damaged && !one->memory().failed; });
     Require(key.dirty() == (places == 1 && !image.cold), "a victim is in the wrong class");
     Require(key.dirty() == (image.dirty_in == &memory), "a dirty image counts elsewhere");
     if (key.dirty()) dirty_bytes += image.bytes();

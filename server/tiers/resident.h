@@ -63,10 +63,7 @@ struct Residency::Memory {
 // What the images of one tenant and layout have in common.
 struct Residency::Family {
   Family(TenantId its_tenant, const Layout& its_layout, size_t memories)
-      : tenant(its_tenant),
-        layout(its_layout.fingerprint()),
-        state_bytes(its_layout.state_bytes()),
-        pools(memories) {}
+      : tenant(its_tenant), layout(its_layout.fingerprint()), state_bytes(its_layout.state_bytes()), pools(memories) {}
 
   const TenantId tenant;
   const std::string layout;  // fingerprint
@@ -106,10 +103,10 @@ struct Residency::Copy {
   Pool* pool = nullptr;
   Slot slot;
   int pins = 0;
-  int holds = 0;          // by those who copy or hash it
-  bool verified = true;   // not since it came down from a device
-  bool damaged = false;   // its bytes changed: it goes when nobody uses it
-  bool listed = false;    // among those that may leave
+  int holds = 0;         // by those who copy or hash it
+  bool verified = true;  // not since it came down from a device
+  bool damaged = false;  // its bytes changed: it goes when nobody uses it
+  bool listed = false;   // among those that may leave
 };
 
 // All but `info` and what is atomic is guarded by Residency::mu_ (while a copy is held or pinned, its slot
@@ -134,11 +131,11 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   std::string attachment;  // while there is a copy
   uint32_t coming = 0;     // bits of memories that a copy is made in
   bool persisting = false;
-  Memory* dirty_in = nullptr;  // it counts in dirty_bytes there
-  bool maybe_on_disk = false;  // a put was begun: the cold store has something to forget
-  bool disowned = false;       // its bytes are another's business: they stay when it goes
-  bool was_head = false;       // not yet a head is not yet behind one
-  uint64_t used_at = 0;        // a count of uses, not a time
+  Memory* dirty_in = nullptr;       // it counts in dirty_bytes there
+  bool maybe_on_disk = false;       // a put was begun: the cold store has something to forget
+  bool disowned = false;            // its bytes are another's business: they stay when it goes
+  bool was_head = false;            // not yet a head is not yet behind one
+  uint64_t used_at = 0;             // a count of uses, not a time
   std::optional<VictimKey> listed;  // the key of those of its copies that are
 
  private:
@@ -148,8 +145,8 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
 };
 
 // Room for one image that is none yet, or for one more copy: a slot of `pool`, and a share of the attachments' budget.
-// The latter is counted first: whoever has a slot waits for nothing any more. Guarded by Residency::mu_, but for reading
-// `pool` and `slot` by the thread that has the claim. REQUIRES: destroyed without the lock, or empty.
+// The latter is counted first: whoever has a slot waits for nothing any more. Guarded by Residency::mu_, but for
+// reading `pool` and `slot` by the thread that has the claim. REQUIRES: destroyed without the lock, or empty.
 struct Residency::Claim {
   explicit Claim(Residency* its_residency) : residency(its_residency) {}
   ~Claim() {

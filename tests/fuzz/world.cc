@@ -131,13 +131,14 @@ void World::Start() {
   arena_options.max_rows = 8;
   arena_options.max_steps = 4;
   arena_options.max_pinned_bytes = options_.hot_bytes / 8;
-  arenas_ = std::make_unique<Arenas>(arena_options, store_.get(), residency_.get(),
-                                     ArenaMemory{{device_.get()},
-                                                 [this](const Op& op, TenantId tenant, uint64_t bytes, const Device* on) {
-                                                   return residency_->AllocateShared(op, tenant, bytes, on);
-                                                 },
-                                                 [this] { residency_->SharedMemoryFreed(); }},
-                                     copies_.get(), &clock_);
+  arenas_ =
+      std::make_unique<Arenas>(arena_options, store_.get(), residency_.get(),
+                               ArenaMemory{{device_.get()},
+                                           [this](const Op& op, TenantId tenant, uint64_t bytes, const Device* on) {
+                                             return residency_->AllocateShared(op, tenant, bytes, on);
+                                           },
+                                           [this] { residency_->SharedMemoryFreed(); }},
+                               copies_.get(), &clock_);
   LeaseOptions lease_options;
   lease_options.max_leases = 4;
   lease_options.max_pins = 8;

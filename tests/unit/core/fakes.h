@@ -106,7 +106,8 @@ class FakeImageStore final : public ImageStore {
     return ImageRef(std::make_shared<FakeImage>(info, disk_, std::pair(bytes, std::string(in.attachment)), false));
   }
 
-  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op&, LayoutRef layout, uint64_t, const Device*) override {
+  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op&, LayoutRef layout, uint64_t,
+                                                          const Device*) override {
     while (begin_write_hangs) std::this_thread::yield();
     if (no_room) return absl::Status(Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", ""));
     if (!begin_write_error.ok()) return begin_write_error;

@@ -326,6 +326,13 @@ TEST_P(DeviceArenasTest, AfterAllDevicesFailedNamesSayWhatIsDurableAndTheDaemonG
   EXPECT_TRUE(flushed.ok()) << flushed.status();
   residency_.CheckInvariants();
 }
+
+TEST_P(DeviceArenasTest, WhatWasLostWithADeviceIsInNobodysWayWhenTheDaemonStops) {
+  if (memory_.far() == nullptr) GTEST_SKIP() << "the host does not fail";
+  ASSERT_TRUE(Set("lost", 1, MakeBytes(layout_->state_bytes(), 1)).ok());
+  for (size_t i = 0; i < memory_.devices().size(); ++i) memory_.far(i)->Fail();
+  EXPECT_EQ(store_.Drain({}), absl::OkStatus());
+}
 #endif
 
 }  // namespace

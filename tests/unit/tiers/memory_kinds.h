@@ -69,12 +69,11 @@ class TestMemory {
 #ifdef STATEPOOL_GPU_TESTS
     auto gpu = *CudaDevice::Create({.budget_bytes = budget_bytes, .chunk_bytes = kChunk});
     if (kind == MemoryKind::kCudaWarm) {
-      warm_ = *HostDevice::Create({.budget_bytes = budget_bytes / 2,
-                                   .chunk_bytes = kChunk,
-                                   .pinning = {[gpu = gpu.get()](char* data, uint64_t bytes) {
-                                                 return gpu->PinHost(data, bytes);
-                                               },
-                                               [gpu = gpu.get()](char* data) { gpu->UnpinHost(data); }}});
+      warm_ = *HostDevice::Create(
+          {.budget_bytes = budget_bytes / 2,
+           .chunk_bytes = kChunk,
+           .pinning = {[gpu = gpu.get()](char* data, uint64_t bytes) { return gpu->PinHost(data, bytes); },
+                       [gpu = gpu.get()](char* data) { gpu->UnpinHost(data); }}});
     }
     devices_.push_back(std::move(gpu));
 #else

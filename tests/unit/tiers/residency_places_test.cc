@@ -108,10 +108,7 @@ TEST_P(ResidencyPlacesTest, WhoLeavesADeviceIsDemotedAndReadInPlaceWithoutComing
 TEST_P(ResidencyPlacesTest, WhatTheWarmMemoryCantHoldIsSpilledAndAllComeBack) {
   Fill(hot_slots() + warm_slots() + 3);
   for (size_t i = 0; i < images_.size(); ++i) {
-    EXPECT_EQ(tier(images_[i]), i < 3                   ? Tier::kCold
-                                : i < 3 + warm_slots() ? Tier::kWarm
-                                                       : Tier::kHot)
-        << i;
+    EXPECT_EQ(tier(images_[i]), i < 3 ? Tier::kCold : i < 3 + warm_slots() ? Tier::kWarm : Tier::kHot) << i;
   }
   EXPECT_EQ(residency_->stats().spills, 3u);
   EXPECT_EQ(Moved(Tier::kWarm, Tier::kCold), 3 * kChunk);

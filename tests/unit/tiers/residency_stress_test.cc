@@ -148,7 +148,7 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
   std::unique_ptr<Residency> residency_;
   Table table_;
   std::atomic<int> reads_{0}, refused_{0};
-  bool fails_ = false;                     // a device may fail
+  bool fails_ = false;                    // a device may fail
   std::function<void(int)> before_step_;  // of any thread
 };
 

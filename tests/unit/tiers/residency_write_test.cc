@@ -27,8 +27,8 @@ class ResidencyWriteTest : public AnyColdStoreTest, public testing::WithParamInt
     residency_.reset();
     memory_ = std::make_unique<TestMemory>(GetParam(), slots * kChunk, &clock_);
     device_ = memory_->device();
-    residency_ = std::make_unique<Residency>(
-        ResidencyOptions{.attachment_budget_bytes = attachments}, memory_->memories(), cold_.get(), &clock_);
+    residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = attachments},
+                                             memory_->memories(), cold_.get(), &clock_);
   }
   absl::StatusOr<std::unique_ptr<ImageWriter>> Begin(uint64_t bytes = kChunk, uint64_t attachment_bytes = 0,
                                                      const Op& op = {}) {

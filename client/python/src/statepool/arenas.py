@@ -819,17 +819,19 @@ class Rooms:
 
 
 def device_of(pool: Pool, device: Any) -> str:
-    """The name of the device for an arena: of what Pool.open_arena was given. Conflict (MAPPING_FAILED), ValueError: _cuda.device_name."""
+    """The name of the device for an arena, "" for the daemon's choice: of what Pool.open_arena was given. ValueError, Conflict (MAPPING_FAILED): of
+    _cuda.device_name."""
     if isinstance(device, str) and not re.fullmatch(r"cuda(:\d+)?", device):
         return device
-    if device is None:
-        gpus = [one.name for one in pool.capabilities().devices if one.name.startswith("cuda:")]
-        if len(gpus) < 2:
-            return ""
+    if device is None and "torch" not in sys.modules:  # nothing has a current GPU
+        return ""
     from . import _cuda
 
-    name = _cuda.device_name(device)
-    return name if device is not None or name in gpus else ""
+    if device is not None:
+        return _cuda.device_name(device)
+    gpus = [one.name for one in pool.capabilities().devices if one.name.startswith("cuda:")]
+    current = _cuda.device_name() if len(gpus) > 1 else ""
+    return current if current in gpus else ""
 
 
 def on_host(limits: pb.Capabilities) -> bool:

@@ -277,7 +277,7 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   service_options.stream_timeout = flags.stream_timeout;
   service_options.executor_threads = flags.executor_threads;
   service_options.executor_queue = flags.executor_queue;
-  service_options.devices = [&residency] { return ReportDevices(residency); };
+  service_options.devices = [devices = memories->hot_devices()] { return ReportDevices(devices); };
   RpcMetrics rpc_metrics(MethodNames());
   StatePoolService service(service_options, &store, arena_socket != nullptr ? &arenas : nullptr,
                            leases ? &*leases : nullptr, &clock, &rpc_metrics);

@@ -79,18 +79,17 @@ MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, con
   return out;
 }
 
-std::vector<v1::DeviceInfo> ReportDevices(const Residency& residency) {
-  std::vector<v1::DeviceInfo> devices;
-  for (const ResidencyStats::MemoryStats& memory : residency.stats().memories) {
-    if (memory.tier != Tier::kHot) continue;
-    v1::DeviceInfo& info = devices.emplace_back();
-    info.set_name(memory.device);
-    info.set_budget_bytes(memory.budget_bytes);
-    info.set_used_bytes(memory.used_bytes);
-    info.set_chunk_bytes(memory.chunk_bytes);
-    info.set_healthy(memory.health.ok());
+std::vector<v1::DeviceInfo> ReportDevices(const std::vector<Device*>& devices) {
+  std::vector<v1::DeviceInfo> infos;
+  for (const Device* device : devices) {
+    v1::DeviceInfo& info = infos.emplace_back();
+    info.set_name(device->name());
+    info.set_budget_bytes(device->budget_bytes());
+    info.set_used_bytes(device->used_bytes());
+    info.set_chunk_bytes(device->chunk_bytes());
+    info.set_healthy(device->health().ok());
   }
-  return devices;
+  return infos;
 }
 
 }  // namespace statepool

@@ -9,6 +9,7 @@
 #include "server/core/store.h"
 #include "server/memory/arenas.h"
 #include "server/memory/copy_scheduler.h"
+#include "server/memory/device.h"
 #include "server/rpc/service.h"
 #include "server/telemetry/metrics.h"
 #include "server/tiers/residency.h"
@@ -19,8 +20,8 @@ namespace statepool {
 MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas, const Leases* leases,
                              const CopyScheduler& copies, const StatePoolService& service);
 
-// The hot devices, in their order.
-std::vector<v1::DeviceInfo> ReportDevices(const Residency& residency);
+// Thread-safe; never blocks.
+std::vector<v1::DeviceInfo> ReportDevices(const std::vector<Device*>& devices);
 
 }  // namespace statepool
 

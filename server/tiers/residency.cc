@@ -537,7 +537,7 @@ Pin Residency::TryRead(const ImageRef& ref) {
   Resident* image = Resident::Of(*ref);
   if ((image->places & in_reach_) == 0) return nullptr;
   MutexLock lock(&mu_);
-  Copy* const copy = CopyForCpu(*image);
+  Copy* const copy = BestCopy(*image);
   return copy != nullptr && copy->memory().in_reach && copy->verified ? PinLocked(ref, copy) : nullptr;
 }
 
@@ -553,7 +553,7 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Dev
     if (only != nullptr) {
       if (absl::Status status = Usable(*only); !status.ok()) return status;
     }
-    Copy* const copy = only == nullptr ? CopyForCpu(*image) : CopyIn(*image, *only);
+    Copy* const copy = only == nullptr ? BestCopy(*image) : CopyIn(*image, *only);
     if (copy != nullptr && !copy->damaged && copy->verified) return PinLocked(ref, copy);
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
     if (copy != nullptr && !copy->damaged) {
@@ -601,7 +601,7 @@ absl::Status Residency::PersistAny(const Op& op, Resident* image) {
       WaitForChange(op);
       continue;
     }
-    const Memory& memory = CopyForCpu(*image)->memory();
+    const Memory& memory = BestCopy(*image)->memory();
     absl::Status status = PersistLocked(op, image);
     NoticeFailures();
     // A copy that was damaged, or in a device that failed, may not be the only one.
@@ -611,7 +611,7 @@ absl::Status Residency::PersistAny(const Op& op, Resident* image) {
 
 // REQUIRES: a copy can be read; not cold, not persisting; the caller has a reference.
 absl::Status Residency::PersistLocked(const Op& op, Resident* image) {
-  Copy* const copy = CopyForCpu(*image);
+  Copy* const copy = BestCopy(*image);
   Hold(image, copy);
   image->persisting = true;
   image->maybe_on_disk = true;

@@ -264,6 +264,7 @@ class Residency final : public ImageStore {
   absl::StatusOr<std::vector<LeafHash>> FillOverBase(const Op& op, const StateBytes& bytes, const Memory& memory,
                                                      char* to) const;
   absl::StatusOr<std::vector<LeafHash>> LeavesOf(const Memory& memory, const char* state, uint64_t bytes) const;
+  // `shareable`: one image serves every Create.
   absl::StatusOr<ImageRef> WriteOn(const Op& op, const LayoutRef& layout, const StateBytes& bytes, bool shareable,
                                    Memory* memory);
   // The image of a claim whose slot is filled.
@@ -296,9 +297,9 @@ class Residency final : public ImageStore {
   Candidates CandidatesForRead(const Device* on) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Usable(const Memory& memory) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static Copy* CopyIn(const Resident& image, const Memory& memory);  // null: there is none
-  // The copy that the CPU reads best; null: none can be read.
-  Copy* CopyForCpu(const Resident& image) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Copy* SourceFor(const Resident& image, const Memory& target) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The copy that the CPU reads best, and that devices read best: the warm one takes no other device's time. Null: none
+  // can be read.
+  Copy* BestCopy(const Resident& image) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Makes a copy in `target`, from the place that is nearest. REQUIRES: none is there, nor coming; the caller has a
   // reference. Errors: those of Read.
   absl::Status Bring(const Op& op, Resident* image, Memory* target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -314,7 +315,7 @@ class Residency final : public ImageStore {
   void Release(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Damage(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropCopy(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // To be called after each change of an image's places, or of who uses them.
+  // Brings all that follows from an image's places up to date: after each change of them, or of who uses them.
   void PlacesChanged(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void NoticeFailures() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveUp(Memory* memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -334,7 +335,6 @@ class Residency final : public ImageStore {
   void GiveBack(Memory* memory, Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeEmptyExtents(const Memory& memory, size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents TakeLongEmptyExtents(const Memory& memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Extents TakeDeletedPools(Memory* memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WantTrim() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Trim() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DeleteFamilies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -104,7 +104,7 @@ Residency::Copy* Residency::CopyIn(const Resident& image, const Memory& memory) 
   return nullptr;
 }
 
-Residency::Copy* Residency::CopyForCpu(const Resident& image) const {
+Residency::Copy* Residency::BestCopy(const Resident& image) const {
   Copy* best = nullptr;
   for (const auto& copy : image.copies) {
     if (copy->damaged || copy->memory().failed) continue;
@@ -114,20 +114,12 @@ Residency::Copy* Residency::CopyForCpu(const Resident& image) const {
   return best;
 }
 
-// The warm one: a device reads it without taking another device's time.
-Residency::Copy* Residency::SourceFor(const Resident& image, const Memory& target) const {
-  Copy* const copy = CopyForCpu(image);
-  assert(copy == nullptr || copy->pool->memory != &target);
-  static_cast<void>(target);
-  return copy;
-}
-
 absl::Status Residency::Bring(const Op& op, Resident* image, Memory* target) {
   Claim claim(this);
   assert(CopyIn(*image, *target) == nullptr && (image->coming & target->bit) == 0);
   for (;;) {
     if (absl::Status status = loss(*image); !status.ok()) return status;
-    Copy* const source = SourceFor(*image, *target);  // null: it is cold
+    Copy* const source = BestCopy(*image);  // null: it is cold
     claim.pool = PoolFor(image->family, target);
     Enter(image->family);
     image->coming |= target->bit;

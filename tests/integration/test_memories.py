@@ -92,6 +92,9 @@ def test_the_daemon_tells_its_devices(small):
         with pytest.raises(statepool.InvalidArgument) as refused:
             pool.open_arena("all", rows=1, device="far:7")
         assert (refused.value.reason, refused.value.field) == ("INVALID_OPTION", "device") and names[-1] in str(refused.value)
+        with pytest.raises(statepool.Conflict) as refused:  # a GPU of this process, which has none
+            pool.open_arena("all", rows=1, device="cuda:0")
+        assert refused.value.reason == "MAPPING_FAILED"
     told = metrics(small)
     for name in names:
         assert told[f'statepool_device_healthy{{device="{name}"}}'] == 1

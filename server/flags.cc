@@ -10,6 +10,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/reflection.h"
@@ -20,6 +21,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "absl/types/span.h"
 
 using statepool::ByteSize;
 
@@ -30,12 +32,15 @@ ABSL_FLAG(std::vector<std::string>, listen, {"127.0.0.1:7070"},
 ABSL_FLAG(std::string, metrics, "127.0.0.1:9090",
           "host:port of the Prometheus endpoint /metrics (port 0 picks a free one); empty: none");
 ABSL_FLAG(std::string, data_dir, "", "directory of everything durable; made if its parent exists. Required");
-ABSL_FLAG(std::string, devices, "host",
-          "where hot states live: host; cuda, the first GPU; cuda:UUID, that GPU (nvidia-smi -L lists them); far, for "
-          "tests: host memory that is treated as a GPU's");
+ABSL_FLAG(
+    std::string, devices, "host",
+    "where hot states live: host; cuda, the first GPU; cuda:UUID,UUID,..., those GPUs (nvidia-smi -L lists them), at "
+    "most 16; far, for tests: host memory that is treated as a GPU's, far,far as two of them");
 ABSL_FLAG(ByteSize, hot_bytes, ByteSize{uint64_t{1} << 30}, "budget of hot states, on each device");
-ABSL_FLAG(ByteSize, warm_bytes, ByteSize{0},
-          "budget of pinned host memory behind GPU devices; not used with --devices=host");
+ABSL_FLAG(
+    ByteSize, warm_bytes, ByteSize{0},
+    "budget of pinned host memory below GPU devices: states go there before the disk, and come back from there. It is "
+    "pinned when it is first used. Not used with --devices=host");
 ABSL_FLAG(ByteSize, staging_bytes, ByteSize{uint64_t{128} << 20},
           "pinned host memory through which states go to and from a GPU, 16 MiB for each at a time; not of any budget");
 ABSL_FLAG(ByteSize, cold_bytes, ByteSize{uint64_t{64} << 30}, "budget of states in the data directory");
@@ -59,7 +64,7 @@ ABSL_FLAG(std::vector<std::string>, arena_uids, {},
           "numbers of users, with commas between them, that may have arenas besides root and the daemon's own");
 ABSL_FLAG(uint32_t, max_arenas, 1024, "arenas at a time, those counted that a worker closed and still maps");
 ABSL_FLAG(ByteSize, max_arena_bytes, ByteSize{0},
-          "of the hot budget, for all arenas and the slots reserved for them; 0: three quarters");
+          "of the hot budget of each device, for its arenas and the slots reserved for them; 0: three quarters");
 ABSL_FLAG(absl::Duration, arena_token_timeout, absl::Seconds(1),
           "how long a worker may take from OpenArena's answer to its connection");
 ABSL_FLAG(bool, direct, false,
@@ -78,7 +83,8 @@ ABSL_FLAG(absl::Duration, max_ttl, absl::Hours(24 * 365),
 ABSL_FLAG(absl::Duration, flush_interval, absl::Seconds(1),
           "a WRITE_BEHIND change is recorded on disk about this long after its answer");
 ABSL_FLAG(ByteSize, max_dirty_bytes, ByteSize{0},
-          "states of WRITE_BEHIND names that may wait to be recorded; 0: three quarters of the hot budget. Never more "
+          "states of WRITE_BEHIND names that may wait to be recorded; 0: three quarters of all budgets but the cold "
+          "one. Never more "
           "than the disk takes in --drain-grace. Further writes get RESOURCE_EXHAUSTED and a hint when to retry");
 ABSL_FLAG(ByteSize, flush_bytes_per_second, ByteSize{0},
           "what is recorded in the background, while less than half of --max-dirty-bytes waits; 0: as fast as the disk "
@@ -101,6 +107,7 @@ namespace {
 constexpr absl::string_view kEnvironmentPrefix = "STATEPOOL_";
 constexpr absl::string_view kFlagfile = "flagfile";
 constexpr int kFlagfileDepthMax = 8;
+constexpr size_t kDevicesMax = 16;  // ResidencyMemories::kMaxHot
 constexpr absl::Duration kMaxLag = absl::Seconds(30);
 // gRPC's limits are ints, and so are those of protobuf. Room for 2 MiB beside the state.
 constexpr uint64_t kMessageBytesMax = (uint64_t{2} << 30) - (4 << 20);
@@ -223,6 +230,24 @@ class Expander {
   std::vector<std::string> out_;
 };
 
+absl::StatusOr<std::vector<std::string>> ParseDevices(absl::string_view text) {
+  std::vector<std::string> devices = absl::StrSplit(text, ',');
+  const bool gpus = absl::StartsWith(devices.front(), "cuda:");
+  for (size_t i = 0; i < devices.size(); ++i) {
+    std::string& device = devices[i];
+    if (gpus && !absl::StartsWith(device, "cuda:")) device = absl::StrCat("cuda:", device);
+    const bool is_one = gpus ? device != "cuda:" : device == "host" || device == "far" || device == "cuda";
+    if (!is_one)
+      return Bad("devices", absl::StrCat("'", device, "' is no device; use host, cuda or cuda:UUID,UUID,..."));
+    if (i == 0 || (device == "far" && devices.front() == "far")) continue;
+    if (!gpus) return Bad("devices", "several are GPUs by their UUIDs: cuda:UUID,UUID,...");
+    if (absl::c_linear_search(absl::MakeConstSpan(devices).first(i), device))
+      return Bad("devices", absl::StrCat(device, " is named twice"));
+  }
+  if (devices.size() > kDevicesMax) return Bad("devices", absl::StrCat("at most ", kDevicesMax));
+  return devices;
+}
+
 absl::StatusOr<DaemonFlags> CheckFlags() {
   DaemonFlags flags;
   for (const std::string& address : absl::GetFlag(FLAGS_listen)) {
@@ -233,11 +258,9 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   flags.data_dir = absl::GetFlag(FLAGS_data_dir);
   if (flags.data_dir.empty()) return Bad("data-dir", "give the directory to keep states in; there is no default");
 
-  flags.device = absl::GetFlag(FLAGS_devices);
-  if (flags.device.find(',') != std::string::npos) return Bad("devices", "this version serves one device; name one");
-  if (flags.device != "host" && flags.device != "far" && flags.device != "cuda" &&
-      (!absl::StartsWith(flags.device, "cuda:") || flags.device.size() == strlen("cuda:")))
-    return Bad("devices", absl::StrCat("'", flags.device, "' is no device; use host, cuda or cuda:UUID"));
+  absl::StatusOr<std::vector<std::string>> devices = ParseDevices(absl::GetFlag(FLAGS_devices));
+  if (!devices.ok()) return devices.status();
+  flags.devices = *std::move(devices);
   flags.hot_bytes = absl::GetFlag(FLAGS_hot_bytes).bytes;
   flags.warm_bytes = absl::GetFlag(FLAGS_warm_bytes).bytes;
   flags.staging_bytes = absl::GetFlag(FLAGS_staging_bytes).bytes;
@@ -314,7 +337,8 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
     return Bad("flush-interval", "must be more than 0 and at most 24h");
   }
   flags.max_dirty_bytes = absl::GetFlag(FLAGS_max_dirty_bytes).bytes;
-  if (flags.max_dirty_bytes == 0) flags.max_dirty_bytes = flags.hot_bytes / 4 * 3;
+  const uint64_t warm_bytes = flags.devices.front() == "host" ? 0 : flags.warm_bytes;
+  if (flags.max_dirty_bytes == 0) flags.max_dirty_bytes = (flags.hot_bytes * flags.devices.size() + warm_bytes) / 4 * 3;
   if (const uint64_t rate = absl::GetFlag(FLAGS_flush_bytes_per_second).bytes; rate != 0)
     flags.flush_bytes_per_second = rate;
   flags.max_lag = absl::GetFlag(FLAGS_max_lag);

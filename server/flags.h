@@ -35,7 +35,7 @@ struct DaemonFlags {
   std::vector<std::string> listen;
   std::string metrics;  // empty: none
   std::string data_dir;
-  std::string device;  // "host", "far", "cuda" or "cuda:UUID"
+  std::vector<std::string> devices;  // "host" alone; "far", once for each; "cuda" alone; "cuda:UUID", each another
   uint64_t hot_bytes = 0, warm_bytes = 0, cold_bytes = 0;
   uint64_t staging_bytes = 0;
   uint64_t chunk_bytes = 0;        // 0: as the device sees fit

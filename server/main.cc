@@ -86,18 +86,18 @@ std::string JsonString(absl::string_view text) {
 }
 
 void PrintReady(const std::vector<std::string>& listen, const std::string& metrics, const std::string& incarnation,
-                const std::string& device) {
-  std::cout << R"({"event":"ready","listen":[)"
-            << absl::StrJoin(listen, ",",
-                             [](std::string* out, const std::string& a) { absl::StrAppend(out, JsonString(a)); })
-            << R"(],"metrics":)" << JsonString(metrics) << R"(,"incarnation":")" << incarnation << R"(","devices":[)"
-            << JsonString(device) << "]}" << std::endl;
+                const std::vector<std::string>& devices) {
+  const auto list = [](const std::vector<std::string>& texts) {
+    return absl::StrJoin(texts, ",", [](std::string* out, const std::string& text) { *out += JsonString(text); });
+  };
+  std::cout << R"({"event":"ready","listen":[)" << list(listen) << R"(],"metrics":)" << JsonString(metrics)
+            << R"(,"incarnation":")" << incarnation << R"(","devices":[)" << list(devices) << "]}" << std::endl;
 }
 
 // Calls the store's chores about every 100 ms, and writes behind at once when that is urgent, until it goes.
 class Housekeeping {
  public:
-  explicit Housekeeping(Store* store) : thread_([this, store] { Run(store); }) {}
+  Housekeeping(Store* store, Residency* residency) : thread_([this, store, residency] { Run(store, residency); }) {}
   ~Housekeeping() {
     {
       MutexLock lock(&mu_);
@@ -108,7 +108,7 @@ class Housekeeping {
   }
 
  private:
-  void Run(Store* store) {
+  void Run(Store* store, Residency* residency) {
     constexpr auto kRound = std::chrono::milliseconds(100), kLook = std::chrono::milliseconds(10);
     auto next_round = std::chrono::steady_clock::now();
     for (uint64_t round = 0;;) {
@@ -122,6 +122,7 @@ class Housekeeping {
       if (is_round || store->FlushIsUrgent()) store->FlushDue();
       if (!is_round) continue;
       store->FoldIdle();
+      residency->CheckDevices();
       if (round++ % 50 == 0) ReportFlushing(store->stats().flush_status);
       next_round = std::chrono::steady_clock::now() + kRound;
     }
@@ -196,11 +197,13 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   const SystemClock clock;
   std::atomic<bool> disk_failed{false};
   RaiseOpenFileLimit();
-  if (flags.warm_bytes > 0) spdlog::info("there is no warm tier yet: --warm-bytes is not used");
 
-  const absl::StatusOr<HotMemory> hot = OpenHotMemory(flags, &clock);
-  if (!hot.ok()) return Fail(kUsage, "--devices, --hot-bytes, --chunk-bytes, --staging-bytes", hot.status());
-  Device* const device = hot->device.get();
+  const absl::StatusOr<Memories> memories = OpenMemories(flags, &clock);
+  if (!memories.ok())
+    return Fail(kUsage, "--devices, --hot-bytes, --warm-bytes, --chunk-bytes, --staging-bytes", memories.status());
+  if (flags.warm_bytes > 0 && memories->warm == nullptr)
+    spdlog::info("hot states are in host memory already: --warm-bytes is not used");
+  const Device& device = *memories->hot.front();  // all have the same budget
 
   RocksDbColdStoreOptions cold_options;
   cold_options.path = flags.data_dir;
@@ -213,27 +216,26 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   if (!cold.ok()) return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), cold.status());
 
   ResidencyOptions residency_options;
-  residency_options.dirty_bytes_max = flags.hot_bytes / 4 * 3;
   residency_options.owned_bytes_max = flags.max_granted_bytes;
-  residency_options.staging = hot->staging.get();
-  Residency residency(residency_options, device, cold->get(), &clock);
+  Residency residency(residency_options, memories->for_residency(), cold->get(), &clock);
   Store store(StoreOptionsOf(flags, incarnation), &residency, cold->get(), &clock);
   residency.SetMakeRoom([&store] { return store.EvictPrefix(); });
   if (absl::Status s = store.Recover(); !s.ok())
     return Fail(kDataDirectory, absl::StrCat("--data-dir ", flags.data_dir), s);
 
   CopyScheduler copies({.threads = flags.copy_threads}, &clock);
-  Arenas arenas(ArenaOptionsOf(flags, *device), &store, &residency,
-                {.device = device,
-                 .allocate = [&residency](const Op& op, TenantId tenant,
-                                          uint64_t bytes) { return residency.AllocateShared(op, tenant, bytes); },
+  Arenas arenas(ArenaOptionsOf(flags, device), &store, &residency,
+                {.devices = memories->hot_devices(),
+                 .allocate = [&residency](const Op& op, TenantId tenant, uint64_t bytes,
+                                          const Device* on) { return residency.AllocateShared(op, tenant, bytes, on); },
                  .freed = [&residency] { residency.SharedMemoryFreed(); }},
                 &copies, &clock);
   std::optional<Leases> leases;
   if (flags.direct) {
     leases.emplace(LeaseOptionsOf(flags), &store,
-                   LeaseMemory{.grant = [&residency](const Op& op, LayoutRef layout,
-                                                     OwnerId owner) { return residency.BeginOwned(op, layout, owner); },
+                   LeaseMemory{.grant = [&residency, &device](
+                                            const Op& op, LayoutRef layout,
+                                            OwnerId owner) { return residency.BeginOwned(op, layout, owner, &device); },
                                .end_owner = [&residency](OwnerId owner, bool gone) { residency.EndOwner(owner, gone); },
                                .freed = [&residency] { residency.SharedMemoryFreed(); }},
                    &clock);
@@ -266,19 +268,18 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
       flags.max_bytes_in_flight,
       std::min({flags.max_message_bytes,
                 flags.max_bytes_in_flight - std::min(flags.max_bytes_in_flight, kMessageOverheadBytes),
-                device->budget_bytes()}),
-      device->budget_bytes(),
+                device.budget_bytes()}),
+      device.budget_bytes(),
       flags.max_uploads,
       flags.max_upload_bytes,
       flags.upload_timeout,
       flags.stream_timeout,
-      arena_path,
-      device->name()};
+      arena_path};
   service_options.uploads = {flags.max_uploads, flags.max_upload_bytes, flags.upload_timeout};
   service_options.stream_timeout = flags.stream_timeout;
   service_options.executor_threads = flags.executor_threads;
   service_options.executor_queue = flags.executor_queue;
-  service_options.devices = [device] { return ReportDevices(*device); };
+  service_options.devices = [devices = memories->hot_devices()] { return ReportDevices(devices); };
   RpcMetrics rpc_metrics(MethodNames());
   StatePoolService service(service_options, &store, arena_socket != nullptr ? &arenas : nullptr,
                            leases ? &*leases : nullptr, &clock, &rpc_metrics);
@@ -300,9 +301,9 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
     store.Drain(Op()).IgnoreError();
     return Fail(kUsage, "--listen", server.status());
   }
-  std::optional<Housekeeping> housekeeping(&store);
+  std::optional<Housekeeping> housekeeping(std::in_place, &store, &residency);
 
-  PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation, device->name());
+  PrintReady((*server)->addresses(), metrics == nullptr ? "" : metrics->address(), incarnation, memories->hot_names());
   spdlog::info("serving {}, epoch {}, data in {}", absl::StrJoin((*server)->addresses(), ", "), store.epoch(),
                flags.data_dir);
 

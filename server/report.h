@@ -20,7 +20,8 @@ namespace statepool {
 MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, const Arenas& arenas, const Leases* leases,
                              const CopyScheduler& copies, const StatePoolService& service);
 
-std::vector<v1::DeviceInfo> ReportDevices(const Device& device);
+// Thread-safe; never blocks.
+std::vector<v1::DeviceInfo> ReportDevices(const std::vector<Device*>& devices);
 
 }  // namespace statepool
 

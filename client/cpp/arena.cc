@@ -165,6 +165,7 @@ Arena::Arena(const Pool& pool, absl::string_view layout, ArenaOptions options)
   request_.set_layout(std::string(layout));
   request_.set_rows(options.rows);
   request_.set_steps(options.steps);
+  request_.set_device(options.device);
   *request_.mutable_view() = std::move(options.view);
 }
 

@@ -65,6 +65,7 @@ struct ArenaOptions {
   // This process copies, not the daemon, where it may (Options::direct): the daemon's threads are left to others. Else
   // they share the work of a large copy.
   bool direct = false;
+  std::string device = {};  // whose memory it is: one of Capabilities.devices; empty: the first that is healthy
   // Called after each reopening, in the thread that did it, before CONTENTS_GONE is returned. Must not close the arena.
   std::function<void(Arena& arena)> on_reopen = {};
 };

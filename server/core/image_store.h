@@ -25,6 +25,7 @@ namespace statepool {
 
 // Where a state lies, for a process that may map it: bytes from the beginning of an extent (server/memory/device.h).
 class Extent;
+class Device;
 struct SlotPlace {
   std::shared_ptr<Extent> extent;  // null: nobody else can map it
   uint64_t offset = 0;
@@ -49,8 +50,8 @@ class PinnedImage {
 };
 using Pin = std::unique_ptr<const PinnedImage>;
 
-// The bytes of a state on their way in. `pieces` are read once, in order, and need to live only as long as the call.
-// An initial state has no pieces: it comes from layout.FillInitial.
+// The bytes of a state on their way in. `pieces` are read in order, once for each memory that is tried, and need to
+// live only as long as the call. An initial state has no pieces: it comes from layout.FillInitial.
 struct StateBytes {
   absl::Span<const absl::string_view> pieces;
   bool initial = false;
@@ -94,19 +95,21 @@ class ImageStore {
   virtual ~ImageStore() = default;
 
   // Copies bytes into fresh slots: a whole image, or none. Blocks for the copy, and when the budget is short for
-  // spills. Errors: BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH, STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED,
-  // DEADLINE, CANCELLED.
+  // spills. A base is a pin of this store's. Errors: BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH, STATE_TOO_LARGE,
+  // HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   virtual absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) = 0;
 
   // The same for a state that comes in its own time: while it does, its room is taken and nobody waits for it. Blocks
-  // as Write does. `attachment_bytes`: of the attachment to come. Errors: STATE_TOO_LARGE, HOT_FULL, COLD_FULL,
-  // DISK_FAILED, DEADLINE, CANCELLED.
+  // as Write does. `attachment_bytes`: of the attachment to come. `on`: a device for hot states that its room shall be
+  // on; null: any. Errors: STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED, DEVICE_FAILED, DEADLINE, CANCELLED.
   virtual absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op& op, LayoutRef layout,
-                                                                  uint64_t attachment_bytes) = 0;
+                                                                  uint64_t attachment_bytes, const Device* on) = 0;
 
-  // Pins an image's bytes, promoting them first when they are cold (blocks). They were verified on the way.
-  // Errors: CORRUPT (DATA_LOSS), STATE_TOO_LARGE, HOT_FULL, DISK_FAILED, DEADLINE, CANCELLED.
-  virtual absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image) = 0;
+  // Pins an image's bytes: on a device for hot states, or, null, wherever the CPU gets at them with the least trouble.
+  // Where there are none they are copied there first (blocks), and verified on the way. Errors: CORRUPT (DATA_LOSS),
+  // STATE_TOO_LARGE, HOT_FULL, DISK_FAILED, DEVICE_FAILED (of `on`, or of the one that alone had them: loss()),
+  // DEADLINE, CANCELLED.
+  virtual absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image, const Device* on) = 0;
 
   // The same when it needs no waiting and the CPU can read the bytes, else null. Counts as a use.
   virtual Pin TryRead(const ImageRef& image) = 0;
@@ -115,8 +118,9 @@ class ImageStore {
   // NameLog may name them, and makes them durable. Blocks. Errors: COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
   virtual absl::Status Persist(const Op& op, const ImageRef& image) = 0;
 
-  // Its bytes changed in memory, or are not what their writer said: it can be neither read nor persisted, ever.
-  virtual bool lost(const Image& image) const = 0;
+  // Why an image can be neither read nor persisted, ever: CORRUPT (its bytes changed in memory, or are not what their
+  // writer said) or DEVICE_FAILED (only a device had them, which failed). OK for all others.
+  virtual absl::Status loss(const Image& image) const = 0;
   // True once Persist succeeded (or the image was adopted). Never false again.
   virtual bool persisted(const Image& image) const = 0;
   virtual Tier tier(const Image& image) const = 0;

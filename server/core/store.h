@@ -291,9 +291,10 @@ class Store {
   std::optional<absl::StatusOr<GetAnswer>> TryGet(const Op& op, const Source& source);
   // The same for several, looked up at one moment; parallel to `sources`. Before any bytes are read `may_read` sees
   // what was found, without pins: it may refuse items, by an error in their place, or all, by an error of its own.
+  // `on`: the device that the bytes are to be on; null: where the CPU gets at them.
   using MayRead = absl::FunctionRef<absl::Status(absl::Span<absl::StatusOr<GetAnswer>> found)>;
   absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> GetMany(const Op& op, absl::Span<const Source> sources,
-                                                                 MayRead may_read);
+                                                                 MayRead may_read, const Device* on = nullptr);
   absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
   // What an earlier Set with this request_id, and with bytes of this checksum, was answered; nothing if the name does
   // not remember it. Never blocks. Errors: REQUEST_ID_REUSED.
@@ -440,8 +441,9 @@ class Store {
   void NoticeDeleted(const Op& op, const Layout& layout) {
     if (!layouts_.IsRegistered(op.tenant, layout)) images_->LayoutDeleted(op.tenant, layout);
   }
-  // Reads an image of this version, and tells its damage by the version.
-  absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version);
+  // Reads an image of this version, and tells its damage by the version, its loss by what is durable.
+  absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version, Revision durable_revision,
+                                const Device* on);
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never
   VersionInfo InfoOf(const Version& version) const;
   NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

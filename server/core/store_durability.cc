@@ -124,7 +124,7 @@ absl::Status Store::RecordLocked(const Op& op, const std::vector<Name*>& names, 
     if (!item.status.ok()) {
       Keep(item.status, &error);
       // It stays where it is in the queue, unless it can never be recorded.
-      if (images_->lost(*item.state.head()->image)) {
+      if (!images_->loss(*item.state.head()->image).ok()) {
         SetDirtyLocked(name, next, name->dirty_next_since);
         if (next == DirtyTicket{}) lost_.insert(name->key);
       }
@@ -241,18 +241,24 @@ void Store::FlushDue() {
   flush_again_ = flush_status_.ok() ? 0 : After(clock_->Now(), kAfterFailure);
 }
 
-// Errors: CORRUPT if any of the names, or of all if there are none, can't become durable.
+// Errors: CORRUPT or DEVICE_FAILED if any of the names, or of all if there are none, can't become durable.
 absl::Status Store::CheckLostLocked(absl::Span<const NameKey> keys) {
   if (lost_.empty()) return absl::OkStatus();
   for (auto it = lost_.begin(); it != lost_.end();) {
     const Name* name = names_.FindUnfolded(*it);
     const bool has_another =
-        name == nullptr || name->dirty != DirtyTicket{} || !images_->lost(*name->state.head()->image);
+        name == nullptr || name->dirty != DirtyTicket{} || images_->loss(*name->state.head()->image).ok();
     it = has_another ? lost_.erase(it) : std::next(it);
   }
   for (const NameKey& key : keys.empty() ? std::vector<NameKey>(lost_.begin(), lost_.end())
                                          : std::vector<NameKey>(keys.begin(), keys.end())) {
     if (!lost_.contains(key)) continue;
+    const absl::Status loss = images_->loss(*names_.FindUnfolded(key)->state.head()->image);
+    if (absl::IsUnavailable(loss)) {
+      return Error(absl::StatusCode::kUnavailable, "DEVICE_FAILED",
+                   absl::StrCat("the state of '", key.name, "' can't become durable: ", loss.message()))
+          .Field("names");
+    }
     return Error(absl::StatusCode::kDataLoss, "CORRUPT",
                  absl::StrCat(
                      "the state of '", key.name,
@@ -344,8 +350,9 @@ absl::Status Store::Drain(const Op& op) {
     MutexUnlock unlock(&mu_);
     marked = log_->CommitCleanStop(tombstones);
   }
-  // What is damaged can't be recorded by anyone: its name answers with what was recorded before.
-  if (!recorded.ok() && !absl::IsDataLoss(recorded)) return recorded;
+  // What is damaged, or was lost with a device, can't be recorded by anyone: its name answers with what was recorded
+  // before.
+  if (!recorded.ok() && !absl::IsDataLoss(recorded) && ReasonOf(recorded) != "DEVICE_FAILED") return recorded;
   return buried.ok() ? marked : buried;
 }
 

@@ -85,14 +85,27 @@ using AnswerTo = typename AnswerToImpl<std::remove_cvref_t<Request>>::Type;
 
 // ---- reads
 
-absl::StatusOr<Pin> Store::ReadImage(const Op& op, const ImageRef& image, VersionId version) {
-  absl::StatusOr<Pin> pin = images_->Read(op, image);
-  if (!absl::IsDataLoss(pin.status())) return pin;
-  return absl::Status(Error(absl::StatusCode::kDataLoss, "CORRUPT",
-                            absl::StrCat("the bytes of this version are damaged (", pin.status().message(),
-                                         "); compute the state again"))
-                          .Field("name")
-                          .Meta("version_id", version));
+absl::StatusOr<Pin> Store::ReadImage(const Op& op, const ImageRef& image, VersionId version, Revision durable_revision,
+                                     const Device* on) {
+  absl::StatusOr<Pin> pin = images_->Read(op, image, on);
+  if (pin.ok()) return pin;
+  if (absl::IsDataLoss(pin.status())) {
+    return absl::Status(Error(absl::StatusCode::kDataLoss, "CORRUPT",
+                              absl::StrCat("the bytes of this version are damaged (", pin.status().message(),
+                                           "); compute the state again"))
+                            .Field("name")
+                            .Meta("version_id", version));
+  }
+  if (!absl::IsUnavailable(images_->loss(*image))) return pin;
+  const std::string way_out =
+      durable_revision == 0
+          ? "no version of this name is durable: compute the state again and set it"
+          : absl::StrCat(
+                "revision ", durable_revision,
+                " of this name is durable: go back to it with Rollback, or compute the state again and set it");
+  Error lost(absl::StatusCode::kUnavailable, "DEVICE_FAILED", absl::StrCat(pin.status().message(), "; ", way_out));
+  for (const auto& [key, value] : GetErrorDetail(pin.status()).metadata) lost.Meta(key, value);
+  return absl::Status(lost.Field("name").Meta("version_id", version).Meta("durable_revision", durable_revision));
 }
 
 absl::StatusOr<GetAnswer> Store::Get(const Op& op, const Source& source) {
@@ -107,7 +120,7 @@ absl::StatusOr<GetAnswer> Store::Get(const Op& op, const Source& source) {
     answer.info = InfoLocked(*found->name, *found->version());
     image = found->version()->image;
   }
-  absl::StatusOr<Pin> pin = ReadImage(op, image, answer.info.version.id);
+  absl::StatusOr<Pin> pin = ReadImage(op, image, answer.info.version.id, answer.info.durable_revision, nullptr);
   RETURN_IF_ERROR(pin.status());
   answer.pin = *std::move(pin);
   answer.image = image->info().id;
@@ -130,7 +143,7 @@ std::optional<absl::StatusOr<GetAnswer>> Store::TryGet(const Op& op, const Sourc
 }
 
 absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> Store::GetMany(const Op& op, absl::Span<const Source> sources,
-                                                                      MayRead may_read) {
+                                                                      MayRead may_read, const Device* on) {
   RETURN_IF_ERROR(op.Check(*clock_));
   std::vector<absl::StatusOr<GetAnswer>> answers;
   std::vector<ImageRef> images(sources.size());
@@ -151,7 +164,8 @@ absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> Store::GetMany(const Op& 
   RETURN_IF_ERROR(may_read(absl::MakeSpan(answers)));
   for (size_t i = 0; i < sources.size(); ++i) {
     if (!answers[i].ok()) continue;
-    absl::StatusOr<Pin> pin = ReadImage(op, images[i], answers[i]->info.version.id);
+    absl::StatusOr<Pin> pin =
+        ReadImage(op, images[i], answers[i]->info.version.id, answers[i]->info.durable_revision, on);
     if (!pin.ok()) {
       answers[i] = pin.status();
       continue;
@@ -356,6 +370,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
   // But whoever finds it unknown and whoever refuses must see one state of the name: else a retry that meets its first
   // attempt is refused for what that one did.
   VersionRef base;
+  Revision durable_revision = 0;
   for (bool looked = false; !looked;) {
     {
       MutexLock lock(&mu_);
@@ -371,6 +386,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
         RETURN_IF_ERROR(AdmitLocked(*look->front(), nullptr, &adding));
         layout = look->front()->layout;
         if (request.select.has_value()) base = look->front()->head();
+        if (name != nullptr) durable_revision = name->durable_revision;
       }
     }
     if (!looked) hash_data();
@@ -389,7 +405,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
       if (exactness == Exactness::kExact) {
         return Invalid("INVALID_OPTION", "exactness", "a state of which a part was replaced is EDITED or LOSSY");
       }
-      absl::StatusOr<Pin> read = ReadImage(op, base->image, base->id);
+      absl::StatusOr<Pin> read = ReadImage(op, base->image, base->id, durable_revision, nullptr);
       RETURN_IF_ERROR(read.status());
       pin = *std::move(read);
       if (bytes.attachment.empty()) bytes.attachment = pin->attachment();  // it, too, is left as it was
@@ -464,7 +480,8 @@ absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, Lay
   }
   PendingSet set;
   set.layout = std::move(layout);
-  absl::StatusOr<std::unique_ptr<ImageWriter>> writer = images_->BeginWrite(op, set.layout, attachment.size());
+  absl::StatusOr<std::unique_ptr<ImageWriter>> writer =
+      images_->BeginWrite(op, set.layout, attachment.size(), /*on=*/nullptr);
   NoticeDeleted(op, *set.layout);
   RETURN_IF_ERROR(writer.status());
   set.request = std::move(request);

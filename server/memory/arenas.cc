@@ -16,6 +16,7 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
 #include "server/memory/slot_pool.h"
@@ -84,6 +85,7 @@ struct Arenas::Arena {
 
   std::string id, token;
   TenantId tenant = kDefaultTenant;
+  Device* device = nullptr;
   LayoutRef layout;
   std::shared_ptr<const ArenaShape> shape;
   uint64_t memory_bytes = 0;  // of the budget
@@ -154,8 +156,9 @@ absl::Status Arenas::Gone(absl::string_view id) const {
 absl::StatusOr<Arenas::ArenaRef> Arenas::Find(const Op& op, absl::string_view id) const {
   if (id.empty()) return Invalid("MISSING_FIELD", "arena", "name the arena");
   const auto it = arenas_.find(id);
-  if (it == arenas_.end() || it->second->tenant != op.tenant || it->second->state == Arena::State::kEnded)
-    return Gone(id);
+  if (it == arenas_.end() || it->second->tenant != op.tenant) return Gone(id);
+  RETURN_IF_ERROR(it->second->device->health());
+  if (it->second->state == Arena::State::kEnded) return Gone(id);
   return it->second;
 }
 
@@ -198,6 +201,20 @@ void Arenas::GiveBack(Arena* arena) {
 // ----
 // opening and ending
 
+absl::StatusOr<Device*> Arenas::DeviceFor(const OpenArenaRequest& request) const {
+  for (Device* device : memory_.devices) {
+    const bool skipped = request.device.empty() ? !device->health().ok() && device != memory_.devices.back()
+                                                : device->name() != request.device;
+    if (skipped) continue;
+    RETURN_IF_ERROR(device->health());
+    return device;
+  }
+  const auto name_of = [](std::string* out, const Device* device) { out->append(device->name()); };
+  return Invalid("INVALID_OPTION", "device",
+                 absl::StrCat("there is no device '", absl::string_view(request.device).substr(0, 64),
+                              "'; arenas are on ", absl::StrJoin(memory_.devices, ", ", name_of)));
+}
+
 absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& request) {
   RETURN_IF_ERROR(op.Check(*clock_));
   if (request.layout.empty()) return Invalid("MISSING_FIELD", "layout", "name the layout");
@@ -209,8 +226,11 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     return Invalid("INVALID_OPTION", "steps", absl::StrCat("a row has at most ", options_.max_steps, " steps"));
   absl::StatusOr<ArenaShape> shape = MakeArenaShape(**layout, request.view, request.rows, request.steps);
   RETURN_IF_ERROR(shape.status());
+  const absl::StatusOr<Device*> device = DeviceFor(request);
+  RETURN_IF_ERROR(device.status());
 
   auto arena = std::make_shared<Arena>();
+  arena->device = *device;
   arena->id = RandomToken();
   arena->token = RandomToken();
   arena->tenant = op.tenant;
@@ -224,30 +244,32 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     if (arena->bytes > options_.max_bytes) {
       return Error(absl::StatusCode::kResourceExhausted, "ARENA_TOO_LARGE",
                    absl::StrCat("the arena and the slots reserved for it have ", arena->bytes,
-                                " bytes, and all arenas together may have ", options_.max_bytes))
+                                " bytes, and all arenas of a device together may have ", options_.max_bytes))
           .Field("rows")
           .Meta("limit", options_.max_bytes);
     }
     const bool too_many = arenas_.size() + opening_ >= options_.max_arenas;
-    if (too_many || arena->bytes > options_.max_bytes - bytes_) {
+    if (too_many || arena->bytes > options_.max_bytes - bytes_[arena->device]) {
       return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_ARENAS",
                    too_many ? "there are too many arenas already" : "the arenas there are leave no room for this one")
           .Meta("limit", too_many ? options_.max_arenas : options_.max_bytes)
           .RetryAfter(absl::Seconds(1));
     }
     ++opening_;
-    bytes_ += arena->bytes;
+    bytes_[arena->device] += arena->bytes;
   }
   absl::Status status;
-  absl::StatusOr<std::unique_ptr<SharedExtent>> memory = memory_.allocate(op, op.tenant, arena->shape->bytes);
+  absl::StatusOr<std::unique_ptr<SharedExtent>> memory =
+      memory_.allocate(op, op.tenant, arena->shape->bytes, arena->device);
   status = memory.status();
-  if (status.ok() && !memory_.device->host_accessible()) {
-    absl::StatusOr<std::unique_ptr<RowCopier>> copier = memory_.device->NewRowCopier(arena->shape->plan, request.rows);
+  if (status.ok() && !arena->device->host_accessible()) {
+    absl::StatusOr<std::unique_ptr<RowCopier>> copier = arena->device->NewRowCopier(arena->shape->plan, request.rows);
     status = copier.status();
     if (status.ok()) arena->copier = *std::move(copier);
   }
   while (status.ok() && arena->reserve.size() < request.rows) {
-    absl::StatusOr<std::unique_ptr<ImageWriter>> writer = images_->BeginWrite(op, *layout, /*attachment_bytes=*/0);
+    absl::StatusOr<std::unique_ptr<ImageWriter>> writer =
+        images_->BeginWrite(op, *layout, /*attachment_bytes=*/0, arena->device);
     status = writer.status();
     if (status.ok()) arena->reserve.push_back(*std::move(writer));
   }
@@ -259,7 +281,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     MutexLock lock(&mu_);
     --opening_;
     arenas_.emplace(arena->id, arena);
-    return OpenedArena{arena->id, arena->token, arena->layout, arena->shape};
+    return OpenedArena{arena->id, arena->token, arena->device->name(), arena->layout, arena->shape};
   }
   arena->reserve.clear();
   if (memory.ok()) {
@@ -268,7 +290,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
   }
   MutexLock lock(&mu_);
   --opening_;
-  bytes_ -= arena->bytes;
+  bytes_[arena->device] -= arena->bytes;
   return status;
 }
 
@@ -312,10 +334,9 @@ void Arenas::ProcessGone(absl::string_view id) {
 }
 
 void Arenas::Unmapped(absl::string_view id) {
-  if (memory_.device->host_accessible()) return;  // the system knows
   MutexLock lock(&mu_);
   const auto it = arenas_.find(id);
-  if (it == arenas_.end()) return;
+  if (it == arenas_.end() || it->second->device->host_accessible()) return;  // the system knows
   it->second->unmapped = true;
   it->second->free_at = 0;
   changed_.SignalAll();
@@ -389,7 +410,7 @@ bool Arenas::FreeInTurn(const ArenaRef& arena) {
   arena->memory.reset();
   memory_.freed();
   MutexLock lock(&mu_);
-  bytes_ -= arena->bytes;
+  bytes_[arena->device] -= arena->bytes;
   arenas_.erase(arena->id);
   changed_.SignalAll();
   return true;
@@ -460,7 +481,7 @@ absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadI
     }
     return absl::OkStatus();
   };
-  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found = store_->GetMany(op, sources, choose);
+  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found = store_->GetMany(op, sources, choose, arena->device);
   RETURN_IF_ERROR(found.status());
 
   std::vector<size_t> copied, later;  // indexes into *waiting, and items
@@ -748,7 +769,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
     }
     if (scatter.writer == nullptr) {
       absl::StatusOr<std::unique_ptr<ImageWriter>> writer =
-          images_->BeginWrite(op, arena->layout, item.attachment.size());
+          images_->BeginWrite(op, arena->layout, item.attachment.size(), arena->device);
       if (!writer.ok()) {
         answer->rows[stored[k]].status = writer.status();
         continue;
@@ -816,6 +837,7 @@ bool Arenas::FreeOnce() {
       spdlog::info("nobody connected to arena {} in time: it is closed", id);
       EndLocked(arena.get());
     }
+    if (!arena->device->health().ok()) EndLocked(arena.get());
     if (arena->state != Arena::State::kEnded || arena->busy || now < arena->free_at) continue;
     arena->free_at = After(now, absl::FromChrono(kKeeperRound));  // while it is in quarantine
     MutexUnlock unlock(&mu_);
@@ -838,7 +860,8 @@ bool Arenas::ReserveOnce() {
       op.tenant = arena->tenant;
       op.deadline = After(now, absl::FromChrono(kKeeperRound));
       op.cancelled = &arena->ended;
-      absl::StatusOr<std::unique_ptr<ImageWriter>> got = images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0);
+      absl::StatusOr<std::unique_ptr<ImageWriter>> got =
+          images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0, arena->device);
       if (got.ok()) writer = *std::move(got);
     }
     if (writer == nullptr) {
@@ -879,16 +902,19 @@ void Arenas::CheckInvariants() const {
     std::abort();
   };
   MutexLock lock(&mu_);
-  uint64_t bytes = 0;
+  absl::flat_hash_map<const Device*, uint64_t> bytes;
   for (const auto& [id, arena] : arenas_) {
-    bytes += arena->bytes;
+    bytes[arena->device] += arena->bytes;
     require(arena->id == id, "an arena under another's id");
     require(arena->reserve.size() <= arena->shape->rows, "more is reserved than one Store needs");
     require((arena->state == Arena::State::kEnded) == arena->ended.load(), "an arena ended and goes on");
     require(arena->state != Arena::State::kWaiting || !arena->token.empty(), "nobody can connect to a waiting arena");
   }
-  require(opening_ > 0 || bytes == bytes_, "bytes are miscounted");
-  require(bytes_ <= options_.max_bytes && arenas_.size() <= options_.max_arenas, "there are too many arenas");
+  for (const auto& [device, counted] : bytes_) {
+    require(opening_ > 0 || bytes[device] == counted, "bytes are miscounted");
+    require(counted <= options_.max_bytes, "a device has too many bytes of arenas");
+  }
+  require(arenas_.size() <= options_.max_arenas, "there are too many arenas");
 }
 
 }  // namespace statepool

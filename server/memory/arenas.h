@@ -4,9 +4,10 @@
 // worker stands in the .proto (ARENAS).
 //
 // An arena's life: *waiting* from Open until its token is used; *leased* while its worker's connection lasts; *ended*
-// by Close, a hang-up or the death of the worker's process. An ended arena's contents and its reserved slots go at
-// once, as soon as no copy uses them; the memory itself is in *quarantine*, and counts against the budget, until nobody
-// can write to it any more or the process is gone. It is then destroyed: never used again, for nobody.
+// by Close, a hang-up, the death of the worker's process, or when its device fails. An ended arena's contents and its
+// reserved slots go at once, as soon as no copy uses them; the memory itself is in *quarantine*, and counts against the
+// budget, until nobody can write to it any more or the process is gone. It is then destroyed: never used again, for
+// nobody.
 //
 // Of a row only its base is known here: which version of which name it was last loaded from or stored as.
 //
@@ -42,7 +43,7 @@ namespace statepool {
 
 struct ArenaOptions {
   uint32_t max_arenas = 1024;                   // waiting, leased and in quarantine
-  uint64_t max_bytes = 0;                       // of them all, and of the slots reserved for them
+  uint64_t max_bytes = 0;                       // of all on one device, and of the slots reserved for them
   uint64_t granule_bytes = kDefaultChunkBytes;  // their memory counts in multiples of this: the device's chunks
   uint32_t max_rows = kMaxArenaRows;
   uint32_t max_steps = kMaxArenaSteps;
@@ -53,11 +54,13 @@ struct ArenaOptions {
   uint32_t max_waiting = 16;                 // calls that wait for their turn, on all arenas; each holds a thread
 };
 
-// Where arenas' memory comes from: `device`, which has the slots too. `allocate` makes room as a write does; `freed` is
-// called when some was destroyed.
+// Where arenas' memory comes from: the devices of hot slots, at least one. An arena copies to and from slots of its own
+// device alone. `allocate` makes room as a write does; `freed` is called when some was destroyed.
 struct ArenaMemory {
-  Device* device = nullptr;
-  std::function<absl::StatusOr<std::unique_ptr<SharedExtent>>(const Op& op, TenantId tenant, uint64_t bytes)> allocate;
+  std::vector<Device*> devices;
+  std::function<absl::StatusOr<std::unique_ptr<SharedExtent>>(const Op& op, TenantId tenant, uint64_t bytes,
+                                                              const Device* on)>
+      allocate;
   std::function<void()> freed;
 };
 
@@ -72,9 +75,11 @@ struct OpenArenaRequest {
   std::string layout;
   uint32_t rows = 0, steps = 0;
   View view;
+  std::string device{};  // its name; empty: the first that has not failed
 };
 struct OpenedArena {
   std::string id, token;
+  std::string device;
   LayoutRef layout;
   std::shared_ptr<const ArenaShape> shape;
 };
@@ -173,6 +178,7 @@ class Arenas {
   class Turn;  // the one call that runs on an arena
   using ArenaRef = std::shared_ptr<Arena>;
 
+  absl::StatusOr<Device*> DeviceFor(const OpenArenaRequest& request) const;
   absl::StatusOr<ArenaRef> Find(const Op& op, absl::string_view id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Gone(absl::string_view id) const;
   absl::Status Take(const Op& op, absl::string_view id, ArenaRef* arena) ABSL_LOCKS_EXCLUDED(mu_);
@@ -204,7 +210,8 @@ class Arenas {
   CondVar changed_;  // an arena's turn, or what the keeper looks at
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   absl::flat_hash_map<std::string, ArenaRef> arenas_ ABSL_GUARDED_BY(mu_);  // until their memory is destroyed
-  uint64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of arenas_ and of those being opened, as max_bytes counts
+  // Of arenas_ and of those being opened, as max_bytes counts.
+  absl::flat_hash_map<const Device*, uint64_t> bytes_ ABSL_GUARDED_BY(mu_);
   uint32_t opening_ ABSL_GUARDED_BY(mu_) = 0;
   ArenaStats stats_ ABSL_GUARDED_BY(mu_);  // its counters since the start
 

@@ -617,15 +617,44 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyWithin(char* to, const
   return BeginCopy(to, from, bytes, Direction::kWithin);
 }
 
+absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyFrom(const Device& other, char* to, const char* from,
+                                                               uint64_t bytes) {
+  const auto* source = dynamic_cast<const CudaDevice*>(&other);
+  const bool reaches = source != nullptr && std::any_of(source->peers().begin(), source->peers().end(),
+                                                        [this](const GpuInfo& p) { return p.uuid == gpu_.uuid; });
+  if (!reaches) return absl::UnimplementedError(absl::StrCat(name_, " does not reach the memory of ", other.name()));
+  RETURN_IF_ERROR(source->health());
+  return BeginCopy(to, from, bytes, Direction::kFromPeer);
+}
+
+absl::Status CudaDevice::PinHost(char* data, uint64_t bytes) {
+  if (!health().ok()) return absl::OkStatus();
+  RETURN_IF_ERROR(Enter());
+  RETURN_IF_ERROR(Runtime(cudaHostRegister(data, bytes, cudaHostRegisterPortable),
+                          absl::StrCat("cudaHostRegister of ", bytes, " bytes")));
+  MutexLock lock(&pinned_mu_);
+  pinned_.insert(data);
+  return absl::OkStatus();
+}
+
+void CudaDevice::UnpinHost(char* data) {
+  {
+    MutexLock lock(&pinned_mu_);
+    if (pinned_.erase(data) == 0) return;
+  }
+  if (Enter().ok()) (void)Runtime(cudaHostUnregister(data), "cudaHostUnregister");
+}
+
 absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const void* from, uint64_t bytes,
                                                                 Direction direction) {
   struct Kind {
     cudaMemcpyKind kind;
     const char* call;
   };
-  const Kind kind = direction == Direction::kIn    ? Kind{cudaMemcpyHostToDevice, "cudaMemcpyAsync to the device"}
-                    : direction == Direction::kOut ? Kind{cudaMemcpyDeviceToHost, "cudaMemcpyAsync from the device"}
-                                                   : Kind{cudaMemcpyDeviceToDevice, "cudaMemcpyAsync on the device"};
+  const Kind kind = direction == Direction::kIn       ? Kind{cudaMemcpyHostToDevice, "cudaMemcpyAsync to the device"}
+                    : direction == Direction::kOut    ? Kind{cudaMemcpyDeviceToHost, "cudaMemcpyAsync from the device"}
+                    : direction == Direction::kWithin ? Kind{cudaMemcpyDeviceToDevice, "cudaMemcpyAsync on the device"}
+                                                      : Kind{cudaMemcpyDefault, "cudaMemcpyAsync from another device"};
   RETURN_IF_ERROR(Enter());
   const absl::StatusOr<cudaEvent_t> event = TakeEvent();
   RETURN_IF_ERROR(event.status());

@@ -140,13 +140,19 @@ class Device {
   // The same, to be written to by another process. Never memory that was anyone's before.
   virtual absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) = 0;
 
-  // Copies between staging of this device and one of its extents. They may have begun only when the call returns: both
-  // sides stay as they are until the transfer has been waited for. Errors: DEVICE_FAILED, of Wait as well.
+  // Copies between staging of this device, or other memory of the host, and one of its extents. They may have begun
+  // only when the call returns: both sides stay as they are until the transfer has been waited for. Errors:
+  // DEVICE_FAILED, of Wait as well.
   virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) = 0;
   virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) = 0;
 
   // Between two extents, or two parts of one that don't overlap. Errors: DEVICE_FAILED.
   virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) = 0;
+
+  // From an extent of another device into one of this. Errors: UNIMPLEMENTED when this one can't reach that one's
+  // memory, for as long as both live: then bytes go through staging (CopyThrough); DEVICE_FAILED of either.
+  virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
+                                                             uint64_t bytes) = 0;
 
   // The hashes of a state's leaves (kernels/checksum.h), where it lies. REQUIRES: leaves.size() is LeafCount(bytes).
   // Errors: DEVICE_FAILED.

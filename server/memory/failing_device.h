@@ -46,6 +46,10 @@ class FailingDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override {
     return inner_->CopyWithin(to, from, bytes);
   }
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
+                                                     uint64_t bytes) override {
+    return inner_->CopyFrom(other, to, from, bytes);
+  }
   absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override {
     return inner_->HashLeaves(state, bytes, leaves);
   }

@@ -217,6 +217,16 @@ absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyWithin(char* to, const 
   return std::make_unique<LateTransfer>(*target, *source, bytes);
 }
 
+absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyFrom(const Device& other, char* to, const char* from,
+                                                              uint64_t bytes) {
+  const auto* peer = dynamic_cast<const FarDevice*>(&other);
+  if (peer == nullptr || !has_peers_) return absl::UnimplementedError("this device has no such peer");
+  const absl::StatusOr<char*> source = peer->Reach(from, bytes), target = Reach(to, bytes);
+  if (!source.ok()) return source.status();
+  if (!target.ok()) return target.status();
+  return std::make_unique<LateTransfer>(*target, *source, bytes);
+}
+
 absl::Status FarDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
   const absl::StatusOr<char*> there = Reach(state, bytes);
   return there.ok() ? inner_->HashLeaves(*there, bytes, leaves) : there.status();

@@ -7,7 +7,7 @@
 // at addresses without any permission: these are the device's. The copies, hashes and rows' kernels find the bytes
 // behind them. What has begun when CopyIn and CopyOut return is done only when it is waited for, so that who does not
 // wait sees other bytes. As a GPU it hands out a descriptor for each chunk, and one for a shared extent, and has no
-// seals.
+// seals. FarDevices are each other's peers, unless they were told not to be.
 #ifndef STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 
@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "server/core/mutex.h"
 #include "server/memory/device.h"
@@ -27,7 +28,8 @@ namespace statepool {
 class FarDevice final : public Device {
  public:
   // `inner` must outlive this and have no other user.
-  explicit FarDevice(HostDevice* inner) : name_("far"), inner_(inner) {}
+  explicit FarDevice(HostDevice* inner, std::string name = "far", bool has_peers = true)
+      : name_(std::move(name)), has_peers_(has_peers), inner_(inner) {}
 
   // From now on every call fails, as a GPU's do after an error of a kernel's.
   void Fail() { failed_.store(true); }
@@ -45,6 +47,8 @@ class FarDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
+                                                     uint64_t bytes) override;
   absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
@@ -67,6 +71,7 @@ class FarDevice final : public Device {
   absl::StatusOr<char*> Reach(const char* address, uint64_t bytes) const;
 
   const std::string name_;
+  const bool has_peers_;
   HostDevice* const inner_;
   std::atomic<bool> failed_{false};
   std::atomic<uint64_t> copied_in_bytes_{0}, copied_out_bytes_{0};

@@ -109,6 +109,7 @@ bool HostExtent::Seal() {
 }
 
 HostExtent::~HostExtent() {
+  if (pinned_) device_->pinning_.unpin(data_);
   if (data_ != nullptr) munmap(data_, bytes_);
   if (fd_ >= 0) close(fd_);
   device_->used_.fetch_sub(bytes_);
@@ -149,7 +150,8 @@ absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Create(HostDeviceOptions
     return absl::InvalidArgumentError(
         absl::StrCat("a hot budget of ", options.budget_bytes, " bytes is less than one chunk of ", chunk_bytes));
   }
-  return std::unique_ptr<HostDevice>(new HostDevice(std::move(options.name), budget_bytes, chunk_bytes));
+  return std::unique_ptr<HostDevice>(
+      new HostDevice(std::move(options.name), budget_bytes, chunk_bytes, std::move(options.pinning)));
 }
 
 HostDevice::~HostDevice() { assert(used_.load() == 0 && "extents outlive their device"); }
@@ -174,6 +176,10 @@ absl::StatusOr<std::unique_ptr<Extent>> HostDevice::AllocateExtent(TenantId tena
   absl::Status status = MapMemory("statepool-slots", *bytes, seals, &extent->fd_, &extent->data_, budget_bytes_);
   if (!status.ok()) return status;
   extent->sealed_ = sealed;
+  if (pinning_.pin) {
+    if (status = pinning_.pin(extent->data_, *bytes); !status.ok()) return Full(status.message(), budget_bytes_);
+    extent->pinned_ = true;
+  }
   return extent;
 }
 
@@ -197,6 +203,12 @@ absl::StatusOr<std::unique_ptr<Transfer>> HostDevice::CopyOut(char* to, const ch
 }
 
 absl::StatusOr<std::unique_ptr<Transfer>> HostDevice::CopyWithin(char* to, const char* from, uint64_t bytes) {
+  return CopyIn(to, {from, bytes});
+}
+
+absl::StatusOr<std::unique_ptr<Transfer>> HostDevice::CopyFrom(const Device& other, char* to, const char* from,
+                                                               uint64_t bytes) {
+  if (!other.host_accessible()) return absl::UnimplementedError("the CPU does not reach that device's memory");
   return CopyIn(to, {from, bytes});
 }
 

@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -52,6 +53,7 @@ class HostExtent final : public Extent {
   const uint64_t bytes_;
   int fd_ = -1;
   char* data_ = nullptr;
+  bool pinned_ = false;
   std::atomic<bool> sealed_{false};
 };
 
@@ -82,10 +84,18 @@ class HostSharedExtent final : public SharedExtent {
   bool revoked_ = false;
 };
 
+// What the device calls for the memory of each extent that is no arena's, so that a GPU copies from and to it by itself
+// (CudaDevice::PinHost). Thread-safe; both must outlive the device's extents.
+struct HostPinning {
+  std::function<absl::Status(char* data, uint64_t bytes)> pin;  // after it was mapped; an error is HOT_FULL
+  std::function<void(char* data)> unpin;                        // before it goes, if `pin` was OK
+};
+
 struct HostDeviceOptions {
   std::string name = "host";
   uint64_t budget_bytes = 0;  // rounded down to whole chunks
   uint64_t chunk_bytes = 0;   // a power of two and a multiple of the page size; 0: ChunkBytesFor(budget_bytes)
+  HostPinning pinning{};      // empty: pages that the system may move
 };
 
 // Thread-safe.
@@ -108,6 +118,8 @@ class HostDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
+                                                     uint64_t bytes) override;  // from the host's memory
   absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
@@ -116,14 +128,15 @@ class HostDevice final : public Device {
  private:
   friend class HostExtent;
   friend class HostSharedExtent;
-  HostDevice(std::string name, uint64_t budget_bytes, uint64_t chunk_bytes)
-      : name_(std::move(name)), budget_bytes_(budget_bytes), chunk_bytes_(chunk_bytes) {}
+  HostDevice(std::string name, uint64_t budget_bytes, uint64_t chunk_bytes, HostPinning pinning)
+      : name_(std::move(name)), budget_bytes_(budget_bytes), chunk_bytes_(chunk_bytes), pinning_(std::move(pinning)) {}
 
   absl::StatusOr<uint64_t> Reserve(uint64_t chunks);  // bytes, counted as used
 
   const std::string name_;
   const uint64_t budget_bytes_;
   const uint64_t chunk_bytes_;
+  const HostPinning pinning_;
   std::atomic<uint64_t> used_{0};
 };
 

@@ -118,4 +118,39 @@ absl::Status StateFiller::Finish() {
   return status;
 }
 
+// ---- from one device to another
+
+absl::Status CopyBetween(const Op& op, StagingPool* staging, Device* from_device, const char* from, Device* to_device,
+                         char* to, uint64_t bytes) {
+  absl::StatusOr<std::unique_ptr<Transfer>> whole =
+      from_device == to_device         ? to_device->CopyWithin(to, from, bytes)
+      : from_device->host_accessible() ? to_device->CopyIn(to, {from, bytes})
+      : to_device->host_accessible()   ? from_device->CopyOut(to, from, bytes)
+                                       : to_device->CopyFrom(*from_device, to, from, bytes);
+  if (whole.ok()) return (*whole)->Wait();
+  if (!absl::IsUnimplemented(whole.status())) return whole.status();
+  absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = staging->Take(op);
+  if (!pair.ok()) return pair.status();
+  std::unique_ptr<Transfer> in[2];  // out of each block
+  absl::Status status;
+  int turn = 0;
+  for (uint64_t done = 0; status.ok() && done < bytes; turn ^= 1) {
+    const uint64_t block = std::min(StagingPool::kBlockBytes, bytes - done);
+    char* const between = (*pair)->block(turn);
+    status = WaitFor(&in[turn]);
+    if (!status.ok()) break;
+    // While this block is filled the other one is emptied.
+    absl::StatusOr<std::unique_ptr<Transfer>> out = from_device->CopyOut(between, from + done, block);
+    status = out.ok() ? (*out)->Wait() : out.status();
+    if (!status.ok()) break;
+    absl::StatusOr<std::unique_ptr<Transfer>> next = to_device->CopyIn(to + done, {between, block});
+    status = next.status();
+    if (next.ok()) in[turn] = *std::move(next);
+    done += block;
+  }
+  status.Update(WaitFor(&in[0]));
+  status.Update(WaitFor(&in[1]));
+  return status;
+}
+
 }  // namespace statepool

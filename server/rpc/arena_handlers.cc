@@ -82,7 +82,8 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
   if (arenas_ == nullptr) return ArenasOff();
   absl::StatusOr<View> view = ToView(in.view());
   if (!view.ok()) return view.status();
-  absl::StatusOr<OpenedArena> opened = arenas_->Open(op, {in.layout(), in.rows(), in.steps(), *std::move(view)});
+  absl::StatusOr<OpenedArena> opened =
+      arenas_->Open(op, {in.layout(), in.rows(), in.steps(), *std::move(view), in.device()});
   if (!opened.ok()) return opened.status();
   const ArenaShape& shape = *opened->shape;
   out->set_arena(opened->id);
@@ -95,7 +96,7 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
   out->set_layout(opened->layout->fingerprint());
   out->set_rows(shape.rows);
   out->set_steps(shape.steps);
-  out->set_device(identity_.arena_device);
+  out->set_device(opened->device);
   if (in.with_plan()) {
     for (const CopySegment& segment : shape.plan.segments()) {
       v1::CopySegment* to = out->add_plan();

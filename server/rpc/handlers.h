@@ -34,7 +34,7 @@ struct Identity {
   uint32_t max_uploads = 0;
   uint64_t max_upload_bytes = 0;
   absl::Duration upload_timeout = absl::ZeroDuration(), stream_timeout = absl::ZeroDuration();
-  std::string arena_socket = {}, arena_device = {};
+  std::string arena_socket = {};
 };
 // The devices of this moment. Thread-safe; never blocks.
 using DeviceReport = std::function<std::vector<v1::DeviceInfo>()>;

@@ -62,6 +62,7 @@ struct MetricsSnapshot {
   std::map<std::array<std::string, 2>, uint64_t> images_bytes;                                 // tier, device
   std::map<std::array<std::string, 3>, uint64_t> slots;                                        // device, layout, state
   std::map<std::array<std::string, 2>, uint64_t> device_bytes;                                 // device, state
+  std::map<std::array<std::string, 1>, uint64_t> device_healthy;                               // device
   std::map<std::array<std::string, 1>, uint64_t> names;                                        // kind
   std::map<std::array<std::string, 1>, uint64_t> prefix_lookups;                               // result
   std::map<std::array<std::string, 1>, uint64_t> misses;                                       // reason
@@ -72,7 +73,7 @@ struct MetricsSnapshot {
   std::map<std::array<std::string, 1>, uint64_t> lease_bytes, lease_slots, lease_slots_total;  // state
   uint64_t leases = 0;
   uint64_t reserved_slots = 0, copy_jobs = 0, copy_waiting_bytes = 0;
-  uint64_t spills = 0, promotions = 0;
+  uint64_t spills = 0, demotions = 0, promotions = 0, lost_images = 0;
   uint64_t dirty_bytes = 0;
   absl::Duration flush_lag;
 };

@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Images coming, being read, persisted and going. How room is made for them: residency_eviction.cc.
+// Images coming, being read, persisted and going. How they go between memories: residency_places.cc. How room is made
+// for them: residency_eviction.cc.
 #include "server/tiers/residency.h"
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <memory>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "server/core/error.h"
@@ -76,17 +78,31 @@ void Require(bool condition, const char* what) {
 
 }  // namespace
 
-// A pinned image: it stays in its slot, and lives, for as long as this does.
+// A pinned copy of an image: it stays in its slot, and lives, for as long as this does.
 class Residency::ResidentPin final : public PinnedImage {
  public:
-  ResidentPin(Residency* residency, ImageRef image) : residency_(residency), image_(std::move(image)) {}
-  ~ResidentPin() override { residency_->Unpin(Resident::Of(*image_)); }
+  ResidentPin(Residency* residency, ImageRef image, Copy* copy)
+      : residency_(residency), image_(std::move(image)), copy_(copy) {}
+  ~ResidentPin() override { residency_->Unpin(Resident::Of(*image_), copy_); }
 
   uint64_t size() const override { return image_->bytes(); }
-  const char* data() const override { return Resident::Of(*image_)->slot.data; }
-  bool in_host_memory() const override { return residency_->device_->host_accessible(); }
+  const char* data() const override { return copy_->slot.data; }
+  bool in_host_memory() const override { return memory().in_reach; }
   absl::Status CopyOut(uint64_t offset, uint64_t bytes, char* to) const override {
-    absl::StatusOr<StateReader> reader = residency_->ReaderOf(Op(), data() + offset, bytes);
+    const absl::Status status = CopyOutOfPlace(offset, bytes, to);
+    if (!absl::IsUnavailable(status) || memory().device->health().ok()) return status;
+    // The device failed: from another place, if there is one.
+    const absl::StatusOr<Pin> other = residency_->Read(Op(), image_, /*on=*/nullptr);
+    return other.ok() ? (*other)->CopyOut(offset, bytes, to) : other.status();
+  }
+  absl::string_view attachment() const override { return Resident::Of(*image_)->attachment; }
+  SlotPlace place() const override { return PlaceOf(copy_->slot); }
+
+  const Memory& memory() const { return copy_->memory(); }
+
+ private:
+  absl::Status CopyOutOfPlace(uint64_t offset, uint64_t bytes, char* to) const {
+    absl::StatusOr<StateReader> reader = residency_->ReaderOf(Op(), memory(), data() + offset, bytes);
     if (!reader.ok()) return reader.status();
     while (reader->left() > 0) {
       const absl::StatusOr<absl::string_view> piece = reader->Next();
@@ -95,25 +111,33 @@ class Residency::ResidentPin final : public PinnedImage {
     }
     return absl::OkStatus();
   }
-  absl::string_view attachment() const override { return Resident::Of(*image_)->attachment; }
-  SlotPlace place() const override { return PlaceOf(Resident::Of(*image_)->slot); }
 
- private:
   Residency* const residency_;
   const ImageRef image_;
+  Copy* const copy_;
 };
 
-Residency::Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock)
+Residency::Residency(ResidencyOptions options, const ResidencyMemories& memories, ColdStore* cold, const Clock* clock)
     : options_{.attachment_budget_bytes = std::max(options.attachment_budget_bytes, kMinAttachmentBudget),
                .keep_empty = options.keep_empty,
-               .dirty_bytes_max = options.dirty_bytes_max,
-               .owned_bytes_max = options.owned_bytes_max,
-               .staging = options.staging},
-      device_(device),
+               .owned_bytes_max = options.owned_bytes_max},
+      warm_is_spare_(memories.warm_is_spare),
       cold_(cold),
       clock_(clock),
       ids_(cold->epoch()) {
-  Require(device->host_accessible() || options.staging != nullptr, "nothing to reach the device's memory through");
+  Require(!memories.hot.empty() && memories.hot.size() <= ResidencyMemories::kMaxHot, "1..16 hot memories");
+  for (const ResidencyMemory& memory : memories.hot)
+    memories_.push_back(std::make_unique<Memory>(memory, Tier::kHot, memories_.size()));
+  if (memories.warm.has_value()) {
+    memories_.push_back(std::make_unique<Memory>(*memories.warm, Tier::kWarm, memories_.size()));
+    warm_ = memories_.back().get();
+    Require(warm_->in_reach, "a warm memory is the host's");
+  }
+  for (const auto& memory : memories_) {
+    Require(memory->in_reach || memory->staging != nullptr, "nothing to reach a device's memory through");
+    healthy_ |= memory->bit;
+    if (memory->in_reach) in_reach_ |= memory->bit;
+  }
   reclaimer_ = std::thread(&Residency::ReclaimLoop, this);
   spiller_ = std::thread(&Residency::SpillLoop, this);
 }
@@ -141,31 +165,40 @@ void Residency::SetMakeRoom(std::function<bool()> make_room) {
   make_room_ = std::move(make_room);
 }
 
-Residency::Pool* Residency::PoolFor(TenantId tenant, const LayoutRef& layout) {
-  std::unique_ptr<Pool>& pool = pools_[{tenant, layout->fingerprint()}];
-  if (pool == nullptr) pool = std::make_unique<Pool>(tenant, *layout, device_->chunk_bytes());
+Residency::Family* Residency::FamilyFor(TenantId tenant, const LayoutRef& layout) {
+  std::unique_ptr<Family>& family = families_[{tenant, layout->fingerprint()}];
+  if (family == nullptr) family = std::make_unique<Family>(tenant, *layout, memories_.size());
+  return family.get();
+}
+
+Residency::Pool* Residency::PoolFor(Family* family, Memory* memory) {
+  std::unique_ptr<Pool>& pool = family->pools[memory->index];
+  if (pool == nullptr) {
+    pool = std::make_unique<Pool>(family, memory);
+    memory->pools.push_back(pool.get());
+  }
   return pool.get();
 }
 
-void Residency::Enter(Pool* pool) {
-  if (pool->users++ > 0 || !pool->layout_deleted) return;
-  pool->layout_deleted = false;  // if the layout was not registered again it will be said once more
-  --deleted_pools_;
+void Residency::Enter(Family* family) {
+  if (family->users++ > 0 || !family->layout_deleted) return;
+  family->layout_deleted = false;  // if the layout was not registered again it will be said once more
+  --deleted_families_;
 }
 
-void Residency::Leave(Pool* pool) {
-  if (--pool->users > 0 || !pool->layout_deleted) return;
-  ++deleted_pools_;
+void Residency::Leave(Family* family) {
+  if (--family->users > 0 || !family->layout_deleted) return;
+  ++deleted_families_;
   wake_.SignalAll();
 }
 
 void Residency::LayoutDeleted(TenantId tenant, const Layout& layout) {
   MutexLock lock(&mu_);
-  const auto it = pools_.find({tenant, layout.fingerprint()});
-  if (it == pools_.end() || it->second->layout_deleted) return;
+  const auto it = families_.find({tenant, layout.fingerprint()});
+  if (it == families_.end() || it->second->layout_deleted) return;
   it->second->layout_deleted = true;
   if (it->second->users > 0) return;
-  ++deleted_pools_;
+  ++deleted_families_;
   wake_.SignalAll();
 }
 
@@ -197,23 +230,43 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
     }
   }
   const bool shareable = bytes.initial && bytes.attachment.empty() && !bytes.expected_checksum;
-  Claim claim(this);
-  Pool* pool;
+  Candidates candidates;
   {
     std::shared_ptr<const Resident> initial;  // outlives the lock
     MutexLock lock(&mu_);
-    pool = PoolFor(op.tenant, layout);
-    if (shareable) initial = pool->initial.lock();
-    if (initial != nullptr) return initial;
-    claim.pool = pool;
-    Enter(pool);
+    NoticeFailures();
+    if (shareable) initial = FamilyFor(op.tenant, layout)->initial.lock();
+    if (initial != nullptr && loss(*initial).ok()) return initial;
+    // What is the base's needs not leave its device.
+    const Memory* const base = bytes.base == nullptr ? nullptr : &static_cast<const ResidentPin*>(bytes.base)->memory();
+    candidates =
+        CandidatesForWrite(base == nullptr || base->failed || base->tier != Tier::kHot ? nullptr : base->device);
+  }
+  for (Memory* memory : candidates) {
+    absl::StatusOr<ImageRef> image = WriteOn(op, layout, bytes, shareable, memory);
+    const bool last = memory == candidates.back();
+    if (image.ok() || last || !(absl::IsResourceExhausted(image.status()) || !memory->device->health().ok()))
+      return image;
+  }
+  return absl::InternalError("there is always a candidate");
+}
+
+absl::StatusOr<ImageRef> Residency::WriteOn(const Op& op, const LayoutRef& layout, const StateBytes& bytes,
+                                            bool shareable, Memory* memory) {
+  Claim claim(this);
+  Family* family;
+  {
+    MutexLock lock(&mu_);
+    family = FamilyFor(op.tenant, layout);
+    Enter(family);
+    claim.pool = PoolFor(family, memory);
   }
   if (absl::Status status = Acquire(op, bytes.attachment.size(), &claim); !status.ok()) return status;
   ImageInfo info{.id = ids_.Next(), .tenant = op.tenant, .layout = layout};
   const absl::StatusOr<std::vector<LeafHash>> leaves =
-      bytes.initial           ? FillInitial(op, *layout, claim.slot.data)
-      : bytes.base != nullptr ? FillOverBase(op, bytes, claim.slot.data)
-                              : Fill(op, bytes.pieces, layout->state_bytes(), claim.slot.data);
+      bytes.initial           ? FillInitial(op, *layout, *memory, claim.slot.data)
+      : bytes.base != nullptr ? FillOverBase(op, bytes, *memory, claim.slot.data)
+                              : Fill(op, bytes.pieces, layout->state_bytes(), *memory, claim.slot.data);
   if (!leaves.ok()) return leaves.status();
   info.checksum = HashRoot(*leaves);
   if (bytes.expected_checksum && *bytes.expected_checksum != info.checksum)
@@ -223,29 +276,30 @@ absl::StatusOr<ImageRef> Residency::Write(const Op& op, LayoutRef layout, const 
   if (!shareable) return image;
   std::shared_ptr<const Resident> first;  // outlives the lock
   MutexLock lock(&mu_);
-  first = pool->initial.lock();
-  if (first != nullptr) return first;  // another Create was faster; ours goes
-  pool->initial = image;
+  first = family->initial.lock();
+  if (first != nullptr && loss(*first).ok()) return first;  // another Create was faster; ours goes
+  family->initial = image;
   return image;
 }
 
-absl::StatusOr<StateReader> Residency::ReaderOf(const Op& op, const char* from, uint64_t bytes) const {
-  if (device_->host_accessible()) return StateReader({from, bytes});
-  absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = options_.staging->Take(op);
+absl::StatusOr<StateReader> Residency::ReaderOf(const Op& op, const Memory& memory, const char* from,
+                                                uint64_t bytes) const {
+  if (memory.in_reach) return StateReader({from, bytes});
+  absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = memory.staging->Take(op);
   if (!pair.ok()) return pair.status();
-  return StateReader(device_, *std::move(pair), from, bytes);
+  return StateReader(memory.device, *std::move(pair), from, bytes);
 }
 
-absl::StatusOr<StateFiller> Residency::FillerOf(const Op& op, char* to, uint64_t bytes) const {
-  if (device_->host_accessible()) return StateFiller(to, bytes);
-  absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = options_.staging->Take(op);
+absl::StatusOr<StateFiller> Residency::FillerOf(const Op& op, const Memory& memory, char* to, uint64_t bytes) const {
+  if (memory.in_reach) return StateFiller(to, bytes);
+  absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = memory.staging->Take(op);
   if (!pair.ok()) return pair.status();
-  return StateFiller(device_, *std::move(pair), to, bytes);
+  return StateFiller(memory.device, *std::move(pair), to, bytes);
 }
 
 absl::StatusOr<std::vector<LeafHash>> Residency::Fill(const Op& op, absl::Span<const absl::string_view> pieces,
-                                                      uint64_t bytes, char* to) const {
-  absl::StatusOr<StateFiller> filler = FillerOf(op, to, bytes);
+                                                      uint64_t bytes, const Memory& memory, char* to) const {
+  absl::StatusOr<StateFiller> filler = FillerOf(op, memory, to, bytes);
   if (!filler.ok()) return filler.status();
   std::vector<LeafHash> leaves;
   PieceReader reader(pieces);
@@ -261,8 +315,9 @@ absl::StatusOr<std::vector<LeafHash>> Residency::Fill(const Op& op, absl::Span<c
   return leaves;
 }
 
-absl::StatusOr<std::vector<LeafHash>> Residency::FillInitial(const Op& op, const Layout& layout, char* to) const {
-  absl::StatusOr<StateFiller> filler = FillerOf(op, to, layout.state_bytes());
+absl::StatusOr<std::vector<LeafHash>> Residency::FillInitial(const Op& op, const Layout& layout, const Memory& memory,
+                                                             char* to) const {
+  absl::StatusOr<StateFiller> filler = FillerOf(op, memory, to, layout.state_bytes());
   if (!filler.ok()) return filler.status();
   std::vector<LeafHash> leaves;
   while (filler->left() > 0) {
@@ -278,10 +333,11 @@ absl::StatusOr<std::vector<LeafHash>> Residency::FillInitial(const Op& op, const
 }
 
 // The base, with the pieces in the place of its ranges. REQUIRES: both have the same length.
-absl::StatusOr<std::vector<LeafHash>> Residency::FillOverBase(const Op& op, const StateBytes& bytes, char* to) const {
+absl::StatusOr<std::vector<LeafHash>> Residency::FillOverBase(const Op& op, const StateBytes& bytes,
+                                                              const Memory& memory, char* to) const {
   PieceReader reader(bytes.pieces);
   const uint64_t size = bytes.base->size();
-  if (device_->host_accessible()) {
+  if (memory.in_reach && bytes.base->in_host_memory()) {
     const absl::string_view base = bytes.base->bytes();
     CopyHasher copy(to, size);
     for (const ByteRange& range : bytes.ranges) {
@@ -291,12 +347,11 @@ absl::StatusOr<std::vector<LeafHash>> Residency::FillOverBase(const Op& op, cons
     copy.Append(base.substr(copy.copied()));
     return copy.Finish();
   }
-  // What is the base's stays on the device.
-  absl::StatusOr<std::unique_ptr<Transfer>> whole = device_->CopyWithin(to, bytes.base->data(), size);
-  if (!whole.ok()) return whole.status();
-  if (absl::Status status = (*whole)->Wait(); !status.ok()) return status;
+  const Memory& base = static_cast<const ResidentPin*>(bytes.base)->memory();
+  absl::Status copied = CopyBetween(op, memory.staging, base.device, bytes.base->data(), memory.device, to, size);
+  if (!copied.ok()) return copied;
   for (const ByteRange& range : bytes.ranges) {
-    absl::StatusOr<StateFiller> filler = FillerOf(op, to + range.offset, range.bytes);
+    absl::StatusOr<StateFiller> filler = FillerOf(op, memory, to + range.offset, range.bytes);
     if (!filler.ok()) return filler.status();
     while (filler->left() > 0) {
       const absl::StatusOr<absl::Span<char>> room = filler->Room();
@@ -307,12 +362,14 @@ absl::StatusOr<std::vector<LeafHash>> Residency::FillOverBase(const Op& op, cons
     }
     if (absl::Status status = filler->Finish(); !status.ok()) return status;
   }
-  return LeavesOf(to, size);
+  return LeavesOf(memory, to, size);
 }
 
-absl::StatusOr<std::vector<LeafHash>> Residency::LeavesOf(const char* state, uint64_t bytes) const {
+absl::StatusOr<std::vector<LeafHash>> Residency::LeavesOf(const Memory& memory, const char* state,
+                                                          uint64_t bytes) const {
   std::vector<LeafHash> leaves(LeafCount(bytes));
-  if (absl::Status status = device_->HashLeaves(state, bytes, absl::MakeSpan(leaves)); !status.ok()) return status;
+  if (absl::Status status = memory.device->HashLeaves(state, bytes, absl::MakeSpan(leaves)); !status.ok())
+    return status;
   return leaves;
 }
 
@@ -321,44 +378,62 @@ std::shared_ptr<Residency::Resident> Residency::NewImage(Claim* claim, ImageInfo
   info.attachment_bytes = static_cast<uint32_t>(attachment.size());
   info.attachment_checksum = ChecksumOf(attachment);
   std::string own_attachment(attachment);
-  auto image = std::make_shared<Resident>(this, claim->pool, std::move(info));
+  auto image = std::make_shared<Resident>(this, claim->pool->family, std::move(info));
   MutexLock lock(&mu_);
   ++images_;
-  Enter(image->pool);
-  Install(image.get(), claim, std::move(own_attachment));
-  List(image.get());
-  if (from_client) stats_.client_to_hot_bytes += image->bytes() + image->info().attachment_bytes;
+  Enter(image->family);
+  if (from_client) {
+    stats_.transferred_bytes[{Tier::kUnknown, claim->pool->memory->tier}] +=
+        image->bytes() + image->info().attachment_bytes;
+  }
+  image->attachment = std::move(own_attachment);
+  image->used_at = ++uses_;
+  Install(image.get(), claim);
   Progress();
   return image;
 }
 
 absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginWrite(const Op& op, LayoutRef layout,
-                                                                   uint64_t attachment_bytes) {
-  return NewWriter(op, std::move(layout), attachment_bytes, /*owner=*/0);
+                                                                   uint64_t attachment_bytes, const Device* on) {
+  return NewWriter(op, std::move(layout), attachment_bytes, /*owner=*/0, on);
 }
 
-absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginOwned(const Op& op, LayoutRef layout, OwnerId owner) {
+absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginOwned(const Op& op, LayoutRef layout, OwnerId owner,
+                                                                   const Device* on) {
   Require(owner != 0, "a slot is to be nobody's own");
-  return NewWriter(op, std::move(layout), /*attachment_bytes=*/0, owner);
+  return NewWriter(op, std::move(layout), /*attachment_bytes=*/0, owner, on);
 }
 
 absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::NewWriter(const Op& op, LayoutRef layout,
-                                                                  uint64_t attachment_bytes, OwnerId owner) {
+                                                                  uint64_t attachment_bytes, OwnerId owner,
+                                                                  const Device* on) {
   if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
-  auto writer = std::make_unique<Writer>(this, std::move(layout));
+  Candidates candidates;
   {
     MutexLock lock(&mu_);
-    writer->claim_.pool = PoolFor(op.tenant, writer->layout_);
-    Enter(writer->claim_.pool);
+    NoticeFailures();
+    candidates = CandidatesForWrite(on);
   }
-  absl::Status status =
-      owner == 0 ? Acquire(op, attachment_bytes, &writer->claim_) : AcquireOwned(op, owner, &writer->claim_);
-  if (!status.ok()) return status;
-  MutexLock lock(&mu_);
-  writer->claim_.patient = true;
-  --moving_;
-  changed_.SignalAll();  // to those who waited for it
-  return writer;
+  absl::Status status;
+  for (Memory* memory : candidates) {
+    auto writer = std::make_unique<Writer>(this, layout);
+    {
+      MutexLock lock(&mu_);
+      Family* const family = FamilyFor(op.tenant, layout);
+      Enter(family);
+      writer->claim_.pool = PoolFor(family, memory);
+    }
+    status = owner == 0 ? Acquire(op, attachment_bytes, &writer->claim_) : AcquireOwned(op, owner, &writer->claim_);
+    if (status.ok()) {
+      MutexLock lock(&mu_);
+      writer->claim_.patient = true;
+      --memory->moving;
+      changed_.SignalAll();  // to those who waited for it
+      return writer;
+    }
+    if (!absl::IsResourceExhausted(status) && memory->device->health().ok()) break;
+  }
+  return status;
 }
 
 absl::Status Residency::Writer::Append(absl::Span<const absl::string_view> pieces, Checksum expected) {
@@ -367,7 +442,7 @@ absl::Status Residency::Writer::Append(absl::Span<const absl::string_view> piece
   for (absl::string_view piece : pieces) bytes += piece.size();
   assert(bytes <= layout_->state_bytes() - received_);
   const absl::StatusOr<std::vector<LeafHash>> leaves =
-      claim_.residency->Fill(Op(), pieces, bytes, claim_.slot.data + received_);
+      claim_.residency->Fill(Op(), pieces, bytes, *claim_.pool->memory, claim_.slot.data + received_);
   if (!leaves.ok()) return leaves.status();
   if (const Checksum actual = HashRoot(*leaves); actual != expected) return ChecksumMismatch(expected, actual);
   AppendTo(&leaves_, *leaves);
@@ -379,7 +454,7 @@ absl::StatusOr<ImageRef> Residency::Writer::Finish(std::optional<Checksum> expec
   if (received_ != layout_->state_bytes()) return WrongLength("a state", layout_->state_bytes(), received_);
   assert(attachment.size() == claim_.attachment_bytes);
   Residency* const residency = claim_.residency;
-  ImageInfo info{.id = residency->ids_.Next(), .tenant = claim_.pool->slots.tenant(), .layout = layout_};
+  ImageInfo info{.id = residency->ids_.Next(), .tenant = claim_.pool->family->tenant, .layout = layout_};
   info.checksum = HashRoot(leaves_);
   if (expected && *expected != info.checksum) return ChecksumMismatch(*expected, info.checksum);
   received_ = 0;
@@ -388,96 +463,121 @@ absl::StatusOr<ImageRef> Residency::Writer::Finish(std::optional<Checksum> expec
 
 ImageRef Residency::Writer::FinishFilled(Checksum checksum, absl::string_view attachment) {
   assert(attachment.size() == claim_.attachment_bytes);
-  ImageInfo info{.id = claim_.residency->ids_.Next(), .tenant = claim_.pool->slots.tenant(), .layout = layout_};
+  ImageInfo info{.id = claim_.residency->ids_.Next(), .tenant = claim_.pool->family->tenant, .layout = layout_};
   info.checksum = checksum;
   return claim_.residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/false);
 }
 
-void Residency::Install(Resident* image, Claim* claim, std::string attachment) {
+// A copy in the slot that was claimed. REQUIRES: the attachment is there, if this is the first.
+void Residency::Install(Resident* image, Claim* claim) {
+  Pool* const pool = std::exchange(claim->pool, nullptr);
+  Memory* const memory = pool->memory;
   --claims_;
-  if (!claim->patient) --moving_;
-  claim->attachment_bytes = 0;  // counted as the image's from here on
-  Leave(std::exchange(claim->pool, nullptr));
-  image->slot = std::exchange(claim->slot, Slot{});
-  image->attachment = std::move(attachment);
-  image->used_at = ++uses_;
-  image->hot = true;
-  if (!image->cold) {
-    dirty_bytes_ += image->bytes();
-    if (dirty_bytes_ > options_.dirty_bytes_max) wake_spiller_.SignalAll();
+  --memory->claims;
+  if (!claim->patient) --memory->moving;
+  const uint64_t room = std::exchange(claim->attachment_bytes, 0);  // the image's from here on
+  if (!image->copies.empty()) attachment_bytes_ -= room;            // which has it already
+  Leave(pool->family);
+  auto copy = std::make_unique<Copy>();
+  copy->pool = pool;
+  copy->slot = std::exchange(claim->slot, Slot{});
+  Pool::ExtentImages& extent = pool->extents[copy->slot.extent];
+  extent.by_slot.resize(copy->slot.extent->slots());
+  extent.by_slot[copy->slot.index] = image;
+  ++extent.images;
+  ++memory->images;
+  memory->image_bytes += image->bytes();
+  image->copies.push_back(std::move(copy));
+  if (memory->failed) {
+    LoseCopy(image, image->copies.back().get(), &stats_.lost_images);
+  } else {
+    PlacesChanged(image);
   }
-  ++stats_.hot_images;
-  stats_.hot_bytes += image->bytes();
 }
 
 void Residency::Abandon(Claim* claim) {
-  MutexLock lock(&mu_);
-  attachment_bytes_ -= claim->attachment_bytes;
+  Pool* const pool = std::exchange(claim->pool, nullptr);
+  attachment_bytes_ -= std::exchange(claim->attachment_bytes, 0);
+  claim->has_attachment_room = false;
   if (claim->slot) {
-    claim->pool->slots.Free(claim->slot);
+    pool->slots.Free(std::exchange(claim->slot, Slot{}));
     --claims_;
-    if (!claim->patient) --moving_;
+    --pool->memory->claims;
+    if (!claim->patient) --pool->memory->moving;
   }
-  Leave(claim->pool);
+  Leave(pool->family);
   Progress();
 }
 
 // ----
 // reading
 
-Pin Residency::PinLocked(const ImageRef& ref) {
+Pin Residency::PinLocked(const ImageRef& ref, Copy* copy) {
   Resident* image = Resident::Of(*ref);
   Unlist(image);
   image->used_at = ++uses_;
-  if (image->pins++ == 0) ++stats_.pinned_images;
-  return std::make_unique<ResidentPin>(this, ref);
+  if (copy->pins++ == 0) ++stats_.pinned_images;
+  List(image);
+  return std::make_unique<ResidentPin>(this, ref, copy);
 }
 
-void Residency::Unpin(Resident* image) {
+void Residency::Unpin(Resident* image, Copy* copy) {
   MutexLock lock(&mu_);
-  if (--image->pins > 0) return;
+  if (--copy->pins > 0) return;
   --stats_.pinned_images;
-  if (image->damaged) DropSlot(image);
-  List(image);
+  if (!copy->is_used() && (copy->damaged || copy->memory().failed)) {
+    DropCopy(image, copy);
+  } else {
+    PlacesChanged(image);
+  }
   Progress();
 }
 
 Pin Residency::TryRead(const ImageRef& ref) {
   Resident* image = Resident::Of(*ref);
-  if (!image->hot || !device_->host_accessible()) return nullptr;
+  if ((image->places & in_reach_) == 0) return nullptr;
   MutexLock lock(&mu_);
-  return image->hot && !image->damaged ? PinLocked(ref) : nullptr;
+  Copy* const copy = BestCopy(*image);
+  return copy != nullptr && copy->memory().in_reach && copy->verified ? PinLocked(ref, copy) : nullptr;
 }
 
-absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref) {
+absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Device* on) {
   Resident* image = Resident::Of(*ref);
-  Claim claim(this);
-  std::string attachment;
   MutexLock lock(&mu_);
+  bool counted = false;
   for (;;) {
-    if (image->damaged) return Damaged(image->info().id);
-    if (image->hot) return PinLocked(ref);
+    NoticeFailures();
+    if (absl::Status status = loss(*image); !status.ok()) return status;
+    const Memory* const only = on == nullptr ? nullptr : Of(on);
+    Require(on == nullptr || only != nullptr, "a state is wanted on a device that is no hot memory's");
+    if (only != nullptr) {
+      if (absl::Status status = Usable(*only); !status.ok()) return status;
+    }
+    Copy* const copy = only == nullptr ? BestCopy(*image) : CopyIn(*image, *only);
+    if (copy != nullptr && !copy->damaged && copy->verified) return PinLocked(ref, copy);
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
-    if (!image->promoting) break;
-    WaitForChange(op);
+    if (copy != nullptr && !copy->damaged) {
+      if (absl::Status status = Verify(image, copy); !status.ok()) return status;
+      continue;
+    }
+    if (copy != nullptr || image->coming != 0) {  // it is about to go, or one is about to be there
+      WaitForChange(op);
+      continue;
+    }
+    if (!std::exchange(counted, true)) ++stats_.misses;
+    absl::Status status;
+    bool again = false;
+    for (Memory* memory : CandidatesForRead(on)) {
+      again = image->coming != 0 || CopyIn(*image, *memory) != nullptr;  // since the lock was given back
+      if (again) break;
+      status = Bring(op, image, memory);
+      if (status.ok()) ++stats_.promotions;
+      if (!absl::IsResourceExhausted(status)) break;
+    }
+    // Where a device failed another place may have it still.
+    if (!again && !status.ok() && (on != nullptr || !absl::IsUnavailable(status) || (image->places & healthy_) == 0))
+      return status;
   }
-  image->promoting = true;
-  ++stats_.misses;
-  claim.pool = image->pool;
-  Enter(image->pool);
-  absl::Status status;
-  {
-    MutexUnlock unlock(&mu_);
-    status = Acquire(op, image->info().attachment_bytes, &claim);
-    if (status.ok()) status = GetCold(op, image->info(), claim.slot.data, &attachment);
-  }
-  image->promoting = false;
-  changed_.SignalAll();
-  if (!status.ok()) return status;
-  Install(image, &claim, std::move(attachment));
-  ++stats_.promotions;
-  stats_.cold_to_hot_bytes += image->bytes() + image->info().attachment_bytes;
-  return PinLocked(ref);
 }
 
 // ----
@@ -487,49 +587,58 @@ absl::Status Residency::Persist(const Op& op, const ImageRef& ref) {
   Resident* image = Resident::Of(*ref);
   if (image->cold) return absl::OkStatus();
   MutexLock lock(&mu_);
+  return PersistAny(op, image);
+}
+
+// Whoever writes it. REQUIRES: the caller has a reference.
+absl::Status Residency::PersistAny(const Op& op, Resident* image) {
   for (;;) {
     if (image->cold) return absl::OkStatus();
-    if (image->damaged) return Damaged(image->info().id);
+    NoticeFailures();
+    if (absl::Status status = loss(*image); !status.ok()) return status;
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
-    if (!image->persisting) return PersistLocked(op, image);
-    WaitForChange(op);
+    if (image->persisting) {
+      WaitForChange(op);
+      continue;
+    }
+    const Memory& memory = BestCopy(*image)->memory();
+    absl::Status status = PersistLocked(op, image);
+    NoticeFailures();
+    // A copy that was damaged, or in a device that failed, may not be the only one.
+    if (!absl::IsDataLoss(status) && !memory.failed) return status;
   }
 }
 
-// REQUIRES: hot, not cold, not persisting; the caller has a reference.
+// REQUIRES: a copy can be read; not cold, not persisting; the caller has a reference.
 absl::Status Residency::PersistLocked(const Op& op, Resident* image) {
-  Unlist(image);
+  Copy* const copy = BestCopy(*image);
+  Hold(image, copy);
   image->persisting = true;
   image->maybe_on_disk = true;
-  ++moving_;
+  ++copy->memory().moving;
   absl::Status status;
   {
     MutexUnlock unlock(&mu_);
-    status = PutCold(op, *image);
+    status = PutCold(op, *image, *copy);
   }
-  --moving_;
+  --copy->memory().moving;
   image->persisting = false;
   if (status.ok()) {
     image->cold = true;
-    dirty_bytes_ -= image->bytes();
-    stats_.hot_to_cold_bytes += image->bytes() + image->attachment.size();
+    stats_.transferred_bytes[{copy->memory().tier, Tier::kCold}] += image->bytes() + image->attachment.size();
   } else if (absl::IsDataLoss(status)) {
-    image->damaged = true;
-    if (image->pins == 0) DropSlot(image);
+    Damage(image, copy);
   }
-  List(image);
-  Progress();
+  Release(image, copy);
   return status;
 }
 
-absl::Status Residency::PutCold(const Op& op, const Resident& image) {
+absl::Status Residency::PutCold(const Op& op, const Resident& image, const Copy& copy) {
   // Verified before the write, as again after every read: what was damaged in memory must not become the durable truth.
-  const absl::StatusOr<std::vector<LeafHash>> leaves = LeavesOf(image.slot.data, image.bytes());
+  const absl::StatusOr<std::vector<LeafHash>> leaves = LeavesOf(copy.memory(), copy.slot.data, image.bytes());
   if (!leaves.ok()) return leaves.status();
-  if (HashRoot(*leaves) != image.info().checksum || ChecksumOf(image.attachment) != image.info().attachment_checksum) {
-    spdlog::error("image {} changed in memory", image.info().id);
+  if (HashRoot(*leaves) != image.info().checksum || ChecksumOf(image.attachment) != image.info().attachment_checksum)
     return Damaged(image.info().id);
-  }
   const uint64_t bytes = image.bytes() + image.attachment.size();
   for (int attempt = 0;; ++attempt) {
     uint64_t deleted_before;
@@ -539,7 +648,7 @@ absl::Status Residency::PutCold(const Op& op, const Resident& image) {
     }
     absl::Status status;
     {
-      absl::StatusOr<StateReader> state = ReaderOf(op, image.slot.data, image.bytes());
+      absl::StatusOr<StateReader> state = ReaderOf(op, copy.memory(), copy.slot.data, image.bytes());
       if (!state.ok()) return state.status();
       status = cold_->PutImage(image.info(), &*state, *leaves, image.attachment);
     }
@@ -565,16 +674,22 @@ absl::Status Residency::PutCold(const Op& op, const Resident& image) {
   }
 }
 
-absl::Status Residency::GetCold(const Op& op, const ImageInfo& info, char* slot, std::string* attachment) {
-  absl::StatusOr<StateFiller> state = FillerOf(op, slot, info.layout->state_bytes());
+absl::Status Residency::GetCold(const Op& op, const ImageInfo& info, const Memory& memory, char* slot,
+                                std::string* attachment) {
+  absl::StatusOr<StateFiller> state = FillerOf(op, memory, slot, info.layout->state_bytes());
   return state.ok() ? cold_->ReadImage(info, &*state, attachment) : state.status();
 }
 
-bool Residency::lost(const Image& image) const { return Resident::Of(image)->damaged; }
-
 bool Residency::persisted(const Image& image) const { return Resident::Of(image)->cold; }
 
-Tier Residency::tier(const Image& image) const { return Resident::Of(image)->hot ? Tier::kHot : Tier::kCold; }
+Tier Residency::tier(const Image& of) const {
+  const Resident& image = *Resident::Of(of);
+  const uint32_t places = image.places & healthy_;
+  const uint32_t warm = warm_ == nullptr ? 0 : warm_->bit;
+  if ((places & ~warm) != 0) return Tier::kHot;
+  if (places != 0) return Tier::kWarm;
+  return image.cold ? Tier::kCold : Tier::kUnknown;
+}
 
 // ----
 // going
@@ -590,9 +705,9 @@ void Residency::HeadsChanged(Resident* image) {
 void Residency::Forget(Resident* image) {
   MutexLock lock(&mu_);
   Unlist(image);
-  if (image->hot) DropSlot(image);
+  while (!image->copies.empty()) DropCopy(image, image->copies.back().get());
   --images_;
-  Leave(image->pool);
+  Leave(image->family);
   if (detached_ || image->disowned || (!image->cold && !image->maybe_on_disk)) return;
   reclaim_.push_back(image->info().id);
   ++dropped_;
@@ -602,8 +717,8 @@ void Residency::Forget(Resident* image) {
 ImageRef Residency::Adopt(const ImageInfo& info) {
   MutexLock lock(&mu_);
   if (const auto it = adopted_.find(info.id); it != adopted_.end()) return it->second;
-  auto image = std::make_shared<Resident>(this, PoolFor(info.tenant, info.layout), info);
-  Enter(image->pool);
+  auto image = std::make_shared<Resident>(this, FamilyFor(info.tenant, info.layout), info);
+  Enter(image->family);
   image->cold = true;
   image->was_head = true;  // those that are none now are behind one
   ++images_;
@@ -615,14 +730,14 @@ bool Residency::Disown(absl::Span<const Image* const> images) {
   MutexLock lock(&mu_);
   for (const Image* one : images) {
     const Resident* image = Resident::Of(*one);
-    if (!image->cold || image->hot || image->persisting || image->promoting || image->damaged) return false;
+    if (!image->cold || !image->copies.empty() || image->persisting || image->coming != 0) return false;
     if (image->weak_from_this().use_count() != 1) return false;
   }
   for (const Image* one : images) {
     Resident* image = Resident::Of(*one);
     image->disowned = true;
     // Only through this could anyone get at it again. Compared without a reference, which could turn out the last.
-    std::weak_ptr<const Resident>& initial = image->pool->initial;
+    std::weak_ptr<const Resident>& initial = image->family->initial;
     const std::weak_ptr<const Resident> self = image->weak_from_this();
     if (!initial.owner_before(self) && !self.owner_before(initial)) initial.reset();
   }
@@ -669,7 +784,7 @@ bool Residency::WaitForReclaim(const Op& op) {
   wake_.SignalAll();
   const uint64_t until = dropped_;
   while (!stopping_ && !reclaim_failed_ &&
-         (deleted_ < until || sweeping_ || trim_now_ || trimming_ || deleted_pools_ > 0)) {
+         (deleted_ < until || sweeping_ || trim_now_ || trimming_ || deleted_families_ > 0)) {
     if (!op.Check(*clock_).ok()) return false;
     WaitForChange(op);
   }
@@ -677,10 +792,10 @@ bool Residency::WaitForReclaim(const Op& op) {
 }
 
 void Residency::SpillLoop() {
-  const auto next = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> std::shared_ptr<Resident> {
+  const auto next = [](const Memory& memory) -> std::shared_ptr<Resident> {
     for (const VictimClass dirty : {VictimClass::kBehindDirty, VictimClass::kHeadDirty}) {
-      for (auto it = victims_.lower_bound({dirty, 0, nullptr}); it != victims_.end() && it->victim_class == dirty;
-           ++it) {
+      for (auto it = memory.victims.lower_bound({dirty, 0, nullptr});
+           it != memory.victims.end() && it->victim_class == dirty; ++it) {
         // No reference left means that its destructor waits for our lock.
         if (std::shared_ptr<Resident> image = it->image->weak_from_this().lock()) return image;
       }
@@ -694,17 +809,23 @@ void Residency::SpillLoop() {
       MutexUnlock unlock(&mu_);
       image.reset();
     }
-    if (dirty_bytes_ > options_.dirty_bytes_max) image = next();
+    // The lowest first: those above need its room.
+    Memory* memory = nullptr;
+    for (auto it = memories_.rbegin(); it != memories_.rend() && image == nullptr; ++it) {
+      memory = it->get();
+      if (memory->dirty_bytes > memory->dirty_bytes_max) image = next(*memory);
+    }
     if (image == nullptr) {
       wake_spiller_.Wait(&mu_);
       continue;
     }
-    const absl::Status status = PersistLocked(Op(), image.get());
-    if (status.ok()) {
-      ++stats_.spills;
-    } else if (spilling_ahead_ && !absl::IsDataLoss(status)) {
+    bool demoted = false;
+    ++memory->moving;
+    const absl::Status status = MoveDown(Op(), image.get(), *memory, &demoted);
+    --memory->moving;
+    changed_.SignalAll();
+    if (!status.ok() && spilling_ahead_ && !absl::IsDataLoss(status))
       wake_spiller_.WaitFor(&mu_, kReclaimRetry);  // whoever needs the slot will be told why
-    }
   }
 }
 
@@ -715,14 +836,14 @@ void Residency::ReclaimLoop() {
     if (trim_wanted_ && to_trim <= 0) {
       trim_wanted_ = false;  // it may be wanted again while extents are unmapped
       trimming_ = true;
-      GiveBack(std::exchange(trim_now_, false) ? TakeEmptyExtents(/*keep_each=*/1) : TakeLongEmptyExtents());
+      Trim();
       trimming_ = false;
       changed_.SignalAll();
       continue;
     }
-    if (deleted_pools_ > 0) {
+    if (deleted_families_ > 0) {
       trimming_ = true;
-      GiveBack(TakeDeletedPools());
+      DeleteFamilies();
       trimming_ = false;
       changed_.SignalAll();
       continue;
@@ -802,62 +923,64 @@ absl::Status Residency::SweepBatch() {
 ResidencyStats Residency::stats() const {
   MutexLock lock(&mu_);
   ResidencyStats stats = stats_;
-  stats.device = device_->name();
-  stats.device_budget_bytes = device_->budget_bytes();
-  stats.device_used_bytes = device_->used_bytes();
-  stats.hot_attachment_bytes = attachment_bytes_;
+  stats.attachment_bytes = attachment_bytes_;
   stats.cold_bytes = cold_->used_bytes();
   stats.unreclaimed_images = reclaim_.size();
-  for (const auto& [key, pool] : pools_) {
-    stats.pools.push_back({.tenant = key.first,
-                           .layout = key.second,
-                           .slots_used = pool->slots.used_slots(),
-                           .slots_free = pool->slots.free_slots(),
-                           .extent_bytes = pool->slots.extent_bytes()});
+  for (const auto& memory : memories_) {
+    const Device& device = *memory->device;
+    stats.memories.push_back({.device = device.name(),
+                              .tier = memory->tier,
+                              .health = device.health(),
+                              .budget_bytes = device.budget_bytes(),
+                              .chunk_bytes = device.chunk_bytes(),
+                              .used_bytes = device.used_bytes(),
+                              .images = memory->images,
+                              .image_bytes = memory->image_bytes,
+                              .evictions = memory->evictions});
+    stats.evictions += memory->evictions;
+    if (memory->tier == Tier::kHot) {
+      stats.hot_images += memory->images;
+      stats.hot_bytes += memory->image_bytes;
+    }
+    for (const Pool* pool : memory->pools) {
+      stats.pools.push_back({.device = device.name(),
+                             .tenant = pool->family->tenant,
+                             .layout = pool->family->layout,
+                             .slots_used = pool->slots.used_slots(),
+                             .slots_free = pool->slots.free_slots(),
+                             .extent_bytes = pool->slots.extent_bytes()});
+    }
   }
   return stats;
 }
 
 void Residency::CheckInvariants() const {
   MutexLock lock(&mu_);
-  uint64_t used_slots = 0, extent_bytes = 0, pool_victims = 0, extent_victims = 0, users = 0, deleted_pools = 0;
-  for (const auto& [key, pool] : pools_) {
-    pool->slots.CheckInvariants(device_->host_accessible());
-    used_slots += pool->slots.used_slots();
-    extent_bytes += pool->slots.extent_bytes();
-    pool_victims += pool->victims.size();
-    users += pool->users;
-    deleted_pools += pool->layout_deleted && pool->users == 0;
-    for (const auto& [extent, victims] : pool->extents) {
-      const auto listed = std::count_if(victims.by_slot.begin(), victims.by_slot.end(),
-                                        [](Resident* image) { return image != nullptr; });
-      Require(victims.count > 0 && static_cast<uint32_t>(listed) == victims.count,
-              "an extent's victims are miscounted");
-      Require(victims.count <= extent->used(), "an extent has more victims than used slots");
-      extent_victims += victims.count;
+  uint64_t users = 0, deleted_families = 0, claims = 0, copies = 0;
+  for (const auto& [key, family] : families_) {
+    users += family->users;
+    deleted_families += family->layout_deleted && family->users == 0;
+  }
+  absl::flat_hash_set<const Resident*> attached;
+  uint64_t attached_bytes = 0;
+  for (const auto& memory : memories_) {
+    CheckMemory(*memory);
+    claims += memory->claims;
+    copies += memory->images;
+    for (const VictimKey& key : memory->victims) {
+      const bool all = std::all_of(key.image->copies.begin(), key.image->copies.end(),
+                                   [](const auto& copy) { return copy->listed; });
+      if (!all || key.image->attachment.empty() || !attached.insert(key.image).second) continue;
+      attached_bytes += key.image->attachment.size();
     }
   }
-  Require(used_slots == stats_.hot_images + claims_, "a slot is neither an image's nor claimed");
-  Require(users >= images_ + claims_, "an image or a claim is not counted as its pool's user");
-  Require(deleted_pools == deleted_pools_, "pools of deleted layouts are miscounted");
-  Require(extent_bytes <= device_->used_bytes(), "the pools have more than the device gave");
-  Require(device_->used_bytes() <= device_->budget_bytes(), "the device is over its budget");
+  Require(claims == claims_, "claims are miscounted");
+  Require(users >= images_ + claims_, "an image or a claim is not counted as its family's user");
+  Require(deleted_families == deleted_families_, "families of deleted layouts are miscounted");
   Require(attachment_bytes_ <= options_.attachment_budget_bytes, "attachments are over their budget");
-  Require(victims_.size() == pool_victims && victims_.size() == extent_victims, "the lists of victims disagree");
-  Require(stats_.hot_images <= images_ && stats_.pinned_images <= stats_.hot_images, "images are miscounted");
-  uint64_t attached = 0, attached_bytes = 0;
-  for (const VictimKey& key : victims_) {
-    const Resident& image = *key.image;
-    Require(image.listed == key && key.used_at == image.used_at, "a victim is listed under another key");
-    Require(image.hot && image.pins == 0 && !image.persisting && !image.damaged,
-            "an image is listed that may not leave");
-    Require(image.cold == !key.dirty(), "a victim is in the wrong class");
-    Require(image.pool->victims.contains(key), "a victim is not in its pool's list");
-    if (!image.attachment.empty()) ++attached;
-    attached_bytes += image.attachment.size();
-  }
-  Require(dirty_bytes_ <= stats_.hot_bytes, "dirty bytes are miscounted");
-  Require(attached == attached_victims_.size() && attached_bytes <= attachment_bytes_, "attachments are miscounted");
+  Require(copies <= images_ * memories_.size() && stats_.pinned_images <= copies, "images are miscounted");
+  Require(attached.size() == attached_victims_.size() && attached_bytes <= attachment_bytes_,
+          "attachments are miscounted");
 }
 
 }  // namespace statepool

@@ -1,39 +1,65 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Residency: what lives where, and who moves. Implements core's ImageStore over a device and the cold store.
+// Residency: what lives where, and who moves. Implements core's ImageStore over memories and the cold store.
 //
-// An image is hot (in a slot), cold (in the cold store), or both; then its slot is a clean copy. Who leaves the device
-// when the budget is short:
+// A memory is a device with slots. The hot ones come first, GPUs or the host's, all of one rank; below them there may
+// be a warm one, host memory that GPUs copy from and to by themselves; the cold store is the lowest place. An image may
+// have a *copy* in each memory, and be in the cold store. A copy is clean when any other place has the image too.
+//
+// Who leaves a memory when its budget is short:
 //   1. images that nobody refers to (at once, by their destructor)
 //   2. images behind all heads, clean before dirty, each least recently used first
 //   3. heads that are clean, least recently used first
-//   4. heads that are dirty: spilled first
-// Pinned images and those being copied never leave. If nothing may leave but something is being moved by another
-// thread, a call waits for it, within its deadline; if nothing may leave at all it gets HOT_FULL at once. A slot of
-// another layout helps only when its whole extent is given back: so the extents that drain are those whose images all
-// come before this layout's own first, and of several the one used least recently. Extents that other processes have
-// mapped come back only when those let go of them: they drain when no other can, and the next one a moment later.
-// Those that others write to come back whole as well, for a free slot in them is of use to their owner alone.
+//   4. heads that are dirty
+// A clean copy is dropped. A dirty one goes to the next place below that has room first: from a hot memory to the warm
+// one (*demoted*; whose own images make room by the same rules), from there, or where there is none, to the cold store
+// (*spilled*). So room is sought downwards only, and never waited for in a circle.
 //
-// When more than `dirty_bytes_max` is in slots alone, a thread spills the next of 4. (and of 2.) ahead of time: so
-// whoever needs a slot finds a clean one, and waits for the disk only when all of the budget changes faster than the
-// disk takes.
+// Pinned copies and those being copied never leave. If nothing may leave but something is being moved in that memory by
+// another thread, a call waits for it, within its deadline; if nothing may leave at all it gets HOT_FULL at once. A
+// slot of another layout helps only when its whole extent is given back: so the extents that drain are those whose
+// images all come before this layout's own first, and of several the one used least recently. Extents that other
+// processes have mapped come back only when those let go of them: they drain when no other can, and the next one a
+// moment later. Those that others write to come back whole as well, for a free slot in them is of use to their owner
+// alone.
+//
+// When more than `dirty_bytes_max` of a memory is in it alone, a thread demotes or spills the next of 4. (and of 2.)
+// ahead of time: so whoever needs a slot finds a clean one, and waits for the disk only when all of the budget changes
+// faster than the disk takes.
+//
+// Who reads an image for the CPU gets the copy that the CPU can read, or else any; a cold one is brought to the warm
+// memory, if there is one. Who needs it on a device gets a copy there (*promoted*: from the warm memory or another
+// device by one copy without staging, where they reach each other, or from the cold store). The place that it came from
+// keeps it. New images go to the hot memory with the largest part of its budget free.
+//
+// Checksums. Before an image first leaves the device that it was written on it is hashed there and compared with what
+// was computed at its writing, and after every way back up where it arrived: on the device, which hashes faster than
+// the bytes come, or by the CPU as they come from the disk. A copy in the warm memory is hashed when the CPU first
+// reads it, not when it is made: a demotion that waited for the CPU would run at a fraction of the link's speed.
+//
+// A device that failed (Device::health) is noticed by the next call, and by CheckDevices. Its copies are lost: images
+// that have another place are read from there, others are lost (ImageStore::loss). New images go to the other hot
+// memories, and once none is left to the warm one, or to spare host memory that serves for nothing else.
 //
 // One mutex guards the bookkeeping; copies, hashing, disk and device calls run outside it. It is a leaf: nothing is
-// called under it that takes another lock, so that images may be dropped and heads moved under core's locks.
+// called under it that takes another lock but Device::health, so that images may be dropped and heads moved under
+// core's locks.
 #ifndef STATEPOOL_SERVER_TIERS_RESIDENCY_H_
 #define STATEPOOL_SERVER_TIERS_RESIDENCY_H_
 
+#include <atomic>
 #include <compare>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
@@ -51,53 +77,90 @@
 namespace statepool {
 
 struct ResidencyOptions {
-  // Attachments of hot images lie in host memory beside the device's budget, within this one. At least 1 MiB.
+  // Attachments of images in slots lie in host memory beside the devices' budgets, within this one. At least 1 MiB.
   uint64_t attachment_budget_bytes = 64 << 20;
-  // Extents that were empty for as long go back to the system, but for one of each pool: mapping and clearing them
-  // anew for each burst of writes costs more than the writes. Where memory is short they go at once.
+  // Extents that were empty for as long go back to the system, but for one of each pool, and those of the warm memory:
+  // mapping and clearing (and pinning) them anew for each burst of writes costs more than the writes. Where memory is
+  // short they go at once.
   absl::Duration keep_empty = absl::Seconds(5);
-  // Of the device's budget, of images that are not on disk: what is more is spilled before its slots are needed.
-  uint64_t dirty_bytes_max = UINT64_MAX;
-  // Of the device's budget, of extents that other processes write to.
+  // Of each device's budget, of extents that other processes write to.
   uint64_t owned_bytes_max = UINT64_MAX;
-  // Of the device, which it must outlive this. Null only where the CPU can read and write at the device's addresses.
-  StagingPool* staging = nullptr;
+};
+
+// All of it must outlive the Residency.
+struct ResidencyMemory {
+  Device* device = nullptr;
+  StagingPool* staging = nullptr;  // null only where the CPU reads and writes at the device's addresses
+  // Of the device's budget, of images that are in no other place: what is more is copied to a lower one before its
+  // slots are needed.
+  uint64_t dirty_bytes_max = UINT64_MAX;
+};
+struct ResidencyMemories {
+  static constexpr size_t kMaxHot = 16;
+  std::vector<ResidencyMemory> hot;       // at least one
+  std::optional<ResidencyMemory> warm{};  // its device is the host's
+  bool warm_is_spare = false;             // it is used only when no hot memory is left
 };
 
 // A moment of the residency, for metrics and the status page.
 struct ResidencyStats {
   struct PoolStats {
+    std::string device;
     TenantId tenant = kDefaultTenant;
     std::string layout;  // fingerprint
     uint64_t slots_used = 0, slots_free = 0;
     uint64_t extent_bytes = 0;  // of the device, whether its slots are used or not
   };
-  std::string device;
-  uint64_t device_budget_bytes = 0;
-  uint64_t device_used_bytes = 0;  // of all extents
-  uint64_t hot_images = 0;
-  uint64_t hot_bytes = 0;             // of images in slots, without padding and free slots
-  uint64_t hot_attachment_bytes = 0;  // beside hot_bytes
-  uint64_t cold_bytes = 0;            // in the cold store, whether hot as well or not
-  uint64_t pinned_images = 0;
-  uint64_t unreclaimed_images = 0;  // dropped, and not yet deleted from the cold store
-  std::vector<PoolStats> pools;
+  // Copies that left a memory for want of room, since the start. Disjoint.
+  struct Evictions {
+    uint64_t behind_head = 0;  // no head needed the image, whether it had to be written elsewhere or not
+    uint64_t clean = 0;        // a head's; another place had it
+    uint64_t demoted = 0;      // a head's, copied to the warm memory first
+    uint64_t spilled = 0;      // a head's, written to the cold store first
 
-  // Counters since the start. Evictions are disjoint.
-  uint64_t evictions_behind_head = 0;  // no head needed the image, whether it had to be spilled or not
-  uint64_t evictions_clean = 0;        // a head's, already in the cold store
-  uint64_t evictions_spilled = 0;      // a head's, written to the cold store first
-  uint64_t spills = 0;                 // images written to the cold store because their slot was needed, or will be
-  uint64_t misses = 0;                 // reads that found their image cold and began to promote it
-  uint64_t promotions = 0;             // those that succeeded
-  uint64_t client_to_hot_bytes = 0, hot_to_cold_bytes = 0, cold_to_hot_bytes = 0;
+    Evictions& operator+=(const Evictions& other) {
+      behind_head += other.behind_head;
+      clean += other.clean;
+      demoted += other.demoted;
+      spilled += other.spilled;
+      return *this;
+    }
+  };
+  struct MemoryStats {
+    std::string device;
+    Tier tier = Tier::kHot;
+    absl::Status health;
+    uint64_t budget_bytes = 0, chunk_bytes = 0;
+    uint64_t used_bytes = 0;  // of all extents
+    uint64_t images = 0;
+    uint64_t image_bytes = 0;  // in slots, without padding and free slots
+    Evictions evictions;
+  };
+  std::vector<MemoryStats> memories;  // hot ones in their order, then the warm one
+  std::vector<PoolStats> pools;
+  uint64_t hot_images = 0, hot_bytes = 0;  // of the hot memories together
+  uint64_t attachment_bytes = 0;           // of images in slots, beside their bytes
+  uint64_t cold_bytes = 0;                 // in the cold store, whether elsewhere as well or not
+  uint64_t pinned_images = 0;              // pinned copies
+  uint64_t unreclaimed_images = 0;         // dropped, and not yet deleted from the cold store
+
+  // Counters since the start.
+  Evictions evictions;       // of all memories
+  uint64_t spills = 0;       // images written to the cold store because their slot was needed, or will be
+  uint64_t demotions = 0;    // images copied to the warm memory for that
+  uint64_t misses = 0;       // reads that found no copy which would do, and began to make one
+  uint64_t promotions = 0;   // those that succeeded
+  uint64_t lost_images = 0;  // whose only place was a device that failed
+  // Bytes of states and attachments, by the tiers that they went from and to; kUnknown is a client.
+  absl::btree_map<std::pair<Tier, Tier>, uint64_t> transferred_bytes;
 };
 
 // Thread-safe. Must outlive its images and pins.
 class Residency final : public ImageStore {
  public:
-  // `device`, `cold` and `clock` must outlive this. REQUIRES: device->host_accessible(), or options.staging.
-  Residency(ResidencyOptions options, Device* device, ColdStore* cold, const Clock* clock);
+  // `cold` and `clock` must outlive this. REQUIRES: 1..kMaxHot hot memories; staging for each that the CPU can't reach;
+  // a warm one that it can.
+  Residency(ResidencyOptions options, const ResidencyMemories& memories, ColdStore* cold, const Clock* clock);
   ~Residency() override;
 
   // Called without locks when a write to the cold store found it full: forgets something of little value
@@ -105,12 +168,12 @@ class Residency final : public ImageStore {
   void SetMakeRoom(std::function<bool()> make_room);
 
   absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) override;
-  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op& op, LayoutRef layout,
-                                                          uint64_t attachment_bytes) override;
-  absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image) override;
+  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op& op, LayoutRef layout, uint64_t attachment_bytes,
+                                                          const Device* on) override;
+  absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image, const Device* on) override;
   Pin TryRead(const ImageRef& image) override;
   absl::Status Persist(const Op& op, const ImageRef& image) override;
-  bool lost(const Image& image) const override;
+  absl::Status loss(const Image& image) const override;
   bool persisted(const Image& image) const override;
   Tier tier(const Image& image) const override;
   ImageRef Adopt(const ImageInfo& info) override;
@@ -120,12 +183,15 @@ class Residency final : public ImageStore {
   void RecoveryDone() override;
   void Detach() override;
 
-  // Memory of the device that another process will write to (an arena), for which colder images leave. Blocks as Write
-  // does. Errors: HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED.
-  absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(const Op& op, TenantId tenant, uint64_t bytes);
-  // A slot that another process will write to, in an extent of its own. Whole extents drain for it, or, where its kind
-  // has as much as it may, images in this owner's extents leave. Errors: those of BeginWrite, and TOO_MUCH_GRANTED.
-  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginOwned(const Op& op, LayoutRef layout, OwnerId owner);
+  // Memory of a hot device that another process will write to (an arena), for which colder images leave. Blocks as
+  // Write does. Errors: HOT_FULL, COLD_FULL, DISK_FAILED, DEVICE_FAILED, DEADLINE, CANCELLED.
+  absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(const Op& op, TenantId tenant, uint64_t bytes,
+                                                               const Device* on);
+  // A slot that another process will write to, in an extent of its own, on a hot device. Whole extents drain for it,
+  // or, where its kind has as much as it may, images in this owner's extents leave. Errors: those of BeginWrite, and
+  // TOO_MUCH_GRANTED.
+  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginOwned(const Op& op, LayoutRef layout, OwnerId owner,
+                                                          const Device* on);
   // No slot is given out any more that this owner can write to. `gone`: what it has counts no more for owned_bytes_max.
   void EndOwner(OwnerId owner, bool gone);
 
@@ -138,6 +204,9 @@ class Residency final : public ImageStore {
   // tried again), or `op` ended first.
   bool WaitForReclaim(const Op& op = Op());
 
+  // Notices devices that failed, and logs it. To be called now and then, for where no call touches them.
+  void CheckDevices();
+
   ResidencyStats stats() const;
 
   // Aborts when the residency contradicts itself. For tests; slow.
@@ -148,10 +217,13 @@ class Residency final : public ImageStore {
   class ResidentPin;
   class Writer;
   struct Claim;
+  struct Copy;
+  struct Family;
+  struct Memory;
   struct Pool;
 
-  // An image that may leave, by when its turn is. Images that nobody refers to are not here: they left when their last
-  // reference did.
+  // A copy that may leave its memory, by when its turn is. Images that nobody refers to are not here: they left when
+  // their last reference did.
   enum class VictimClass : uint8_t { kBehindClean, kBehindDirty, kHeadClean, kHeadDirty };
   struct VictimKey {
     VictimClass victim_class;
@@ -168,35 +240,43 @@ class Residency final : public ImageStore {
   using Extents = std::vector<std::shared_ptr<Extent>>;
 
   enum class Step { kProgress, kNothingMayLeave, kSpillFailed };
+  enum class Loss : uint8_t { kNone, kDamaged, kDeviceFailed };
 
   // residency.cc: images
   void Forget(Resident* image);  // from the destructor
   void HeadsChanged(Resident* image);
-  Pool* PoolFor(TenantId tenant, const LayoutRef& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Enter(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // a user more, and one less
-  void Leave(Pool* pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Family* FamilyFor(TenantId tenant, const LayoutRef& layout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Pool* PoolFor(Family* family, Memory* memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Enter(Family* family) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // a user more, and one less
+  void Leave(Family* family) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::unique_ptr<ImageWriter>> NewWriter(const Op& op, LayoutRef layout, uint64_t attachment_bytes,
-                                                         OwnerId owner);
-  void Abandon(Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+                                                         OwnerId owner, const Device* on);
+  void Abandon(Claim* claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // To and from bytes of a slot. REQUIRES: they stand still, and are nobody else's to fill. Errors: DEADLINE,
   // CANCELLED.
-  absl::StatusOr<StateReader> ReaderOf(const Op& op, const char* from, uint64_t bytes) const;
-  absl::StatusOr<StateFiller> FillerOf(const Op& op, char* to, uint64_t bytes) const;
+  absl::StatusOr<StateReader> ReaderOf(const Op& op, const Memory& memory, const char* from, uint64_t bytes) const;
+  absl::StatusOr<StateFiller> FillerOf(const Op& op, const Memory& memory, char* to, uint64_t bytes) const;
   // Pieces into a slot; the leaves that it has then.
   absl::StatusOr<std::vector<LeafHash>> Fill(const Op& op, absl::Span<const absl::string_view> pieces, uint64_t bytes,
-                                             char* to) const;
-  absl::StatusOr<std::vector<LeafHash>> FillInitial(const Op& op, const Layout& layout, char* to) const;
-  absl::StatusOr<std::vector<LeafHash>> FillOverBase(const Op& op, const StateBytes& bytes, char* to) const;
-  absl::StatusOr<std::vector<LeafHash>> LeavesOf(const char* state, uint64_t bytes) const;
+                                             const Memory& memory, char* to) const;
+  absl::StatusOr<std::vector<LeafHash>> FillInitial(const Op& op, const Layout& layout, const Memory& memory,
+                                                    char* to) const;
+  absl::StatusOr<std::vector<LeafHash>> FillOverBase(const Op& op, const StateBytes& bytes, const Memory& memory,
+                                                     char* to) const;
+  absl::StatusOr<std::vector<LeafHash>> LeavesOf(const Memory& memory, const char* state, uint64_t bytes) const;
+  // `shareable`: one image serves every Create.
+  absl::StatusOr<ImageRef> WriteOn(const Op& op, const LayoutRef& layout, const StateBytes& bytes, bool shareable,
+                                   Memory* memory);
   // The image of a claim whose slot is filled.
   std::shared_ptr<Resident> NewImage(Claim* claim, ImageInfo info, absl::string_view attachment, bool from_client)
       ABSL_LOCKS_EXCLUDED(mu_);
-  void Install(Resident* image, Claim* claim, std::string attachment) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Pin PinLocked(const ImageRef& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Unpin(Resident* image);
+  void Install(Resident* image, Claim* claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Pin PinLocked(const ImageRef& image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Unpin(Resident* image, Copy* copy);
+  absl::Status PersistAny(const Op& op, Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status PersistLocked(const Op& op, Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status PutCold(const Op& op, const Resident& image) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status GetCold(const Op& op, const ImageInfo& info, char* slot, std::string* attachment)
+  absl::Status PutCold(const Op& op, const Resident& image, const Copy& copy) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status GetCold(const Op& op, const ImageInfo& info, const Memory& memory, char* slot, std::string* attachment)
       ABSL_LOCKS_EXCLUDED(mu_);
   void WaitForChange(const Op& op) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Progress() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -208,7 +288,43 @@ class Residency final : public ImageStore {
   absl::Status DeleteBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status SweepBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  // residency_eviction.cc: room on the device
+  // residency_places.cc: the memories, and what goes between them
+  Memory* Of(const Device* device) const;                    // null: it is no hot memory's
+  bool UsesWarm() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // for what comes down, and what was cold
+  // Those that an image may be made in which any will do for, the best first; at least one.
+  using Candidates = std::vector<Memory*>;
+  Candidates CandidatesForWrite(const Device* on) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Candidates CandidatesForRead(const Device* on) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Usable(const Memory& memory) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static Copy* CopyIn(const Resident& image, const Memory& memory);  // null: there is none
+  // The copy that the CPU reads best, and that devices read best: the warm one takes no other device's time. Null: none
+  // can be read.
+  Copy* BestCopy(const Resident& image) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Makes a copy in `target`, from the place that is nearest. REQUIRES: none is there, nor coming; the caller has a
+  // reference. Errors: those of Read.
+  absl::Status Bring(const Op& op, Resident* image, Memory* target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status CopyState(const Op& op, const Resident& image, const Copy& source, const Memory& target, char* to)
+      ABSL_LOCKS_EXCLUDED(mu_);
+  // Compares a copy that came down with the checksum. An error is the device's; a damaged copy is given up.
+  absl::Status Verify(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Makes an image clean in a memory that it shall leave. REQUIRES: it is dirty there, and listed; the caller has a
+  // reference. *demoted: whether it went to the warm memory.
+  absl::Status MoveDown(const Op& op, Resident* image, const Memory& from, bool* demoted)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Hold(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // it stays while it is copied
+  void Release(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Damage(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropCopy(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Brings all that follows from an image's places up to date: after each change of them, or of who uses them.
+  void PlacesChanged(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void NoticeFailures() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void GiveUp(Memory* memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void LoseCopy(Resident* image, Copy* copy, uint64_t* lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // its copies among those that may leave, if they may
+  void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CheckMemory(const Memory& memory) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // residency_eviction.cc: room in a memory
   // REQUIRES: the claim has a pool.
   absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status AcquireOwned(const Op& op, OwnerId owner, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
@@ -216,31 +332,32 @@ class Residency final : public ImageStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Claimed(Slot slot, Claim* claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void GiveBack(Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Extents TakeEmptyExtents(size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Extents TakeLongEmptyExtents() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Extents TakeDeletedPools() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void GiveBack(Memory* memory, Extents extents) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Extents TakeEmptyExtents(const Memory& memory, size_t keep_each) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Extents TakeLongEmptyExtents(const Memory& memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WantTrim() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Trim() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DeleteFamilies() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step DrainFor(const Op& op, const Pool* except, uint64_t chunks, bool clean_only, Keep* keep, absl::Status* error)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step DrainFor(const Op& op, Memory* memory, const Pool* except, uint64_t chunks, bool clean_only, Keep* keep,
+                absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step DropAttachment(const Op& op, bool clean_only, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  Step Evict(const Op& op, Resident* image, Keep* keep, absl::Status* error) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Step Evict(const Op& op, Resident* image, Memory* memory, Keep* keep, absl::Status* error)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Step Drain(const Op& op, Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The newest image of an extent that could be emptied now; null if it could not.
   const VictimKey* NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Of extents that were given back a moment ago and are still mapped elsewhere.
-  uint64_t LingeringBytes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void DropSlot(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // among those that may leave, if it may
-  void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  uint64_t LingeringBytes(const Memory& memory) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const ResidencyOptions options_;
-  Device* const device_;
+  std::vector<std::unique_ptr<Memory>> memories_;  // hot ones, then the warm one; never changed
+  Memory* warm_ = nullptr;                         // of them
+  const bool warm_is_spare_;
   ColdStore* const cold_;
   const Clock* const clock_;
   IdSource ids_;
@@ -249,30 +366,22 @@ class Residency final : public ImageStore {
   mutable Mutex mu_;
   CondVar changed_;                             // something that a waiting call may be waiting for
   uint64_t progress_ ABSL_GUARDED_BY(mu_) = 0;  // how often memory came free or an image may leave that could not
-  uint64_t moving_ ABSL_GUARDED_BY(mu_) =
-      0;  // threads that are copying, spilling, mapping: each ends by itself, without memory
-  uint64_t claims_ ABSL_GUARDED_BY(mu_) = 0;  // slots that are no image's yet
   uint64_t uses_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t images_ ABSL_GUARDED_BY(mu_) = 0;
-  uint64_t attachment_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of hot images and of claims
-  absl::flat_hash_map<std::pair<TenantId, std::string>, std::unique_ptr<Pool>> pools_ ABSL_GUARDED_BY(mu_);
-  Victims victims_ ABSL_GUARDED_BY(mu_);
-  Victims attached_victims_ ABSL_GUARDED_BY(mu_);  // those with an attachment
+  uint64_t claims_ ABSL_GUARDED_BY(mu_) = 0;            // that have room
+  uint64_t attachment_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of images in slots and of claims
+  absl::flat_hash_map<std::pair<TenantId, std::string>, std::unique_ptr<Family>> families_ ABSL_GUARDED_BY(mu_);
+  Victims attached_victims_ ABSL_GUARDED_BY(mu_);  // with an attachment, whose copies all may leave
   std::function<bool()> make_room_ ABSL_GUARDED_BY(mu_);
-  ResidencyStats stats_ ABSL_GUARDED_BY(mu_);  // its counters, and hot_* and pinned_images
+  ResidencyStats stats_ ABSL_GUARDED_BY(mu_);  // its counters, and pinned_images
+  // Memories that have not failed, as bits of Resident::places.
+  std::atomic<uint32_t> healthy_{0};
+  uint32_t in_reach_ = 0;  // memories that the CPU reads; never changed
 
   // Recovery: every adopted image, until RecoveryDone, which leaves their ids to the sweep.
   absl::flat_hash_map<ImageId, std::shared_ptr<Resident>> adopted_ ABSL_GUARDED_BY(mu_);
   bool recovered_ ABSL_GUARDED_BY(mu_) = false;
 
-  struct Lingering {
-    std::weak_ptr<const Extent> extent;
-    MonoTime since;
-  };
-  std::vector<Lingering> lingering_ ABSL_GUARDED_BY(mu_);  // given back and still mapped; some are gone meanwhile
-  uint64_t growing_owned_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of extents with an owner that are being allocated
-
-  uint64_t dirty_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of images that are hot and not on disk
   CondVar wake_spiller_;
 
   CondVar wake_;  // of the background thread
@@ -283,7 +392,7 @@ class Residency final : public ImageStore {
   bool trim_now_ ABSL_GUARDED_BY(mu_) = false;     // and somebody waits for it
   MonoTime trim_at_ ABSL_GUARDED_BY(mu_) = 0;      // when it is due
   bool trimming_ ABSL_GUARDED_BY(mu_) = false;
-  uint64_t deleted_pools_ ABSL_GUARDED_BY(mu_) = 0;  // of deleted layouts, without users: to be erased
+  uint64_t deleted_families_ ABSL_GUARDED_BY(mu_) = 0;  // of deleted layouts, without users: to be erased
   std::deque<ImageId> reclaim_
       ABSL_GUARDED_BY(mu_);                    // to be deleted from the cold store; at most every image there ever was
   uint64_t dropped_ ABSL_GUARDED_BY(mu_) = 0;  // images ever put into reclaim_, and those deleted since

@@ -1,8 +1,9 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Room on the device: from free slots, from the budget, and from images that leave. The order stands in residency.h.
+// Room in a memory: from free slots, from the budget, and from images that leave. The order stands in residency.h.
 #include <algorithm>
-#include <cassert>
+#include <cstdio>
+#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -37,6 +38,12 @@ absl::Status TooMuchGranted(uint64_t limit) {
       .RetryAfter(absl::Milliseconds(100));
 }
 
+void Require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "Residency: %s\n", what);
+  std::abort();
+}
+
 void Append(std::vector<std::shared_ptr<Extent>> some, std::vector<std::shared_ptr<Extent>>* all) {
   for (std::shared_ptr<Extent>& extent : some) all->push_back(std::move(extent));
 }
@@ -49,56 +56,12 @@ absl::Status SpillError(const absl::Status& error, const Device& device) {
 
 }  // namespace
 
-// ---- the list of victims
-
-void Residency::List(Resident* image) {
-  assert(!image->listed);
-  if (!image->hot || image->pins > 0 || image->persisting || image->damaged) return;
-  const bool behind = image->was_head && !image->is_head();
-  const VictimClass victim_class = behind ? (image->cold ? VictimClass::kBehindClean : VictimClass::kBehindDirty)
-                                          : (image->cold ? VictimClass::kHeadClean : VictimClass::kHeadDirty);
-  const VictimKey key{victim_class, image->used_at, image};
-  image->listed = key;
-  victims_.insert(key);
-  image->pool->victims.insert(key);
-  if (!image->attachment.empty()) attached_victims_.insert(key);
-  Pool::ExtentVictims& extent = image->pool->extents[image->slot.extent];
-  extent.by_slot.resize(image->slot.extent->slots());
-  extent.by_slot[image->slot.index] = image;
-  ++extent.count;
-}
-
-void Residency::Unlist(Resident* image) {
-  if (!image->listed) return;
-  const VictimKey key = *image->listed;
-  image->listed.reset();
-  victims_.erase(key);
-  image->pool->victims.erase(key);
-  attached_victims_.erase(key);
-  const auto it = image->pool->extents.find(image->slot.extent);
-  it->second.by_slot[image->slot.index] = nullptr;
-  if (--it->second.count == 0) image->pool->extents.erase(it);
-}
-
-void Residency::DropSlot(Resident* image) {
-  Unlist(image);
-  image->pool->slots.Free(std::exchange(image->slot, Slot{}));
-  image->hot = false;
-  if (!image->cold) dirty_bytes_ -= image->bytes();
-  --stats_.hot_images;
-  stats_.hot_bytes -= image->bytes();
-  attachment_bytes_ -= image->attachment.size();
-  std::string().swap(image->attachment);
-  if (image->pool->slots.empty_extents() > 1 || image->pool->slots.has_empty_closed()) WantTrim();
-  Progress();
-}
-
 // ----
 // extents
 
-Residency::Extents Residency::TakeEmptyExtents(size_t keep_each) {
+Residency::Extents Residency::TakeEmptyExtents(const Memory& memory, size_t keep_each) {
   Extents all;
-  for (auto& [key, pool] : pools_) {
+  for (Pool* pool : memory.pools) {
     Append(pool->slots.TakeEmptyOwned(/*closed_only=*/true), &all);
     Append(pool->slots.TakeEmpty(keep_each), &all);
   }
@@ -106,10 +69,11 @@ Residency::Extents Residency::TakeEmptyExtents(size_t keep_each) {
 }
 
 // Of each pool those, but for one, that were empty ever since the last call, and those that nobody can use.
-Residency::Extents Residency::TakeLongEmptyExtents() {
+Residency::Extents Residency::TakeLongEmptyExtents(const Memory& memory) {
   Extents all;
-  for (auto& [key, pool] : pools_) {
+  for (Pool* pool : memory.pools) {
     Append(pool->slots.TakeEmptyOwned(/*closed_only=*/true), &all);
+    if (memory.tier == Tier::kWarm) continue;
     const size_t empty = pool->slots.empty_extents();
     const size_t keep = std::max<size_t>(1, empty - std::min(empty, pool->fewest_empty));
     Append(pool->slots.TakeEmpty(keep), &all);
@@ -119,17 +83,28 @@ Residency::Extents Residency::TakeLongEmptyExtents() {
   return all;
 }
 
-// Erases the pools that nobody will want again.
-Residency::Extents Residency::TakeDeletedPools() {
-  Extents all;
-  absl::erase_if(pools_, [&](const auto& entry) {
-    Pool& pool = *entry.second;
-    if (pool.users > 0 || !pool.layout_deleted) return false;
-    Append(pool.slots.TakeEmpty(/*keep=*/0), &all);
+// Erases the families that nobody will want again, with their pools.
+void Residency::DeleteFamilies() {
+  std::vector<Extents> extents(memories_.size());
+  absl::erase_if(families_, [&](const auto& entry) {
+    Family& family = *entry.second;
+    if (family.users > 0 || !family.layout_deleted) return false;
+    for (const auto& memory : memories_) {
+      Pool* const pool = family.pools[memory->index].get();
+      if (pool == nullptr) continue;
+      Append(pool->slots.TakeEmpty(/*keep=*/0), &extents[memory->index]);
+      std::erase(memory->pools, pool);
+    }
     return true;
   });
-  deleted_pools_ = 0;
-  return all;
+  deleted_families_ = 0;
+  for (const auto& memory : memories_) GiveBack(memory.get(), std::move(extents[memory->index]));
+}
+
+void Residency::Trim() {
+  const bool now = std::exchange(trim_now_, false);
+  for (const auto& memory : memories_)
+    GiveBack(memory.get(), now ? TakeEmptyExtents(*memory, /*keep_each=*/1) : TakeLongEmptyExtents(*memory));
 }
 
 void Residency::WantTrim() {
@@ -139,25 +114,25 @@ void Residency::WantTrim() {
   wake_.SignalAll();
 }
 
-void Residency::GiveBack(Extents extents) {
+void Residency::GiveBack(Memory* memory, Extents extents) {
   const MonoTime now = clock_->Now();
-  std::erase_if(lingering_, [](const Lingering& lingering) { return lingering.extent.expired(); });
+  std::erase_if(memory->lingering, [](const Memory::Lingering& lingering) { return lingering.extent.expired(); });
   for (const std::shared_ptr<Extent>& extent : extents) {
-    if (extent.use_count() > 1) lingering_.push_back({extent, now});
+    if (extent.use_count() > 1) memory->lingering.push_back({extent, now});
   }
-  ++moving_;
+  ++memory->moving;
   {
     MutexUnlock unlock(&mu_);
     extents.clear();
   }
-  --moving_;
+  --memory->moving;
   Progress();
 }
 
-uint64_t Residency::LingeringBytes() const {
+uint64_t Residency::LingeringBytes(const Memory& memory) const {
   const MonoTime since = clock_->Now() - absl::ToInt64Nanoseconds(kLingering);
   uint64_t bytes = 0;
-  for (const Lingering& lingering : lingering_) {
+  for (const Memory::Lingering& lingering : memory.lingering) {
     const std::shared_ptr<const Extent> extent = lingering.extent.lock();
     if (extent != nullptr && lingering.since > since) bytes += extent->bytes();
   }
@@ -167,24 +142,26 @@ uint64_t Residency::LingeringBytes() const {
 // A new extent for `pool`, of at most so many bytes: of the size it likes, or one for a single slot. HOT_FULL if there
 // is no memory for either.
 absl::Status Residency::Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) {
-  const uint64_t free_chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
-  if (free_chunks < pool->slots.min_chunks()) return HotFull(*device_);
+  Memory* const memory = pool->memory;
+  Device* const device = memory->device;
+  const uint64_t free_chunks = (device->budget_bytes() - device->used_bytes()) / device->chunk_bytes();
+  if (free_chunks < pool->slots.min_chunks()) return HotFull(*device);
   const uint64_t min_chunks = pool->slots.min_chunks();
   const uint64_t first_try =
-      std::max(min_chunks, std::min(pool->slots.preferred_chunks(), most_bytes / device_->chunk_bytes()));
-  const uint64_t owned_bytes = owner == 0 ? 0 : first_try * device_->chunk_bytes();
-  growing_owned_bytes_ += owned_bytes;
-  ++moving_;
+      std::max(min_chunks, std::min(pool->slots.preferred_chunks(), most_bytes / device->chunk_bytes()));
+  const uint64_t owned_bytes = owner == 0 ? 0 : first_try * device->chunk_bytes();
+  memory->growing_owned_bytes += owned_bytes;
+  ++memory->moving;
   absl::StatusOr<std::unique_ptr<Extent>> extent;
   {
     MutexUnlock unlock(&mu_);
-    extent = device_->AllocateExtent(pool->slots.tenant(), first_try, /*sealed=*/owner == 0);
+    extent = device->AllocateExtent(pool->slots.tenant(), first_try, /*sealed=*/owner == 0);
     if (absl::IsResourceExhausted(extent.status()) && min_chunks != first_try) {
-      extent = device_->AllocateExtent(pool->slots.tenant(), min_chunks, /*sealed=*/owner == 0);
+      extent = device->AllocateExtent(pool->slots.tenant(), min_chunks, /*sealed=*/owner == 0);
     }
   }
-  --moving_;
-  growing_owned_bytes_ -= owned_bytes;
+  --memory->moving;
+  memory->growing_owned_bytes -= owned_bytes;
   if (!extent.ok()) {
     changed_.SignalAll();  // to those who waited for us; nothing came free
     return extent.status();
@@ -199,16 +176,20 @@ absl::Status Residency::Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) {
 
 absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim) {
   Pool* const pool = claim->pool;
+  Memory* const memory = pool->memory;
+  const Device& device = *memory->device;
   Keep keep;
   MutexLock lock(&mu_);
-  const uint64_t least_bytes = pool->slots.min_chunks() * device_->chunk_bytes();
-  if (least_bytes > device_->budget_bytes()) return TooLarge(pool->slots.state_bytes(), device_->budget_bytes());
+  const uint64_t least_bytes = pool->slots.min_chunks() * device.chunk_bytes();
+  if (least_bytes > device.budget_bytes()) return TooLarge(pool->slots.state_bytes(), device.budget_bytes());
   if (attachment_bytes > options_.attachment_budget_bytes)
     return TooLarge(attachment_bytes, options_.attachment_budget_bytes);
 
   absl::Status spill_error;  // once one failed only clean images are let go
   for (;;) {
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    NoticeFailures();
+    if (absl::Status status = Usable(*memory); !status.ok()) return status;
     const uint64_t progress = progress_;
     Step step;
     absl::Status error;
@@ -225,11 +206,11 @@ absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* 
         Claimed(*slot, claim);
         return absl::OkStatus();
       }
-      const absl::Status grown = Grow(pool, /*owner=*/0, device_->budget_bytes());
+      const absl::Status grown = Grow(pool, /*owner=*/0, device.budget_bytes());
       if (grown.ok()) continue;
       if (!absl::IsResourceExhausted(grown)) return grown;
-      if (Extents empty = TakeEmptyExtents(/*keep_each=*/0); !empty.empty()) {
-        GiveBack(std::move(empty));
+      if (Extents empty = TakeEmptyExtents(*memory, /*keep_each=*/0); !empty.empty()) {
+        GiveBack(memory, std::move(empty));
         continue;
       }
       step = MakeRoomFor(op, pool, !spill_error.ok(), &keep, &error);
@@ -239,7 +220,7 @@ absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* 
       case Step::kSpillFailed: spill_error = error; break;
       case Step::kNothingMayLeave:
         if (progress != progress_) break;  // something came free while the lock was given back
-        if (moving_ == 0) return spill_error.ok() ? HotFull(*device_) : SpillError(spill_error, *device_);
+        if (memory->moving == 0) return spill_error.ok() ? HotFull(device) : SpillError(spill_error, device);
         WaitForChange(op);
         break;
     }
@@ -250,26 +231,31 @@ void Residency::Claimed(Slot slot, Claim* claim) {
   claim->slot = slot;
   claim->pool->fewest_empty = std::min(claim->pool->fewest_empty, claim->pool->slots.empty_extents());
   ++claims_;
-  ++moving_;
+  ++claim->pool->memory->claims;
+  ++claim->pool->memory->moving;
 }
 
 absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) {
   Pool* const pool = claim->pool;
+  Memory* const memory = pool->memory;
+  const Device& device = *memory->device;
   Keep keep;
   MutexLock lock(&mu_);
-  const uint64_t least_bytes = pool->slots.min_chunks() * device_->chunk_bytes();
-  if (least_bytes > device_->budget_bytes()) return TooLarge(pool->slots.state_bytes(), device_->budget_bytes());
+  const uint64_t least_bytes = pool->slots.min_chunks() * device.chunk_bytes();
+  if (least_bytes > device.budget_bytes()) return TooLarge(pool->slots.state_bytes(), device.budget_bytes());
   claim->has_attachment_room = true;  // for none
   absl::Status spill_error;
   for (;;) {
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    NoticeFailures();
+    if (absl::Status status = Usable(*memory); !status.ok()) return status;
     const uint64_t progress = progress_;
     if (std::optional<Slot> slot = pool->slots.Allocate(owner)) {
       Claimed(*slot, claim);
       return absl::OkStatus();
     }
-    uint64_t owned = growing_owned_bytes_;
-    for (const auto& [key, other] : pools_) owned += other->slots.owned_bytes();
+    uint64_t owned = memory->growing_owned_bytes;
+    for (const Pool* other : memory->pools) owned += other->slots.owned_bytes();
     const uint64_t most_bytes = options_.owned_bytes_max - std::min(owned, options_.owned_bytes_max);
     const bool may_grow = least_bytes <= most_bytes;
     Extents empty;
@@ -277,22 +263,23 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
       const absl::Status grown = Grow(pool, owner, most_bytes);
       if (grown.ok()) continue;
       if (!absl::IsResourceExhausted(grown)) return grown;
-      empty = TakeEmptyExtents(/*keep_each=*/0);
+      empty = TakeEmptyExtents(*memory, /*keep_each=*/0);
     } else {
-      for (auto& [key, other] : pools_) Append(other->slots.TakeEmptyOwned(/*closed_only=*/false), &empty);
+      for (Pool* other : memory->pools) Append(other->slots.TakeEmptyOwned(/*closed_only=*/false), &empty);
     }
     if (!empty.empty()) {
-      GiveBack(std::move(empty));
+      GiveBack(memory, std::move(empty));
       continue;
     }
     Step step = Step::kNothingMayLeave;
     absl::Status error;
-    if (may_grow) step = DrainFor(op, /*except=*/nullptr, pool->slots.min_chunks(), !spill_error.ok(), &keep, &error);
+    if (may_grow)
+      step = DrainFor(op, memory, /*except=*/nullptr, pool->slots.min_chunks(), !spill_error.ok(), &keep, &error);
     if (step == Step::kNothingMayLeave) step = EvictOwned(op, pool, owner, !spill_error.ok(), &keep, &error);
     if (step == Step::kSpillFailed) spill_error = error;
     if (step != Step::kNothingMayLeave || progress != progress_) continue;
     if (!may_grow && spill_error.ok()) return TooMuchGranted(options_.owned_bytes_max);
-    if (moving_ == 0) return spill_error.ok() ? HotFull(*device_) : SpillError(spill_error, *device_);
+    if (memory->moving == 0) return spill_error.ok() ? HotFull(device) : SpillError(spill_error, device);
     WaitForChange(op);
   }
 }
@@ -301,101 +288,119 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
 Residency::Step Residency::EvictOwned(const Op& op, Pool* pool, OwnerId owner, bool clean_only, Keep* keep,
                                       absl::Status* error) {
   Resident* first = nullptr;
-  for (const auto& [extent, victims] : pool->extents) {
+  for (const auto& [extent, images] : pool->extents) {
     if (extent->owner() != owner || extent->draining()) continue;
-    for (Resident* image : victims.by_slot) {
-      if (image == nullptr || (clean_only && image->listed->dirty())) continue;
+    for (Resident* image : images.by_slot) {
+      if (image == nullptr || !CopyIn(*image, *pool->memory)->listed) continue;
+      if (clean_only && image->listed->dirty()) continue;
       if (first == nullptr || *image->listed < *first->listed) first = image;
     }
   }
-  return first == nullptr ? Step::kNothingMayLeave : Evict(op, first, keep, error);
+  return first == nullptr ? Step::kNothingMayLeave : Evict(op, first, pool->memory, keep, error);
 }
 
 void Residency::EndOwner(OwnerId owner, bool gone) {
   MutexLock lock(&mu_);
-  for (const auto& [key, pool] : pools_) {
-    pool->slots.EndOwner(owner, gone);
-    if (pool->slots.empty_extents() > 0) WantTrim();
+  for (const auto& memory : memories_) {
+    for (Pool* pool : memory->pools) {
+      pool->slots.EndOwner(owner, gone);
+      if (pool->slots.empty_extents() > 0) WantTrim();
+    }
   }
   Progress();
 }
 
 Residency::Step Residency::MakeRoomFor(const Op& op, Pool* pool, bool clean_only, Keep* keep, absl::Status* error) {
-  const auto may_leave = [clean_only](const VictimKey& key) {
-    const SlotExtent& extent = *key.image->slot.extent;
-    return !(clean_only && key.dirty()) && !extent.draining() && extent.owner() == 0;
+  Memory* const memory = pool->memory;
+  const auto extent_of = [memory](const VictimKey& key) { return CopyIn(*key.image, *memory)->slot.extent; };
+  const auto may_leave = [&](const VictimKey& key) {
+    if (clean_only && key.dirty()) return false;
+    const SlotExtent& extent = *extent_of(key);
+    return !extent.draining() && extent.owner() == 0;
   };
-  const auto first = std::find_if(victims_.begin(), victims_.end(), may_leave);
+  const auto first = std::find_if(memory->victims.begin(), memory->victims.end(), may_leave);
   const auto own = std::find_if(pool->victims.begin(), pool->victims.end(), may_leave);
   if (own != pool->victims.end()) {
     // Another layout's extent goes only if all in it should go before any image of this one.
-    if (first->image->pool != pool) {
-      const VictimKey* newest = NewestIfDrainable(*first->image->pool, first->image->slot.extent, clean_only);
-      if (newest != nullptr && *newest < *own && !first->image->slot.extent->is_mapped())
-        return Drain(op, first->image->pool, first->image->slot.extent, keep, error);
+    if (first->image->family != pool->family) {
+      Pool* const other = CopyIn(*first->image, *memory)->pool;
+      SlotExtent* const extent = extent_of(*first);
+      const VictimKey* newest = NewestIfDrainable(*other, extent, clean_only);
+      if (newest != nullptr && *newest < *own && !extent->is_mapped()) return Drain(op, other, extent, keep, error);
     }
-    return Evict(op, own->image, keep, error);
+    return Evict(op, own->image, memory, keep, error);
   }
 
   // This layout has nothing to let go: whole extents of others must, if that is enough for one of ours.
-  return DrainFor(op, pool, pool->slots.min_chunks(), clean_only, keep, error);
+  return DrainFor(op, memory, pool, pool->slots.min_chunks(), clean_only, keep, error);
 }
 
 // Empties the extent whose turn is first, if enough could be emptied for `chunks`. Of `except` only those that have an
 // owner.
-Residency::Step Residency::DrainFor(const Op& op, const Pool* except, uint64_t chunks, bool clean_only, Keep* keep,
-                                    absl::Status* error) {
-  uint64_t free_chunks = (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes();
-  const VictimKey* best = nullptr;
-  const VictimKey* best_mapped = nullptr;
-  for (auto& [key, other] : pools_) {
-    for (auto& [extent, victims] : other->extents) {
-      if (other.get() == except && extent->owner() == 0) continue;
+Residency::Step Residency::DrainFor(const Op& op, Memory* memory, const Pool* except, uint64_t chunks, bool clean_only,
+                                    Keep* keep, absl::Status* error) {
+  struct Candidate {
+    const VictimKey* newest = nullptr;
+    Pool* pool = nullptr;
+    SlotExtent* extent = nullptr;
+  };
+  const Device& device = *memory->device;
+  uint64_t free_chunks = (device.budget_bytes() - device.used_bytes()) / device.chunk_bytes();
+  Candidate best, best_mapped;
+  for (Pool* other : memory->pools) {
+    for (auto& [extent, images] : other->extents) {
+      if (other == except && extent->owner() == 0) continue;
       const VictimKey* newest = NewestIfDrainable(*other, extent, clean_only);
       if (newest == nullptr) continue;
-      free_chunks += extent->extent().bytes() / device_->chunk_bytes();
-      const VictimKey*& first = extent->is_mapped() ? best_mapped : best;
-      if (first == nullptr || *newest < *first) first = newest;
+      free_chunks += extent->extent().bytes() / device.chunk_bytes();
+      Candidate& first = extent->is_mapped() ? best_mapped : best;
+      if (first.newest == nullptr || *newest < *first.newest) first = {newest, other, extent};
     }
   }
-  const uint64_t lingering_chunks = LingeringBytes() / device_->chunk_bytes();
-  if (best == nullptr && lingering_chunks < chunks) best = best_mapped;
-  if (best == nullptr || free_chunks + lingering_chunks < chunks) return Step::kNothingMayLeave;
-  return Drain(op, best->image->pool, best->image->slot.extent, keep, error);
+  const uint64_t lingering_chunks = LingeringBytes(*memory) / device.chunk_bytes();
+  if (best.newest == nullptr && lingering_chunks < chunks) best = best_mapped;
+  if (best.newest == nullptr || free_chunks + lingering_chunks < chunks) return Step::kNothingMayLeave;
+  return Drain(op, best.pool, best.extent, keep, error);
 }
 
-absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op& op, TenantId tenant, uint64_t bytes) {
-  const uint64_t chunks = (bytes + device_->chunk_bytes() - 1) / device_->chunk_bytes();
+absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op& op, TenantId tenant, uint64_t bytes,
+                                                                        const Device* on) {
+  Memory* const memory = Of(on);
+  Require(memory != nullptr, "an arena of no hot device");
+  Device* const device = memory->device;
+  const uint64_t chunks = (bytes + device->chunk_bytes() - 1) / device->chunk_bytes();
   Keep keep;
   MutexLock lock(&mu_);
   absl::Status spill_error;
   for (;;) {
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    NoticeFailures();
+    if (absl::Status status = Usable(*memory); !status.ok()) return status;
     const uint64_t progress = progress_;
     absl::Status refused;
-    if (chunks <= (device_->budget_bytes() - device_->used_bytes()) / device_->chunk_bytes()) {
-      ++moving_;
+    if (chunks <= (device->budget_bytes() - device->used_bytes()) / device->chunk_bytes()) {
+      ++memory->moving;
       absl::StatusOr<std::unique_ptr<SharedExtent>> extent;
       {
         MutexUnlock unlock(&mu_);
-        extent = device_->AllocateShared(tenant, chunks);
+        extent = device->AllocateShared(tenant, chunks);
       }
-      --moving_;
+      --memory->moving;
       changed_.SignalAll();  // to those who waited for us
       if (extent.ok() || !absl::IsResourceExhausted(extent.status())) return extent;
       refused = extent.status();
     }
-    if (Extents empty = TakeEmptyExtents(/*keep_each=*/0); !empty.empty()) {
-      GiveBack(std::move(empty));
+    if (Extents empty = TakeEmptyExtents(*memory, /*keep_each=*/0); !empty.empty()) {
+      GiveBack(memory, std::move(empty));
       continue;
     }
     // The budget had room: it is the machine that is short of something, and images that leave would not help.
     if (!refused.ok()) return refused;
     absl::Status error;
-    const Step step = DrainFor(op, /*except=*/nullptr, chunks, !spill_error.ok(), &keep, &error);
+    const Step step = DrainFor(op, memory, /*except=*/nullptr, chunks, !spill_error.ok(), &keep, &error);
     if (step == Step::kSpillFailed) spill_error = error;
     if (step != Step::kNothingMayLeave || progress != progress_) continue;
-    if (moving_ == 0) return spill_error.ok() ? HotFull(*device_) : SpillError(spill_error, *device_);
+    if (memory->moving == 0) return spill_error.ok() ? HotFull(*device) : SpillError(spill_error, *device);
     WaitForChange(op);
   }
 }
@@ -409,7 +414,7 @@ void Residency::SharedMemoryFreed() {
 
 const Residency::VictimKey* Residency::NewestIfDrainable(const Pool& pool, SlotExtent* extent, bool clean_only) const {
   const auto it = pool.extents.find(extent);
-  if (it == pool.extents.end() || extent->draining() || it->second.count != extent->used()) return nullptr;
+  if (it == pool.extents.end() || extent->draining() || it->second.victims != extent->used()) return nullptr;
   const VictimKey* newest = nullptr;
   for (const Resident* image : it->second.by_slot) {
     if (image == nullptr) continue;
@@ -419,51 +424,64 @@ const Residency::VictimKey* Residency::NewestIfDrainable(const Pool& pool, SlotE
   return newest;
 }
 
+// The attachment is one for all copies: they go together, to the cold store.
 Residency::Step Residency::DropAttachment(const Op& op, bool clean_only, Keep* keep, absl::Status* error) {
   for (const VictimKey& key : attached_victims_) {
-    if (!(clean_only && key.dirty())) return Evict(op, key.image, keep, error);
+    Resident* const image = key.image;
+    if (clean_only && !image->cold) continue;
+    const auto higher = [](const auto& a, const auto& b) { return a->memory().index < b->memory().index; };
+    while (image->copies.size() > 1)
+      DropCopy(image, std::min_element(image->copies.begin(), image->copies.end(), higher)->get());
+    return Evict(op, image, &image->copies.front()->memory(), keep, error);
   }
   return Step::kNothingMayLeave;
 }
 
-// REQUIRES: `image` is listed.
-Residency::Step Residency::Evict(const Op& op, Resident* image, Keep* keep, absl::Status* error) {
+// REQUIRES: its copy in `memory` is listed.
+Residency::Step Residency::Evict(const Op& op, Resident* image, Memory* memory, Keep* keep, absl::Status* error) {
   const bool behind = image->listed->victim_class <= VictimClass::kBehindDirty;
-  const bool dirty = image->listed->dirty();
-  if (dirty) {
+  Copy* copy = CopyIn(*image, *memory);
+  bool demoted = false, spilled = false;
+  if (image->listed->dirty()) {
     // No reference left means that its destructor waits for our lock: the slot is free already.
     std::shared_ptr<Resident> reference = image->weak_from_this().lock();
     if (reference != nullptr) {
       keep->push_back(std::move(reference));
-      *error = PersistLocked(op, image);
+      ++memory->moving;
+      *error = MoveDown(op, image, *memory, &demoted);
+      --memory->moving;
+      changed_.SignalAll();
       if (absl::IsDataLoss(*error)) return Step::kProgress;  // nobody keeps what is damaged
       if (!error->ok()) return Step::kSpillFailed;
-      ++stats_.spills;
-      if (!image->listed) return Step::kProgress;  // someone reads it now; it is clean, at least
+      spilled = !demoted;
+      copy = CopyIn(*image, *memory);
+      if (copy == nullptr || !copy->listed) return Step::kProgress;  // someone reads it now; it is clean, at least
     }
   }
-  DropSlot(image);
-  ++(behind ? stats_.evictions_behind_head : dirty ? stats_.evictions_spilled : stats_.evictions_clean);
+  DropCopy(image, copy);
+  ResidencyStats::Evictions& evictions = memory->evictions;
+  ++(behind ? evictions.behind_head : demoted ? evictions.demoted : spilled ? evictions.spilled : evictions.clean);
   return Step::kProgress;
 }
 
 // Empties an extent and gives it back. REQUIRES: NewestIfDrainable.
 Residency::Step Residency::Drain(const Op& op, Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) {
+  Memory* const memory = pool->memory;
   pool->slots.SetDraining(extent, true);
-  ++moving_;
+  ++memory->moving;
   Step step = Step::kProgress;
   while (step == Step::kProgress && extent->used() > 0) {
     const auto it = pool->extents.find(extent);
-    if (it == pool->extents.end() || it->second.count != extent->used()) break;  // one is in use again
+    if (it == pool->extents.end() || it->second.victims != extent->used()) break;  // one is in use again
     const auto& images = it->second.by_slot;
     step = Evict(op, *std::find_if(images.begin(), images.end(), [](Resident* image) { return image != nullptr; }),
-                 keep, error);
+                 memory, keep, error);
   }
-  --moving_;
+  --memory->moving;
   const bool emptied = extent->used() == 0;
   pool->slots.SetDraining(extent, false);
   Progress();
-  if (emptied) GiveBack(pool->slots.TakeEmpty(/*keep=*/0));
+  if (emptied) GiveBack(memory, pool->slots.TakeEmpty(/*keep=*/0));
   return emptied ? Step::kProgress : step;
 }
 

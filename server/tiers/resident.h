@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Resident: an image as Residency keeps it: which slot it has, whether it is on disk, who uses it now. And what goes
-// with it: pools and claims. For residency*.cc alone.
+// Resident: an image as Residency keeps it: where it has copies, whether it is on disk, who uses it now. And what goes
+// with it: memories, pools and claims. For residency*.cc alone.
 #ifndef STATEPOOL_SERVER_TIERS_RESIDENT_H_
 #define STATEPOOL_SERVER_TIERS_RESIDENT_H_
 
@@ -15,58 +15,128 @@
 
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
 #include "server/core/image.h"
 #include "server/memory/slot_pool.h"
 #include "server/tiers/residency.h"
 
 namespace statepool {
 
-// The slots of one tenant and layout, and which of the images in them may leave.
-struct Residency::Pool {
-  struct ExtentVictims {
-    std::vector<Resident*> by_slot;  // null where the slot is free or its image may not leave
-    uint32_t count = 0;
+// A device and what of it is used. Guarded by Residency::mu_, but for what is const.
+struct Residency::Memory {
+  struct Lingering {
+    std::weak_ptr<const Extent> extent;
+    MonoTime since;
   };
 
-  Pool(TenantId tenant, const Layout& layout, uint64_t chunk_bytes)
-      : slots(tenant, layout.state_bytes(), chunk_bytes) {}
+  Memory(const ResidencyMemory& memory, Tier its_tier, size_t its_index)
+      : device(memory.device),
+        staging(memory.staging),
+        dirty_bytes_max(memory.dirty_bytes_max),
+        tier(its_tier),
+        index(its_index),
+        bit(uint32_t{1} << its_index),
+        in_reach(memory.device->host_accessible()) {}
 
-  SlotPool slots;
-  uint64_t users = 0;           // images of it, hot or not, and claims
-  bool layout_deleted = false;  // it goes with its last user
-  absl::btree_set<VictimKey> victims;
-  absl::flat_hash_map<SlotExtent*, ExtentVictims> extents;  // those with at least one victim
-  std::weak_ptr<const Resident> initial;                    // one image serves every Create
-  size_t fewest_empty = 0;                                  // empty extents, since the last trim
+  Device* const device;
+  StagingPool* const staging;
+  const uint64_t dirty_bytes_max;
+  const Tier tier;
+  const size_t index;   // in memories_, and of its pool in each Family
+  const uint32_t bit;   // of Resident::places
+  const bool in_reach;  // of the CPU
+
+  bool failed = false;
+  std::vector<Pool*> pools;
+  Victims victims;
+  // Threads that are copying into it, spilling, mapping, or bringing an image down from it: each ends by itself, and
+  // waits for no room but in lower places.
+  uint64_t moving = 0;
+  uint64_t claims = 0;  // slots that are no image's yet
+  uint64_t images = 0, image_bytes = 0;
+  uint64_t dirty_bytes = 0;          // of images that are nowhere else
+  std::vector<Lingering> lingering;  // given back and still mapped; some are gone meanwhile
+  uint64_t growing_owned_bytes = 0;  // of extents with an owner that are being allocated
+  ResidencyStats::Evictions evictions;
 };
 
-// All but `info`, `hot`, `cold` and `damaged` is guarded by Residency::mu_ (while `persisting` or pinned, slot and
-// attachment stand still and may be read without it). An image is hot, or cold, or both, or damaged.
+// What the images of one tenant and layout have in common.
+struct Residency::Family {
+  Family(TenantId its_tenant, const Layout& its_layout, size_t memories)
+      : tenant(its_tenant), layout(its_layout.fingerprint()), state_bytes(its_layout.state_bytes()), pools(memories) {}
+
+  const TenantId tenant;
+  const std::string layout;  // fingerprint
+  const uint64_t state_bytes;
+  std::vector<std::unique_ptr<Pool>> pools;  // by the memory's index; null where there never was an image
+  uint64_t users = 0;                        // images of it, in slots or not, and claims
+  bool layout_deleted = false;               // it goes with its last user
+  std::weak_ptr<const Resident> initial;     // one image serves every Create
+};
+
+// The slots of a family in one memory, and whose they are.
+struct Residency::Pool {
+  struct ExtentImages {
+    std::vector<Resident*> by_slot;  // null where the slot is free, or claimed
+    uint32_t images = 0;
+    uint32_t victims = 0;  // those that may leave
+  };
+
+  Pool(Family* its_family, Memory* its_memory)
+      : family(its_family),
+        memory(its_memory),
+        slots(its_family->tenant, its_family->state_bytes, its_memory->device->chunk_bytes()) {}
+
+  Family* const family;
+  Memory* const memory;
+  SlotPool slots;
+  Victims victims;
+  absl::flat_hash_map<SlotExtent*, ExtentImages> extents;  // those with at least one image
+  size_t fewest_empty = 0;                                 // empty extents, since the last trim
+};
+
+// An image's slot in one memory.
+struct Residency::Copy {
+  Memory& memory() const { return *pool->memory; }
+  bool is_used() const { return pins > 0 || holds > 0; }
+
+  Pool* pool = nullptr;
+  Slot slot;
+  int pins = 0;
+  int holds = 0;         // by those who copy or hash it
+  bool verified = true;  // not since it came down from a device
+  bool damaged = false;  // its bytes changed: it goes when nobody uses it
+  bool listed = false;   // among those that may leave
+};
+
+// All but `info` and what is atomic is guarded by Residency::mu_ (while a copy is held or pinned, its slot
+// and the attachment stand still and may be read without it). An image has a place, or is lost.
 class Residency::Resident final : public Image, public std::enable_shared_from_this<Residency::Resident> {
  public:
-  Resident(Residency* residency, Pool* its_pool, ImageInfo info)
-      : Image(std::move(info)), pool(its_pool), residency_(residency) {}
+  Resident(Residency* residency, Family* its_family, ImageInfo info)
+      : Image(std::move(info)), family(its_family), residency_(residency) {}
   ~Resident() override { residency_->Forget(this); }
 
-  // What may change of an image is its place, which is no part of what it is: hence the cast.
+  // What may change of an image is its places, which are no part of what it is: hence the cast.
   static Resident* Of(const Image& image) { return const_cast<Resident*>(static_cast<const Resident*>(&image)); }
 
-  Pool* const pool;
-  std::atomic<bool> hot{false};   // it has a slot
-  std::atomic<bool> cold{false};  // it is whole in the cold store; never false again
+  Family* const family;
+  std::atomic<uint32_t> places{0};  // bits of memories with a copy that is not damaged, whether they failed or not
+  std::atomic<bool> cold{false};    // it is whole in the cold store; never false again
+  // What became of a copy that was lost, and where; read when there is no place left.
+  std::atomic<Loss> why_lost{Loss::kNone};
+  std::atomic<const Memory*> lost_with{nullptr};
 
-  Slot slot;
-  std::string attachment;  // while hot
-  int pins = 0;
+  absl::InlinedVector<std::unique_ptr<Copy>, 1> copies;
+  std::string attachment;  // while there is a copy
+  uint32_t coming = 0;     // bits of memories that a copy is made in
   bool persisting = false;
-  bool promoting = false;
-  std::atomic<bool> damaged{
-      false};  // its bytes changed in memory: never to be read, spilled or persisted. It has no slot then
-  bool maybe_on_disk = false;  // a put was begun: the cold store has something to forget
-  bool disowned = false;       // its bytes are another's business: they stay when it goes
-  bool was_head = false;       // not yet a head is not yet behind one
-  uint64_t used_at = 0;        // a count of uses, not a time
-  std::optional<VictimKey> listed;
+  Memory* dirty_in = nullptr;       // it counts in dirty_bytes there
+  bool maybe_on_disk = false;       // a put was begun: the cold store has something to forget
+  bool disowned = false;            // its bytes are another's business: they stay when it goes
+  bool was_head = false;            // not yet a head is not yet behind one
+  uint64_t used_at = 0;             // a count of uses, not a time
+  std::optional<VictimKey> listed;  // the key of those of its copies that are
 
  private:
   void HeadsChanged() const override { residency_->HeadsChanged(Of(*this)); }
@@ -74,13 +144,15 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   Residency* const residency_;
 };
 
-// Room for one image that is none yet: a slot of `pool`, and a share of the attachments' budget. The latter is counted
-// first: whoever has a slot waits for nothing any more. Guarded by Residency::mu_, but for reading `pool` and `slot` by
-// the thread that has the claim. REQUIRES: destroyed without the lock.
+// Room for one image that is none yet, or for one more copy: a slot of `pool`, and a share of the attachments' budget.
+// The latter is counted first: whoever has a slot waits for nothing any more. Guarded by Residency::mu_, but for
+// reading `pool` and `slot` by the thread that has the claim. REQUIRES: destroyed without the lock, or empty.
 struct Residency::Claim {
   explicit Claim(Residency* its_residency) : residency(its_residency) {}
   ~Claim() {
-    if (pool != nullptr) residency->Abandon(this);
+    if (pool == nullptr) return;
+    MutexLock lock(&residency->mu_);
+    residency->Abandon(this);
   }
   Claim(const Claim&) = delete;
   Claim& operator=(const Claim&) = delete;

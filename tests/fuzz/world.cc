@@ -117,8 +117,8 @@ void World::Start() {
   uint64_t epoch = cold_->epoch();
   log_ = std::make_unique<MemoryNameLog>(&disk_, &images_, epoch);
   residency_ = std::make_unique<Residency>(
-      ResidencyOptions{.attachment_budget_bytes = 1 << 20, .owned_bytes_max = options_.hot_bytes / 8}, device_.get(),
-      cold_.get(), &clock_);
+      ResidencyOptions{.attachment_budget_bytes = 1 << 20, .owned_bytes_max = options_.hot_bytes / 8},
+      ResidencyMemories{.hot = {{device_.get()}}}, cold_.get(), &clock_);
   store_ = std::make_unique<Store>(SmallLimits(options_), residency_.get(), log_.get(), &clock_);
   residency_->SetMakeRoom([this] { return store_->EvictPrefix(); });
   const absl::Status recovered = store_->Recover();
@@ -131,13 +131,14 @@ void World::Start() {
   arena_options.max_rows = 8;
   arena_options.max_steps = 4;
   arena_options.max_pinned_bytes = options_.hot_bytes / 8;
-  arenas_ = std::make_unique<Arenas>(arena_options, store_.get(), residency_.get(),
-                                     ArenaMemory{device_.get(),
-                                                 [this](const Op& op, TenantId tenant, uint64_t bytes) {
-                                                   return residency_->AllocateShared(op, tenant, bytes);
-                                                 },
-                                                 [this] { residency_->SharedMemoryFreed(); }},
-                                     copies_.get(), &clock_);
+  arenas_ =
+      std::make_unique<Arenas>(arena_options, store_.get(), residency_.get(),
+                               ArenaMemory{{device_.get()},
+                                           [this](const Op& op, TenantId tenant, uint64_t bytes, const Device* on) {
+                                             return residency_->AllocateShared(op, tenant, bytes, on);
+                                           },
+                                           [this] { residency_->SharedMemoryFreed(); }},
+                               copies_.get(), &clock_);
   LeaseOptions lease_options;
   lease_options.max_leases = 4;
   lease_options.max_pins = 8;
@@ -146,7 +147,7 @@ void World::Start() {
   leases_ =
       std::make_unique<Leases>(lease_options, store_.get(),
                                LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
-                                             return residency_->BeginOwned(op, std::move(layout), owner);
+                                             return residency_->BeginOwned(op, std::move(layout), owner, device_.get());
                                            },
                                            [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
                                            [this] { residency_->SharedMemoryFreed(); }},

@@ -74,7 +74,8 @@ void World::Start() {
   absl::StatusOr<std::unique_ptr<RocksDbColdStore>> opened = RocksDbColdStore::Open(cold);
   Require(opened.status(), "the data directory does not open");
   cold_ = *std::move(opened);
-  residency_ = std::make_unique<Residency>(ResidencyOptions{1 << 20}, device_.get(), cold_.get(), clock_);
+  residency_ = std::make_unique<Residency>(ResidencyOptions{1 << 20}, ResidencyMemories{.hot = {{device_.get()}}},
+                                           cold_.get(), clock_);
   StoreOptions options = OptionsOfWorld();
   options.incarnation = incarnation_;
   log_ = std::make_unique<KnownKeyLog>(cold_.get());
@@ -115,7 +116,7 @@ WorldCounts World::counts() const {
   const ResidencyStats stats = residency_->stats();
   WorldCounts counts = before_;
   counts.spills += stats.spills;
-  counts.evictions += stats.evictions_behind_head + stats.evictions_clean + stats.evictions_spilled;
+  counts.evictions += stats.evictions.behind_head + stats.evictions.clean + stats.evictions.spilled;
   counts.promotions += stats.promotions;
   return counts;
 }

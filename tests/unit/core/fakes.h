@@ -106,14 +106,15 @@ class FakeImageStore final : public ImageStore {
     return ImageRef(std::make_shared<FakeImage>(info, disk_, std::pair(bytes, std::string(in.attachment)), false));
   }
 
-  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op&, LayoutRef layout, uint64_t) override {
+  absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op&, LayoutRef layout, uint64_t,
+                                                          const Device*) override {
     while (begin_write_hangs) std::this_thread::yield();
     if (no_room) return absl::Status(Error(absl::StatusCode::kResourceExhausted, "HOT_FULL", ""));
     if (!begin_write_error.ok()) return begin_write_error;
     return std::make_unique<FakeWriter>(this, std::move(layout));
   }
 
-  absl::StatusOr<Pin> Read(const Op&, const ImageRef& image) override {
+  absl::StatusOr<Pin> Read(const Op&, const ImageRef& image, const Device*) override {
     ++reads;
     const auto& fake = static_cast<const FakeImage&>(*image);
     MutexLock lock(&disk_->mu);
@@ -142,8 +143,9 @@ class FakeImageStore final : public ImageStore {
     return absl::OkStatus();
   }
 
-  bool lost(const Image& image) const override {
-    return absl::IsDataLoss(persist_error) && (persist_fails_for == 0 || persist_fails_for == image.info().id);
+  absl::Status loss(const Image& image) const override {
+    const bool lost = absl::IsDataLoss(persist_error) || ReasonOf(persist_error) == "DEVICE_FAILED";
+    return lost && (persist_fails_for == 0 || persist_fails_for == image.info().id) ? persist_error : absl::OkStatus();
   }
   bool persisted(const Image& image) const override {
     MutexLock lock(&disk_->mu);

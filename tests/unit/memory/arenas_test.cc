@@ -50,8 +50,8 @@ class ArenasTest : public StoreTest {
     options.granule_bytes = 4096;
     device_ = *HostDevice::Create({.budget_bytes = device_bytes, .chunk_bytes = 4096});
     arenas_ = std::make_unique<Arenas>(options, store_.get(), images_.get(),
-                                       ArenaMemory{device_.get(),
-                                                   [this](const Op&, TenantId tenant, uint64_t bytes) {
+                                       ArenaMemory{{device_.get()},
+                                                   [this](const Op&, TenantId tenant, uint64_t bytes, const Device*) {
                                                      return device_->AllocateShared(tenant, (bytes + 4095) / 4096);
                                                    },
                                                    [this] { ++freed_; }},

@@ -13,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include "core/fakes.h"
 #include "server/core/error.h"
 #include "server/core/view.h"
 #include "server/memory/arenas.h"
@@ -37,8 +36,8 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
     char* memory;  // on the device
     std::shared_ptr<const ArenaShape> shape;
   };
-  Open OpenArena(uint32_t rows, const View& view = {}) {
-    absl::StatusOr<OpenedArena> opened = arenas_.Open({}, {"m", rows, 0, view});
+  Open OpenArena(uint32_t rows, const View& view = {}, const std::string& device = "") {
+    absl::StatusOr<OpenedArena> opened = arenas_.Open({}, {"m", rows, 0, view, device});
     EXPECT_TRUE(opened.ok()) << opened.status();
     absl::StatusOr<Arenas::Lease> lease = arenas_.Connect(opened->token);
     EXPECT_TRUE(lease.ok()) << lease.status();
@@ -75,8 +74,15 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
     absl::StatusOr<LoadAnswer> answer = arenas_.Load({}, arena.id, {&item, 1});
     return answer.ok() ? answer->rows[0].status : answer.status();
   }
+  static NameKey Key(const std::string& name) { return {kDefaultTenant, NameKind::kSequence, name}; }
+  absl::StatusOr<NameInfo> Set(const std::string& name, int64_t position, const std::string& state) {
+    const absl::string_view piece = state;
+    StateBytes bytes;
+    bytes.pieces = {&piece, 1};
+    return store_.Set({}, {name, "m", position, std::nullopt, std::nullopt, {}, {}}, bytes);
+  }
   std::string Get(const std::string& name) {
-    absl::StatusOr<GetAnswer> answer = store_.Get({}, {{kDefaultTenant, NameKind::kSequence, name}, std::nullopt, ""});
+    absl::StatusOr<GetAnswer> answer = store_.Get({}, {Key(name), std::nullopt, ""});
     EXPECT_TRUE(answer.ok()) << answer.status();
     return answer.ok() ? BytesOf(*answer->pin) : "";
   }
@@ -85,23 +91,22 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
   char* newest_memory_ = nullptr;  // of an arena
   const TestMemory memory_{GetParam(), 24 * kChunk, &clock_};
   MemoryDisk images_on_disk_;
-  FakeDisk names_on_disk_;
   MemoryColdStore cold_{&images_on_disk_, 256_MiB};
-  FakeNameLog log_{&names_on_disk_};
   // A convolution, which views pad, and a matrix, which they transpose.
   const LayoutRef layout_ = *Layout::Create(
       {"m",
        {{"conv", TensorKind::kConv, {0, 1, 2}, DType::kBFloat16, {{"channel", 48}, {"tap", 3}}, {}, {}},
         {"ssm", TensorKind::kRecurrent, {0, 2}, DType::kFloat32, {{"head", 4}, {"dk", 16}, {"dv", 24}}, {}, {}}}});
-  Residency residency_{{.staging = memory_.staging()}, memory_.device(), &cold_, &clock_};
-  statepool::Store store_{StoreOptions(), &residency_, &log_, &clock_};
+  Residency residency_{{}, memory_.memories(), &cold_, &clock_};
+  statepool::Store store_{StoreOptions(), &residency_, &cold_, &clock_};  // which takes names, and forgets them
   CopyScheduler copies_{{}, &clock_};
   Arenas arenas_{{.max_bytes = 16 * kChunk, .granule_bytes = kChunk},
                  &store_,
                  &residency_,
-                 {memory_.device(),
-                  [this](const Op& op, TenantId tenant, uint64_t bytes) {
-                    absl::StatusOr<std::unique_ptr<SharedExtent>> memory = residency_.AllocateShared(op, tenant, bytes);
+                 {memory_.devices(),
+                  [this](const Op& op, TenantId tenant, uint64_t bytes, const Device* on) {
+                    absl::StatusOr<std::unique_ptr<SharedExtent>> memory =
+                        residency_.AllocateShared(op, tenant, bytes, on);
                     if (memory.ok()) newest_memory_ = (*memory)->data();
                     return memory;
                   },
@@ -109,7 +114,7 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
                  &copies_,
                  &clock_};
 };
-INSTANTIATE_TEST_SUITE_P(Memory, DeviceArenasTest, MemoryKinds(), MemoryKindName);
+INSTANTIATE_TEST_SUITE_P(Memory, DeviceArenasTest, AllMemories(), MemoryKindName);
 
 TEST_P(DeviceArenasTest, WhatAWorkerStoresIsWhatIsLoadedInEveryViewAndWhatGetSees) {
   const std::vector<View> views = {
@@ -223,6 +228,110 @@ TEST_P(DeviceArenasTest, ADeviceThatFailedSaysSoAndSpoilsNothing) {
   EXPECT_EQ(info->version.position, 1);
   residency_.CheckInvariants();
   arenas_.CheckInvariants();
+}
+
+// The value of an error's metadata; empty: it has none.
+std::string Meta(const absl::Status& status, absl::string_view key) {
+  for (const auto& [name, value] : GetErrorDetail(status).metadata) {
+    if (name == key) return value;
+  }
+  return "";
+}
+
+TEST_P(DeviceArenasTest, ArenasOfTwoDevicesExchangeStates) {
+  if (memory_.devices().size() < 2) GTEST_SKIP() << "there is one";
+  const Open first = OpenArena(2, {}, "far:0"), second = OpenArena(2, {}, "far:1");
+  const uint64_t used = memory_.devices()[1]->used_bytes();
+  EXPECT_GT(used, 0u);
+  for (int i = 0; i < 8; ++i) {
+    const Open &from = i % 2 ? first : second, &to = i % 2 ? second : first;
+    const std::string state = MakeBytes(layout_->state_bytes(), i);
+    SetRow(from, 0, state);
+    ASSERT_EQ(Store(from, 0, "seq", i), absl::OkStatus());
+    ASSERT_EQ(Load(to, 1, "seq"), absl::OkStatus());
+    EXPECT_TRUE(RowOf(to, 1) == state);
+    EXPECT_TRUE(Get("seq") == state);
+  }
+  const absl::Status unknown = arenas_.Open({}, {"m", 1, 0, {}, "far:2"}).status();
+  EXPECT_EQ(ReasonOf(unknown), "INVALID_OPTION");
+  EXPECT_EQ(GetErrorDetail(unknown).field, "device");
+  EXPECT_NE(unknown.message().find("far:0, far:1"), std::string::npos) << unknown;
+  arenas_.CheckInvariants();
+  residency_.CheckInvariants();
+}
+
+TEST_P(DeviceArenasTest, WhereOneDeviceFailsArenasAndStatesOfTheOtherGoOn) {
+  if (memory_.devices().size() < 2) GTEST_SKIP() << "there is one";
+  const Open first = OpenArena(2, {}, "far:0"), second = OpenArena(2, {}, "far:1");
+  const std::string state = MakeBytes(layout_->state_bytes(), 1);
+  SetRow(first, 0, state);
+  SetRow(second, 0, state);
+  ASSERT_EQ(Store(first, 0, "on 0", 1), absl::OkStatus());
+  ASSERT_EQ(Store(second, 0, "on 1", 1), absl::OkStatus());
+  ASSERT_EQ(Store(first, 0, "on both", 1), absl::OkStatus());
+  ASSERT_EQ(Load(second, 1, "on both"), absl::OkStatus());
+  memory_.far(0)->Fail();
+  EXPECT_EQ(ReasonOf(Load(first, 0, "on 1")), "DEVICE_FAILED");
+  EXPECT_EQ(ReasonOf(Load(second, 0, "on 0")), "DEVICE_FAILED");
+  for (const std::string name : {"on 1", "on both"}) {
+    EXPECT_EQ(Load(second, 1, name), absl::OkStatus());
+    EXPECT_TRUE(RowOf(second, 1) == state);
+    EXPECT_TRUE(Get(name) == state);
+  }
+  EXPECT_EQ(Store(second, 1, "on 0", 2), absl::OkStatus());  // whoever has the state sets it again
+  EXPECT_TRUE(Get("on 0") == state);
+  EXPECT_EQ(ReasonOf(arenas_.Open({}, {"m", 1, 0, {}, "far:0"}).status()), "DEVICE_FAILED");
+  EXPECT_EQ(OpenArena(1).shape->rows, 1u) << "on the other device";
+  for (int i = 0; i < 2'000 && arenas_.stats().leased > 2; ++i) usleep(5'000);
+  EXPECT_EQ(arenas_.stats().leased, 2u);
+  residency_.CheckInvariants();
+  arenas_.CheckInvariants();
+}
+
+TEST_P(DeviceArenasTest, AfterAllDevicesFailedNamesSayWhatIsDurableAndTheDaemonGoesOn) {
+  if (memory_.warm() == nullptr) GTEST_SKIP() << "nothing is left then";
+  const auto state = [this](uint64_t seed) { return MakeBytes(layout_->state_bytes(), seed); };
+  ASSERT_TRUE(Set("durable", 1, state(1)).ok());
+  const auto recorded = Set("ahead", 1, state(2));
+  ASSERT_TRUE(recorded.ok());
+  ASSERT_TRUE(store_.Flush({}, {}).ok());
+  const uint64_t durable_revision = store_.Describe({}, Key("ahead"))->durable_revision;
+  ASSERT_TRUE(Set("ahead", 2, state(3)).ok());
+  ASSERT_TRUE(Set("fresh", 5, state(4)).ok());
+  for (size_t i = 0; i < memory_.devices().size(); ++i) memory_.far(i)->Fail();
+
+  EXPECT_TRUE(Get("durable") == state(1));
+  const absl::Status ahead = store_.Get({}, {Key("ahead"), std::nullopt, ""}).status();
+  EXPECT_EQ(ahead.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(ReasonOf(ahead), "DEVICE_FAILED");
+  EXPECT_EQ(Meta(ahead, "durable_revision"), absl::StrCat(durable_revision));
+  EXPECT_NE(ahead.message().find("Rollback"), std::string::npos) << ahead;
+  const absl::Status fresh = store_.Get({}, {Key("fresh"), std::nullopt, ""}).status();
+  EXPECT_EQ(ReasonOf(fresh), "DEVICE_FAILED");
+  EXPECT_EQ(Meta(fresh, "durable_revision"), "0");
+  EXPECT_EQ(ReasonOf(store_.Flush({}, {}).status()), "DEVICE_FAILED");  // it says what can't become durable
+  EXPECT_EQ(ReasonOf(arenas_.Open({}, {"m", 1, 0, {}}).status()), "DEVICE_FAILED");
+
+  // The ways out.
+  const absl::StatusOr<GetAnswer> before = store_.Get({}, {Key("ahead"), 1, ""});
+  ASSERT_TRUE(before.ok()) << before.status();
+  EXPECT_TRUE(BytesOf(*before->pin) == state(2));
+  ASSERT_TRUE(store_.Rollback({}, {"ahead", 1, std::nullopt, {}}).ok());
+  EXPECT_TRUE(Get("ahead") == state(2));
+  ASSERT_TRUE(Set("fresh", 5, state(5)).ok());
+  EXPECT_TRUE(Get("fresh") == state(5));
+  ASSERT_TRUE(store_.Fork({}, {{Key("durable"), std::nullopt, ""}, {"child"}, {}, {}}).ok());
+  EXPECT_TRUE(Get("child") == state(1));
+  const absl::StatusOr<FlushAnswer> flushed = store_.Flush({}, {});
+  EXPECT_TRUE(flushed.ok()) << flushed.status();
+  residency_.CheckInvariants();
+}
+
+TEST_P(DeviceArenasTest, WhatWasLostWithADeviceIsInNobodysWayWhenTheDaemonStops) {
+  if (memory_.far() == nullptr) GTEST_SKIP() << "the host does not fail";
+  ASSERT_TRUE(Set("lost", 1, MakeBytes(layout_->state_bytes(), 1)).ok());
+  for (size_t i = 0; i < memory_.devices().size(); ++i) memory_.far(i)->Fail();
+  EXPECT_EQ(store_.Drain({}), absl::OkStatus());
 }
 #endif
 

@@ -33,7 +33,8 @@ class FoldedNamesOnDiskTest : public RocksDbTest {
     End();
     Restart();
     device_ = *HostDevice::Create({.budget_bytes = kHotStates * kStateBytes, .chunk_bytes = kStateBytes});
-    residency_ = std::make_unique<Residency>(ResidencyOptions(), device_.get(), cold_.get(), &clock_);
+    residency_ = std::make_unique<Residency>(ResidencyOptions(), ResidencyMemories{.hot = {{device_.get()}}},
+                                             cold_.get(), &clock_);
     store_ = std::make_unique<Store>(StoreOptions(), residency_.get(), cold_.get(), &clock_);
     ASSERT_TRUE(store_->Recover().ok());
     ASSERT_TRUE(store_->RegisterLayout({}, layout_, "m").ok());

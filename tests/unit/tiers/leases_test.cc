@@ -61,24 +61,23 @@ class LeasesTest : public testing::TestWithParam<MemoryKind> {
     if (options.max_pinned_bytes == 0) options.max_pinned_bytes = UINT64_MAX;
     if (options.max_granted_bytes == 0) options.max_granted_bytes = UINT64_MAX;
     memory_ = std::make_unique<TestMemory>(GetParam(), slots * kChunk, &clock_);
+    residency_ = std::make_unique<Residency>(ResidencyOptions{.owned_bytes_max = options.max_granted_bytes},
+                                             memory_->memories(), &cold_, &clock_);
     device_ = memory_->device();
-    residency_ = std::make_unique<Residency>(
-        ResidencyOptions{.owned_bytes_max = options.max_granted_bytes, .staging = memory_->staging()}, device_, &cold_,
-        &clock_);
     store_ = std::make_unique<Store>(StoreOptions(), residency_.get(), &log_, &clock_);
     ASSERT_TRUE(store_->Recover().ok());
     layout_ = LayoutOf("m", kState);
     other_layout_ = LayoutOf("other", 2 * kChunk);
     ASSERT_TRUE(store_->RegisterLayout({}, layout_, "m").ok());
     ASSERT_TRUE(store_->RegisterLayout({}, other_layout_, "other").ok());
-    leases_ =
-        std::make_unique<Leases>(options, store_.get(),
-                                 LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
-                                               return residency_->BeginOwned(op, std::move(layout), owner);
-                                             },
-                                             [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
-                                             [this] { residency_->SharedMemoryFreed(); }},
-                                 &clock_);
+    leases_ = std::make_unique<Leases>(
+        options, store_.get(),
+        LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
+                      return residency_->BeginOwned(op, std::move(layout), owner, device_);
+                    },
+                    [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
+                    [this] { residency_->SharedMemoryFreed(); }},
+        &clock_);
   }
   void Stop() {
     if (residency_ != nullptr) residency_->CheckInvariants();
@@ -110,7 +109,7 @@ class LeasesTest : public testing::TestWithParam<MemoryKind> {
   }
   ImageRef Write(char fill) { return Write(fill, layout_); }
   absl::StatusOr<LeasedSlot> Hold(const std::string& lease, const ImageRef& image) {
-    absl::StatusOr<Pin> pin = residency_->Read({}, image);
+    absl::StatusOr<Pin> pin = residency_->Read({}, image, nullptr);
     if (!pin.ok()) return pin.status();
     return leases_->Hold({}, lease, *std::move(pin));
   }
@@ -126,7 +125,7 @@ class LeasesTest : public testing::TestWithParam<MemoryKind> {
   }
   static Checksum SumOf(char fill) { return ChecksumOf(std::string(kState, fill)); }
   std::string Read(const ImageRef& image) {
-    const Pin pin = *residency_->Read({}, image);
+    const Pin pin = *residency_->Read({}, image, nullptr);
     return memory_->Read(pin->place().extent->data() + pin->place().offset, pin->size());
   }
 
@@ -214,7 +213,7 @@ TEST_P(LeasesTest, AnExtentThatIsNeededNoMoreIsAskedBackOnceAndComesBackWhenDrop
   const absl::string_view piece = large;
   StateBytes state;
   state.pieces = {&piece, 1};
-  absl::StatusOr<Pin> keep = residency_->Read({}, first);
+  absl::StatusOr<Pin> keep = residency_->Read({}, first, nullptr);
   EXPECT_EQ(ReasonOf(residency_->Write({}, other_layout_, state).status()), "HOT_FULL");
   const auto wanted = leases_->Tend();
   ASSERT_EQ(wanted.size(), 1u);
@@ -275,7 +274,7 @@ TEST_P(LeasesTest, WhoLiesAboutTheChecksumIsFoundOutBeforeTheStateLeavesMemory) 
   EXPECT_EQ(ReasonOf(residency_->Persist({}, *image)), "CORRUPT");
   residency_->CheckInvariants();
   EXPECT_EQ(residency_->stats().hot_images, 0u) << "nobody keeps what is damaged";
-  EXPECT_EQ(ReasonOf(residency_->Read({}, *image).status()), "CORRUPT");
+  EXPECT_EQ(ReasonOf(residency_->Read({}, *image, nullptr).status()), "CORRUPT");
 }
 
 TEST_P(LeasesTest, AnExtentThatCantBeSealedMakesNoImage) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <random>
@@ -78,9 +79,14 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
         case 3: {
           const Entry entry = table_.Get(i);
           if (entry.image == nullptr) break;
-          auto pin = residency_->Read(op, entry.image);
+          // On a device, or wherever it is read best.
+          const std::vector<Device*> devices = memory_.devices();
+          const size_t on = random() % (devices.size() + 2);
+          auto pin = residency_->Read(op, entry.image, on < devices.size() ? devices[on] : nullptr);
           if (!Allowed(pin.status())) break;
-          EXPECT_TRUE(BytesOf(**pin) == MakeBytes(entry.image->bytes(), entry.seed));
+          std::string bytes(entry.image->bytes(), 0);
+          if (!Allowed((*pin)->CopyOut(0, bytes.size(), bytes.data()))) break;
+          EXPECT_TRUE(bytes == MakeBytes(entry.image->bytes(), entry.seed));
           EXPECT_TRUE((*pin)->attachment() == entry.attachment);
           ++reads_;
           break;
@@ -96,13 +102,42 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
           else if (const Entry entry = table_.Get(i); entry.image != nullptr) residency_->TryRead(entry.image);
           break;
       }
-      EXPECT_LE(device_->used_bytes(), device_->budget_bytes());
+      for (const Device* device : memory_.devices()) EXPECT_LE(device->used_bytes(), device->budget_bytes());
+      if (before_step_) before_step_(step);
       if (step % 50 == 0) residency_->CheckInvariants();
     }
   }
-  // True for OK; else it must be a shortage.
+  void RunAll(uint64_t seed) {
+    std::cout << "seed " << seed << std::endl;
+    cold_budget_ = 3_MiB;
+    Restart();
+    residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = 1_MiB}, memory_.memories(),
+                                             cold_.get(), &clock_);
+    std::vector<std::thread> threads;
+    for (int t = 0; t < kThreads; ++t) threads.emplace_back([this, t, seed] { Run(t, seed); });
+    for (std::thread& thread : threads) thread.join();
+    residency_->CheckInvariants();
+    const ResidencyStats stats = residency_->stats();
+    const ResidencyStats::Evictions& gone = stats.evictions;
+    std::cout << reads_ << " reads, " << refused_ << " refused, " << stats.spills << " spills, " << stats.demotions
+              << " demotions, " << stats.promotions << " promotions, "
+              << gone.behind_head + gone.clean + gone.demoted + gone.spilled << " evictions, " << stats.lost_images
+              << " lost" << std::endl;
+  }
+  void EndAll() {
+    for (size_t i = 0; i < table_.size(); ++i) table_.Set(i, {});
+    ASSERT_TRUE(residency_->WaitForReclaim());
+    residency_->CheckInvariants();
+    for (const auto& memory : residency_->stats().memories) EXPECT_EQ(memory.images, 0u);
+    EXPECT_EQ(residency_->stats().attachment_bytes, 0u);
+    EXPECT_EQ(cold_->used_bytes(), 0u);
+    EXPECT_TRUE(Stored().empty());
+  }
+  // True for OK; else it must be a shortage, or the loss of a device that failed.
   bool Allowed(const absl::Status& status) {
-    EXPECT_TRUE(status.ok() || ReasonOf(status) == "HOT_FULL" || ReasonOf(status) == "COLD_FULL") << status;
+    EXPECT_TRUE(status.ok() || ReasonOf(status) == "HOT_FULL" || ReasonOf(status) == "COLD_FULL" ||
+                (fails_ && ReasonOf(status) == "DEVICE_FAILED"))
+        << status;
     if (!status.ok()) ++refused_;
     return status.ok();
   }
@@ -110,43 +145,49 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
   SystemClock clock_;
   const std::vector<LayoutRef> layouts_ = {MakeLayout(5'000), MakeLayout(kChunk), MakeLayout(3 * kChunk + 17)};
   const TestMemory memory_{GetParam(), 16 * kChunk, &clock_};
-  Device* const device_ = memory_.device();
   std::unique_ptr<Residency> residency_;
   Table table_;
   std::atomic<int> reads_{0}, refused_{0};
+  bool fails_ = false;                    // a device may fail
+  std::function<void(int)> before_step_;  // of any thread
 };
 
-INSTANTIATE_TEST_SUITE_P(Memory, ResidencyStressTest, MemoryKinds(), MemoryKindName);
+INSTANTIATE_TEST_SUITE_P(Memory, ResidencyStressTest, AllMemories(), MemoryKindName);
 
 TEST_P(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
-  const uint64_t seed = std::random_device()();
-  std::cout << "seed " << seed << std::endl;
-  cold_budget_ = 3_MiB;
-  Restart();
-  residency_ = std::make_unique<Residency>(
-      ResidencyOptions{.attachment_budget_bytes = 1_MiB, .staging = memory_.staging()}, device_, cold_.get(), &clock_);
-  std::vector<std::thread> threads;
-  for (int t = 0; t < kThreads; ++t) threads.emplace_back([this, t, seed] { Run(t, seed); });
-  for (std::thread& thread : threads) thread.join();
-  residency_->CheckInvariants();
+  RunAll(std::random_device()());
   const ResidencyStats stats = residency_->stats();
-  std::cout << reads_ << " reads, " << refused_ << " refused, " << stats.spills << " spills, " << stats.promotions
-            << " promotions, " << stats.evictions_behind_head + stats.evictions_clean + stats.evictions_spilled
-            << " evictions" << std::endl;
   EXPECT_GT(reads_, 100);
   EXPECT_GT(stats.spills, 10u);
   EXPECT_GT(stats.promotions, 10u);
-
-  for (size_t i = 0; i < table_.size(); ++i) table_.Set(i, {});
-  ASSERT_TRUE(residency_->WaitForReclaim());
-  residency_->CheckInvariants();
-  EXPECT_EQ(residency_->stats().hot_images, 0u);
-  EXPECT_EQ(residency_->stats().hot_attachment_bytes, 0u);
-  EXPECT_EQ(cold_->used_bytes(), 0u);
-  EXPECT_TRUE(Stored().empty());
+  if (memory_.warm() != nullptr) {
+    EXPECT_GT(stats.demotions, 10u);
+  }
+  EndAll();
   residency_.reset();
-  EXPECT_EQ(device_->used_bytes(), 0u);
+  for (const Device* device : memory_.devices()) EXPECT_EQ(device->used_bytes(), 0u);
+  if (memory_.warm() != nullptr) {
+    EXPECT_EQ(memory_.warm()->used_bytes(), 0u);
+  }
 }
+
+#ifndef STATEPOOL_GPU_TESTS
+TEST_P(ResidencyStressTest, WhereDevicesFailUnderLoadEveryReadIsExactOrSaysSo) {
+  if (memory_.warm() == nullptr) GTEST_SKIP() << "nothing is left then";
+  fails_ = true;
+  std::atomic<size_t> failed{0};
+  const size_t devices = memory_.devices().size();
+  before_step_ = [&](int step) {  // the first a third of the way, the next after two
+    if (step >= kSteps / 3 && failed == 0 && failed.fetch_add(1) == 0) memory_.far(0)->Fail();
+    if (step >= kSteps * 2 / 3 && devices > 1 && failed == 1 && failed.fetch_add(1) == 1) memory_.far(1)->Fail();
+  };
+  RunAll(std::random_device()());
+  EXPECT_EQ(failed, devices);
+  EXPECT_GT(reads_, 50);
+  EXPECT_GT(residency_->stats().lost_images, 0u);
+  EndAll();
+}
+#endif
 
 }  // namespace
 }  // namespace statepool

@@ -37,9 +37,8 @@ class ResidencyTest : public AnyColdStoreTest, public testing::WithParamInterfac
     if (!fault) fault = [](TenantId, uint64_t) { return absl::OkStatus(); };
     device_ = std::make_unique<FailingDevice>(memory_->device(), std::move(fault));
     residency_ = std::make_unique<Residency>(
-        ResidencyOptions{
-            .attachment_budget_bytes = attachments, .dirty_bytes_max = dirty_bytes_max, .staging = memory_->staging()},
-        device_.get(), cold_.get(), &clock_);
+        ResidencyOptions{.attachment_budget_bytes = attachments},
+        ResidencyMemories{.hot = {{device_.get(), memory_->staging(), dirty_bytes_max}}}, cold_.get(), &clock_);
   }
 
   absl::StatusOr<ImageRef> TryWrite(const Op& op, const LayoutRef& layout, absl::string_view bytes,
@@ -73,7 +72,7 @@ class ResidencyTest : public AnyColdStoreTest, public testing::WithParamInterfac
     return *residency_->Write(op, layout, bytes);
   }
   std::string Read(const ImageRef& image) {
-    auto pin = residency_->Read({}, image);
+    auto pin = residency_->Read({}, image, nullptr);
     EXPECT_TRUE(pin.ok()) << pin.status();
     residency_->CheckInvariants();
     return pin.ok() ? BytesOf(**pin) : "";
@@ -84,7 +83,7 @@ class ResidencyTest : public AnyColdStoreTest, public testing::WithParamInterfac
     Pin pin = residency_->TryRead(image);
     if (memory_->staging() == nullptr) return pin;
     EXPECT_EQ(pin, nullptr) << "the CPU can't read it";
-    return *residency_->Read({}, image);
+    return *residency_->Read({}, image, nullptr);
   }
   bool hot(const ImageRef& image) { return residency_->tier(*image) == Tier::kHot; }
 
@@ -94,7 +93,7 @@ class ResidencyTest : public AnyColdStoreTest, public testing::WithParamInterfac
   std::unique_ptr<Residency> residency_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Memory, ResidencyTest, MemoryKinds(), MemoryKindName);
+INSTANTIATE_TEST_SUITE_P(Memory, ResidencyTest, OneMemory(), MemoryKindName);
 
 // ---- spilling ahead
 
@@ -122,7 +121,7 @@ TEST_P(ResidencyTest, WhatIsWrittenIsRead) {
   EXPECT_EQ(image->info().checksum, ChecksumOf(bytes));
   EXPECT_EQ(image->info().attachment_bytes, 8u);
   EXPECT_EQ(EpochOf(image->info().id), cold_->epoch());
-  const auto pin = residency_->Read({}, image);
+  const auto pin = residency_->Read({}, image, nullptr);
   ASSERT_TRUE(pin.ok());
   EXPECT_TRUE(BytesOf(**pin) == bytes);
   EXPECT_EQ((*pin)->attachment(), "attached");
@@ -149,7 +148,7 @@ TEST_P(ResidencyTest, AChecksumMismatchLeavesNothingBehind) {
   EXPECT_EQ(detail.field, "checksum");
   const ResidencyStats stats = residency_->stats();
   EXPECT_EQ(stats.hot_images, 0u);
-  EXPECT_EQ(stats.hot_attachment_bytes, 0u);
+  EXPECT_EQ(stats.attachment_bytes, 0u);
   EXPECT_EQ(stats.pools[0].slots_used, 0u);
   EXPECT_TRUE(TryWrite({}, MakeLayout(kChunk), bytes, "abc", ChecksumOf(bytes)).ok());
 }
@@ -222,9 +221,9 @@ TEST_P(ResidencyTest, ImagesLeaveInTheOrderOfTheDesign) {
     for (size_t j = 0; j < order.size(); ++j) EXPECT_EQ(hot(order[j]), j > i) << i << " " << j;
   }
   const ResidencyStats stats = residency_->stats();
-  EXPECT_EQ(stats.evictions_behind_head, 2u);
-  EXPECT_EQ(stats.evictions_clean, 2u);
-  EXPECT_EQ(stats.evictions_spilled, 1u);
+  EXPECT_EQ(stats.evictions.behind_head, 2u);
+  EXPECT_EQ(stats.evictions.clean, 2u);
+  EXPECT_EQ(stats.evictions.spilled, 1u);
   EXPECT_EQ(stats.spills, 2u);
   EXPECT_EQ(stats.pinned_images, 6u);
   pins.clear();
@@ -294,7 +293,7 @@ TEST_P(ResidencyTest, WhoeverWaitsForRoomHearsOfASlotThatWasGivenBackUnused) {
   Start(1);
   MemoryDisk disk;
   MemoryColdStore cold(&disk, 16 * kChunk);
-  Residency residency({.staging = memory_->staging()}, memory_->device(), &cold, &clock_);
+  Residency residency({}, memory_->memories(), &cold, &clock_);
   const LayoutRef layout = MakeLayout(kChunk);
   const std::string bytes = MakeBytes(kChunk, 1);
   const absl::string_view piece = bytes;
@@ -312,7 +311,7 @@ TEST_P(ResidencyTest, WhoeverWaitsForRoomHearsOfASlotThatWasGivenBackUnused) {
     waiter = std::thread([&] { EXPECT_TRUE(residency.Write({}, layout, state).ok()); });
     for (int i = 0; i < 1000; ++i) std::this_thread::yield();  // mostly it waits by then
   };
-  EXPECT_EQ(residency.Read({}, damaged).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_EQ(residency.Read({}, damaged, nullptr).status().code(), absl::StatusCode::kDataLoss);
   waiter.join();  // would hang
 }
 
@@ -331,7 +330,7 @@ TEST_P(ResidencyTest, WhatAFailedWriteLeftOnDiskGoesWithItsImage) {
   MemoryDisk disk;
   MemoryColdStore cold(&disk, 16 * kChunk);
   cold.put_status = Error(absl::StatusCode::kUnavailable, "DISK_FAILED", "planted");
-  Residency residency({.staging = memory_->staging()}, memory_->device(), &cold, &clock_);
+  Residency residency({}, memory_->memories(), &cold, &clock_);
   const std::string bytes = MakeBytes(kChunk, 1);
   const absl::string_view piece = bytes;
   StateBytes state;
@@ -424,7 +423,7 @@ TEST_P(ResidencyTest, WhatIsKeptForADeletedLayoutGoesWithItsLastImage) {
   residency_->LayoutDeleted(kDefaultTenant, *going);
   EXPECT_EQ(pools(), 2u);
   EXPECT_EQ(Read(image), MakeBytes(kChunk, 1));
-  auto writer = residency_->BeginWrite({}, going, 0);
+  auto writer = residency_->BeginWrite({}, going, 0, nullptr);
   image.reset();
   EXPECT_EQ(pools(), 2u);
   writer->reset();
@@ -449,7 +448,7 @@ TEST_P(ResidencyTest, SpilledImagesComeBackWithTheirAttachments) {
   std::vector<ImageRef> images;
   for (uint64_t i = 0; i < 20; ++i) images.push_back(Write(MakeBytes(kChunk, i), absl::StrCat("attachment ", i)));
   for (uint64_t i = 0; i < 20; ++i) {
-    const auto pin = residency_->Read({}, images[i]);
+    const auto pin = residency_->Read({}, images[i], nullptr);
     ASSERT_TRUE(pin.ok()) << pin.status();
     EXPECT_TRUE(BytesOf(**pin) == MakeBytes(kChunk, i));
     EXPECT_EQ((*pin)->attachment(), absl::StrCat("attachment ", i));
@@ -457,7 +456,7 @@ TEST_P(ResidencyTest, SpilledImagesComeBackWithTheirAttachments) {
   const ResidencyStats stats = residency_->stats();
   EXPECT_EQ(stats.misses, 17u);  // the three newest stayed: clean copies made room for clean copies
   EXPECT_EQ(stats.promotions, 17u);
-  EXPECT_EQ(stats.device_used_bytes, 4 * kChunk);
+  EXPECT_EQ(stats.memories[0].used_bytes, 4 * kChunk);
 }
 
 TEST_P(ResidencyTest, TryReadDoesNotPromote) {
@@ -477,7 +476,7 @@ TEST_P(ResidencyTest, AByteThatFlippedOnDiskIsDataLossAndNeverAnAnswer) {
   ASSERT_FALSE(hot(image));
   Damage(image->info().id, 12'345);
   for (int i = 0; i < 2; ++i) {
-    const auto refused = residency_->Read({}, image);
+    const auto refused = residency_->Read({}, image, nullptr);
     EXPECT_EQ(refused.status().code(), absl::StatusCode::kDataLoss);
     EXPECT_EQ(ReasonOf(refused.status()), "CORRUPT");
     residency_->CheckInvariants();
@@ -492,7 +491,7 @@ TEST_P(ResidencyTest, AByteThatFlippedInMemoryIsNeverPersisted) {
   memory_->Write(byte, {&flipped, 1});
   EXPECT_EQ(ReasonOf(residency_->Persist({}, image)), "CORRUPT");
   EXPECT_FALSE(residency_->persisted(*image));
-  EXPECT_EQ(ReasonOf(residency_->Read({}, image).status()), "CORRUPT");
+  EXPECT_EQ(ReasonOf(residency_->Read({}, image, nullptr).status()), "CORRUPT");
   EXPECT_EQ(PinHot(image), nullptr);
   EXPECT_THAT(Stored(), IsEmpty());
   std::vector<ImageRef> more;
@@ -507,7 +506,7 @@ TEST_P(ResidencyTest, PersistWritesOnceHoweverManyAsk) {
   for (int t = 0; t < 4; ++t) threads.emplace_back([&] { EXPECT_TRUE(residency_->Persist({}, large).ok()); });
   for (std::thread& thread : threads) thread.join();
   EXPECT_TRUE(residency_->persisted(*large));
-  EXPECT_EQ(residency_->stats().hot_to_cold_bytes, 2_MiB + 1);
+  EXPECT_EQ(residency_->stats().transferred_bytes.at({Tier::kHot, Tier::kCold}), 2_MiB + 1);
   EXPECT_EQ(cold_->used_bytes(), 2_MiB + 1);
 }
 
@@ -519,7 +518,7 @@ TEST_P(ResidencyTest, ManyReadersOfAColdImageShareOnePromotion) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
-      const auto pin = residency_->Read({}, image);
+      const auto pin = residency_->Read({}, image, nullptr);
       EXPECT_TRUE(pin.ok() && BytesOf(**pin) == expected);
     });
   }
@@ -541,7 +540,7 @@ TEST_P(ResidencyTest, TheColdBudgetBoundsSpillsAndCleanImagesGoInstead) {
   EXPECT_TRUE(hot(dirty_a) && hot(dirty_b));
   const auto refused = TryWrite({}, MakeLayout(kChunk), MakeBytes(kChunk, 7));
   EXPECT_EQ(ReasonOf(refused.status()), "COLD_FULL");
-  const auto unread = residency_->Read({}, clean_a);
+  const auto unread = residency_->Read({}, clean_a, nullptr);
   EXPECT_EQ(unread.status().code(), absl::StatusCode::kResourceExhausted);
 }
 
@@ -573,12 +572,12 @@ TEST_P(ResidencyTest, AttachmentsHaveABudgetToo) {
   const std::string attachment = MakeBytes(400'000, 5);
   for (uint64_t i = 0; i < 4; ++i) {
     images.push_back(Write(MakeBytes(kChunk, i), attachment));
-    EXPECT_LE(residency_->stats().hot_attachment_bytes, 1_MiB);
+    EXPECT_LE(residency_->stats().attachment_bytes, 1_MiB);
   }
   const ImageRef without = WriteHead(9);
   EXPECT_FALSE(hot(images[0]) || hot(images[1]));
   EXPECT_TRUE(hot(images[2]) && hot(images[3]) && hot(without));
-  const auto pin = residency_->Read({}, images[0]);
+  const auto pin = residency_->Read({}, images[0], nullptr);
   ASSERT_TRUE(pin.ok());
   EXPECT_TRUE((*pin)->attachment() == attachment);
   EXPECT_TRUE(hot(without));
@@ -625,7 +624,7 @@ TEST_P(ResidencyTest, AdoptedImagesComeBackAndOrphansAreSwept) {
   residency_->RecoveryDone();
   ASSERT_TRUE(residency_->WaitForReclaim());
   EXPECT_THAT(Stored(), ElementsAre(needed.id, fresh->info().id));
-  const auto pin = residency_->Read({}, image);
+  const auto pin = residency_->Read({}, image, nullptr);
   ASSERT_TRUE(pin.ok()) << pin.status();
   EXPECT_TRUE(BytesOf(**pin) == MakeBytes(kChunk, 1));
   EXPECT_EQ((*pin)->attachment(), "abc");
@@ -731,7 +730,7 @@ TEST_P(ResidencyTest, ADisownedInitialImageServesNoFurtherCreate) {
 
 TEST_P(ResidencyTest, AnAdoptedImageThatIsNotThereIsCorrupt) {
   const ImageRef image = residency_->Adopt(MakeInfo(77, MakeLayout(kChunk), MakeBytes(kChunk, 1)));
-  EXPECT_EQ(ReasonOf(residency_->Read({}, image).status()), "CORRUPT");
+  EXPECT_EQ(ReasonOf(residency_->Read({}, image, nullptr).status()), "CORRUPT");
   residency_->CheckInvariants();
 }
 

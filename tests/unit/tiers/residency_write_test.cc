@@ -27,13 +27,12 @@ class ResidencyWriteTest : public AnyColdStoreTest, public testing::WithParamInt
     residency_.reset();
     memory_ = std::make_unique<TestMemory>(GetParam(), slots * kChunk, &clock_);
     device_ = memory_->device();
-    residency_ = std::make_unique<Residency>(
-        ResidencyOptions{.attachment_budget_bytes = attachments, .staging = memory_->staging()}, device_, cold_.get(),
-        &clock_);
+    residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = attachments},
+                                             memory_->memories(), cold_.get(), &clock_);
   }
   absl::StatusOr<std::unique_ptr<ImageWriter>> Begin(uint64_t bytes = kChunk, uint64_t attachment_bytes = 0,
                                                      const Op& op = {}) {
-    auto writer = residency_->BeginWrite(op, MakeLayout(bytes), attachment_bytes);
+    auto writer = residency_->BeginWrite(op, MakeLayout(bytes), attachment_bytes, nullptr);
     residency_->CheckInvariants();
     return writer;
   }
@@ -49,7 +48,7 @@ class ResidencyWriteTest : public AnyColdStoreTest, public testing::WithParamInt
   static absl::Status Append(ImageWriter* writer, absl::string_view bytes) {
     return writer->Append({&bytes, 1}, ChecksumOf(bytes));
   }
-  std::string Read(const ImageRef& image) { return BytesOf(**residency_->Read({}, image)); }
+  std::string Read(const ImageRef& image) { return BytesOf(**residency_->Read({}, image, nullptr)); }
   uint64_t SlotsUsed() {
     uint64_t used = 0;
     for (const auto& pool : residency_->stats().pools) used += pool.slots_used;
@@ -62,7 +61,7 @@ class ResidencyWriteTest : public AnyColdStoreTest, public testing::WithParamInt
   std::unique_ptr<Residency> residency_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Memory, ResidencyWriteTest, MemoryKinds(), MemoryKindName);
+INSTANTIATE_TEST_SUITE_P(Memory, ResidencyWriteTest, OneMemory(), MemoryKindName);
 
 // ---- chunk by chunk
 
@@ -101,7 +100,7 @@ TEST_P(ResidencyWriteTest, WhatCameInChunksIsTheImageOfTheWhole) {
   residency_->CheckInvariants();
   EXPECT_EQ((*image)->info().checksum, ChecksumOf(bytes));
   EXPECT_EQ(Read(*image), bytes);
-  EXPECT_EQ((*residency_->Read({}, *image))->attachment(), "attached");
+  EXPECT_EQ((*residency_->Read({}, *image, nullptr))->attachment(), "attached");
   ASSERT_TRUE(residency_->Persist({}, *image).ok());
 }
 
@@ -124,7 +123,7 @@ TEST_P(ResidencyWriteTest, APromotionThatFindsOnlyUploadsIsToldAtOnceToo) {
   auto first = Begin(), second = Begin();  // spills it
   ASSERT_TRUE(first.ok() && second.ok()) << second.status();
   EXPECT_EQ(residency_->tier(*image), Tier::kCold);
-  EXPECT_EQ(ReasonOf(residency_->Read({}, image).status()), "HOT_FULL");
+  EXPECT_EQ(ReasonOf(residency_->Read({}, image, nullptr).status()), "HOT_FULL");
   first->reset();
   EXPECT_EQ(Read(image), MakeBytes(kChunk, 1));
   image->DropHead();
@@ -134,7 +133,7 @@ TEST_P(ResidencyWriteTest, AnAbandonedUploadGivesItsRoomBack) {
   for (int i = 0; i < 10; ++i) {
     auto one = Begin(kChunk, 1_MiB);
     ASSERT_TRUE(one.ok()) << one.status();
-    EXPECT_EQ(residency_->stats().hot_attachment_bytes, 1_MiB);
+    EXPECT_EQ(residency_->stats().attachment_bytes, 1_MiB);
     EXPECT_EQ(SlotsUsed(), 1u);
     if (i % 2 == 1) {
       ASSERT_TRUE(Append(one->get(), MakeBytes(kChunk, 1)).ok());
@@ -142,7 +141,7 @@ TEST_P(ResidencyWriteTest, AnAbandonedUploadGivesItsRoomBack) {
     one->reset();
     residency_->CheckInvariants();
     EXPECT_EQ(SlotsUsed(), 0u);
-    EXPECT_EQ(residency_->stats().hot_attachment_bytes, 0u);
+    EXPECT_EQ(residency_->stats().attachment_bytes, 0u);
   }
   EXPECT_EQ(residency_->stats().hot_images, 0u);
 }
@@ -152,7 +151,7 @@ TEST_P(ResidencyWriteTest, AnUploadThatCannotBeginTakesNothing) {
   EXPECT_EQ(ReasonOf(Begin(kChunk, 2_MiB).status()), "STATE_TOO_LARGE");
   EXPECT_EQ(ReasonOf(Begin(kChunk, 0, {.deadline = clock_.Now() - 1}).status()), "DEADLINE");
   EXPECT_EQ(SlotsUsed(), 0u);
-  EXPECT_EQ(residency_->stats().hot_attachment_bytes, 0u);
+  EXPECT_EQ(residency_->stats().attachment_bytes, 0u);
 }
 
 TEST_P(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
@@ -168,7 +167,7 @@ TEST_P(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
         const std::string bytes = MakeBytes(kChunk, random());
         if (t < 2) {
           const std::string attachment(random() % 100, 'a');
-          auto writer = residency_->BeginWrite({}, MakeLayout(kChunk), attachment.size());
+          auto writer = residency_->BeginWrite({}, MakeLayout(kChunk), attachment.size(), nullptr);
           if (!writer.ok()) {
             ASSERT_EQ(ReasonOf(writer.status()), "HOT_FULL");
             continue;
@@ -177,7 +176,7 @@ TEST_P(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
           ASSERT_TRUE(Append(writer->get(), bytes).ok());
           const auto image = (*writer)->Finish(std::nullopt, attachment);
           ASSERT_TRUE(image.ok()) << image.status();
-          ASSERT_EQ(BytesOf(**residency_->Read({}, *image)), bytes);
+          ASSERT_EQ(BytesOf(**residency_->Read({}, *image, nullptr)), bytes);
           ++finished;
         } else {
           const absl::string_view piece = bytes;
@@ -185,7 +184,7 @@ TEST_P(ResidencyWriteTest, UploadsThatComeAndGoLeaveRoomForThoseThatWrite) {
           state.pieces = {&piece, 1};
           const auto image = residency_->Write({}, MakeLayout(kChunk), state);
           ASSERT_TRUE(image.ok()) << image.status();  // two uploads and two writers: four slots
-          ASSERT_EQ(BytesOf(**residency_->Read({}, *image)), bytes);
+          ASSERT_EQ(BytesOf(**residency_->Read({}, *image, nullptr)), bytes);
           ++written;
         }
       }
@@ -226,7 +225,7 @@ TEST_P(ResidencyWriteTest, APartGoesOverItsBaseWhichStaysAsItWas) {
       pieces.push_back(rest.substr(0, n));
       rest.remove_prefix(n);
     }
-    const Pin pin = *residency_->Read({}, base);
+    const Pin pin = *residency_->Read({}, base, nullptr);
     StateBytes state;
     state.pieces = pieces;
     state.base = pin.get();
@@ -242,7 +241,7 @@ TEST_P(ResidencyWriteTest, APartGoesOverItsBaseWhichStaysAsItWas) {
 
 TEST_P(ResidencyWriteTest, APartOfAWrongLengthIsRefusedWithTheLengthThatItShouldHave) {
   const ImageRef base = *Write(MakeBytes(kChunk, 1));
-  const Pin pin = *residency_->Read({}, base);
+  const Pin pin = *residency_->Read({}, base, nullptr);
   const std::vector<ByteRange> ranges = {{10, 5}, {20, 5}};
   for (const std::string& part : {std::string(9, 'x'), std::string(11, 'x'), std::string(kChunk, 'x'), std::string()}) {
     const absl::string_view piece = part;
@@ -279,7 +278,7 @@ TEST_P(ResidencyWriteTest, AnArenasMemoryComesFromTheBudgetAndColderImagesLeaveF
     images.push_back(*Write(MakeBytes(kChunk, i)));
     images.back()->AddHead();
   }
-  auto memory = residency_->AllocateShared({}, 0, 2 * kChunk - 5);
+  auto memory = residency_->AllocateShared({}, 0, 2 * kChunk - 5, device_);
   ASSERT_TRUE(memory.ok()) << memory.status();
   residency_->CheckInvariants();
   EXPECT_EQ((*memory)->bytes(), 2 * kChunk);
@@ -287,8 +286,8 @@ TEST_P(ResidencyWriteTest, AnArenasMemoryComesFromTheBudgetAndColderImagesLeaveF
   EXPECT_EQ(residency_->tier(*images[3]), Tier::kHot);
   EXPECT_EQ(device_->used_bytes(), device_->budget_bytes());
   // It never leaves: who needs more than the rest is told.
-  const auto pin = residency_->Read({}, images[2]), other = residency_->Read({}, images[3]);
-  EXPECT_EQ(ReasonOf(residency_->AllocateShared({}, 0, kChunk).status()), "HOT_FULL");
+  const auto pin = residency_->Read({}, images[2], nullptr), other = residency_->Read({}, images[3], nullptr);
+  EXPECT_EQ(ReasonOf(residency_->AllocateShared({}, 0, kChunk, device_).status()), "HOT_FULL");
   EXPECT_EQ(ReasonOf(Write(MakeBytes(kChunk, 9)).status()), "HOT_FULL");
   memory->reset();
   residency_->SharedMemoryFreed();
@@ -297,7 +296,7 @@ TEST_P(ResidencyWriteTest, AnArenasMemoryComesFromTheBudgetAndColderImagesLeaveF
 }
 
 TEST_P(ResidencyWriteTest, WhoeverWaitsForRoomHearsThatAnArenaIsGone) {
-  auto memory = residency_->AllocateShared({}, 0, 2 * kChunk);
+  auto memory = residency_->AllocateShared({}, 0, 2 * kChunk, device_);
   ASSERT_TRUE(memory.ok());
   std::atomic<bool> freed{false};
   Op op;
@@ -321,8 +320,8 @@ TEST_P(ResidencyWriteTest, AnArenaThatCanNotBeHadEvictsNothingInVain) {
   ImageRef image = *Write(MakeBytes(kChunk, 1));
   image->AddHead();
   auto pinned = Write(MakeBytes(kChunk, 2));
-  const auto pin = residency_->Read({}, *pinned);
-  EXPECT_EQ(ReasonOf(residency_->AllocateShared({}, 0, 4 * kChunk).status()), "HOT_FULL");
+  const auto pin = residency_->Read({}, *pinned, nullptr);
+  EXPECT_EQ(ReasonOf(residency_->AllocateShared({}, 0, 4 * kChunk, device_).status()), "HOT_FULL");
   EXPECT_EQ(residency_->tier(*image), Tier::kHot);
 }
 

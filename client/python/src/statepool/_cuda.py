@@ -183,6 +183,20 @@ class GpuPieces:
             self.gpu.driver.cuMemAddressFree(self.address, self.nbytes)
 
 
+def device_name(device: Any = None) -> str:
+    """What the daemon calls a GPU of this process: "cuda:GPU-<uuid>". device: a torch.device, or what makes one (1, "cuda", "cuda:1"); None: torch's current
+    one. ValueError when it is no GPU; Conflict (MAPPING_FAILED) without torch or cuda-bindings."""
+    torch, driver = _libraries()
+    wanted = torch.device("cuda" if device is None else device)
+    if wanted.type != "cuda":
+        raise ValueError(f"{device!r} is no GPU")
+    ordinal = torch.cuda.current_device() if wanted.index is None else wanted.index
+    torch.cuda.init()
+    handle = _result(driver, "cuDeviceGet", driver.cuDeviceGet(ordinal))
+    uuid = bytes(_result(driver, "cuDeviceGetUuid", driver.cuDeviceGetUuid(handle)).bytes)[:16].hex()
+    return f"cuda:GPU-{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
+
+
 class _Holder:
     """What torch makes tensors of, and keeps with them."""
 

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import operator
 import os
+import re
 import socket
 import sys
 import threading
@@ -203,13 +204,14 @@ class Arena:
     After os.fork() it is the parent's: in the child load and store raise Conflict (FORKED), and close() drops what the child has of it, no more.
     """
 
-    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts, *, direct: bool = False) -> None:
-        """attempts: those of opening it. direct: this process copies where it may."""
+    def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts, *, direct: bool = False,
+                 device: str = "") -> None:
+        """attempts: those of opening it. direct: this process copies where it may. device: its name, as the daemon tells it; "": the daemon's choice."""
         self._closed = True
         self._pool = pool
         self._connection = pool._connection
         self._pid = os.getpid()
-        self._request = pb.OpenArenaRequest(layout=_requests.fingerprint(layout), rows=rows, steps=steps, view=view.to_proto())
+        self._request = pb.OpenArenaRequest(layout=_requests.fingerprint(layout), rows=rows, steps=steps, view=view.to_proto(), device=device)
         self._lock = threading.Lock()  # of what follows; held while it is opened again
         self._generation = 0  # grows with each opening
         self._told = threading.local()  # .generation: the newest one that this thread knows of
@@ -648,6 +650,8 @@ class Arena:
                 self._table = table
                 self._on_gpu = _mapping.is_gpu(table.device)
                 self._request.layout = table.layout  # whatever becomes of an alias
+                if self._on_gpu:
+                    self._request.device = table.device  # whose addresses these are
             elif _mapping.is_gpu(table.device) and self._memory.nbytes != mapped_bytes:
                 raise _changed()
             self._memory.put(fd)
@@ -1005,6 +1009,22 @@ class Rooms:
             if error.reason in ("SOCKET_UNREACHABLE", "PEER_REFUSED", "PEER_UNKNOWN", "ARENAS_OFF"):
                 return None
             raise
+
+
+def device_of(pool: Pool, device: Any) -> str:
+    """The name of the device for an arena, "" for the daemon's choice: of what Pool.open_arena was given. ValueError, Conflict (MAPPING_FAILED): of
+    _cuda.device_name."""
+    if isinstance(device, str) and not re.fullmatch(r"cuda(:\d+)?", device):
+        return device
+    if device is None and "torch" not in sys.modules:  # nothing has a current GPU
+        return ""
+    from . import _cuda
+
+    if device is not None:
+        return _cuda.device_name(device)
+    gpus = [one.name for one in pool.capabilities().devices if one.name.startswith("cuda:")]
+    current = _cuda.device_name() if len(gpus) > 1 else ""
+    return current if current in gpus else ""
 
 
 def on_host(limits: pb.Capabilities) -> bool:

@@ -533,22 +533,26 @@ class Pool:
 
     # ---------------------------------------------------------------------------------------------------------- arenas
 
-    def open_arena(self, layout: Layout | str, rows: int = 64, steps: int = 0, view: View = View(), *, direct: bool = False) -> Arena:
+    def open_arena(self, layout: Layout | str, rows: int = 64, steps: int = 0, view: View = View(), *, direct: bool = False,
+                   device: Any = None) -> Arena:
         """Memory of the daemon's on this machine, with rows for so many states of a layout, in the shapes that `view` says. See Arena.
 
         steps   states that a row holds, for speculative decoding: 0 (one, without an axis of its own) .. Capabilities.max_arena_steps
         direct  this process copies, in the thread that calls, where it may (direct ways): the daemon's threads are left to others. Otherwise the daemon
                 does, and its threads share the work
+        device  of the daemon's devices the one whose memory it is: a name of Capabilities.devices, or a torch.device (or 1, "cuda:1"): the daemon must
+                have that GPU. None: the daemon's only one; of several GPUs the one that is torch's current one, else the first that is healthy
         InvalidArgument (INVALID_VIEW, INVALID_OPTION); NotFound (LAYOUT_UNKNOWN); Exhausted (TOO_MANY_ARENAS, ARENA_TOO_LARGE, HOT_FULL); Conflict
-        (ARENAS_OFF: Capabilities.arena_socket is empty); Unavailable (SOCKET_UNREACHABLE: the daemon is on another machine).
+        (ARENAS_OFF: Capabilities.arena_socket is empty); Unavailable (SOCKET_UNREACHABLE: the daemon is on another machine; DEVICE_FAILED).
         """
+        name = arenas.device_of(self, device)
         if self._lane.has_rows:
             try:
-                return Arena(self, layout, rows, steps, view, self._attempts(retry=False), direct=direct)
+                return Arena(self, layout, rows, steps, view, self._attempts(retry=False), direct=direct, device=name)
             except (errors.Exhausted, errors.Unavailable) as error:
                 if isinstance(error, errors.Exhausted):
                     self._lane.give_way()
-        return Arena(self, layout, rows, steps, view, self._attempts(), direct=direct)
+        return Arena(self, layout, rows, steps, view, self._attempts(), direct=direct, device=name)
 
     def empty(self, layout: Layout | str, count: int = 1) -> Buffers:
         """Arrays of Layout.state_bytes (uint8) for `get(out=...)` and `set`, which then go through memory shared with the daemon, not in messages.

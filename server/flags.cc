@@ -299,6 +299,8 @@ absl::StatusOr<DaemonFlags> CheckFlags() {
   if (flags.max_arena_bytes > flags.hot_bytes) return Bad("max-arena-bytes", "must be at most --hot-bytes, or 0");
   flags.direct = absl::GetFlag(FLAGS_direct);
   if (flags.direct && flags.arena_socket.empty()) return Bad("direct", "needs an --arena-socket");
+  if (flags.direct && flags.devices.size() > 1)
+    return Bad("direct", "a lease has slots of one device only in this version; name one in --devices");
   flags.max_pinned_bytes = absl::GetFlag(FLAGS_max_pinned_bytes).bytes;
   if (flags.max_pinned_bytes == 0) flags.max_pinned_bytes = flags.hot_bytes / 2;
   if (flags.max_pinned_bytes > flags.hot_bytes) return Bad("max-pinned-bytes", "must be at most --hot-bytes, or 0");

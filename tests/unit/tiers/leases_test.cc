@@ -538,7 +538,7 @@ TEST_P(LeasesTest, ManyWorkersAtOnceSeeWholeStatesAlone) {
   }()) << "nothing lingers";
 }
 
-INSTANTIATE_TEST_SUITE_P(Memory, LeasesTest, MemoryKinds(), MemoryKindName);
+INSTANTIATE_TEST_SUITE_P(Memory, LeasesTest, OneMemory(), MemoryKindName);
 
 }  // namespace
 }  // namespace statepool

@@ -178,7 +178,7 @@ class Residency::Writer final : public ImageWriter {
 
   uint64_t received_bytes() const override { return received_; }
   absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) override;
-  bool append_waits() const override { return !claim_.residency->device_->host_accessible(); }
+  bool append_waits() const override { return !claim_.pool->memory->in_reach; }
   void Restart() override {
     received_ = 0;
     leaves_.clear();

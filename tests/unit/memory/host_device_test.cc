@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -252,6 +253,35 @@ TEST(HostDevice, MemoryThatWasSealedAgainstRevokingIsNeverSaidToBeFree) {
     EXPECT_FALSE(shared->Revoke());
     EXPECT_FALSE(shared->Revoke());
   }
+}
+
+TEST(HostDevice, PinsEachExtentWhileItLivesAndArenasNever) {
+  std::map<char*, uint64_t> pinned;
+  bool refuse = false;
+  HostDeviceOptions options{.budget_bytes = 4 << 20, .chunk_bytes = 1 << 20};
+  options.pinning.pin = [&](char* data, uint64_t bytes) -> absl::Status {
+    if (refuse) return absl::InternalError("planted");
+    EXPECT_TRUE(pinned.emplace(data, bytes).second);
+    data[bytes - 1] = 1;  // it is mapped
+    return absl::OkStatus();
+  };
+  options.pinning.unpin = [&](char* data) {
+    EXPECT_EQ(data[pinned.at(data) - 1], 1);  // still
+    pinned.erase(data);
+  };
+  const auto device = *HostDevice::Create(std::move(options));
+  auto one = *device->AllocateExtent(0, 1), two = *device->AllocateExtent(0, 2);
+  EXPECT_EQ(pinned, (std::map<char*, uint64_t>{{one->data(), 1 << 20}, {two->data(), 2 << 20}}));
+  one.reset();
+  EXPECT_EQ(pinned.size(), 1u);
+  auto arena = *device->AllocateShared(0, 1);
+  EXPECT_EQ(pinned.size(), 1u);
+  two.reset();
+  refuse = true;
+  const auto refused = device->AllocateExtent(0, 1);
+  EXPECT_EQ(ReasonOf(refused.status()), "HOT_FULL");
+  EXPECT_EQ(device->used_bytes(), arena->bytes());
+  EXPECT_TRUE(pinned.empty());
 }
 
 }  // namespace

@@ -142,5 +142,60 @@ TEST_F(StateIoTest, ADeviceThatFailsSaysSoAndThePairComesBack) {
   EXPECT_TRUE(staging->Take({}).ok());
 }
 
+// ---- between devices
+
+// Sizes that end in the first block, at its end, in the second, and after many turns.
+TEST(CopyBetween, GivesTheSameBytesWhateverIsBetween) {
+  const SystemClock clock;
+  const uint64_t most = 5 * kBlock;
+  const auto memory = [&] { return *HostDevice::Create({.budget_bytes = 2 * most, .chunk_bytes = kMiB}); };
+  const auto near = memory(), behind_a = memory(), behind_b = memory(), behind_c = memory();
+  FarDevice a(behind_a.get(), "a"), b(behind_b.get(), "b"), c(behind_c.get(), "c", /*has_peers=*/false);
+  const auto staging = *StagingPool::Create(&a, 0, &clock);
+  const std::vector<Device*> devices = {near.get(), &a, &b, &c};
+  std::vector<std::unique_ptr<Extent>> from, to;
+  for (Device* device : devices) {
+    from.push_back(*device->AllocateExtent(0, most / kMiB));
+    to.push_back(*device->AllocateExtent(0, most / kMiB));
+  }
+  const auto reach = [&](size_t i, const Extent& extent) {
+    return i == 0 ? extent.data() : static_cast<FarDevice*>(devices[i])->Behind(extent.data(), extent.bytes());
+  };
+  for (size_t i = 0; i < devices.size(); ++i) {
+    for (size_t j = 0; j < devices.size(); ++j) {
+      for (const uint64_t bytes : {uint64_t{1}, kBlock, kBlock + 1, 2 * kBlock + 77, most}) {
+        const std::string state = RandomBytes(bytes, 100 * i + 10 * j + bytes);
+        std::memcpy(reach(i, *from[i]), state.data(), bytes);
+        std::memset(reach(j, *to[j]), 0x5a, most);
+        const uint64_t out = i == 0 ? 0 : static_cast<FarDevice*>(devices[i])->copied_out_bytes();
+        ASSERT_EQ(CopyBetween({}, staging.get(), devices[i], from[i]->data(), devices[j], to[j]->data(), bytes),
+                  absl::OkStatus());
+        EXPECT_EQ(std::memcmp(reach(j, *to[j]), state.data(), bytes), 0) << i << " to " << j << ", " << bytes;
+        if (bytes < most) {
+          EXPECT_EQ(reach(j, *to[j])[bytes], 0x5a);
+        }
+        if (i == 0 || i == j) continue;
+        const bool through_the_host = j == 0 || j == 3;  // whoever receives must reach the other
+        EXPECT_EQ(static_cast<FarDevice*>(devices[i])->copied_out_bytes() - out, through_the_host ? bytes : 0);
+      }
+    }
+  }
+}
+
+TEST(CopyBetween, SaysThatEitherDeviceFailed) {
+  const SystemClock clock;
+  const auto memory = [] { return *HostDevice::Create({.budget_bytes = 2 * kMiB, .chunk_bytes = kMiB}); };
+  for (const bool has_peers : {false, true}) {
+    for (const bool source_fails : {false, true}) {
+      const auto behind_a = memory(), behind_b = memory();
+      FarDevice a(behind_a.get(), "a", has_peers), b(behind_b.get(), "b", has_peers);
+      const auto staging = *StagingPool::Create(&a, 0, &clock);
+      const auto from = *a.AllocateExtent(0, 1), to = *b.AllocateExtent(0, 1);
+      (source_fails ? a : b).Fail();
+      EXPECT_EQ(ReasonOf(CopyBetween({}, staging.get(), &a, from->data(), &b, to->data(), kMiB)), "DEVICE_FAILED");
+    }
+  }
+}
+
 }  // namespace
 }  // namespace statepool

@@ -106,8 +106,7 @@ class TileCutter {
     CopyTile tile = first_tile;
     tile.kind = TileKind::kRuns;
     tile.run_bytes = static_cast<uint16_t>(run);
-    tile.runs = {0, static_cast<uint32_t>(first_axis), static_cast<uint32_t>(axes_.size() - first_axis),
-                 alignment};
+    tile.runs = {0, static_cast<uint32_t>(first_axis), static_cast<uint32_t>(axes_.size() - first_axis), alignment};
     for (uint64_t first = 0, count; first < runs; first += count) {
       count = std::min(limits_.tile_bytes / run, runs - first);
       tile.runs.first = static_cast<uint32_t>(first);

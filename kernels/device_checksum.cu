@@ -39,10 +39,15 @@ __global__ void __launch_bounds__(kThreads, 4)
   const uint64_t left = bytes - uint64_t{leaf} * kLeafBytes;
   const uint32_t size = left < kLeafBytes ? static_cast<uint32_t>(left) : static_cast<uint32_t>(kLeafBytes);
   uint64_t* const hash = &hashes[blockIdx.x];
+  const auto hash_leaf = [&](const auto& leaf_bytes) {
+    const uint64_t last = SumGroups<kThreads / 32>(leaf_bytes, size, sums);
+    __syncthreads();
+    if (threadIdx.x < 8) FinishHash(leaf_bytes, size, sums, last, hash);
+  };
   if (reinterpret_cast<uintptr_t>(data) % 16 == 0) {
-    HashLeafInBlock<kThreads / 32>(LeafBytes<true>{data}, size, sums, hash);
+    hash_leaf(LeafBytes<true>{data});
   } else {
-    HashLeafInBlock<kThreads / 32>(LeafBytes<false>{data}, size, sums, hash);
+    hash_leaf(LeafBytes<false>{data});
   }
 }
 

@@ -1,16 +1,15 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// A block for each leaf of each item: its warps bring the leaf's tiles into shared memory, from where all of them write
-// it to the state and hash it. So the bytes are read once, and a block's memory is as much as keeps three of them on an
-// H100's multiprocessor: while one waits or goes through its scrambles, others read.
-#include "kernels/device_leaves.h"
-
+// A block for each leaf of each item: its warps bring the leaf's tiles into shared memory and sum it up for its hash
+// from there; then one finishes the hash while the others write the leaf to the state. So the bytes are read once, and
+// a block's memory is as much as keeps three of them on an H100's multiprocessor: while one waits, others read.
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
 #include "kernels/device_copy_plan.h"
+#include "kernels/device_leaves.h"
 #include "kernels/device_tiles.cuh"
 #include "kernels/device_xxh3.cuh"
 
@@ -27,7 +26,7 @@ class SharedLeaf {
 
   __device__ explicit SharedLeaf(char* memory) : memory_(memory) {}
   __device__ char* At(uint32_t at) const { return memory_ + PlaceOf(at); }
-  // As HashLeafInBlock wants them.
+  // As SumGroups wants them.
   __device__ uint32_t Byte(uint32_t at) const { return *reinterpret_cast<const uint8_t*>(At(at)); }
   __device__ ulonglong2 Two(uint32_t at) const { return *reinterpret_cast<const ulonglong2*>(At(at)); }
 
@@ -37,30 +36,30 @@ class SharedLeaf {
   char* const memory_;
 };
 
-// A warp copies `count` words to shared memory. where(i): from where, and to which place in the leaf; from nowhere: it
-// is none. Done for the warp after __pipeline_wait_prior.
-template <typename Word>
 struct Move {
-  const char* from;
-  uint32_t to;
+  const char* from;  // null: there is nothing to move
+  uint32_t to;       // place in the leaf
 };
+
+// A warp copies `count` words to shared memory, each as where(i) says. They are there for the warp after
+// __pipeline_wait_prior.
 template <typename Word, typename Where>
 __device__ void BringWords(const SharedLeaf& leaf, uint32_t count, const Where& where) {
   const uint32_t lane = threadIdx.x % 32;
   if constexpr (sizeof(Word) >= 4) {
 #pragma unroll 4
     for (uint32_t i = lane; i < count; i += 32) {
-      const Move<Word> move = where(i);
+      const Move move = where(i);
       if (move.from != nullptr) __pipeline_memcpy_async(leaf.At(move.to), move.from, sizeof(Word));
     }
   } else {  // too small for that
     constexpr uint32_t kAtOnce = 8;
     for (uint32_t begin = lane; begin < count; begin += 32 * kAtOnce) {
       Word word[kAtOnce];
-      Move<Word> move[kAtOnce];
+      Move move[kAtOnce];
 #pragma unroll
       for (uint32_t i = 0; i < kAtOnce; ++i) {
-        move[i] = begin + 32 * i < count ? where(begin + 32 * i) : Move<Word>{nullptr, 0};
+        move[i] = begin + 32 * i < count ? where(begin + 32 * i) : Move{nullptr, 0};
         if (move[i].from != nullptr) word[i] = *reinterpret_cast<const Word*>(move[i].from);
       }
 #pragma unroll
@@ -75,7 +74,7 @@ __device__ void BringLinear(const SharedLeaf& leaf, uint32_t to, const char* fro
   WithWord(AddressOf(from) ^ to, [&]<typename Word>(Word) {
     const uint32_t head = min(bytes, static_cast<uint32_t>(-to % sizeof(Word)));
     const uint32_t words = (bytes - head) / sizeof(Word), tail = bytes - head - words * sizeof(Word);
-    BringWords<Word>(leaf, words, [&](uint32_t i) -> Move<Word> {
+    BringWords<Word>(leaf, words, [&](uint32_t i) -> Move {
       const uint32_t at = head + i * sizeof(Word);
       return {from + at, to + at};
     });
@@ -89,7 +88,7 @@ __device__ void BringRuns(const SharedLeaf& leaf, uint32_t to, const char* from,
                           const TileAxis* axes) {
   WithWord(tile.runs.alignment | AddressOf(from) | to, [&]<typename Word>(Word) {
     const Divisor run_of(tile.run_bytes);
-    BringWords<Word>(leaf, tile.bytes / sizeof(Word), [&](uint32_t i) -> Move<Word> {
+    BringWords<Word>(leaf, tile.bytes / sizeof(Word), [&](uint32_t i) -> Move {
       const uint32_t at = i * sizeof(Word), run = run_of(at);
       return {from + PlaceOfRun(tile.runs, axes, run) + (at - run * tile.run_bytes), to + at};
     });
@@ -104,18 +103,17 @@ __device__ void BringTransposed(const SharedLeaf& leaf, uint32_t to, const char*
   const uint32_t pieces_y = (tile.size.y + kAlongY - 1) / kAlongY, pieces_x = (tile.size.x + kAlongX - 1) / kAlongX;
   const Divisor by_y(pieces_y);
   const auto bring = [&]<typename Word>(Word, uint32_t words_each) {
-    BringWords<Word>(leaf, pieces_y * pieces_x * 32 * words_each, [&](uint32_t i) -> Move<Word> {
+    BringWords<Word>(leaf, pieces_y * pieces_x * 32 * words_each, [&](uint32_t i) -> Move {
       const uint32_t piece = i / (32 * words_each), piece_x = by_y(piece), piece_y = piece - piece_x * pieces_y;
       const uint32_t in = i / words_each % 32, byte = i % words_each * sizeof(Word);
       const uint32_t y = piece_y * kAlongY + in % kAlongY, x = piece_x * kAlongX + in / kAlongY;
       if (y >= tile.size.y || x >= tile.size.x) return {nullptr, 0};
-      return {from + x * strides.x_row_stride + y * strides.y_row_stride + byte,
-              to + x * static_cast<uint32_t>(sizeof(Element)) + y * static_cast<uint32_t>(strides.y_state_stride) +
-                  byte};
+      return {
+          from + x * strides.x_row_stride + y * strides.y_row_stride + byte,
+          to + x * static_cast<uint32_t>(sizeof(Element)) + y * static_cast<uint32_t>(strides.y_state_stride) + byte};
     });
   };
-  const uint64_t offsets =
-      AddressOf(from) | to | strides.y_state_stride | strides.x_row_stride | strides.y_row_stride;
+  const uint64_t offsets = AddressOf(from) | to | strides.y_state_stride | strides.x_row_stride | strides.y_row_stride;
   if (offsets % sizeof(Element) == 0) return bring(Element(), 1);
   bring(uint8_t(), sizeof(Element));
 }
@@ -133,14 +131,17 @@ __device__ void BringTile(const SharedLeaf& leaf, uint32_t to, const char* from,
   }
 }
 
+// By all threads but the first warp's.
 __device__ void WriteLeaf(char* to, const SharedLeaf& leaf, uint32_t size) {
+  constexpr uint32_t kWriters = kLeafThreads - 32;
+  const uint32_t writer = threadIdx.x - 32;
   WithWord(AddressOf(to), [&]<typename Word>(Word) {
     const uint32_t words = size / sizeof(Word), tail = size - words * sizeof(Word);
 #pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < words; i += kLeafThreads) {
+    for (uint32_t i = writer; i < words; i += kWriters) {
       reinterpret_cast<Word*>(to)[i] = *reinterpret_cast<const Word*>(leaf.At(i * sizeof(Word)));
     }
-    if (threadIdx.x < tail) to[size - tail + threadIdx.x] = *leaf.At(size - tail + threadIdx.x);
+    if (writer < tail) to[size - tail + writer] = *leaf.At(size - tail + writer);
   });
 }
 
@@ -165,8 +166,13 @@ __global__ void __launch_bounds__(kLeafThreads, 3)
   __pipeline_commit();
   __pipeline_wait_prior(0);
   __syncthreads();
-  WriteLeaf(item.state + begin, leaf, size);
-  HashLeafInBlock<kLeafWarps>(leaf, size, sums, &hashes[blockIdx.x]);
+  const uint64_t last = SumGroups<kLeafWarps>(leaf, size, sums);
+  __syncthreads();
+  if (threadIdx.x >= 32) {
+    WriteLeaf(item.state + begin, leaf, size);
+  } else if (threadIdx.x < 8) {
+    FinishHash(leaf, size, sums, last, &hashes[blockIdx.x]);
+  }
 }
 
 template <size_t kMax>

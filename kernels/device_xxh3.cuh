@@ -1,9 +1,9 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// XXH3-64 of one leaf by one block of threads, for kernels that have a leaf at hand. As its specification has it: leaves
-// of more than 240 bytes are summed up in stripes of 64, sixteen stripes then go through a scramble. Only the scrambles
-// depend on one another, so the sums of all sixteens are made at once, by all warps of a block, and eight threads then
-// go through the scrambles, while other blocks' reads keep the memory busy.
+// XXH3-64 of one leaf by one block of threads, for kernels that have a leaf at hand. As its specification has it:
+// leaves of more than 240 bytes are summed up in stripes of 64, sixteen stripes then go through a scramble. Only the
+// scrambles depend on one another, so the sums of all sixteens are made at once, by all warps of a block, and eight
+// threads then go through the scrambles, while other blocks' reads keep the memory busy.
 #ifndef STATEPOOL_KERNELS_DEVICE_XXH3_CUH_
 #define STATEPOOL_KERNELS_DEVICE_XXH3_CUH_
 
@@ -138,18 +138,22 @@ struct GroupSums {
   uint64_t of[kGroups][8];
 };
 
-// Hashes a leaf of `size` bytes and puts the hash to *hash: all threads of a block of kWarps warps, which need no
-// barrier before. `bytes` reads the leaf: Two(at) the words at `at`, a multiple of 16, and at + 8; Byte(at) one
-// byte, as a uint32_t.
+// Of a leaf of `size` bytes.
+struct LeafParts {
+  uint32_t scrambles, stripes;  // whole stripes after the last scramble
+
+  __device__ explicit LeafParts(uint32_t size)
+      : scrambles((size - 1) / kGroupBytes), stripes((size - 1 - scrambles * kGroupBytes) / kStripeBytes) {}
+};
+
+// The first half of hashing a leaf: all threads of a block of kWarps warps, each of which gives to FinishHash what it
+// gets. `bytes` reads the leaf: Two(at) the words at `at`, a multiple of 16, and at + 8; Byte(at) one byte, as a
+// uint32_t.
 template <uint32_t kWarps, typename Bytes>
-__device__ void HashLeafInBlock(const Bytes& bytes, uint32_t size, GroupSums& sums, uint64_t* hash) {
+__device__ uint64_t SumGroups(const Bytes& bytes, uint32_t size, GroupSums& sums) {
   constexpr uint32_t kGroupsAtOnce = 4;  // a warp's
-  if (size <= kShortBytes) {
-    if (threadIdx.x == 0) *hash = HashShort(bytes, size);
-    return;
-  }
-  const uint32_t scrambles = (size - 1) / kGroupBytes;
-  const uint32_t stripes = (size - 1 - scrambles * kGroupBytes) / kStripeBytes;  // whole ones, after the last scramble
+  if (size <= kShortBytes) return 0;
+  const LeafParts parts(size);
   const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
   // The last stripe, wherever it begins: read with the others, not when they are done.
@@ -167,7 +171,7 @@ __device__ void HashLeafInBlock(const Bytes& bytes, uint32_t size, GroupSums& su
 #pragma unroll
     for (uint32_t i = 0; i < kGroupsAtOnce * 2; ++i) {
       const uint32_t of = group + i / 2;
-      const uint32_t whole = of < scrambles ? kStripes : of == scrambles ? stripes : 0;
+      const uint32_t whole = of < parts.scrambles ? kStripes : of == parts.scrambles ? parts.stripes : 0;
       uint64_t* const two = &words[i / 2][i % 2 * 2];
       two[0] = two[1] = 0;
       if (stripe + i % 2 * 8 >= whole) continue;
@@ -197,18 +201,27 @@ __device__ void HashLeafInBlock(const Bytes& bytes, uint32_t size, GroupSums& su
     const uint32_t mine = (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
     sums.of[group + mine / 2][2 * p + mine % 2] = sum[0];
   }
-  __syncthreads();
+  return last;
+}
 
-  if (threadIdx.x >= 8) return;
+// The second, after a barrier: threads 0 to 7 put the leaf's hash to *hash.
+template <typename Bytes>
+__device__ void FinishHash(const Bytes& bytes, uint32_t size, const GroupSums& sums, uint64_t last, uint64_t* hash) {
+  const uint32_t lane = threadIdx.x;
+  if (size <= kShortBytes) {
+    if (lane == 0) *hash = HashShort(bytes, size);
+    return;
+  }
+  const LeafParts parts(size);
   constexpr uint32_t kEight = 0xff;
   uint64_t sum = kStart[lane];
   const uint64_t key = kKeys.at[16 + lane];
 #pragma unroll 8
-  for (uint32_t i = 0; i < scrambles; ++i) {
+  for (uint32_t i = 0; i < parts.scrambles; ++i) {
     sum += sums.of[i][lane];
     sum = (sum ^ sum >> 47 ^ key) * kPrime32_1;
   }
-  if (stripes > 0) sum += sums.of[scrambles][lane];
+  if (parts.stripes > 0) sum += sums.of[parts.scrambles][lane];
   sum += Product(last, kLastKeys.at[lane]) + __shfl_xor_sync(kEight, last, 1);
   const uint64_t keyed = sum ^ kMergeKeys.at[lane];
   uint64_t merged = MultiplyFold(keyed, __shfl_xor_sync(kEight, keyed, 1));

@@ -31,8 +31,8 @@ constexpr uint64_t kMostAutomaticChunkBytes = 16 << 20;
 constexpr uint64_t kLeastAutomaticChunkBytes = 2 << 20;
 constexpr uint64_t kAutomaticChunks = 64;
 constexpr uint64_t kStagingAlignment = 4096;
-// Who sleeps is woken some 50 us after the device is done, as long as it copies tens of MiB: so a wait begins awake, for
-// as long as that, unless others do already.
+// Who sleeps is woken some 50 us after the device is done, as long as it copies tens of MiB: so a wait begins awake,
+// for as long as that, unless others do already.
 constexpr std::chrono::microseconds kAwake{50};
 constexpr uint32_t kAwakeMost = 2;
 constexpr uint64_t kStagingMost = uint64_t{1} << 46;  // no machine has more, and sums don't overflow
@@ -674,8 +674,7 @@ class CudaDevice::Copier final : public RowCopier {
     batch.reserve(items.size());
     for (const ScatterItem& item : items) batch.push_back({item.row, item.accepted, item.state});
     auto* const hashes = static_cast<LeafHash*>(hashes_);
-    RETURN_IF_ERROR(
-        Run("scattering rows", [&] { return plan_->ScatterAndHash(batch, arena, hashes, stream_); }));
+    RETURN_IF_ERROR(Run("scattering rows", [&] { return plan_->ScatterAndHash(batch, arena, hashes, stream_); }));
     std::copy_n(hashes, leaves.size(), leaves.begin());
     return absl::OkStatus();
   }

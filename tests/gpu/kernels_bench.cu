@@ -1,10 +1,10 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Gather and scatter of whole batches, the latter also with hashes, beside one cudaMemcpy of as many bytes; hashes beside
-// a kernel that only reads. One line of JSON for each figure, which kernels.py reads. `us`: the best of 20 calls, each between two events,
-// `p50_us` and `p99_us` of the same; `graph_us`: of one of ten in a graph, which leaves out what a launch costs the host.
-// Every call takes other slots and rows where there are others, so that the caches don't have its bytes from the call
-// before. Bytes are counted as read and as written.
+// Gather and scatter of whole batches, the latter also with hashes, beside one cudaMemcpy of as many bytes; hashes
+// beside a kernel that only reads. One line of JSON for each figure, which kernels.py reads. `us`: the best of 20
+// calls, each between two events, `p50_us` and `p99_us` of the same; `graph_us`: of one of ten in a graph, which leaves
+// out what a launch costs the host. Every call takes other slots and rows where there are others, so that the caches
+// don't have its bytes from the call before. Bytes are counted as read and as written.
 //
 // gpu_kernels_bench [--quick] [--seed=N]; --quick: 64 rows of what has a goal, and of the small model.
 #include <cuda_runtime.h>

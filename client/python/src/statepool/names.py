@@ -79,7 +79,7 @@ class Info:
     def from_proto(info: pb.NameInfo) -> Info:
         """Takes the fields out of the message when the first of them is asked for: of a large batch most never are."""
         made = object.__new__(Info)
-        made.__dict__["_message"] = info
+        object.__setattr__(made, "_message", info)
         return made
 
     if not TYPE_CHECKING:  # to a type checker there are the fields above, and no others

@@ -122,7 +122,7 @@ def measure_fork(workspace, directory, quick, seed, _devices):
 def measure_spill(workspace, directory, quick, seed, _devices):
     require_gpus()
     missed = harness.Missed()
-    for part, hot, warm in (("disk", "4GiB", "0"), ("warm", "5GiB", "10GiB"), ("trips", "192MiB", "0"), ("trips", "192MiB", "256MiB")):
+    for part, hot, warm in (("disk", "4GiB", "0"), ("warm", "5GiB", "10GiB"), ("trips", "192MiB", "0"), ("trips", "192MiB", "192MiB")):
         name = f"{part}-{warm}"
         with missed.one(f"gpu-spill {name}"), daemon(workspace, directory, name, "cuda", hot, warm, direct=False) as (child, address, metrics):
             yield from program("gpu_spill.py", GPU_MODULES, workspace, part=part, server=address, metrics=metrics, seed=seed, quick=quick,

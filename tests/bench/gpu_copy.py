@@ -13,13 +13,13 @@ import torch
 from statepool import StoreItem
 
 ROWS = {"mamba-2.8b": (1, 64, 256), "rwkv-7": (1, 64, 256), "qwen3-next": (64,), "lfm2": (1, 64, 256)}
-QUICK_ROWS = {"mamba-2.8b": (1, 64), "lfm2": (1, 64)}
-ONE_ROW_N = 60             # calls for one row; worker.N for more
+QUICK_ROWS = {"mamba-2.8b": (1, 64), "lfm2": (64,)}
+CALLS, ONE_ROW_CALLS, QUICK_CALLS = 20, 60, 10
 NAMES_BYTES = 1 << 30      # versions of a model are at least so many bytes together
 RPC_GOAL = 2               # one large row, times an empty RPC
 LARGE_BYTES = 20_000_000
 STEP_GOALS_MS = {("direct", "time-sliced"): 0.15, ("direct", "mps"): 0.15, ("isolated", "mps"): 0.5}
-STEPS, QUICK_STEPS = 80, 25  # of each kind
+STEPS, QUICK_STEPS = 80, 20  # of each kind
 STEP_PRODUCTS = 10         # a step of the measuring worker: so many products of 4096 x 4096 matrices, about 2 ms
 COPY = "one cudaMemcpyAsync device to device of as many bytes, by torch"
 
@@ -83,11 +83,11 @@ def is_direct(model, metrics):
     return worker.pinned_slots(metrics) > before
 
 
-def copy_lines(model, rows, device_copy, copy_times, sharing):
+def copy_lines(model, rows, calls, device_copy, copy_times, sharing):
     """Load and Store of so many rows, each call followed by one of torch's copy and an empty RPC."""
     nbytes = rows * model.layout.state_bytes
     taken = {what: [] for what in ("load", "store", "memcpy", "rpc", "load_copy", "store_copy")}
-    for _ in range((worker.N if rows > 1 else ONE_ROW_N) + 3):
+    for _ in range(calls + 3):
         for what in ("load", "store"):
             taken[what].append(getattr(model, what)(model.some(rows)))
             taken[f"{what}_copy"].append(copy_times.last_us or 0)
@@ -182,7 +182,8 @@ def main():
                             busy.set(count)
                             sharing = f"{count}_{options.sharing}" if count or options.sharing == "mps" else "idle"
                             for batch in rows:
-                                yield from copy_lines(model, batch, device_copy, copy_times, sharing)
+                                calls = QUICK_CALLS if options.quick else CALLS if batch > 1 else ONE_ROW_CALLS
+                                yield from copy_lines(model, batch, calls, device_copy, copy_times, sharing)
                             if name == "mamba-2.8b":
                                 yield from step_lines(model, options.sharing, count, QUICK_STEPS if options.quick else STEPS, missed)
                         busy.set(0)

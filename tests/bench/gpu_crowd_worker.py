@@ -271,7 +271,9 @@ class Worker:
 
     def delete(self):
         layout = self.any_layout()
-        for name in self.some_names(layout, 4) if self.live_bytes > self.target_bytes else ():
+        for name in self.some_names(layout, 12):
+            if self.live_bytes <= self.target_bytes:
+                return
             try:
                 self.pool.delete(name)
             except statepool.StatepoolError as error:

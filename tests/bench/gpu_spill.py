@@ -26,7 +26,7 @@ REALLY_MIN = 0.95                                   # of the bytes must have gon
 WARM_PASSES, QUICK_WARM_PASSES, WARM_STATES = 8, 4, 320
 WARM_CALLS_MIN = 8                                  # of those that moved as many bytes as they have: some states stay on the GPU
 DISK_GOAL, WARM_GOAL = 0.8, 0.9
-TRIP_STATES, TRIP_ROUNDS, QUICK_TRIP_ROUNDS = 96, 10, 5
+TRIP_STATES, TRIP_ROUNDS, QUICK_TRIP_ROUNDS = 96, 16, 8
 TRIPS = statepool.Layout("bench/trips", tuple(       # every dtype, 4 MB together
     statepool.Tensor(f"of_{dtype}", range(4), dtype, {"a": 64, "b": 512}) for dtype in (
         "float32", "float16", "bfloat16", "float64", "float8_e4m3", "float8_e5m2", "int8", "uint8", "int16", "int32", "int64")))
@@ -188,8 +188,8 @@ def warm(options, pool):
 
 
 def trips(options, pool):
-    """States of random bits, NaNs among them, in a daemon whose tiers above the disk have room for some: each is loaded, compared and described in every
-    round, and stored anew in some."""
+    """States of random bits, NaNs among them, in a daemon whose tiers above the disk have room for some: each is described, loaded and compared in every
+    round, and stored anew in a third of them. VOLATILE, so that it goes the whole way down: what the disk has already is dropped at once."""
     layout = pool.register_layout(TRIPS)
     rng = random.Random(options.seed)
     arena = pool.open_arena(layout, rows=8)
@@ -216,10 +216,10 @@ def trips(options, pool):
                 checked += 1
                 wrong += not np.array_equal(read(0), states[name])
                 seen[name]["hot"] += pool.describe(name).tier == "hot"
-            if name not in states or rng.random() < 0.1:
+            if name not in states or rng.random() < 1 / 3:
                 states[name] = np.frombuffer(rng.randbytes(layout.state_bytes), np.uint8).copy()
                 write(1, states[name])
-                arena.store({1: StoreItem(name, whole_row=True, any_revision=True, max_history=1)}, position=round_number)
+                arena.store({1: StoreItem(name, whole_row=True, any_revision=True, max_history=1, durability="volatile")}, position=round_number)
     for name in names:
         checked += 1
         wrong += not np.array_equal(np.frombuffer(pool.get(name).data, np.uint8), states[name])

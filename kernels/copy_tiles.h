@@ -6,7 +6,8 @@
 //
 // Tiles for copying cover each byte of the state once, ascending but for transposed ones. Tiles for clearing cover what
 // a row has beside the state, that is what Clear makes zero and Gather does not write: so the two need no order among
-// them. Pure functions, thread-safe.
+// them. Tiles of leaves are smaller, one warp's each, and none crosses a leaf of the state's checksum: so a block that
+// copies the tiles of a leaf has all that it must hash. Pure functions, thread-safe.
 #ifndef STATEPOOL_KERNELS_COPY_TILES_H_
 #define STATEPOOL_KERNELS_COPY_TILES_H_
 
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/checksum.h"
 #include "kernels/copy_plan.h"
 
 namespace statepool {
@@ -22,6 +24,7 @@ namespace statepool {
 inline constexpr uint32_t kTileBytes = 16 << 10;
 // Of a transposed tile in shared memory: with what keeps its columns in different banks.
 inline constexpr uint32_t kTransposedTileBytes = 20 << 10;
+inline constexpr uint32_t kLeafTileBytes = 4 << 10;  // of one that lies within a leaf
 
 // How a tile's bytes are found. In the state a linear tile and one of runs are one piece.
 enum class TileKind : uint16_t {
@@ -98,6 +101,16 @@ struct CopyTiles {
 
 // Fails for segments of 2^32 runs or more: UNIMPLEMENTED.
 absl::StatusOr<CopyTiles> TilesOf(const CopyPlan& plan);
+
+// Tiles of at most kLeafTileBytes. Those of leaf i are [first[i], first[i + 1]) and cover each of its bytes once.
+struct LeafTiles {
+  std::vector<CopyTile> tiles;
+  std::vector<uint32_t> first;  // LeafCount and one more
+  std::vector<TileAxis> axes;
+};
+
+// Fails for 2^32 tiles or more: UNIMPLEMENTED.
+absl::StatusOr<LeafTiles> LeafTilesOf(const CopyPlan& plan);
 
 }  // namespace statepool
 

@@ -11,32 +11,14 @@
 #include <vector>
 
 #include "kernels/copy_tiles.h"
-#include "kernels/device_checksum.h"
 #include "kernels/device_copy_plan.h"
+#include "kernels/device_leaves.h"
+#include "kernels/device_tiles.cuh"
 
 namespace statepool {
 namespace {
 
 constexpr uint32_t kThreads = 128;
-constexpr size_t kFewItems = 64;  // what a small batch takes with it as arguments
-
-// `first` and `count`: of a gather's items with this state. `accepted`: of the others.
-struct Item {
-  char* state;
-  uint32_t row;
-  union {
-    struct {
-      uint16_t first, count;
-    } same;
-    uint32_t accepted;
-  };
-};
-static_assert(sizeof(Item) == 16);
-
-template <size_t kMax>
-struct Items {
-  Item at[kMax];
-};
 
 template <typename Tile>
 struct DeviceTiles {
@@ -45,43 +27,6 @@ struct DeviceTiles {
   uint32_t tile_count;
   uint32_t copy_count;  // tiles from here on clear
 };
-
-template <uint32_t kBytes>
-struct WordOf;
-template <>
-struct WordOf<1> {
-  using Type = uint8_t;
-};
-template <>
-struct WordOf<2> {
-  using Type = uint16_t;
-};
-template <>
-struct WordOf<4> {
-  using Type = uint32_t;
-};
-template <>
-struct WordOf<8> {
-  using Type = uint2;
-};
-template <>
-struct WordOf<16> {
-  using Type = uint4;
-};
-
-// Calls visit(Word()) with the widest word that `offsets`, addresses among them, are multiples of.
-template <typename Visit>
-__device__ void WithWord(uint64_t offsets, const Visit& visit) {
-  switch (offsets & 15) {
-    case 0: return visit(uint4());
-    case 8: return visit(uint2());
-    case 4:
-    case 12: return visit(uint32_t());
-    default: return offsets % 2 == 0 ? visit(uint16_t()) : visit(uint8_t());
-  }
-}
-
-__device__ uint64_t AddressOf(const void* p) { return reinterpret_cast<uint64_t>(p); }
 
 // Null `from`: zeros.
 template <typename Word>
@@ -115,30 +60,6 @@ __device__ void CopyLinear(char* to, const char* from, uint32_t bytes) {
     }
   });
 }
-
-// Where a run lies in the row.
-__device__ uint64_t PlaceOfRun(const CopyTile::Runs& runs, const TileAxis* axes, uint32_t run) {
-  uint32_t index = runs.first + run;
-  uint64_t place = 0;
-  for (uint32_t i = 0; i + 1 < runs.axis_count; ++i) {
-    const TileAxis axis = axes[runs.axis + i];
-    const uint32_t t = __umulhi(index, axis.magic);
-    const uint32_t outer = (t + ((index - t) >> axis.shift_1)) >> axis.shift_2;
-    place += (index - outer * axis.size) * axis.row_stride;
-    index = outer;
-  }
-  return runs.axis_count == 0 ? place : place + index * axes[runs.axis + runs.axis_count - 1].row_stride;
-}
-
-// Division of numbers below 2^14 by one below 2^14.
-class Divisor {
- public:
-  __device__ explicit Divisor(uint32_t size) : inverse_(size == 1 ? 0 : ~0u / size + 1) {}
-  __device__ uint32_t operator()(uint32_t n) const { return inverse_ == 0 ? n : __umulhi(n, inverse_); }
-
- private:
-  const uint32_t inverse_;
-};
 
 template <bool kToRow>
 __device__ void CopyRuns(const CopyTile& tile, const TileAxis* axes, char* to, const char* from) {
@@ -244,7 +165,7 @@ __global__ void __launch_bounds__(kThreads)
       index = same.first + (at - tile_index * same.count);
     }
   }
-  const Item item = items.at[index];
+  const CopyItem item = items.at[index];
   const CopyTile tile = plan.tiles[tile_index];
   char* const row =
       arena + tile.arena_offset + item.row * tile.row_stride + (kToRow ? 0 : (item.accepted - 1) * tile.accept_stride);
@@ -271,7 +192,7 @@ template <size_t kMax>
 __global__ void __launch_bounds__(kThreads)
     AdvanceKernel(const __grid_constant__ Items<kMax> items, DeviceTiles<AdvanceTile> plan, char* arena) {
   const uint32_t index = blockIdx.x / plan.tile_count;
-  const Item item = items.at[index];
+  const CopyItem item = items.at[index];
   if (item.accepted == 1) return;
   const AdvanceTile tile = plan.tiles[blockIdx.x - index * plan.tile_count];
   char* const to = arena + tile.arena_offset + item.row * tile.row_stride;
@@ -300,7 +221,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <size_t kMax, typename Tile>
-absl::Status Launch(void (*kernel)(Items<kMax>, DeviceTiles<Tile>, char*), absl::Span<const Item> items,
+absl::Status Launch(void (*kernel)(Items<kMax>, DeviceTiles<Tile>, char*), absl::Span<const CopyItem> items,
                     DeviceTiles<Tile> tiles, const void* arena, DeviceStream stream) {
   Items<kMax> at;
   std::copy(items.begin(), items.end(), at.at);
@@ -312,7 +233,7 @@ absl::Status Launch(void (*kernel)(Items<kMax>, DeviceTiles<Tile>, char*), absl:
 }
 
 template <bool kToRow>
-absl::Status LaunchCopy(absl::Span<const Item> items, const DeviceTiles<CopyTile>& tiles, bool has_transposed,
+absl::Status LaunchCopy(absl::Span<const CopyItem> items, const DeviceTiles<CopyTile>& tiles, bool has_transposed,
                         const void* arena, DeviceStream stream) {
   if (items.size() <= kFewItems) {
     return Launch(has_transposed ? CopyKernel<kToRow, true, kFewItems> : CopyKernel<kToRow, false, kFewItems>, items,
@@ -329,13 +250,17 @@ absl::Status InBatches(absl::Span<const Given> given, uint32_t tile_count, const
                        const LaunchSome& launch) {
   if (tile_count == 0) return absl::OkStatus();
   const size_t most = std::min<size_t>(DeviceCopyPlan::kBatchMax, std::numeric_limits<int32_t>::max() / tile_count);
-  Item items[DeviceCopyPlan::kBatchMax];
+  CopyItem items[DeviceCopyPlan::kBatchMax];
   for (size_t begin = 0, count; begin < given.size(); begin += count) {
     count = std::min(most, given.size() - begin);
     for (size_t i = 0; i < count; ++i) items[i] = item_of(given[begin + i]);
     if (absl::Status status = launch(absl::MakeSpan(items, count)); !status.ok()) return status;
   }
   return absl::OkStatus();
+}
+
+CopyItem ItemOf(const DeviceCopyPlan::ScatterItem& item) {
+  return {static_cast<char*>(item.state), item.row, {.accepted = item.accepted}};
 }
 
 uint64_t BytesOf(const auto& vector) { return vector.size() * sizeof(vector[0]); }
@@ -345,24 +270,29 @@ uint64_t BytesOf(const auto& vector) { return vector.size() * sizeof(vector[0]);
 absl::StatusOr<DeviceCopyPlan> DeviceCopyPlan::Create(const CopyPlan& plan) {
   const absl::StatusOr<CopyTiles> tiles = TilesOf(plan);
   if (!tiles.ok()) return tiles.status();
-  if (tiles->tiles.size() > std::numeric_limits<int32_t>::max() ||
-      tiles->advance.size() > std::numeric_limits<int32_t>::max()) {
+  const absl::StatusOr<LeafTiles> leaves = LeafTilesOf(plan);
+  if (!leaves.ok()) return leaves.status();
+  constexpr size_t kMost = std::numeric_limits<int32_t>::max();
+  if (tiles->tiles.size() > kMost || tiles->advance.size() > kMost || leaves->tiles.size() > kMost) {
     return absl::UnimplementedError("a plan of 2^31 tiles or more");
   }
+  if (absl::Status status = AllowScatterLeaves(); !status.ok()) return status;
   DeviceCopyPlan result;
   result.copy_count_ = static_cast<uint32_t>(tiles->copy_count);
   result.clear_count_ = static_cast<uint32_t>(tiles->tiles.size() - tiles->copy_count);
   result.advance_count_ = static_cast<uint32_t>(tiles->advance.size());
+  result.leaf_tile_count_ = static_cast<uint32_t>(leaves->tiles.size());
+  result.axis_count_ = tiles->axes.size();
+  result.leaf_axis_count_ = leaves->axes.size();
   result.has_transposed_ = tiles->has_transposed;
   result.state_bytes_ = plan.state_bytes();
-  result.device_bytes_ = BytesOf(tiles->tiles) + BytesOf(tiles->advance) + BytesOf(tiles->axes);
-  if (result.device_bytes_ == 0) return result;
   std::vector<char> together;
   const auto put = [&together](const auto& vector) {
     const char* const begin = reinterpret_cast<const char*>(vector.data());
     together.insert(together.end(), begin, begin + BytesOf(vector));
   };
-  put(tiles->tiles), put(tiles->advance), put(tiles->axes);
+  put(tiles->tiles), put(tiles->advance), put(leaves->tiles), put(tiles->axes), put(leaves->axes), put(leaves->first);
+  result.device_bytes_ = together.size();
   cudaError_t error = cudaMalloc(&result.memory_, result.device_bytes_);
   if (error == cudaSuccess) {
     error = cudaMemcpy(result.memory_, together.data(), together.size(), cudaMemcpyHostToDevice);
@@ -382,8 +312,12 @@ DeviceCopyPlan::DeviceCopyPlan(DeviceCopyPlan&& other) noexcept
       copy_count_(other.copy_count_),
       clear_count_(other.clear_count_),
       advance_count_(other.advance_count_),
+      leaf_tile_count_(other.leaf_tile_count_),
+      axis_count_(other.axis_count_),
+      leaf_axis_count_(other.leaf_axis_count_),
       has_transposed_(other.has_transposed_) {}
 
+// Where the parts of a plan lie in its memory.
 struct DeviceCopyPlan::Tables {
   static DeviceTiles<CopyTile> Tiles(const DeviceCopyPlan& plan) {
     return {static_cast<const CopyTile*>(plan.memory_), Axes(plan), plan.copy_count_ + plan.clear_count_,
@@ -393,10 +327,18 @@ struct DeviceCopyPlan::Tables {
     const auto* tiles = static_cast<const CopyTile*>(plan.memory_) + plan.copy_count_ + plan.clear_count_;
     return {reinterpret_cast<const AdvanceTile*>(tiles), Axes(plan), plan.advance_count_, 0};
   }
-  static const TileAxis* Axes(const DeviceCopyPlan& plan) {
+  static DeviceLeaves Leaves(const DeviceCopyPlan& plan) {
+    const TileAxis* const axes = Axes(plan) + plan.axis_count_;
+    return {LeafBegin(plan), reinterpret_cast<const uint32_t*>(axes + plan.leaf_axis_count_), axes,
+            static_cast<uint32_t>(LeafCount(plan.state_bytes_)), plan.state_bytes_};
+  }
+  static const CopyTile* LeafBegin(const DeviceCopyPlan& plan) {
     static_assert(sizeof(CopyTile) == sizeof(AdvanceTile));
     const auto* tiles = static_cast<const CopyTile*>(plan.memory_);
-    return reinterpret_cast<const TileAxis*>(tiles + plan.copy_count_ + plan.clear_count_ + plan.advance_count_);
+    return tiles + plan.copy_count_ + plan.clear_count_ + plan.advance_count_;
+  }
+  static const TileAxis* Axes(const DeviceCopyPlan& plan) {
+    return reinterpret_cast<const TileAxis*>(LeafBegin(plan) + plan.leaf_tile_count_);
   }
 };
 
@@ -405,9 +347,9 @@ absl::Status DeviceCopyPlan::Gather(absl::Span<const GatherItem> items, void* ar
   return InBatches(
       items, tiles.tile_count,
       [](const GatherItem& item) {
-        return Item{const_cast<char*>(static_cast<const char*>(item.state)), item.row, {.same = {0, 1}}};
+        return CopyItem{const_cast<char*>(static_cast<const char*>(item.state)), item.row, {.same = {0, 1}}};
       },
-      [&](absl::Span<Item> some) {
+      [&](absl::Span<CopyItem> some) {
         for (size_t begin = 0, end; begin < some.size(); begin = end) {
           for (end = begin + 1; end < some.size() && some[end].state == some[begin].state;) ++end;
           for (size_t i = begin; i < end; ++i) {
@@ -422,20 +364,19 @@ absl::Status DeviceCopyPlan::Scatter(absl::Span<const ScatterItem> items, const 
                                      DeviceStream stream) const {
   DeviceTiles<CopyTile> tiles = Tables::Tiles(*this);
   tiles.tile_count = copy_count_;
-  return InBatches(
-      items, tiles.tile_count,
-      [](const ScatterItem& item) {
-        return Item{static_cast<char*>(item.state), item.row, {.accepted = item.accepted}};
-      },
-      [&](absl::Span<Item> some) { return LaunchCopy<false>(some, tiles, has_transposed_, arena, stream); });
+  return InBatches(items, tiles.tile_count, ItemOf, [&](absl::Span<CopyItem> some) {
+    return LaunchCopy<false>(some, tiles, has_transposed_, arena, stream);
+  });
 }
 
 absl::Status DeviceCopyPlan::ScatterAndHash(absl::Span<const ScatterItem> items, const void* arena, LeafHash* hashes,
                                             DeviceStream stream) const {
-  if (absl::Status status = Scatter(items, arena, stream); !status.ok()) return status;
-  std::vector<const void*> states(items.size());
-  std::transform(items.begin(), items.end(), states.begin(), [](const ScatterItem& item) { return item.state; });
-  return HashLeavesOnDevice(states, state_bytes_, hashes, stream);
+  const DeviceLeaves leaves = Tables::Leaves(*this);
+  return InBatches(items, leaves.count, ItemOf, [&](absl::Span<CopyItem> some) {
+    LeafHash* const to = hashes;
+    hashes += some.size() * leaves.count;
+    return ScatterLeaves(some, leaves, arena, to, stream);
+  });
 }
 
 absl::Status DeviceCopyPlan::Advance(absl::Span<const AdvanceItem> items, void* arena, DeviceStream stream) const {
@@ -443,9 +384,9 @@ absl::Status DeviceCopyPlan::Advance(absl::Span<const AdvanceItem> items, void* 
   return InBatches(
       items, tiles.tile_count,
       [](const AdvanceItem& item) {
-        return Item{nullptr, item.row, {.accepted = item.accepted}};
+        return CopyItem{nullptr, item.row, {.accepted = item.accepted}};
       },
-      [&](absl::Span<Item> some) {
+      [&](absl::Span<CopyItem> some) {
         return some.size() <= kFewItems ? Launch(AdvanceKernel<kFewItems>, some, tiles, arena, stream)
                                         : Launch(AdvanceKernel<kBatchMax>, some, tiles, arena, stream);
       });

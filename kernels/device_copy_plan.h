@@ -45,8 +45,9 @@ class DeviceCopyPlan {
     uint32_t accepted = 1;  // at least 1
   };
 
-  // Puts the plan into the memory of the current device: 64 bytes for each 16 KiB of a state, or segment, or run of
-  // 2 KiB or more. Waits for the device. UNIMPLEMENTED: TilesOf cannot cut it.
+  // Puts the plan into the memory of the current device: 64 bytes for each 16 KiB of a state, and again for each 4 KiB,
+  // or segment, or run of 2 KiB or more. Waits for the device. UNIMPLEMENTED: TilesOf cannot cut it. The device needs
+  // 72 KiB of shared memory for a block (compute capability 8.0 and later have it).
   static absl::StatusOr<DeviceCopyPlan> Create(const CopyPlan& plan);
 
   // REQUIRES: no launch of it is under way.
@@ -81,10 +82,11 @@ class DeviceCopyPlan {
   struct Tables;
   DeviceCopyPlan() = default;
 
-  void* memory_ = nullptr;  // tiles that copy, tiles that clear, tiles that advance, axes
+  void* memory_ = nullptr;  // tiles that copy, that clear, that advance, of leaves; axes; the first tile of each leaf
   uint64_t device_bytes_ = 0;
   uint64_t state_bytes_ = 0;
-  uint32_t copy_count_ = 0, clear_count_ = 0, advance_count_ = 0;
+  uint32_t copy_count_ = 0, clear_count_ = 0, advance_count_ = 0, leaf_tile_count_ = 0;
+  size_t axis_count_ = 0, leaf_axis_count_ = 0;
   bool has_transposed_ = false;
 };
 

@@ -166,6 +166,8 @@ ArenaOptions ArenaOptionsOf(const DaemonFlags& flags, const Device& device) {
   options.granule_bytes = device.chunk_bytes();
   options.max_waiting = static_cast<uint32_t>(std::max<size_t>(1, flags.executor_threads / 2));
   options.token_timeout = flags.arena_token_timeout;
+  // A GPU copies that much in a millisecond or two, and a pass more costs a part of that.
+  if (!device.host_accessible()) options.max_pinned_bytes = flags.hot_bytes;
   options.max_pinned_bytes = std::min(options.max_pinned_bytes, flags.hot_bytes / 8);
   return options;
 }

@@ -73,6 +73,7 @@ class ImageWriter {
   // The next bytes, if they have this checksum. None but the last has a length that is no multiple of kLeafBytes.
   // REQUIRES: not beyond the state's end. Errors: CHECKSUM_MISMATCH (then nothing was appended).
   virtual absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) = 0;
+  virtual bool append_waits() const { return false; }  // for a device's copies
 
   // Forgets what was appended: the state comes anew, into the same room.
   virtual void Restart() = 0;

@@ -242,7 +242,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
   absl::StatusOr<std::unique_ptr<SharedExtent>> memory = memory_.allocate(op, op.tenant, arena->shape->bytes);
   status = memory.status();
   if (status.ok() && !memory_.device->host_accessible()) {
-    absl::StatusOr<std::unique_ptr<RowCopier>> copier = memory_.device->NewRowCopier(arena->shape->plan);
+    absl::StatusOr<std::unique_ptr<RowCopier>> copier = memory_.device->NewRowCopier(arena->shape->plan, request.rows);
     status = copier.status();
     if (status.ok()) arena->copier = *std::move(copier);
   }
@@ -718,7 +718,6 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
     std::unique_ptr<ImageWriter> writer;
     bool reserved;
     char* room;
-    std::vector<LeafHash> hashes;
   };
   std::vector<Scatter> scatters;
   std::vector<ImageRef> images(stored.size());
@@ -738,7 +737,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
       images[k] = item.image;
       continue;
     }
-    Scatter scatter{stored[k], nullptr, false, nullptr, std::vector<LeafHash>(leaves)};
+    Scatter scatter{stored[k], nullptr, false, nullptr};
     if (item.attachment.empty()) {
       MutexLock lock(&mu_);
       if (!arena->reserve.empty()) {
@@ -767,31 +766,29 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
   constexpr uint64_t kTaskLeaves = kTaskBytes / kLeafBytes;
   const uint64_t tasks_each = (leaves + kTaskLeaves - 1) / kTaskLeaves;
   char* const memory = arena->memory->data();
-  const auto run_on_device = [&]() -> absl::Status {
+  std::vector<LeafHash> hashes(scatters.size() * leaves);
+  const auto run_on_device = [&] {
     std::vector<RowCopier::ScatterItem> batch;
     for (const Scatter& scatter : scatters) {
       const StoreItem& item = items[scatter.item];
       batch.push_back({item.row, item.accepted_length.value_or(1), scatter.room});
     }
-    RETURN_IF_ERROR(arena->copier->Scatter(batch, memory));
-    for (Scatter& scatter : scatters) {
-      RETURN_IF_ERROR(memory_.device->HashLeaves(scatter.room, plan.state_bytes(), absl::MakeSpan(scatter.hashes)));
-    }
-    return absl::OkStatus();
+    return arena->copier->Scatter(batch, memory, absl::MakeSpan(hashes));
   };
   const auto run = [&](size_t task) {
-    Scatter& scatter = scatters[task / tasks_each];
+    const Scatter& scatter = scatters[task / tasks_each];
     const StoreItem& item = items[scatter.item];
     const uint64_t first = task % tasks_each * kTaskLeaves, last = std::min(first + kTaskLeaves, leaves);
     plan.ScatterLeaves(memory, item.row, item.accepted_length.value_or(1), first, last, scatter.room,
-                       scatter.hashes.data() + first, hint);
+                       hashes.data() + task / tasks_each * leaves + first, hint);
   };
   const MonoTime start = clock_->Now();
   RETURN_IF_ERROR(arena->copier != nullptr ? run_on_device()
                                            : copies_->Run(op, &arena->ended, bytes, scatters.size() * tasks_each, run));
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
   for (size_t s = 0; s < scatters.size(); ++s) {
-    images[at[s]] = scatters[s].writer->FinishFilled(HashRoot(scatters[s].hashes), items[scatters[s].item].attachment);
+    const Checksum checksum = HashRoot(absl::MakeConstSpan(hashes).subspan(s * leaves, leaves));
+    images[at[s]] = scatters[s].writer->FinishFilled(checksum, items[scatters[s].item].attachment);
     scatters[s].writer = nullptr;
   }
   MutexLock lock(&mu_);

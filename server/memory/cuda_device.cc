@@ -9,6 +9,7 @@
 #include <bit>
 #include <cassert>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <memory>
 
@@ -30,6 +31,10 @@ constexpr uint64_t kMostAutomaticChunkBytes = 16 << 20;
 constexpr uint64_t kLeastAutomaticChunkBytes = 2 << 20;
 constexpr uint64_t kAutomaticChunks = 64;
 constexpr uint64_t kStagingAlignment = 4096;
+// Who sleeps is woken some 50 us after the device is done, as long as it copies tens of MiB: so a wait begins awake,
+// for as long as that, unless others do already.
+constexpr std::chrono::microseconds kAwake{50};
+constexpr uint32_t kAwakeMost = 2;
 constexpr uint64_t kStagingMost = uint64_t{1} << 46;  // no machine has more, and sums don't overflow
 
 // Errors after which CUDA goes on as before; the driver numbers them as the runtime does. Of all others that is not
@@ -589,7 +594,15 @@ absl::Status CudaDevice::WaitFor(DeviceStream stream, absl::string_view what) co
   RETURN_IF_ERROR(event.status());
   const absl::Cleanup give_back = [&] { GiveBackEvent(*event); };
   RETURN_IF_ERROR(Runtime(cudaEventRecord(*event, stream), "cudaEventRecord"));
-  return Runtime(cudaEventSynchronize(*event), what);
+  cudaError_t error = cudaErrorNotReady;
+  if (awake_.fetch_add(1) < kAwakeMost) {
+    const auto end = std::chrono::steady_clock::now() + kAwake;
+    do error = cudaEventQuery(*event);
+    while (error == cudaErrorNotReady && std::chrono::steady_clock::now() < end);
+    (void)cudaGetLastError();  // that it was not ready
+  }
+  awake_.fetch_sub(1);
+  return Runtime(error == cudaErrorNotReady ? cudaEventSynchronize(*event) : error, what);
 }
 
 absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyIn(char* to, absl::string_view from) {
@@ -628,18 +641,29 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const 
   return std::make_unique<Copy>(this, *event);
 }
 
-// Rows of one arena.
+// Rows of one arena. The kernel writes hashes to pinned memory by itself: they are a part in eight thousand of the
+// bytes, and a copy of them would be one more thing to launch and to wait for.
 class CudaDevice::Copier final : public RowCopier {
  public:
-  Copier(CudaDevice* device, DeviceStream stream, DeviceCopyPlan plan)
-      : device_(device), stream_(stream), plan_(std::make_unique<DeviceCopyPlan>(std::move(plan))) {}
+  Copier(CudaDevice* device, DeviceCopyPlan plan, size_t leaves)
+      : device_(device), plan_(std::make_unique<DeviceCopyPlan>(std::move(plan))), leaves_(leaves) {}
   ~Copier() override {
     if (!device_->Enter().ok()) {
       static_cast<void>(plan_.release());  // what it has on the device goes with the process
       return;
     }
-    (void)device_->Runtime(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-    (void)device_->Runtime(cudaStreamDestroy(stream_), "cudaStreamDestroy");
+    if (stream_ != nullptr) {
+      (void)device_->Runtime(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+      (void)device_->Runtime(cudaStreamDestroy(stream_), "cudaStreamDestroy");
+    }
+    if (hashes_ != nullptr) (void)device_->Runtime(cudaFreeHost(hashes_), "cudaFreeHost");
+  }
+
+  // What was taken before an error is the destructor's to give back.
+  absl::Status Start() {
+    RETURN_IF_ERROR(device_->Runtime(cudaHostAlloc(&hashes_, leaves_ * sizeof(LeafHash), cudaHostAllocPortable),
+                                     "cudaHostAlloc of hashes"));
+    return device_->Runtime(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
   }
 
   absl::Status Gather(absl::Span<const GatherItem> items, char* arena) override {
@@ -648,11 +672,15 @@ class CudaDevice::Copier final : public RowCopier {
     for (const GatherItem& item : items) batch.push_back({item.state, item.row});
     return Run("gathering rows", [&] { return plan_->Gather(batch, arena, stream_); });
   }
-  absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena) override {
+  absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena, absl::Span<LeafHash> leaves) override {
+    assert(leaves.size() <= leaves_);
     std::vector<DeviceCopyPlan::ScatterItem> batch;
     batch.reserve(items.size());
     for (const ScatterItem& item : items) batch.push_back({item.row, item.accepted, item.state});
-    return Run("scattering rows", [&] { return plan_->Scatter(batch, arena, stream_); });
+    auto* const hashes = static_cast<LeafHash*>(hashes_);
+    RETURN_IF_ERROR(Run("scattering rows", [&] { return plan_->ScatterAndHash(batch, arena, hashes, stream_); }));
+    std::copy_n(hashes, leaves.size(), leaves.begin());
+    return absl::OkStatus();
   }
 
  private:
@@ -667,11 +695,13 @@ class CudaDevice::Copier final : public RowCopier {
   }
 
   CudaDevice* const device_;
-  const DeviceStream stream_;
   std::unique_ptr<DeviceCopyPlan> plan_;
+  const size_t leaves_;  // that hashes_ has room for
+  cudaStream_t stream_ = nullptr;
+  void* hashes_ = nullptr;
 };
 
-absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPlan& plan) {
+absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPlan& plan, uint32_t rows) {
   RETURN_IF_ERROR(Enter());
   absl::StatusOr<DeviceCopyPlan> on_device = DeviceCopyPlan::Create(plan);
   if (absl::IsUnimplemented(on_device.status())) {
@@ -681,9 +711,9 @@ absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPl
   }
   if (absl::IsResourceExhausted(on_device.status())) return Full(on_device.status().message());
   if (!on_device.ok()) return OfKernels("a copy plan on the device");
-  cudaStream_t stream;
-  RETURN_IF_ERROR(Runtime(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"));
-  return std::make_unique<Copier>(this, stream, *std::move(on_device));
+  auto copier = std::make_unique<Copier>(this, *std::move(on_device), rows * LeafCount(plan.state_bytes()));
+  RETURN_IF_ERROR(copier->Start());
+  return copier;
 }
 
 absl::Status CudaDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {

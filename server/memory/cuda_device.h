@@ -168,8 +168,9 @@ class CudaDevice final : public Device {
   absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   // Pinned, for every GPU. May take milliseconds for each MiB: keep it.
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
-  // One launch for 1,024 items, on a stream of its own. Takes memory of the GPU beside the budget (device_copy_plan.h).
-  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) override;
+  // One launch for 1,024 items, on a stream of its own. Takes memory of the GPU beside the budget (device_copy_plan.h),
+  // and pinned memory for the hashes of all rows.
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
   absl::Status health() const override;
 
   const GpuInfo& gpu() const { return gpu_; }
@@ -217,7 +218,7 @@ class CudaDevice final : public Device {
 
   absl::StatusOr<CUevent_st*> TakeEvent() const ABSL_LOCKS_EXCLUDED(events_mu_);
   void GiveBackEvent(CUevent_st* event) const ABSL_LOCKS_EXCLUDED(events_mu_);
-  absl::Status WaitFor(DeviceStream stream, absl::string_view what) const;  // for what is in it now, asleep
+  absl::Status WaitFor(DeviceStream stream, absl::string_view what) const;  // for what is in it now
   enum class Direction { kIn, kOut, kWithin };
   absl::StatusOr<std::unique_ptr<Transfer>> BeginCopy(void* to, const void* from, uint64_t bytes, Direction direction);
   absl::Status HashPiece(size_t hasher, const char* state, uint64_t bytes, absl::Span<LeafHash> leaves);
@@ -241,6 +242,7 @@ class CudaDevice final : public Device {
 
   std::atomic<uint64_t> used_{0};  // changed under mu_
   std::atomic<uint32_t> next_in_{0}, next_out_{0};
+  mutable std::atomic<uint32_t> awake_{0};  // waits that are not asleep yet
 
   // Held while handles are made, so that what one call gives to the system another finds there.
   mutable Mutex mu_;

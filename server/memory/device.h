@@ -97,8 +97,8 @@ class Staging {
   virtual uint64_t bytes() const = 0;
 };
 
-// Copies between states and the rows of arenas, of one plan (kernels/copy_plan.h): for devices whose memory the CPU
-// can't copy. Complete when a call returns. A state needs no room beside it. Thread-safe. Errors: DEVICE_FAILED.
+// Copies between states and the rows of one arena, of one plan (kernels/copy_plan.h): for devices whose memory the CPU
+// can't copy. Complete when a call returns; one call at a time. A state needs no room beside it. Errors: DEVICE_FAILED.
 class RowCopier {
  public:
   struct GatherItem {
@@ -114,8 +114,10 @@ class RowCopier {
 
   // Each state into its row, and zeros into what the row has beside it. REQUIRES: no row twice.
   virtual absl::Status Gather(absl::Span<const GatherItem> items, char* arena) = 0;
-  // REQUIRES: no two states overlap.
-  virtual absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena) = 0;
+  // Each row into its state, and the hash of leaf i of item n's to leaves[n * LeafCount(state_bytes) + i]: of what was
+  // written there, whoever writes to the row meanwhile. REQUIRES: no two states overlap; not more items than the arena
+  // has rows; leaves.size() is theirs.
+  virtual absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena, absl::Span<LeafHash> leaves) = 0;
 };
 
 // Thread-safe. Must outlive its extents, its staging and its transfers.
@@ -153,8 +155,9 @@ class Device {
   // Host memory, aligned to 4,096 bytes, for the copies above. Errors: HOT_FULL, DEVICE_FAILED.
   virtual absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) = 0;
 
-  // REQUIRES: !host_accessible(). Errors: DEVICE_FAILED; INVALID_OPTION (view) for a plan that it can't run.
-  virtual absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) = 0;
+  // For an arena of so many rows. REQUIRES: !host_accessible(). Errors: HOT_FULL, DEVICE_FAILED; INVALID_OPTION (view)
+  // for a plan that it can't run.
+  virtual absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) = 0;
 
   // Not OK once the device has failed: every call gives this error from then on, and what it held is lost.
   // UNAVAILABLE / DEVICE_FAILED.

@@ -52,8 +52,8 @@ class FailingDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override {
     return inner_->AllocateStaging(bytes);
   }
-  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) override {
-    return inner_->NewRowCopier(plan);
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override {
+    return inner_->NewRowCopier(plan, rows);
   }
   absl::Status health() const override { return inner_->health(); }
 

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cassert>
 #include <cerrno>
 #include <cstring>
 #include <functional>
@@ -228,7 +229,7 @@ absl::StatusOr<std::unique_ptr<Staging>> FarDevice::AllocateStaging(uint64_t byt
 
 class FarDevice::Copier final : public RowCopier {
  public:
-  Copier(const FarDevice* device, const CopyPlan& plan) : device_(device), plan_(plan) {}
+  Copier(const FarDevice* device, const CopyPlan& plan, uint32_t rows) : device_(device), plan_(plan), rows_(rows) {}
 
   absl::Status Gather(absl::Span<const GatherItem> items, char* arena) override {
     const absl::StatusOr<char*> rows = device_->Reach(arena, 1);
@@ -241,13 +242,16 @@ class FarDevice::Copier final : public RowCopier {
     }
     return absl::OkStatus();
   }
-  absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena) override {
+  absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena, absl::Span<LeafHash> leaves) override {
     const absl::StatusOr<char*> rows = device_->Reach(arena, 1);
     if (!rows.ok()) return rows.status();
+    const size_t each = LeafCount(plan_.state_bytes());
+    assert(items.size() <= rows_ && leaves.size() == items.size() * each);
     for (const ScatterItem& item : items) {
       const absl::StatusOr<char*> state = device_->Reach(item.state, plan_.state_bytes());
       if (!state.ok()) return state.status();
-      plan_.Scatter(*rows, item.row, item.accepted, 0, plan_.state_bytes(), *state, CopyHint::kCached);
+      plan_.ScatterLeaves(*rows, item.row, item.accepted, 0, each, *state, leaves.data(), CopyHint::kCached);
+      leaves.remove_prefix(each);
     }
     return absl::OkStatus();
   }
@@ -255,11 +259,12 @@ class FarDevice::Copier final : public RowCopier {
  private:
   const FarDevice* const device_;
   const CopyPlan plan_;
+  [[maybe_unused]] const uint32_t rows_;
 };
 
-absl::StatusOr<std::unique_ptr<RowCopier>> FarDevice::NewRowCopier(const CopyPlan& plan) {
+absl::StatusOr<std::unique_ptr<RowCopier>> FarDevice::NewRowCopier(const CopyPlan& plan, uint32_t rows) {
   if (absl::Status status = health(); !status.ok()) return status;
-  return std::make_unique<Copier>(this, plan);
+  return std::make_unique<Copier>(this, plan, rows);
 }
 
 }  // namespace statepool

@@ -47,7 +47,7 @@ class FarDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
   absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
-  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan) override;
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
   absl::Status health() const override;
 
   // What is behind an address of this device, for tests. Null: not all of it is an extent's.

@@ -1,6 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/rpc/service.h"
 
+#include <google/protobuf/arena.h>
+
 #include <chrono>
 #include <memory>
 #include <optional>
@@ -245,11 +247,12 @@ template <typename Request, typename Response>
 StatePoolService::Call* StatePoolService::Serve(Call* call, Where where, Handler<Request, Response> handler) {
   if (!call->Begin()) return call;
   const auto work = [this, call, handler] {
-    Request request;
-    Response response;
-    absl::Status status = call->Parse(&request);
-    if (status.ok()) status = (handlers_.*handler)(call->op(), request, &response);
-    call->Finish(status, response);
+    google::protobuf::Arena memory;  // of both messages, freed at once: those of a batch have thousands of parts
+    auto* const request = google::protobuf::Arena::CreateMessage<Request>(&memory);
+    auto* const response = google::protobuf::Arena::CreateMessage<Response>(&memory);
+    absl::Status status = call->Parse(request);
+    if (status.ok()) status = (handlers_.*handler)(call->op(), *request, response);
+    call->Finish(status, *response);
   };
   if (where == Where::kInline) {
     work();

@@ -28,7 +28,8 @@ constexpr uint64_t kChunkBytesMax = 4 << 20;
 
 // ---- GetStream
 
-// Reads the state on the executor, then sends a chunk whenever the one before has left.
+// Reads the state on the executor, then sends a chunk whenever the one before has left; on the executor as well where
+// a device must copy it first.
 class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public CallBase {
  public:
   GetStreamCall(StatePoolService* service, grpc::CallbackServerContext* context, const grpc::ByteBuffer* request)
@@ -46,7 +47,8 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
   void OnWriteDone(bool ok) override {
     if (!ok) return End(Error(absl::StatusCode::kCancelled, "CANCELLED", "the client left"));
     if (sent_ == total_) return End(absl::OkStatus());
-    SendNext();
+    if (!waits_) return SendNext();
+    if (absl::Status status = service_->executor_.Submit([this] { SendNext(); }); !status.ok()) End(status);
   }
   void OnCancel() override { Cancelled(); }
   void OnDone() override {
@@ -106,6 +108,7 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
     if (!ticket.ok()) return ticket.status();
     reader_.emplace(answer->pin.get(), *ranges);
     reader_->Skip(sent_);
+    waits_ = !answer->pin->in_host_memory();
     lent_ = std::make_shared<LentSlot>(std::move(answer->pin), nullptr,
                                        std::make_shared<Admission::Ticket>(*std::move(ticket)));
     return absl::OkStatus();
@@ -139,6 +142,7 @@ class StatePoolService::GetStreamCall final : public grpc::ServerWriteReactor<gr
   std::optional<v1::GetResponse> head_;  // until it is sent
   std::shared_ptr<LentSlot> lent_;
   std::optional<RangeReader> reader_;  // of lent_'s slot: what is still to be sent
+  bool waits_ = false;                 // SendNext, for a device's copies
   uint64_t sent_ = 0, total_ = 0, chunk_bytes_ = 0;
   grpc::ByteBuffer message_;
 };
@@ -151,7 +155,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* StatePoolService::GetStream(grpc::Ca
 // ---- SetStream
 
 // Reads message after message. The first (room is made for the state) and the end (it is published) run on the
-// executor; the chunks between are copied into the slot where they arrive.
+// executor; the chunks between are copied into the slot where they arrive, or on the executor where a device copies.
 class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grpc::ByteBuffer>, public CallBase {
  public:
   SetStreamCall(StatePoolService* service, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
@@ -169,9 +173,9 @@ class StatePoolService::SetStreamCall final : public grpc::ServerReadReactor<grp
     if (stalled_.load()) return;  // the call was finished there
     waited_ += absl::Nanoseconds(service_->clock_->Now() - waiting_since_);
     received_bytes_ += message_.Length();
-    if (!ok || upload_ == nullptr) {
+    if (!ok || upload_ == nullptr || upload_->append_waits()) {
       const absl::Status status = service_->executor_.Submit([this, ok] {
-        const absl::Status done = ok ? Open() : Complete();
+        const absl::Status done = !ok ? Complete() : upload_ == nullptr ? Open() : TakeChunk();
         if (!ok || !done.ok()) return End(done);
         ReadNext();
       });

@@ -50,6 +50,7 @@ class Uploads {
 
     uint64_t received_bytes() const { return set_.writer->received_bytes(); }
     uint64_t total_bytes() const { return set_.layout->state_bytes(); }
+    bool append_waits() const { return set_.writer->append_waits(); }  // for a device's copies
     // The next chunk. Errors: OFFSET_MISMATCH, INVALID_OPTION (its size), BYTES_LENGTH_MISMATCH, CHECKSUM_MISMATCH,
     // UPLOAD_BUSY (another stream started over); nothing was appended then.
     absl::Status Append(uint64_t offset, absl::Span<const absl::string_view> data, Checksum checksum);

@@ -106,6 +106,7 @@ class Residency::Writer final : public ImageWriter {
 
   uint64_t received_bytes() const override { return received_; }
   absl::Status Append(absl::Span<const absl::string_view> pieces, Checksum expected) override;
+  bool append_waits() const override { return !claim_.residency->device_->host_accessible(); }
   void Restart() override {
     received_ = 0;
     leaves_.clear();

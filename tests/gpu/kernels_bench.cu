@@ -1,10 +1,10 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Gather and scatter of whole batches beside one cudaMemcpy of as many bytes, and hashes beside a kernel that only
-// reads. One line of JSON for each figure, which kernels.py reads. `us`: the best of 20 calls, each between two events,
-// `p50_us` and `p99_us` of the same; `graph_us`: of one of ten in a graph, which leaves out what a launch costs the host.
-// Every call takes other slots and rows where there are others, so that the caches don't have its bytes from the call
-// before. Bytes are counted as read and as written.
+// Gather and scatter of whole batches, the latter also with hashes, beside one cudaMemcpy of as many bytes; hashes
+// beside a kernel that only reads. One line of JSON for each figure, which kernels.py reads. `us`: the best of 20
+// calls, each between two events, `p50_us` and `p99_us` of the same; `graph_us`: of one of ten in a graph, which leaves
+// out what a launch costs the host. Every call takes other slots and rows where there are others, so that the caches
+// don't have its bytes from the call before. Bytes are counted as read and as written.
 //
 // gpu_kernels_bench [--quick] [--seed=N]; --quick: 64 rows of what has a goal, and of the small model.
 #include <cuda_runtime.h>
@@ -177,7 +177,7 @@ void BenchCopies(const Model& model, uint64_t batch, uint64_t seed) {
   // Small batches rotate through 400 MB on each side, so that they come from memory as large ones do.
   const uint64_t sets = std::clamp<uint64_t>((uint64_t{400} << 20) / (batch * stride), 1, 10);
   const uint64_t slots = std::max(batch * 5 / 4, batch * sets) + 1;
-  const Memory pool(slots * stride), copy(slots * stride);
+  const Memory pool(slots * stride), copy(slots * stride), hashes(batch * LeafCount(state_bytes) * sizeof(LeafHash));
   std::vector<Memory*> arenas;
   for (uint64_t i = 0; i < std::min<uint64_t>(sets, std::max<uint64_t>(1, (uint64_t{8} << 30) / arena_bytes)); ++i) {
     arenas.push_back(new Memory(arena_bytes));
@@ -212,6 +212,11 @@ void BenchCopies(const Model& model, uint64_t batch, uint64_t seed) {
         memcpy_times);
   Print("scatter", model.name, batch, counted,
         Measure([&](int i, cudaStream_t stream) { Must(device_plan->Scatter(scatters[i], arena(i), stream)); }),
+        memcpy_times);
+  Print("scatter_and_hash", model.name, batch, counted, Measure([&](int i, cudaStream_t stream) {
+          auto* const to = reinterpret_cast<LeafHash*>(hashes.at());
+          Must(device_plan->ScatterAndHash(scatters[i], arena(i), to, stream));
+        }),
         memcpy_times);
   if (batch > 1) {
     Print("gather_of_one_state", model.name, batch, counted,

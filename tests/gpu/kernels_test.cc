@@ -116,7 +116,7 @@ class DeviceKernels : public testing::Test {
     ASSERT_EQ(arena.Read() == bytes, true);
   }
 
-  // The same with hashes on the way. REQUIRES: no row twice.
+  // The same with hashes on the way.
   void CheckScatterAndHash(const Case& c, const std::vector<uint32_t>& rows, uint64_t state_shift,
                            uint64_t arena_shift) {
     const CopyPlan plan = c.Plan();
@@ -229,6 +229,7 @@ TEST_F(DeviceKernels, LargeTransposedAndContiguousTensorsAreCopiedAtAnyAlignment
       SCOPED_TRACE(testing::Message() << element_bytes << " bytes, shift " << shift);
       ASSERT_NO_FATAL_FAILURE(CheckGather(c, {2, 0}, shift, RandomShift()));
       ASSERT_NO_FATAL_FAILURE(CheckScatter(c, {2, 0, 2}, RandomShift(), shift));
+      ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, {1}, RandomShift(), shift));
       ASSERT_NO_FATAL_FAILURE(CheckAdvance(c, {2, 1}, shift));
     }
   }
@@ -246,6 +247,7 @@ TEST_F(DeviceKernels, BatchesOfEverySizeAreCopied) {
     SCOPED_TRACE(rows);
     ASSERT_NO_FATAL_FAILURE(CheckGather(c, all, 0, 0));
     ASSERT_NO_FATAL_FAILURE(CheckScatter(c, all, 0, 0));
+    ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, all, 0, 0));
     ASSERT_NO_FATAL_FAILURE(CheckAdvance(c, all, 0));
   }
 }
@@ -275,6 +277,40 @@ TEST_F(DeviceKernels, SixtyFourThousandSegmentsAreOnePlan) {
   for (int i = 0; i < 1 << 16; ++i) AddTensor(&c, 4, {64}, {0}, {}, 0);
   ASSERT_NO_FATAL_FAILURE(CheckGather(c, {1, 0}, 0, 0));
   ASSERT_NO_FATAL_FAILURE(CheckScatter(c, {1, 0}, 0, 0));
+  ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, {1, 0}, 0, 0));
+}
+
+TEST_F(DeviceKernels, ScattersHashStatesOfEverySizeRoundALeafAndAShortOne) {
+  for (const uint64_t near : {uint64_t{0}, uint64_t{16}, uint64_t{128}, uint64_t{240}, uint64_t{1024}, uint64_t{4096},
+                              uint64_t{kLeafBytes}, 2 * kLeafBytes}) {
+    for (int64_t off : {-65, -64, -17, -3, -1, 0, 1, 2, 4, 8, 9, 16, 63, 64, 65}) {
+      const auto bytes = static_cast<int64_t>(near) + off;
+      if (bytes <= 0) continue;
+      Case c;
+      c.rows = 2, c.steps = 2;
+      AddTensor(&c, 1, {static_cast<uint64_t>(bytes)}, {0}, {}, 5);
+      SCOPED_TRACE(bytes);
+      ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, {1, 0, 1}, RandomShift(), RandomShift()));
+    }
+  }
+}
+
+TEST_F(DeviceKernels, ScattersHashLeavesThatManySegmentsShare) {
+  // What a segment begins with moves on against the leaves'.
+  for (const uint32_t element_bytes : {1u, 2u, 4u, 8u}) {
+    Case c;
+    c.rows = 3, c.steps = 3;
+    for (int layer = 0; layer < 40; ++layer) {
+      AddTensor(&c, element_bytes, {2048 / element_bytes}, {0}, {}, 16);
+      AddTensor(&c, element_bytes, {1000, 3}, {0, 1}, {true, 1, 2}, 0);
+      AddTensor(&c, element_bytes, {4, 33, 36}, {0, 2, 1}, {}, 0);
+      AddTensor(&c, element_bytes, {700, 4}, {1, 0}, {true, 0, 2}, element_bytes);
+    }
+    AddTensor(&c, element_bytes, {3, 128, 128}, {0, 2, 1}, {}, 0);
+    SCOPED_TRACE(element_bytes);
+    ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, {2, 0, 1}, 0, 0));
+    ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, {0, 2}, RandomShift(), RandomShift()));
+  }
 }
 
 TEST_F(DeviceKernels, APlaceBeyondFourGiBIsReached) {
@@ -309,29 +345,37 @@ TEST_F(DeviceKernels, NothingToDoIsNoLaunch) {
   const DeviceCopyPlan plan = OnDevice(c.Plan()), empty = OnDevice(CopyPlan({}, 0));
   EXPECT_EQ(plan.Gather({}, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(plan.Scatter({}, nullptr, nullptr), absl::OkStatus());
+  EXPECT_EQ(plan.ScatterAndHash({}, nullptr, nullptr, nullptr), absl::OkStatus());
+  EXPECT_EQ(empty.ScatterAndHash({{0, 1, nullptr}}, nullptr, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(plan.Advance({}, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(empty.Gather({{nullptr, 0}}, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(HashLeavesOnDevice({}, 5, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 }
 
-TEST_F(DeviceKernels, ACapturedGatherIsReplayed) {
+TEST_F(DeviceKernels, CapturedCopiesAreReplayed) {
   Case c;
-  AddTensor(&c, 4, {10'000}, {0}, {}, 0);
+  AddTensor(&c, 4, {30'000}, {0}, {}, 0);
   const DeviceCopyPlan plan = OnDevice(c.Plan());
-  const std::string state = RandomBytes(random_, c.state_bytes);
-  const DeviceBytes from(state, 0), arena(std::string(c.arena_bytes, '!'), 0);
+  const std::string state = RandomBytes(random_, c.state_bytes), none(c.state_bytes, '!');
+  const std::vector<LeafHash> leaves = HashLeaves(state);
+  const DeviceBytes from(state, 0), arena(std::string(c.arena_bytes, '!'), 0), to(none, 0),
+      hashes(std::string(leaves.size() * sizeof(LeafHash), '!'), 0);
   cudaStream_t stream;
   cudaGraph_t graph;
   cudaGraphExec_t replay;
   ASSERT_EQ(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
   ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
   EXPECT_EQ(plan.Gather({{from.data(), 0}}, arena.data(), stream), absl::OkStatus());
+  EXPECT_EQ(plan.ScatterAndHash({{0, 1, to.data()}}, arena.data(), reinterpret_cast<LeafHash*>(hashes.data()), stream),
+            absl::OkStatus());
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-  EXPECT_EQ(arena.Read(), std::string(c.arena_bytes, '!'));
+  EXPECT_EQ(to.Read(), none);
   ASSERT_EQ(cudaGraphInstantiate(&replay, graph, 0), cudaSuccess);
   ASSERT_EQ(cudaGraphLaunch(replay, stream), cudaSuccess);
   EXPECT_EQ(arena.Read(), state);
+  EXPECT_EQ(to.Read(), state);
+  EXPECT_EQ(hashes.Read(), std::string(reinterpret_cast<const char*>(leaves.data()), leaves.size() * 8));
   EXPECT_EQ(cudaGraphExecDestroy(replay), cudaSuccess);
   EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
   EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);

@@ -76,7 +76,7 @@ def test_a_part_is_a_number_of_a_number(text, expected):
 # ---------------------------------------------------------------------------------------------------------------- lines
 
 @pytest.mark.parametrize("change, goal", [
-    ({}, 0.9), ({"figure": "scatter"}, 0.9), ({"figure": "hash"}, 0.7), ({"rows": 256}, 0.9), ({"model": "rwkv-7"}, 0.9),
+    ({}, 0.9), ({"figure": "scatter"}, 0.9), ({"figure": "scatter_and_hash"}, 0.9), ({"figure": "hash"}, 0.7), ({"rows": 256}, 0.9), ({"model": "rwkv-7"}, 0.9),
     ({"model": "qwen3-next"}, 0.9), ({"model": "lfm2"}, None), ({"rows": 1}, None), ({"figure": "gather_of_one_state"}, None),
     ({"model": "qwen3-next, turned"}, None),
 ])

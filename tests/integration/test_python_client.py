@@ -1,8 +1,10 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """The Python package: first by itself, then its whole API against the daemon, restarts and bad input included."""
 import concurrent.futures
+import copy
 import dataclasses
 import math
+import pickle
 import random
 import subprocess
 import threading
@@ -131,6 +133,24 @@ def fake_pool():
     yield start
     for stop in stops:
         stop()
+
+
+def test_an_info_has_its_fields_whoever_asks_first():
+    message = pb.NameInfo(name=pb.NameRef(sequence="a"), position=7, revision=3, tier=pb.HOT)
+    message.ttl.FromSeconds(5)
+    first, second = statepool.Info.from_proto(message), statepool.Info.from_proto(message)
+    assert (first.kind, first.name, first.position, first.tier, first.ttl, first.expire_time) == ("sequence", "a", 7, "hot", 5.0, None)
+    assert second == first and hash(second) == hash(first) and repr(second) == repr(first)
+    for again in (copy.copy, lambda info: pickle.loads(pickle.dumps(info)), dataclasses.replace):
+        assert again(statepool.Info.from_proto(message)) == first
+    assert dataclasses.replace(statepool.Info.from_proto(message), position=8).position == 8
+    with pytest.raises(AttributeError):
+        _ = first.positions
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.position = 8
+    shared = [statepool.Info.from_proto(message) for _ in range(200)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(lambda i: shared[i % 200].revision == 3, range(1600)))
 
 
 def test_a_write_is_retried_with_its_request_id_when_the_daemon_advises_it(fake_pool):

@@ -35,8 +35,8 @@ uint32_t Divided(uint32_t n, const TileAxis& axis) {
 }
 
 // Calls visit(offset in the state, offset in the row) for each byte of the tile.
-template <typename Visit>
-void ForEachByte(const CopyTiles& tiles, const CopyTile& tile, Visit visit) {
+template <typename Tiles, typename Visit>
+void ForEachByte(const Tiles& tiles, const CopyTile& tile, Visit visit) {
   if (tile.kind == TileKind::kLinear) {
     for (uint32_t i = 0; i < tile.bytes; ++i) visit(tile.state_offset + i, tile.arena_offset + i);
   } else if (tile.kind == TileKind::kRuns) {
@@ -99,6 +99,43 @@ TEST_F(CopyTilesTest, CopyEachByteOfTheStateOnceAndClearWhatClearAloneWrites) {
     }
     ASSERT_EQ(copied, std::vector<int>(c.state_bytes, 1)) << "round " << round;
     ASSERT_EQ(arena == expected, true) << "round " << round;
+  }
+}
+
+TEST_F(CopyTilesTest, OfLeavesCopyEachByteOfEachLeafOnceAndNoneOfAnother) {
+  for (int round = 0; round < 300; ++round) {
+    Case c = RandomCase(random_);
+    if (round % 10 == 0) AddTensor(&c, 4, {3, 130, 64 + Below(random_, 100)}, {0, 2, 1}, {}, 64);
+    if (round % 10 == 1) AddTensor(&c, 2, {1 + Below(random_, 100'000)}, {0}, {}, 2);
+    if (round % 10 == 2) AddTensor(&c, 2, {20'000, 4}, {1, 0}, {true, 1, c.steps}, 2);
+    if (round % 10 == 3) AddTensor(&c, 4, {40, 1024, 2}, {1, 0, 2}, {}, 4);
+    const CopyPlan plan = c.Plan();
+    const absl::StatusOr<LeafTiles> tiles = LeafTilesOf(plan);
+    ASSERT_TRUE(tiles.ok()) << tiles.status();
+    const uint64_t leaves = LeafCount(c.state_bytes);
+    ASSERT_EQ(tiles->first.size(), leaves + 1);
+    ASSERT_EQ(tiles->first.front(), 0u);
+    ASSERT_EQ(tiles->first.back(), tiles->tiles.size());
+    const uint32_t row = Below(random_, c.rows), accepted = 1 + Below(random_, c.steps);
+    const std::vector<uint64_t> places = PlacesOf(c, row, accepted);
+    std::vector<int> copied(c.state_bytes);
+    for (uint64_t leaf = 0; leaf < leaves; ++leaf) {
+      ASSERT_LT(tiles->first[leaf], tiles->first[leaf + 1]);
+      for (uint32_t i = tiles->first[leaf]; i < tiles->first[leaf + 1]; ++i) {
+        const CopyTile& tile = tiles->tiles[i];
+        uint32_t bytes = 0;
+        ForEachByte(*tiles, tile, [&](uint64_t at, uint64_t place) {
+          ++bytes;
+          ++copied[at];
+          ASSERT_EQ(at / kLeafBytes, leaf) << "round " << round << ", byte " << at;
+          ASSERT_EQ(place + row * tile.row_stride + (accepted - 1) * tile.accept_stride, places[at])
+              << "round " << round << ", byte " << at;
+        });
+        ASSERT_LE(bytes, kLeafTileBytes);
+        ASSERT_GT(bytes, 0u);
+      }
+    }
+    ASSERT_EQ(copied, std::vector<int>(c.state_bytes, 1)) << "round " << round;
   }
 }
 

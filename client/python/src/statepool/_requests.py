@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
-import uuid
+import os
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from typing import Any
@@ -118,7 +118,7 @@ def fingerprint(layout: Layout | str) -> str:
 
 
 def id_or_new(request_id: str | None) -> str:
-    return uuid.uuid4().hex if request_id is None else request_id
+    return os.urandom(16).hex() if request_id is None else request_id
 
 
 # An enum's value is an int at run time, and a class of its own in the generated types: hence Any.

@@ -327,7 +327,7 @@ class Arena:
             results = self._load_directly(request, attempts, generation, stream)
             left = [i for i, result in enumerate(results) if result is None]
             if left:
-                rest = pb.LoadRequest(items=[request.items[i] for i in left])
+                rest = request if len(left) == len(results) else pb.LoadRequest(items=[request.items[i] for i in left])
                 for item in rest.items:
                     item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
                 self._wait_for(stream)
@@ -796,7 +796,7 @@ class Arena:
 
 def _load_item(row: SupportsIndex, item: LoadItem | Name | Match | str) -> pb.LoadItem:
     if not isinstance(item, LoadItem):
-        item = LoadItem(item)
+        return pb.LoadItem(row=_row(row), name=names.ref_of(item))
     return pb.LoadItem(row=_row(row), name=names.ref_of(item.source), position=item.position, version_id=item.version_id or 0,
                        row_unmodified=item.row_unmodified, with_attachment=item.attachment)
 

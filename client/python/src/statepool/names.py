@@ -77,19 +77,38 @@ class Info:
 
     @staticmethod
     def from_proto(info: pb.NameInfo) -> Info:
-        return Info(
-            kind=info.name.WhichOneof("name") or "", name=_name_of(info.name), layout=info.layout, position=info.position,
-            revision=info.revision, durable_revision=info.durable_revision, checksum=info.checksum,
-            exactness=enum_name(pb.Exactness, info.exactness), tier=enum_name(pb.Tier, info.tier), version_id=info.version_id,
-            parent_version_id=info.parent_version_id, state_bytes=info.state_bytes, attachment_bytes=info.attachment_bytes,
-            durability=enum_name(pb.Durability, info.durability), max_history=info.max_history,
-            history=tuple(Version(v.position, v.version_id, v.parent_version_id, enum_name(pb.Exactness, v.exactness), v.checksum,
-                                  enum_name(pb.Tier, v.tier)) for v in info.history),
-            ttl=info.ttl.ToTimedelta().total_seconds() if info.HasField("ttl") else None,
-            expire_time=info.expire_time.ToDatetime(datetime.timezone.utc) if info.HasField("expire_time") else None,
-            create_time=info.create_time.ToDatetime(datetime.timezone.utc) if info.HasField("create_time") else None,
-            replayed=info.replayed,
-            flush_lag=info.flush_lag.ToTimedelta().total_seconds() if info.HasField("flush_lag") else None)
+        """Takes the fields out of the message when the first of them is asked for: of a large batch most never are."""
+        made = object.__new__(Info)
+        object.__setattr__(made, "_message", info)
+        return made
+
+    if not TYPE_CHECKING:  # to a type checker there are the fields above, and no others
+        def __getattr__(self, field):
+            fields = self.__dict__
+            message = fields.get("_message")
+            if message is not None:
+                fields.update(_fields_of(message))
+                fields.pop("_message", None)
+            if field not in fields:
+                raise AttributeError(f"'Info' object has no attribute {field!r}")
+            return fields[field]
+
+
+def _fields_of(info: pb.NameInfo) -> dict[str, Any]:
+    """Those of Info."""
+    return {
+        "kind": info.name.WhichOneof("name") or "", "name": _name_of(info.name), "layout": info.layout, "position": info.position,
+        "revision": info.revision, "durable_revision": info.durable_revision, "checksum": info.checksum,
+        "exactness": enum_name(pb.Exactness, info.exactness), "tier": enum_name(pb.Tier, info.tier), "version_id": info.version_id,
+        "parent_version_id": info.parent_version_id, "state_bytes": info.state_bytes, "attachment_bytes": info.attachment_bytes,
+        "durability": enum_name(pb.Durability, info.durability), "max_history": info.max_history,
+        "history": tuple(Version(v.position, v.version_id, v.parent_version_id, enum_name(pb.Exactness, v.exactness), v.checksum,
+                                 enum_name(pb.Tier, v.tier)) for v in info.history),
+        "ttl": info.ttl.ToTimedelta().total_seconds() if info.HasField("ttl") else None,
+        "expire_time": info.expire_time.ToDatetime(datetime.timezone.utc) if info.HasField("expire_time") else None,
+        "create_time": info.create_time.ToDatetime(datetime.timezone.utc) if info.HasField("create_time") else None,
+        "replayed": info.replayed,
+        "flush_lag": info.flush_lag.ToTimedelta().total_seconds() if info.HasField("flush_lag") else None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,7 +367,7 @@ def wrong_bytes(info: Info, expected: str, actual: str) -> errors.DataLoss:
                            {"expected": expected, "actual": actual})
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache
 def enum_name(enum: Any, number: int) -> str:
     """Lower-case name of an enum's value; "" for 0, and digits for one that this library does not know."""
     return str(enum.Name(number)).lower() if number in enum.values() and number else str(number or "")

@@ -161,7 +161,7 @@ class Storing:
     def __init__(self, rows: frozenset[int], written: Written, commit: Callable[[list[str]], Any]) -> None:
         self.rows = rows
         self.written = written
-        self._commit = commit
+        self._commit: Callable[[list[str]], Any] | None = commit
         self._over = threading.Event()
         self._answer: Any = None
         self._error: Exception | None = None
@@ -180,8 +180,10 @@ class Storing:
 
     def finish(self) -> None:
         """REQUIRES: it was not called."""
+        commit, self._commit = self._commit, None  # which has the arena: the thread that looked at this must not keep that
+        assert commit is not None
         try:
-            self._answer = self._commit(self.written.checksums())
+            self._answer = commit(self.written.checksums())
         except Exception as error:  # what on_reopen raises, too
             self._error = error
         finally:

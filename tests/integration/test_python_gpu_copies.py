@@ -260,6 +260,24 @@ def test_stores_of_one_row_are_committed_in_their_order_by_whoever_comes(pool, a
     assert handle.wait()[1].position == 29 and bytes(pool.get(name).data) == image(29)
 
 
+def test_a_load_into_a_row_that_is_being_stored_comes_after_the_store(pool, arena, stream, request):
+    name = request.node.name
+    pool.set(f"{name}/b", image(2), 1, layout=LAYOUT)
+    stream.open.clear()
+    write(arena, stream, 0, image(1))
+    handle = arena.store_async({0: StoreItem(f"{name}/a", whole_row=True)}, position=1)
+    arena.load({1: f"{name}/b"})  # another row
+    assert not handle.done()
+    threading.Timer(0.1, stream.open.set).start()
+    arena.load({0: f"{name}/b"})
+    assert handle.done()
+    # The daemon knows what the row holds now.
+    assert not arena.load({0: statepool.LoadItem(f"{name}/b", row_unmodified=True)})[0].copied
+    assert arena.load({0: statepool.LoadItem(f"{name}/a", row_unmodified=True)})[0].copied
+    stream.synchronize()
+    assert read(arena, 0) == image(1) and read(arena, 1) == image(2)
+
+
 def test_a_store_that_nobody_waits_for_is_committed(pool, arena, stream, request):
     name = request.node.name
     write(arena, stream, 1, image(5))

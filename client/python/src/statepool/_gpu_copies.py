@@ -156,11 +156,12 @@ class Copies:
 
 
 class Storing:
-    """A store under way: `commit` is called once, after it is written, and gives its answer or raises a StatepoolError."""
+    """A store of these rows under way: `commit` is called once, after it is written, and gives its answer or raises a StatepoolError."""
 
-    def __init__(self, written: Written, commit: Callable[[list[str]], Any]) -> None:
+    def __init__(self, rows: frozenset[int], written: Written, commit: Callable[[list[str]], Any]) -> None:
+        self.rows = rows
         self.written = written
-        self._commit = commit
+        self._commit: Callable[[list[str]], Any] | None = commit
         self._over = threading.Event()
         self._answer: Any = None
         self._error: Exception | None = None
@@ -179,8 +180,10 @@ class Storing:
 
     def finish(self) -> None:
         """REQUIRES: it was not called."""
+        commit, self._commit = self._commit, None  # which has the arena: the thread that looked at this must not keep that
+        assert commit is not None
         try:
-            self._answer = self._commit(self.written.checksums())
+            self._answer = commit(self.written.checksums())
         except Exception as error:  # what on_reopen raises, too
             self._error = error
         finally:
@@ -198,6 +201,7 @@ class InFlight:
         self._committing = threading.RLock()  # on_reopen may store
         self._changed = threading.Condition()  # of what follows
         self._stores: collections.deque[Storing] = collections.deque()
+        self._current: tuple[Storing, int] | None = None  # the one that is being committed, and the thread that does it
         self._loads: collections.deque[tuple[Any, Lease, list[Pin]]] = collections.deque()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -220,19 +224,25 @@ class InFlight:
         with self._committing:
             while not storing.is_over():
                 with self._changed:
-                    first = self._stores.popleft() if self._stores else None
-                if first is None:
-                    raise RuntimeError("a store can't be waited for where its own end is told")
-                first.finish()
+                    if not self._stores:
+                        raise RuntimeError("a store can't be waited for where its own end is told")
+                    first, before = self._stores.popleft(), self._current
+                    self._current = first, threading.get_ident()
+                try:
+                    first.finish()
+                finally:
+                    with self._changed:
+                        self._current = before
 
-    def finish(self) -> None:
-        """All stores."""
+    def finish(self, rows: frozenset[int] | None = None) -> None:
+        """All stores; those of any of these rows, and what was before them."""
         with self._changed:
-            last = self._stores[-1] if self._stores else None
-        if last is not None:
-            self.finish_through(last)
-        with self._committing:  # one that another thread has taken
-            pass
+            begun = list(self._stores)
+            if self._current is not None and self._current[1] != threading.get_ident():
+                begun.insert(0, self._current[0])
+            wanted = [storing for storing in begun if rows is None or not rows.isdisjoint(storing.rows)]
+        if wanted:
+            self.finish_through(wanted[-1])
 
     def release(self) -> bool:
         """Gives back the pins of loads that are done; whether all are. Never waits."""

@@ -305,9 +305,10 @@ class Arena:
         """store(), which is done when the handle's wait() returns, or done() is true; without either a thread of the arena's does it soon.
 
         In a direct arena on a GPU this returns when the copies are enqueued: what the stream does afterwards may write to the rows, and is not stored. The
-        versions are published when the stream has passed them: those of one arena in the order of the calls. Elsewhere all of it has happened when this
-        returns. What is invalid in itself is raised here, every other error of store() by wait(): then nothing of the item was stored, and the row has to
-        be stored again, if it still holds the state. Wait for what has to be there: a process that ends takes along what was not published.
+        versions are published when the stream has passed them: those of one arena in the order of the calls; until then everybody finds what was there
+        before. A load into one of these rows waits for its store. Elsewhere all of it has happened when this returns. What is invalid in itself is raised
+        here, every other error of store() by wait(): then nothing of the item was stored, and the row has to be stored again, if it still holds the state.
+        Wait for what has to be there: a process that ends takes along what was not published.
         """
         request = _store_request(items, position, accepted, all_or_none)
         attempts = self._pool._attempts()
@@ -322,6 +323,8 @@ class Arena:
         return Store(self, None, lambda _: result)
 
     def _load(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Loaded | errors.StatepoolError]:
+        if self._in_flight is not None:  # to the daemon a row is what the last call that it hears of made of it
+            self._in_flight.finish(frozenset(item.row for item in request.items))
         while True:
             results = self._load_directly(request, attempts, generation, stream)
             left = [i for i, result in enumerate(results) if result is None]
@@ -403,6 +406,7 @@ class Arena:
         while True:
             answer = self._store_directly(request, attempts, generation, stream)
             if answer is None:
+                self._finish_stores()  # in the order of the calls
                 self._wait_for(stream)
                 answer = self._call("Store", request, pb.StoreResponse.FromString, attempts, generation)
             results = _stored(request.items, answer)
@@ -505,7 +509,7 @@ class Arena:
             finally:
                 lease.done_with(grants)
 
-        storing = _gpu_copies.Storing(written, commit)
+        storing = _gpu_copies.Storing(frozenset(item.row for item in request.items), written, commit)
         in_flight.add(storing, attended=attended)
         return storing
 

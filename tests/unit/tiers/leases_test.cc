@@ -332,7 +332,7 @@ TEST_P(LeasesTest, NobodyElseGetsSlotsWhereAWorkerCanWrite) {
   std::vector<ImageRef> images;
   for (int i = 0; i < 8; ++i) {
     images.push_back(Write('a'));
-    EXPECT_NE((*residency_->Read({}, images.back()))->place().extent->id(), slot.extent);
+    EXPECT_NE((*residency_->Read({}, images.back(), nullptr))->place().extent->id(), slot.extent);
   }
 }
 

@@ -70,14 +70,14 @@ class LeasesTest : public testing::TestWithParam<MemoryKind> {
     other_layout_ = LayoutOf("other", 2 * kChunk);
     ASSERT_TRUE(store_->RegisterLayout({}, layout_, "m").ok());
     ASSERT_TRUE(store_->RegisterLayout({}, other_layout_, "other").ok());
-    leases_ = std::make_unique<Leases>(
-        options, store_.get(),
-        LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
-                      return residency_->BeginOwned(op, std::move(layout), owner, device_);
-                    },
-                    [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
-                    [this] { residency_->SharedMemoryFreed(); }},
-        &clock_);
+    leases_ =
+        std::make_unique<Leases>(options, store_.get(),
+                                 LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
+                                               return residency_->BeginOwned(op, std::move(layout), owner, device_);
+                                             },
+                                             [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
+                                             [this] { residency_->SharedMemoryFreed(); }},
+                                 &clock_);
   }
   void Stop() {
     if (residency_ != nullptr) residency_->CheckInvariants();

@@ -399,6 +399,7 @@ bool Arenas::FreeInTurn(const ArenaRef& arena) {
     reserve.swap(arena->reserve);
   }
   reserve.clear();
+  arena->copier.reset();  // it waits for the device: not with the last reference, under the lock
   const bool revoked = arena->memory->Revoke() || !connected;
   {
     MutexLock lock(&mu_);

@@ -50,11 +50,15 @@ def test_states_of_every_dtype_take_every_way_and_are_what_they_were(small):
         tiers = [pool.describe(f"seq/{n}").tier for n in range(STATES)]
         assert set(tiers) == {"hot", "warm", "cold"} and tiers[-1] == "hot", tiers
         assert moved(small, "hot", "warm") > 0 and moved(small, "warm", "cold") > 0 and moved(small, "hot", "cold") == 0
+        last = None
         for device in small.ready["devices"]:
             with pool.open_arena("all", rows=2, device=device) as arena:  # the way up to the device, and down again
+                if last is not None:
+                    arena.load({0: f"copy/{last}"})  # it was stored on the other device a moment ago
                 for n in sorted(range(STATES), key=lambda n: pool.describe(f"seq/{n}").tier, reverse=True):  # warm ones first
                     arena.load({1: f"seq/{n}"})
                     arena.store({1: f"copy/{n}"}, position=n)
+                last = n
         assert moved(small, "warm", "hot") > 0 and moved(small, "cold", "hot") > 0
         for n in random.Random(1).sample(range(STATES), STATES):  # by message, from where it is
             assert bytes(pool.get(f"seq/{n}").data) == image(n), n

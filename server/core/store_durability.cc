@@ -292,7 +292,10 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
       const uint64_t before = answer.written;
       FlushRound all;
       RETURN_IF_ERROR(RecordQueueLocked(op, &all, &answer.written));
-      if (dirty_.empty() || dirty_.begin()->first > end) return answer;
+      if (dirty_.empty() || dirty_.begin()->first > end) {
+        RETURN_IF_ERROR(CheckLostLocked(keys));  // another round may have given something up meanwhile
+        return answer;
+      }
       if (answer.written == before) RETURN_IF_ERROR(WaitLocked(op));
       RETURN_IF_ERROR(op.Check(*clock_));
     }
@@ -322,7 +325,10 @@ absl::StatusOr<FlushAnswer> Store::Flush(const Op& op, absl::Span<const NameKey>
         if (seen.insert(member).second) pending.push_back(member);
       }
     }
-    if (pending.empty()) return answer;
+    if (pending.empty()) {
+      RETURN_IF_ERROR(CheckLostLocked(keys));  // another round may have given one of them up meanwhile
+      return answer;
+    }
     RETURN_IF_ERROR(op.Check(*clock_));
     const uint64_t before = answer.written;
     RETURN_IF_ERROR(RecordLocked(op, pending, &answer.written));
@@ -334,8 +340,13 @@ absl::Status Store::Drain(const Op& op) {
   ReapExpired();  // what is gone must not come back
   uint64_t written = 0;
   MutexLock lock(&mu_);
-  FlushRound all;
-  const absl::Status recorded = RecordQueueLocked(op, &all, &written);
+  absl::Status recorded;
+  // What can never be recorded leaves the queue, and what was written together with it comes in the next round.
+  for (size_t before = SIZE_MAX; !dirty_.empty() && dirty_.size() < before;) {
+    before = dirty_.size();
+    FlushRound all;
+    recorded = RecordQueueLocked(op, &all, &written);
+  }
   const absl::Status buried = BuryLocked();
   for (const NameTable::Entry& entry : names_) {
     const Name* name = entry.name();
@@ -352,7 +363,7 @@ absl::Status Store::Drain(const Op& op) {
   }
   // What is damaged, or was lost with a device, can't be recorded by anyone: its name answers with what was recorded
   // before.
-  if (!recorded.ok() && !absl::IsDataLoss(recorded) && ReasonOf(recorded) != "DEVICE_FAILED") return recorded;
+  if (!recorded.ok() && !dirty_.empty()) return recorded;
   return buried.ok() ? marked : buried;
 }
 

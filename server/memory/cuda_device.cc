@@ -46,6 +46,8 @@ bool IsHarmless(int code) {
     case cudaErrorOperatingSystem:
     case cudaErrorNotReady:
     case cudaErrorNotPermitted:
+    case cudaErrorHostMemoryAlreadyRegistered:
+    case cudaErrorHostMemoryNotRegistered:
     case cudaErrorNotSupported: return true;
     default: return false;
   }

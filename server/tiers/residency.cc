@@ -566,13 +566,20 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Dev
     }
     if (!std::exchange(counted, true)) ++stats_.misses;
     absl::Status status;
-    bool again = false;
+    bool again = false, waits = true;
     for (Memory* memory : CandidatesForRead(on)) {
-      again = image->coming != 0 || CopyIn(*image, *memory) != nullptr;  // since the lock was given back
+      const Copy* const there = CopyIn(*image, *memory);
+      if (there != nullptr && there->damaged) continue;  // about to go, when nobody uses it
+      again = image->coming != 0 || there != nullptr;    // since the lock was given back
       if (again) break;
+      waits = false;
       status = Bring(op, image, memory);
       if (status.ok()) ++stats_.promotions;
-      if (!absl::IsResourceExhausted(status)) break;
+      if (!absl::IsResourceExhausted(status) && memory->device->health().ok()) break;
+    }
+    if (waits) {  // the lock was not given back
+      WaitForChange(op);
+      continue;
     }
     // Where a device failed another place may have it still.
     if (!again && !status.ok() && (on != nullptr || !absl::IsUnavailable(status) || (image->places & healthy_) == 0))
@@ -803,12 +810,15 @@ void Residency::SpillLoop() {
     return nullptr;
   };
   std::shared_ptr<Resident> image;  // outlives the lock
+  // What is demoted only takes the place of what was: the rest goes to the disk.
+  bool warm_is_full = false;
   MutexLock lock(&mu_);
   while (spilling_ahead_) {
     if (image != nullptr) {  // its destructor takes the lock
       MutexUnlock unlock(&mu_);
       image.reset();
     }
+    if (!spilling_ahead_) break;  // since the lock was given back
     // The lowest first: those above need its room.
     Memory* memory = nullptr;
     for (auto it = memories_.rbegin(); it != memories_.rend() && image == nullptr; ++it) {
@@ -816,13 +826,22 @@ void Residency::SpillLoop() {
       if (memory->dirty_bytes > memory->dirty_bytes_max) image = next(*memory);
     }
     if (image == nullptr) {
+      warm_is_full = false;
       wake_spiller_.Wait(&mu_);
       continue;
     }
     bool demoted = false;
+    const uint64_t redirtied = redirtied_;
     ++memory->moving;
-    const absl::Status status = MoveDown(Op(), image.get(), *memory, &demoted);
+    absl::Status status;
+    if (warm_is_full) {
+      status = PersistAny(Op(), image.get());
+      stats_.spills += status.ok();
+    } else {
+      status = MoveDown(Op(), image.get(), *memory, &demoted);
+    }
     --memory->moving;
+    if (demoted && redirtied_ != redirtied) warm_is_full = true;
     changed_.SignalAll();
     if (!status.ok() && spilling_ahead_ && !absl::IsDataLoss(status))
       wake_spiller_.WaitFor(&mu_, kReclaimRetry);  // whoever needs the slot will be told why

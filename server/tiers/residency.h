@@ -364,8 +364,9 @@ class Residency final : public ImageStore {
   std::thread reclaimer_, spiller_;
 
   mutable Mutex mu_;
-  CondVar changed_;                             // something that a waiting call may be waiting for
-  uint64_t progress_ ABSL_GUARDED_BY(mu_) = 0;  // how often memory came free or an image may leave that could not
+  CondVar changed_;                              // something that a waiting call may be waiting for
+  uint64_t progress_ ABSL_GUARDED_BY(mu_) = 0;   // how often memory came free or an image may leave that could not
+  uint64_t redirtied_ ABSL_GUARDED_BY(mu_) = 0;  // how often the warm memory let go of what made a hot copy clean
   uint64_t uses_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t images_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t claims_ ABSL_GUARDED_BY(mu_) = 0;            // that have room

@@ -459,6 +459,7 @@ Residency::Step Residency::Evict(const Op& op, Resident* image, Memory* memory, 
     }
   }
   DropCopy(image, copy);
+  redirtied_ += memory == warm_ && image->dirty_in != nullptr;
   ResidencyStats::Evictions& evictions = memory->evictions;
   ++(behind ? evictions.behind_head : demoted ? evictions.demoted : spilled ? evictions.spilled : evictions.clean);
   return Step::kProgress;

@@ -202,8 +202,8 @@ absl::Status Residency::MoveDown(const Op& op, Resident* image, const Memory& fr
     absl::Status status = Bring(op, image, warm_);
     *demoted = status.ok();
     stats_.demotions += status.ok();
-    // Where the warm memory is short of what may leave, or smaller than the state, there is still the disk.
-    if (!absl::IsResourceExhausted(status)) return status;
+    // Where the warm memory is short of what may leave, or smaller than the state, or can't be had, there is the disk.
+    if (status.ok() || absl::IsDataLoss(status) || from.failed || !op.Check(*clock_).ok()) return status;
   }
   absl::Status status = PersistAny(op, image);
   stats_.spills += status.ok();
@@ -301,8 +301,8 @@ void Residency::GiveUp(Memory* memory) {
 
 // REQUIRES: its memory failed.
 void Residency::LoseCopy(Resident* image, Copy* copy, uint64_t* lost) {
+  image->lost_with = &copy->memory();  // before why_lost: loss() reads them without the lock
   if (image->why_lost == Loss::kNone) image->why_lost = Loss::kDeviceFailed;
-  image->lost_with = &copy->memory();
   if (copy->is_used()) {
     PlacesChanged(image);
   } else {
@@ -319,8 +319,9 @@ void Residency::CheckDevices() {
 absl::Status Residency::loss(const Image& of) const {
   const Resident& image = *Resident::Of(of);
   if (image.cold || (image.places & healthy_) != 0) return absl::OkStatus();
+  const Loss why = image.why_lost;  // before lost_with
   const Memory* const memory = image.lost_with;
-  switch (image.why_lost.load()) {
+  switch (why) {
     case Loss::kNone: return absl::OkStatus();
     case Loss::kDamaged: return Damaged(image.info().id);
     case Loss::kDeviceFailed: break;

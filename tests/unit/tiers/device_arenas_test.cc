@@ -6,10 +6,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -332,6 +335,51 @@ TEST_P(DeviceArenasTest, WhatWasLostWithADeviceIsInNobodysWayWhenTheDaemonStops)
   ASSERT_TRUE(Set("lost", 1, MakeBytes(layout_->state_bytes(), 1)).ok());
   for (size_t i = 0; i < memory_.devices().size(); ++i) memory_.far(i)->Fail();
   EXPECT_EQ(store_.Drain({}), absl::OkStatus());
+}
+
+TEST_P(DeviceArenasTest, WhatWasWrittenTogetherWithALostStateIsRecordedWhenTheDaemonStops) {
+  if (memory_.devices().size() < 2) GTEST_SKIP() << "another device must be left";
+  const std::string lost = MakeBytes(layout_->state_bytes(), 1), kept = MakeBytes(layout_->state_bytes(), 2);
+  const absl::string_view lost_piece = lost, kept_piece = kept;
+  StateBytes lost_bytes, kept_bytes;
+  lost_bytes.pieces = {&lost_piece, 1};
+  kept_bytes.pieces = {&kept_piece, 1};
+  const std::vector<BatchItem> items{SetItem{{"a", "m", 1, std::nullopt, std::nullopt, {}, {}}, lost_bytes},
+                                     SetItem{{"b", "m", 1, std::nullopt, std::nullopt, {}, {}}, kept_bytes}};
+  const auto results = store_.Batch({}, items, /*all_or_none=*/true);
+  ASSERT_TRUE(results.ok()) << results.status();
+  memory_.far(0)->Fail();
+  residency_.CheckDevices();
+  const bool a_is_lost = !store_.Get({}, {Key("a"), std::nullopt, ""}).ok();
+  ASSERT_NE(a_is_lost, !store_.Get({}, {Key("b"), std::nullopt, ""}).ok()) << "each went to a device of its own";
+  EXPECT_EQ(store_.Drain({}), absl::OkStatus());
+  const NameInfo info = *store_.Describe({}, Key(a_is_lost ? "b" : "a"));
+  EXPECT_EQ(info.durable_revision, info.revision);
+}
+
+TEST_P(DeviceArenasTest, AFlushThatWaitedForAnotherSaysWhatWasLostMeanwhile) {
+  if (memory_.far() == nullptr) GTEST_SKIP() << "the host does not fail";
+  ASSERT_TRUE(Set("a", 1, MakeBytes(layout_->state_bytes(), 1)).ok());
+  std::atomic<bool> putting{false}, go_on{false};
+  cold_.before_put = [&] {
+    putting = true;
+    while (!go_on) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  clock_.Advance(absl::Seconds(5));
+  std::thread behind([&] { store_.FlushDue(); });
+  while (!putting) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  absl::Status flushed;
+  const NameKey key = Key("a");
+  std::thread flush([&] { flushed = store_.Flush({}, {&key, 1}).status(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // it waits for the other
+  for (size_t i = 0; i < memory_.devices().size(); ++i) memory_.far(i)->Fail();
+  residency_.CheckDevices();
+  go_on = true;
+  behind.join();
+  flush.join();
+  cold_.before_put = nullptr;
+  EXPECT_EQ(store_.Describe({}, key)->durable_revision, 0u);
+  EXPECT_EQ(ReasonOf(flushed), "DEVICE_FAILED");
 }
 #endif
 

@@ -38,6 +38,7 @@ class MemoryColdStore final : public ColdStore {
 
   absl::Status PutImage(const ImageInfo& info, StateReader* reader, absl::Span<const LeafHash> leaves,
                         absl::string_view attachment) override {
+    if (before_put) before_put();
     MemoryDisk::Stored stored{"", std::string(attachment)};
     while (reader->left() > 0) {
       const absl::StatusOr<absl::string_view> piece = reader->Next();
@@ -108,7 +109,7 @@ class MemoryColdStore final : public ColdStore {
   absl::Status LoadNames(absl::FunctionRef<absl::Status(NameChange)>) override { return absl::OkStatus(); }
 
   absl::Status put_status;  // of every put; what it put is there, whatever this says
-  std::function<void()> before_read;
+  std::function<void()> before_read, before_put;
 
  private:
   MemoryDisk* const disk_;

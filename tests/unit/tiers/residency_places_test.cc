@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
@@ -413,6 +414,40 @@ TEST_P(ResidencyPlacesTest, SpareMemoryIsTouchedOnlyWhenNoDeviceIsLeft) {
   EXPECT_EQ(tier(image), Tier::kWarm);
   EXPECT_GT(memory_->warm()->used_bytes(), 0u);
   EXPECT_EQ(Read(images_[1]), MakeBytes(kChunk, 2));
+}
+
+TEST_P(ResidencyPlacesTest, WhatNoPlaceBelowKeepsIsNotDemotedForEver) {
+  Start({}, /*hot_dirty_max=*/kChunk);
+  Fill(hot_slots());
+  ResidencyStats before = residency_->stats();
+  for (int still = 0; still < 5;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    const ResidencyStats now = residency_->stats();
+    still = now.demotions == before.demotions && now.spills == before.spills ? still + 1 : 0;
+    ASSERT_LT(now.demotions, 1000u);
+    before = now;
+  }
+  EXPECT_GT(before.spills, 0u);
+}
+
+TEST_P(ResidencyPlacesTest, WhoReadsWaitsAsleepForADamagedCopyToGo) {
+  if (memory_->devices().size() > 1) GTEST_SKIP() << "the other device has it";
+  Fill(hot_slots() + 1);
+  ASSERT_EQ(tier(images_[0]), Tier::kWarm);
+  absl::StatusOr<Pin> pin = residency_->Read({}, images_[0], nullptr);
+  ASSERT_TRUE(pin.ok());
+  Read(images_[0], memory_->device());
+  const_cast<char*>((*pin)->data())[5] ^= 1;  // the copy that is pinned
+  ASSERT_TRUE(residency_->Persist({}, images_[0]).ok());
+  memory_->far(0)->Fail();
+  residency_->CheckDevices();
+  std::string read;
+  std::thread reader([&] { read = Read(images_[0]); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  residency_->stats();  // takes the lock
+  pin->reset();
+  reader.join();
+  EXPECT_EQ(read, MakeBytes(kChunk, 1));
 }
 
 #endif

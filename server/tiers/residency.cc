@@ -810,7 +810,7 @@ void Residency::SpillLoop() {
     return nullptr;
   };
   std::shared_ptr<Resident> image;  // outlives the lock
-  // What is demoted only takes the place of what was: the rest goes to the disk.
+  // What was demoted took the place of what made another copy clean: the next one goes to the disk, so that this ends.
   bool warm_is_full = false;
   MutexLock lock(&mu_);
   while (spilling_ahead_) {
@@ -826,7 +826,6 @@ void Residency::SpillLoop() {
       if (memory->dirty_bytes > memory->dirty_bytes_max) image = next(*memory);
     }
     if (image == nullptr) {
-      warm_is_full = false;
       wake_spiller_.Wait(&mu_);
       continue;
     }
@@ -841,7 +840,7 @@ void Residency::SpillLoop() {
       status = MoveDown(Op(), image.get(), *memory, &demoted);
     }
     --memory->moving;
-    if (demoted && redirtied_ != redirtied) warm_is_full = true;
+    warm_is_full = demoted && redirtied_ != redirtied;
     changed_.SignalAll();
     if (!status.ok() && spilling_ahead_ && !absl::IsDataLoss(status))
       wake_spiller_.WaitFor(&mu_, kReclaimRetry);  // whoever needs the slot will be told why

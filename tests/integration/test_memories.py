@@ -49,7 +49,7 @@ def test_states_of_every_dtype_take_every_way_and_are_what_they_were(small):
             pool.set(f"seq/{n}", image(n), n)
         tiers = [pool.describe(f"seq/{n}").tier for n in range(STATES)]
         assert set(tiers) == {"hot", "warm", "cold"} and tiers[-1] == "hot", tiers
-        assert moved(small, "hot", "warm") > 0 and moved(small, "warm", "cold") > 0 and moved(small, "hot", "cold") == 0
+        assert moved(small, "hot", "warm") > 0 and moved(small, "warm", "cold") + moved(small, "hot", "cold") > 0
         last = None
         for device in small.ready["devices"]:
             with pool.open_arena("all", rows=2, device=device) as arena:  # the way up to the device, and down again

@@ -129,9 +129,11 @@ class StoreItem:
 class Store:
     """A store that Arena.store_async began. Thread-safe."""
 
-    def __init__(self, arena: Arena, storing: _gpu_copies.Storing | errors.StatepoolError | None, result: Callable[[Any], dict[int, Any]] | None) -> None:
-        """storing: None, or why not, if it is over. result: makes what wait() gives of its answer."""
+    def __init__(self, arena: Arena, generation: int, storing: _gpu_copies.Storing | errors.StatepoolError | None,
+                 result: Callable[[Any], dict[int, Any]] | None) -> None:
+        """generation: of the arena when it began. storing: None, or why not, if it is over. result: makes what wait() gives of its answer."""
         self._arena = arena
+        self._generation = generation
         self._storing = storing
         self._result = result
 
@@ -160,6 +162,9 @@ class Store:
             return result(storing.answer())
         except errors.ContentsGone:
             self._arena._told.generation = self._arena._generation  # now this thread knows
+            raise
+        except (errors.NotFound, errors.Unavailable) as error:
+            self._arena._reopen_if_lost(error, self._generation)
             raise
 
 
@@ -199,7 +204,9 @@ class Arena:
 
     Restarts: when the daemon has lost the arena, load and store open it again at the same addresses and raise ContentsGone: all rows are zeros. So
     does the next load or store of every other thread that used it before. When it can't be had again, the call's own error is raised, and the next
-    call tries anew.
+    call tries anew. Nothing but load, store, store_async, Store.wait() and reopen() opens it again, in the thread that called. On a GPU the rows are not
+    mapped for a moment then, and what another thread launches on them just there is an illegal address, which ends its CUDA context: no other thread may
+    launch work on rows of this arena while one of these calls may open it again.
 
     After os.fork() it is the parent's: in the child load and store raise Conflict (FORKED), and close() drops what the child has of it, no more.
     """
@@ -316,11 +323,11 @@ class Arena:
         try:
             storing = self._begin_store(request, attempts, known, stream, attended=True) if request.items else None
             if storing is not None:
-                return Store(self, storing, lambda answer: _by_row(request.items, _stored(request.items, answer), return_errors))
+                return Store(self, known, storing, lambda answer: _by_row(request.items, _stored(request.items, answer), return_errors))
             result = _by_row(request.items, self._store(request, attempts, known, stream), return_errors) if request.items else {}
         except errors.StatepoolError as error:
-            return Store(self, error, None)
-        return Store(self, None, lambda _: result)
+            return Store(self, known, error, None)
+        return Store(self, known, None, lambda _: result)
 
     def _load(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Loaded | errors.StatepoolError]:
         if self._in_flight is not None:  # to the daemon a row is what the last call that it hears of made of it
@@ -398,6 +405,8 @@ class Arena:
         self._in_flight.release()
         with self._lock:  # while it is held nobody unmaps the arena
             self._check(generation)
+            if not self._memory.is_mapped:  # type: ignore[union-attr]
+                raise self._gone()  # since the daemon answered: a reopen() failed
             states = [pin for pin, rows in pinned for _ in rows]
             event = self._copies.gather(states, [row for _, rows in pinned for row in rows], self._memory.stream(stream))  # type: ignore[union-attr]
         self._in_flight.hold(event, lease, [pin for pin, _ in pinned])
@@ -448,12 +457,12 @@ class Arena:
                 item.checksum = plan.scatter(memory.address, item.row, _accepted(item), grant.address)
                 item.grant = grant.id
             answer = self._call("Store", direct, pb.StoreResponse.FromString, Attempts(attempts.timeout(), 0), generation)
-        except errors.StatepoolError as error:
-            if _direct.goes_on(lease, error):
+        except BaseException as error:
+            lease.give_back(grants)  # the daemon may have refused the call before it looked at them
+            if isinstance(error, errors.StatepoolError) and _direct.goes_on(lease, error):
                 return None
             raise
-        finally:
-            lease.done_with(grants)
+        lease.done_with(grants)
         return self._store_the_rest(request, answer, attempts, generation, stream)
 
     def _store_the_rest(self, request: pb.StoreRequest, answer: pb.StoreResponse, attempts: Attempts, generation: int | None,
@@ -487,6 +496,9 @@ class Arena:
         try:
             with self._lock:  # while it is held nobody unmaps the arena
                 self._check(generation)
+                if not self._memory.is_mapped:  # type: ignore[union-attr]
+                    lease.give_back(grants)
+                    return None  # the daemon says that it is lost, and it is opened again
                 written = copies.scatter([item.row for item in request.items], [_accepted(item) for item in request.items], grants,
                                          self._memory.stream(stream))  # type: ignore[union-attr]
         except BaseException:
@@ -500,22 +512,26 @@ class Arena:
             for item, grant, checksum in zip(direct.items, grants, checksums):
                 item.checksum, item.grant = checksum, grant.id
             left = self._pool._attempts() if attended else attempts  # a stream may take its time
+            reopen = not in_flight.is_own_thread()  # under the feet of a model that is at work here
             try:
-                return self._call("Store", direct, pb.StoreResponse.FromString, Attempts(left.timeout(), 0), generation)
-            except errors.StatepoolError as error:
-                _direct.goes_on(lease, error)
-                self._reopen_if_restarted(error, generation, left)
+                answer = self._call("Store", direct, pb.StoreResponse.FromString, Attempts(left.timeout(), 0), generation, reopen=reopen)
+            except BaseException as error:
+                lease.give_back(grants)  # the daemon may have refused the call before it looked at them, or never have heard of it
+                if isinstance(error, errors.StatepoolError):
+                    _direct.goes_on(lease, error)
+                    if reopen:
+                        self._reopen_if_restarted(error, generation, left)
                 raise
-            finally:
-                lease.done_with(grants)
+            lease.done_with(grants)
+            return answer
 
-        storing = _gpu_copies.Storing(frozenset(item.row for item in request.items), written, commit)
+        storing = _gpu_copies.Storing(frozenset(item.row for item in request.items), written, commit, lambda: lease.give_back(grants))
         in_flight.add(storing, attended=attended)
         return storing
 
     def _call(self, method: str, request: pb.LoadRequest | pb.StoreRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
-              generation: int | None) -> _Answer:
-        """One call on the arena as it was in this generation (None: as it is now)."""
+              generation: int | None, *, reopen: bool = True) -> _Answer:
+        """One call on the arena as it was in this generation (None: as it is now). reopen: if it is lost, which is ContentsGone then."""
         if os.getpid() != self._pid:
             raise self._refusal()
         with self._lock:
@@ -525,7 +541,7 @@ class Arena:
         try:
             return self._connection.call(method, request, parse, attempts)
         except (errors.NotFound, errors.Unavailable) as error:
-            if isinstance(error, errors.NotFound) and error.reason != "ARENA_UNKNOWN":
+            if not reopen or isinstance(error, errors.NotFound) and error.reason != "ARENA_UNKNOWN":
                 raise
             self._revive(error, generation, attempts)
             raise self._gone() from error
@@ -591,13 +607,15 @@ class Arena:
                 if memory is not None:
                     memory.vacate()
                     self._say_unmapped()
-                if self._copies is not None and self._in_flight is not None:
-                    self._in_flight.release()  # all are done
-                    self._in_flight.close()
-                    self._copies.close()
             finally:
-                self._end(self._name)
-                self._drop_lease()
+                try:
+                    if self._copies is not None and self._in_flight is not None:
+                        self._in_flight.close()
+                        self._in_flight.release()  # all are done
+                        self._copies.close()
+                finally:
+                    self._end(self._name)
+                    self._drop_lease()
 
     def __enter__(self) -> Arena:
         return self
@@ -707,10 +725,20 @@ class Arena:
 
     def _reopen_if_restarted(self, error: errors.StatepoolError, generation: int, attempts: Attempts) -> None:
         """ContentsGone, with the arena open again, when a lease is unknown because the daemon is another one."""
-        if error.reason != "LEASE_UNKNOWN" or not isinstance(error, errors.NotFound) or error.metadata.get("incarnation") == self.incarnation:
+        if error.reason != "LEASE_UNKNOWN" or not isinstance(error, errors.NotFound):
+            return
+        if self._generation == generation and error.metadata.get("incarnation") == self.incarnation:
             return
         self._revive(error, generation, attempts)
         raise self._gone() from error
+
+    def _reopen_if_lost(self, error: errors.NotFound | errors.Unavailable, generation: int) -> None:
+        """ContentsGone, with the arena open again, when a store failed with `error` in the arena's own thread because this generation of it was lost."""
+        attempts = self._pool._attempts()
+        if isinstance(error, errors.Unavailable) or error.reason == "ARENA_UNKNOWN":
+            self._revive(error, generation, attempts)
+            raise self._gone() from error
+        self._reopen_if_restarted(error, generation, attempts)
 
     def _reopened(self) -> None:
         self._told.generation = self._generation

@@ -341,8 +341,9 @@ class Arena:
                     item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
                 self._wait_for(stream)
                 answer = self._call("Load", rest, pb.LoadResponse.FromString, attempts, generation)
+                attachments = any(item.with_attachment for item in rest.items)
                 for i, item, r in zip(left, rest.items, answer.rows):
-                    results[i] = _error(item, r.error) if r.HasField("error") else Loaded(Info.from_proto(r.info), r.attachment, r.copied)
+                    results[i] = _error(item, r.error) if r.HasField("error") else _loaded(r, attachments)
                     if not r.HasField("error"):
                         self._doubtful.discard(item.row)
             again = next((r for r in results if isinstance(r, errors.StatepoolError) and r.retry_after is not None), None)
@@ -385,6 +386,7 @@ class Arena:
         for _, of_slot in pinned:
             self._doubtful.difference_update(of_slot)
         results: list[Any] = []
+        attachments = any(item.with_attachment for item in request.items)
         for item, r in zip(request.items, answer.rows):
             if r.HasField("error"):
                 refusal = _error(item, r.error)
@@ -392,7 +394,7 @@ class Arena:
             elif item.row in self._doubtful:
                 results.append(None)
             else:
-                results.append(Loaded(Info.from_proto(r.info), r.attachment, r.copied))
+                results.append(_loaded(r, attachments))
         return results
 
     def _gather(self, lease: _direct.Lease, pinned: list[tuple[_direct.Pin, list[int]]], generation: int, stream: Any) -> None:
@@ -836,6 +838,11 @@ def _load_item(row: SupportsIndex, item: LoadItem | Name | Match | str) -> pb.Lo
 def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None,
                    accepted: int | Mapping[int, int] | None, all_or_none: bool) -> pb.StoreRequest:
     return pb.StoreRequest(items=[_store_item(i, row, item, position, accepted) for i, (row, item) in enumerate(items.items())], all_or_none=all_or_none)
+
+
+def _loaded(row: pb.LoadedRow, attachments: bool) -> Loaded:
+    """attachments: the answer may have some."""
+    return Loaded(Info.from_proto(row.info, copy=attachments), row.attachment, row.copied)
 
 
 def _stored(items: Iterable[pb.StoreItem], answer: pb.StoreResponse) -> list[Info | errors.StatepoolError]:

@@ -32,6 +32,7 @@ class Stream:
     def __init__(self):
         self.open = threading.Event()
         self.open.set()
+        self.capturing = False
         self.work, self.done = [], 0
         self.changed = threading.Condition()
         self.cuda_stream = id(self)
@@ -119,6 +120,9 @@ class Gpu:
             yield
         finally:
             Gpu.thread.depth -= 1
+
+    def is_capturing(self, stream):
+        return stream.capturing
 
     @staticmethod
     def check_relaxed():
@@ -535,6 +539,25 @@ def test_a_copy_that_is_partly_under_way_is_waited_for(far, pool, arena, stream,
     gc.collect()
     assert len(given_back) >= 2 and all(given_back)
     eventually(lambda: slots(far, "granted") == slots(far, "pinned") == 0)
+
+
+def test_a_stream_that_is_being_captured_is_refused_before_anything_is_asked_for(far, pool, arena, stream, request, monkeypatch):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    other, asked = Stream(), []
+    call = pool._connection.call
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._connection, "call", lambda method, *arguments: (asked.append(method), call(method, *arguments))[1])
+        stream.capturing = True
+        for refused in (arena.load, arena.store, arena.store_async):
+            with pytest.raises(statepool.Conflict) as error:
+                refused({0: name}, *([2] if refused != arena.load else []))
+            assert error.value.reason == "STREAM_CAPTURING"
+        assert not asked and not stream.work
+        assert arena.load({0: name}, stream=other)[0].copied and "Load" in asked
+    stream.capturing = False
+    other.synchronize()
+    assert read(arena, 0) == image(1)
 
 
 def test_slots_of_a_store_that_failed_go_back(far, pool, arena, stream, request, monkeypatch):

@@ -147,6 +147,8 @@ class Store:
         timeout  seconds; TimeoutError when it is not done by then, and it goes on. None: until the stream has passed the copies, and then as long as a
                  call may take
         """
+        if os.getpid() != self._arena._pid:
+            raise self._arena._refusal()
         storing, result = self._storing, self._result
         if isinstance(storing, errors.StatepoolError):
             raise storing
@@ -197,7 +199,7 @@ class Arena:
     must be done. The daemon copies when the stream is done, so they wait for it, and what load has copied is there for every stream when it returns.
     *Direct* (Pool.open_arena) this process copies, in the stream's order, and waits for nothing: load returns when the copies are enqueued, so that what
     the stream does afterwards finds them; store_async does so too, and what the stream does afterwards may write to the rows. Where a direct copy is not to
-    be had now the daemon copies. Neither may be called while the stream is captured into a graph. close() and reopen() wait for all work of this process on
+    be had now the daemon copies. Neither may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait for all work of this process on
     the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's; until
     then graphs that touch rows stay valid, whatever is loaded, stored or opened again. Close the arena: of one that is only dropped the memory counts until
     this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU refuses to copy.
@@ -283,6 +285,7 @@ class Arena:
         request = pb.LoadRequest(items=[_load_item(row, item) for row, item in items.items()])
         if not request.items:
             return {}
+        self._enter(stream)
         results = self._load(request, self._pool._attempts(), self._known(), stream)
         return _by_row(request.items, results, return_errors)
 
@@ -304,6 +307,7 @@ class Arena:
         request = _store_request(items, position, accepted, all_or_none)
         if not request.items:
             return {}
+        self._enter(stream)
         results = self._store(request, self._pool._attempts(), self._known(), stream)
         return _by_row(request.items, results, return_errors)
 
@@ -314,10 +318,11 @@ class Arena:
         In a direct arena on a GPU this returns when the copies are enqueued: what the stream does afterwards may write to the rows, and is not stored. The
         versions are published when the stream has passed them: those of one arena in the order of the calls; until then everybody finds what was there
         before. A load into one of these rows waits for its store. Elsewhere all of it has happened when this returns. What is invalid in itself is raised
-        here, every other error of store() by wait(): then nothing of the item was stored, and the row has to be stored again, if it still holds the state.
+        here, and so are Conflict (STREAM_CAPTURING, FORKED); every other error of store() by wait(): then nothing of the item was stored, and the row has to be stored again, if it still holds the state.
         Wait for what has to be there: a process that ends takes along what was not published.
         """
         request = _store_request(items, position, accepted, all_or_none)
+        self._enter(stream)
         attempts = self._pool._attempts()
         known = self._known()
         try:
@@ -328,6 +333,16 @@ class Arena:
         except errors.StatepoolError as error:
             return Store(self, known, error, None)
         return Store(self, known, None, lambda _: result)
+
+    def _enter(self, stream: Any) -> None:
+        """Conflict (FORKED) in a child, whose locks another thread may have had; on a GPU Conflict (STREAM_CAPTURING) while this stream, or the current
+        one, is captured into a graph: before anything is asked for, or the stream is waited for."""
+        if os.getpid() != self._pid:
+            raise self._refusal()
+        memory = self._memory if self._on_gpu else None
+        if memory is not None and memory.gpu.is_capturing(memory.stream(stream)):  # type: ignore[union-attr]
+            raise errors.made("FAILED_PRECONDITION", "STREAM_CAPTURING", "this stream is being captured into a graph, which can't have loads or stores: call "
+                              "them before or after the capture, or give them another stream", "stream")
 
     def _load(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Loaded | errors.StatepoolError]:
         if self._in_flight is not None:  # to the daemon a row is what the last call that it hears of made of it
@@ -630,7 +645,7 @@ class Arena:
         if not self._closed:
             self._closed = True
             self._drop_lease()
-            if self._in_flight is not None:
+            if self._in_flight is not None and os.getpid() == self._pid:  # in a child somebody may have its lock for ever
                 self._in_flight.close()
 
     def __repr__(self) -> str:

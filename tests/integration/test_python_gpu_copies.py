@@ -67,7 +67,7 @@ class Stream:
 
 
 class Event:
-    failure = None  # what it is an error to wait for
+    failure = None  # of the next synchronize()
 
     def record(self, stream):
         Gpu.check_relaxed()
@@ -80,8 +80,9 @@ class Event:
     def synchronize(self):
         Gpu.check_relaxed()
         self.stream.wait(self.number)
-        if Event.failure is not None:
-            raise Event.failure
+        failure, Event.failure = Event.failure, None
+        if failure is not None:
+            raise failure
 
 
 class Pinned:
@@ -324,6 +325,50 @@ def _position(pool, name):
         return pool.get(name).position
     except statepool.NotFound:
         return None
+
+
+def test_a_store_that_is_interrupted_ends_with_the_interruption(far, pool, arena, stream, request, monkeypatch):
+    in_flight = arena._in_flight
+    monkeypatch.setattr(in_flight, "_wake", lambda: None)  # this thread commits
+    handle = arena.store_async({0: StoreItem(request.node.name, whole_row=True)}, position=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Event, "failure", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            handle.wait()
+    with pytest.raises(KeyboardInterrupt):
+        handle.wait()
+    assert handle.done() and handle._storing._written is None
+    eventually(lambda: slots(far, "granted") == 0)
+
+
+def test_what_is_added_after_close_is_attended_to(pool, arena, stream, request):
+    released = threading.Event()
+
+    class Lease:
+        def unpin_all(self, pins):
+            released.set()
+
+    in_flight = _gpu_copies.InFlight(Gpu())
+    in_flight.close()
+    event = Event()
+    with Gpu().current():
+        event.record(stream)
+    in_flight.hold(event, Lease(), [])
+    assert released.wait(5)
+    eventually(lambda: in_flight._thread is None)
+
+
+def test_pins_are_kept_while_another_thread_captures(far, pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    stream.open.clear()
+    arena.load({0: name})
+    assert not arena._in_flight.release()  # in this thread
+    time.sleep(0.02)
+    assert slots(far, "pinned") == 1
+    stream.open.set()
+    stream.synchronize()
+    eventually(lambda: slots(far, "pinned") == 0)
 
 
 def test_errors_of_a_store_come_with_wait(pool, arena, stream, request):

@@ -199,8 +199,8 @@ class Arena:
     must be done. The daemon copies when the stream is done, so they wait for it, and what load has copied is there for every stream when it returns.
     *Direct* (Pool.open_arena) this process copies, in the stream's order, and waits for nothing: load returns when the copies are enqueued, so that what
     the stream does afterwards finds them; store_async does so too, and what the stream does afterwards may write to the rows. Where a direct copy is not to
-    be had now the daemon copies. Neither may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait for all work of this process on
-    the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's; until
+    be had now the daemon copies. Neither may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait
+    for all work of this process on the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's; until
     then graphs that touch rows stay valid, whatever is loaded, stored or opened again. Close the arena: of one that is only dropped the memory counts until
     this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU refuses to copy.
 
@@ -318,7 +318,8 @@ class Arena:
         In a direct arena on a GPU this returns when the copies are enqueued: what the stream does afterwards may write to the rows, and is not stored. The
         versions are published when the stream has passed them: those of one arena in the order of the calls; until then everybody finds what was there
         before. A load into one of these rows waits for its store. Elsewhere all of it has happened when this returns. What is invalid in itself is raised
-        here, and so are Conflict (STREAM_CAPTURING, FORKED); every other error of store() by wait(): then nothing of the item was stored, and the row has to be stored again, if it still holds the state.
+        here, and so are Conflict (STREAM_CAPTURING, FORKED); every other error of store() by wait(): then nothing of the item was stored, and the row has
+        to be stored again, if it still holds the state.
         Wait for what has to be there: a process that ends takes along what was not published.
         """
         request = _store_request(items, position, accepted, all_or_none)

@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import dataclasses
 import math
+import os
 import pickle
 import random
 import subprocess
@@ -151,6 +152,31 @@ def test_an_info_has_its_fields_whoever_asks_first():
     shared = [statepool.Info.from_proto(message) for _ in range(200)]
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
         assert all(threads.map(lambda i: shared[i % 200].revision == 3, range(1600)))
+
+
+def test_an_info_is_pickled_while_another_thread_asks_for_its_first_field():
+    message = pb.NameInfo(name=pb.NameRef(sequence="a"), position=7)
+    shared = [statepool.Info.from_proto(message) for _ in range(500)]
+
+    def use(i):
+        return shared[i // 4].position if i % 4 else pickle.loads(pickle.dumps(shared[i // 4])).position
+
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(use, range(2000))) == {7}
+    untouched = statepool.Info.from_proto(message)
+    assert "_message" not in pickle.loads(pickle.dumps(untouched)).__dict__
+
+
+def test_infos_of_states_do_not_keep_the_states():
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blob = pb.GetResponse(info=pb.NameInfo(position=7), data=bytes(8 << 20)).SerializeToString()
+    before = resident()
+    kept = [statepool.Info.from_proto(pb.GetResponse.FromString(bytes(bytearray(blob))).info, copy=True) for _ in range(16)]
+    assert resident() - before < 64 << 20
+    assert {info.position for info in kept} == {7}
 
 
 def test_a_write_is_retried_with_its_request_id_when_the_daemon_advises_it(fake_pool):

@@ -1,6 +1,7 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Direct loads and stores of arenas on a GPU, as the Python package does them, over a made-up GPU: the daemon's FarDevice, mapped as the host's memory, and
 streams that do what they were told when a test lets them. Real ones: tests/gpu."""
+import contextlib
 import ctypes
 import gc
 import random
@@ -31,6 +32,7 @@ class Stream:
     def __init__(self):
         self.open = threading.Event()
         self.open.set()
+        self.capturing = False
         self.work, self.done = [], 0
         self.changed = threading.Condition()
         self.cuda_stream = id(self)
@@ -65,14 +67,22 @@ class Stream:
 
 
 class Event:
+    failure = None  # of the next synchronize()
+
     def record(self, stream):
+        Gpu.check_relaxed()
         self.stream, self.number = stream, stream.enqueue(lambda: None)
 
     def query(self):
+        Gpu.check_relaxed()
         return self.stream.done >= self.number
 
     def synchronize(self):
+        Gpu.check_relaxed()
         self.stream.wait(self.number)
+        failure, Event.failure = Event.failure, None
+        if failure is not None:
+            raise failure
 
 
 class Pinned:
@@ -95,15 +105,31 @@ class Torch:
     @staticmethod
     def empty(size, dtype, pin_memory):
         assert pin_memory
+        Gpu.check_relaxed()
         return Pinned(size)
 
 
 class Gpu:
     streams = {}
     torch = Torch
+    thread = threading.local()  # .depth: of current()
 
+    @contextlib.contextmanager
     def current(self):
-        return threading.Lock()  # any context
+        Gpu.thread.depth = getattr(Gpu.thread, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            Gpu.thread.depth -= 1
+
+    def is_capturing(self, stream):
+        return stream.capturing
+
+    @staticmethod
+    def check_relaxed():
+        """As if another thread were always capturing a graph."""
+        if not getattr(Gpu.thread, "depth", 0):
+            raise RuntimeError("operation not permitted when stream is capturing")
 
 
 class Plan:
@@ -140,6 +166,13 @@ class Range(_mapping.Range):
     def __init__(self, nbytes):
         super().__init__(nbytes)
         self.gpu = Gpu()
+        self.is_mapped = False
+        self.threads = []  # that mapped and unmapped it
+
+    def put(self, fd):
+        super().put(fd)
+        self.is_mapped = True
+        self.threads.append(threading.current_thread())
 
     def stream(self, stream):
         return stream or Range.default
@@ -151,6 +184,8 @@ class Range(_mapping.Range):
         for stream in list(Gpu.streams.values()):
             stream.synchronize()
         super().vacate()
+        self.is_mapped = False
+        self.threads.append(threading.current_thread())
 
     def tensor(self, dtype, shape, strides, offset):
         return np.ndarray(tuple(shape), DTYPES[dtype], np.asarray(self), offset, tuple(strides))
@@ -292,6 +327,50 @@ def _position(pool, name):
         return None
 
 
+def test_a_store_that_is_interrupted_ends_with_the_interruption(far, pool, arena, stream, request, monkeypatch):
+    in_flight = arena._in_flight
+    monkeypatch.setattr(in_flight, "_wake", lambda: None)  # this thread commits
+    handle = arena.store_async({0: StoreItem(request.node.name, whole_row=True)}, position=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Event, "failure", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            handle.wait()
+    with pytest.raises(KeyboardInterrupt):
+        handle.wait()
+    assert handle.done() and handle._storing._written is None
+    eventually(lambda: slots(far, "granted") == 0)
+
+
+def test_what_is_added_after_close_is_attended_to(pool, arena, stream, request):
+    released = threading.Event()
+
+    class Lease:
+        def unpin_all(self, pins):
+            released.set()
+
+    in_flight = _gpu_copies.InFlight(Gpu())
+    in_flight.close()
+    event = Event()
+    with Gpu().current():
+        event.record(stream)
+    in_flight.hold(event, Lease(), [])
+    assert released.wait(5)
+    eventually(lambda: in_flight._thread is None)
+
+
+def test_pins_are_kept_while_another_thread_captures(far, pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    stream.open.clear()
+    arena.load({0: name})
+    assert not arena._in_flight.release()  # in this thread
+    time.sleep(0.02)
+    assert slots(far, "pinned") == 1
+    stream.open.set()
+    stream.synchronize()
+    eventually(lambda: slots(far, "pinned") == 0)
+
+
 def test_errors_of_a_store_come_with_wait(pool, arena, stream, request):
     name = request.node.name
     pool.set(name, image(1), 1, layout=LAYOUT)
@@ -382,6 +461,55 @@ def test_a_store_that_the_daemons_end_overtakes_says_that_the_contents_are_gone(
         daemon.stop()
 
 
+def test_the_arenas_own_thread_does_not_open_it_again(tmp_path, stream):
+    daemon = Daemon(tmp_path, "--direct", "--devices=far").start()
+    try:
+        with statepool.connect(daemon.unix_address) as pool:
+            pool.register_layout(LAYOUT)
+            arena = pool.open_arena(LAYOUT, rows=2, direct=True)
+            pool.set("kept", image(1), 1, layout=LAYOUT, durability="sync")
+            stream.open.clear()
+            handle = arena.store_async({0: StoreItem("lost", whole_row=True)}, position=1)
+            daemon.kill()
+            daemon.start()
+            stream.open.set()
+            eventually(handle.done)  # in that thread
+            assert len(arena._memory.threads) == 1
+            for _ in range(2):
+                with pytest.raises(statepool.ContentsGone):
+                    handle.wait()
+            assert set(arena._memory.threads) == {threading.current_thread()} and len(arena._memory.threads) > 1
+            arena.load({1: "kept"})  # this thread was told
+            stream.synchronize()
+            assert read(arena, 1) == image(1)
+            arena.close()
+    finally:
+        daemon.stop()
+
+
+def test_nothing_is_enqueued_over_rows_that_are_not_mapped(far, pool, arena, stream, request, monkeypatch):
+    name = request.node.name
+    with monkeypatch.context() as patch:
+        patch.setattr(arenas.Arena, "_open", _refuse_to_open)
+        with pytest.raises(statepool.Exhausted):
+            arena.reopen()
+        with pytest.raises(statepool.Exhausted):
+            arena.store({0: StoreItem(name, whole_row=True)}, position=1)
+        begun = len(stream.work)
+        with pytest.raises(statepool.Exhausted):
+            arena.store_async({0: StoreItem(name, whole_row=True)}, position=1).wait()
+        assert len(stream.work) == begun
+    with pytest.raises(statepool.ContentsGone):
+        arena.store({0: StoreItem(name, whole_row=True)}, position=1)
+    write(arena, stream, 0, image(3))
+    arena.store({0: StoreItem(name, whole_row=True)}, position=1)
+    assert bytes(pool.get(name).data) == image(3)
+
+
+def _refuse_to_open(arena, attempts):
+    raise errors.made("RESOURCE_EXHAUSTED", "HOT_FULL", "no room")
+
+
 def test_threads_share_an_arena(pool, arena, stream, request):
     name, failed = request.node.name, []
 
@@ -430,6 +558,76 @@ def test_a_copy_that_the_gpu_refuses_stores_nothing_and_gives_the_slots_back(far
         arena.store_async({0: StoreItem(request.node.name, whole_row=True)}, position=1).wait()
     assert error.value.reason == "GPU_FAILED"
     eventually(lambda: slots(far, "granted") == 0)
+
+
+def test_a_copy_that_is_partly_under_way_is_waited_for(far, pool, arena, stream, request, monkeypatch):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    given_back = []
+    for method in ("give_back", "unpin_all"):
+        then = getattr(_direct.Lease, method)
+        monkeypatch.setattr(_direct.Lease, method, lambda lease, held, then=then: (given_back.append(stream.done == len(stream.work)), then(lease, held)))
+    settled = _direct.Pin.__del__
+    monkeypatch.setattr(_direct.Pin, "__del__", lambda pin: (given_back.append(stream.done == len(stream.work)), settled(pin)))
+
+    def refuse(*_):
+        raise RuntimeError("no event")
+
+    monkeypatch.setattr(_gpu_copies.Copies, "_event", refuse)
+    for call in (lambda: arena.load({1: name}), lambda: arena.store_async({0: StoreItem(name, whole_row=True)}, position=2).wait()):
+        stream.open.clear()
+        threading.Timer(0.1, stream.open.set).start()
+        with pytest.raises(errors.StatepoolError) as error:
+            call()
+        assert error.value.reason == "GPU_FAILED"
+        del error
+    gc.collect()
+    assert len(given_back) >= 2 and all(given_back)
+    eventually(lambda: slots(far, "granted") == slots(far, "pinned") == 0)
+
+
+def test_a_stream_that_is_being_captured_is_refused_before_anything_is_asked_for(far, pool, arena, stream, request, monkeypatch):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    other, asked = Stream(), []
+    call = pool._connection.call
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._connection, "call", lambda method, *arguments: (asked.append(method), call(method, *arguments))[1])
+        stream.capturing = True
+        for refused in (arena.load, arena.store, arena.store_async):
+            with pytest.raises(statepool.Conflict) as error:
+                refused({0: name}, *([2] if refused != arena.load else []))
+            assert error.value.reason == "STREAM_CAPTURING"
+        assert not asked and not stream.work
+        assert arena.load({0: name}, stream=other)[0].copied and "Load" in asked
+    stream.capturing = False
+    other.synchronize()
+    assert read(arena, 0) == image(1)
+
+
+def test_slots_of_a_store_that_failed_go_back(far, pool, arena, stream, request, monkeypatch):
+    def store():
+        arena.store_async({0: StoreItem(request.node.name, whole_row=True)}, position=1).wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Event, "failure", RuntimeError("an illegal address"))
+        with pytest.raises(errors.StatepoolError) as error:
+            store()
+        assert error.value.reason == "GPU_FAILED"
+    eventually(lambda: slots(far, "granted") == 0)
+    call = pool._connection.call
+
+    def refuse(method, *arguments):
+        if method == "Store":  # before it looked at the slots
+            raise errors.made("RESOURCE_EXHAUSTED", "QUEUE_FULL", "too many calls")
+        return call(method, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._connection, "call", refuse)
+        with pytest.raises(statepool.Exhausted):
+            store()
+    eventually(lambda: slots(far, "granted") == 0)
+    store()
 
 
 def test_gets_and_sets_leave_the_lease_out(far, pool, arena, request):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -58,6 +59,11 @@ class Gpu:
         """A flat torch tensor of bytes, which keeps `keep`."""
         return self.torch.as_tensor(_Holder(address, nbytes, keep), device=f"cuda:{self.ordinal}")
 
+    def is_capturing(self, stream: Any) -> bool:
+        """Whether this torch stream is being captured into a graph."""
+        with self.torch.cuda.stream(stream):
+            return bool(self.torch.cuda.is_current_stream_capturing())
+
     def _ordinal_of(self, device: str) -> int:
         self.must("cuInit", 0)
         for ordinal in range(self.must("cuDeviceGetCount")):
@@ -89,7 +95,7 @@ class GpuRange:
             self.address = int(self.gpu.must("cuMemAddressReserve", nbytes, 0, 0, 0))
         self._handle: list[Any] = []  # of what is mapped
         self._holder = _Holder(self.address, nbytes, None)
-        weakref.finalize(self._holder, _free, self.gpu, self.address, nbytes, self._handle).atexit = False
+        weakref.finalize(self._holder, _free, os.getpid(), self.gpu, self.address, nbytes, self._handle).atexit = False
 
     def put(self, fd: int) -> None:
         """Maps the memory that `fd` is, all of it, in place of what was there; waits for what this process does on the GPU first. After an error all is as
@@ -226,8 +232,10 @@ def _result(driver: Any, name: str, answer: tuple[Any, ...]) -> Any:
     raise errors.made("RESOURCE_EXHAUSTED" if full else "FAILED_PRECONDITION", "MAPPING_FAILED", f"{name}: {getattr(error, 'name', error)}")
 
 
-def _free(gpu: Gpu, address: int, nbytes: int, handle: list[Any]) -> None:
-    """What nobody has a tensor of any more."""
+def _free(pid: int, gpu: Gpu, address: int, nbytes: int, handle: list[Any]) -> None:
+    """What nobody has a tensor of any more, in the process that has it: CUDA does not work in a forked child."""
+    if os.getpid() != pid:
+        return
     with gpu.current():
         if handle:
             gpu.driver.cuCtxSynchronize()

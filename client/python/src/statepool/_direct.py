@@ -161,15 +161,16 @@ class Direct:
                 direct.CopyFrom(head)
                 direct.lease, direct.grant = lease.id, grant.id
                 info = pool._connection.call("Set", direct, pb.NameInfo.FromString, Attempts(attempts.timeout(), 0))
-                return Info.from_proto(info)
-            except errors.StatepoolError as error:
-                if not goes_on(lease, error):
+            except BaseException as error:
+                lease.give_back(grants)  # the daemon may have refused the call before it looked at them
+                if not isinstance(error, errors.StatepoolError) or not goes_on(lease, error):
                     raise
                 if error.reason in SHORTAGES:
                     return None
                 attempts.wait(error)  # and once more, with another slot
-            finally:
+            else:
                 lease.done_with(grants)
+                return Info.from_proto(info)
 
     def _size_wanted(self, request: pb.GetRequest) -> int:
         """Bytes of the state that is asked for, as far as anybody knows."""
@@ -362,12 +363,12 @@ class Lease:
         return taken
 
     def done_with(self, grants: Sequence[Grant]) -> None:
-        """They were used up, by whatever call named them."""
+        """They were used up by a call that named them, and was answered."""
         self._released.extend((0, grant.extent) for grant in grants)
         self.settle()
 
     def give_back(self, grants: Sequence[Grant]) -> None:
-        """No call named them, nor will."""
+        """No call named them, or one that failed: it may have used them up, which the daemon knows. REQUIRES: nobody writes to them any more."""
         self._released.extend((grant.id, grant.extent) for grant in grants)
         self.settle()
 

@@ -11,7 +11,7 @@ import collections
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _kernels, errors
@@ -31,21 +31,29 @@ _WORDS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 class Written:
     """States that a stream writes, and their hashes. For one thread."""
 
-    def __init__(self, event: Any, checksums: Callable[[], list[str]]) -> None:
+    def __init__(self, gpu: Gpu, event: Any, checksums: Callable[[], list[str]]) -> None:
+        self._gpu = gpu
         self._event = event
         self._checksums = checksums
 
     def is_done(self) -> bool:
         """checksums() would not wait."""
-        return _has_fired(self._event)
+        with self._gpu.current():
+            return _has_fired(self._event)
 
     def checksums(self) -> list[str]:
         """Waits until they are written: the checksum of each. StatepoolError (GPU_FAILED)."""
         try:
-            self._event.synchronize()
-            return self._checksums()
+            with self._gpu.current():
+                self._event.synchronize()
+                return self._checksums()
         except RuntimeError as failure:
             raise _failed(failure) from failure
+
+    def settle(self) -> None:
+        """Waits until nothing writes there any more, be it that the GPU failed."""
+        with contextlib.suppress(Exception), self._gpu.current():
+            self._event.synchronize()
 
 
 class Copies:
@@ -78,33 +86,42 @@ class Copies:
                 plan.destroy()
 
     def gather(self, states: Sequence[Pin], rows: Sequence[int], stream: Any) -> Any:
-        """Each state into its row: an event that fires when they are there. StatepoolError (GPU_FAILED): some may be."""
-        try:
+        """Each state into its row: an event that fires when they are there. StatepoolError (GPU_FAILED): some may be, and none is under way."""
+        with self._gpu.current(), self._all_or_settled(stream):
             if self._plan is not None:
-                with self._gpu.current():
-                    self._plan.gather([state.address for state in states], rows, self._memory.address, stream.cuda_stream)
+                self._plan.gather([state.address for state in states], rows, self._memory.address, stream.cuda_stream)
             else:
                 with self._torch.cuda.stream(stream):
                     for state, row in zip(states, rows):
                         self._gather_by_torch(state, row)
             return self._event(stream)
-        except (_kernels.DeviceFailed, RuntimeError) as failure:
-            raise _failed(failure) from failure
 
     def scatter(self, rows: Sequence[int], accepted: Sequence[int], states: Sequence[Grant], stream: Any) -> Written:
-        """What each row holds after so many steps into its slot. StatepoolError (GPU_FAILED): some may be written to."""
-        torch = self._torch
-        try:
+        """What each row holds after so many steps into its slot. StatepoolError (GPU_FAILED): some may be written to, and none is any more."""
+        torch, gpu = self._torch, self._gpu
+        copies: list[Any] = []  # with `hashes` what the GPU writes to: here until _all_or_settled has waited for it
+        hashes: Any = None
+        with gpu.current(), self._all_or_settled(stream):
             if self._plan is None:
                 with torch.cuda.stream(stream):
-                    copies = [self._scatter_by_torch(row, length, state) for row, length, state in zip(rows, accepted, states)]
-                return Written(self._event(stream), lambda: [_kernels.hash_of([memoryview(copy.numpy()).cast("B")]) for copy in copies])
+                    for row, length, state in zip(rows, accepted, states):
+                        self._scatter_by_torch(row, length, state, copies)
+                return Written(gpu, self._event(stream), lambda: [_kernels.hash_of([memoryview(copy.numpy()).cast("B")]) for copy in copies])
             hashes = torch.empty(len(rows) * self._leaf_count, dtype=torch.int64, pin_memory=True)
-            with self._gpu.current():
-                self._plan.scatter(rows, accepted, [state.address for state in states], self._memory.address, hashes.data_ptr(), stream.cuda_stream)
-            return Written(self._event(stream), lambda: _kernels.roots_of(memoryview(hashes.numpy()).cast("B"), len(rows)))
-        except (_kernels.DeviceFailed, RuntimeError) as failure:
-            raise _failed(failure) from failure
+            self._plan.scatter(rows, accepted, [state.address for state in states], self._memory.address, hashes.data_ptr(), stream.cuda_stream)
+            return Written(gpu, self._event(stream), lambda: _kernels.roots_of(memoryview(hashes.numpy()).cast("B"), len(rows)))
+
+    @contextlib.contextmanager
+    def _all_or_settled(self, stream: Any) -> Iterator[None]:
+        """For what enqueues copies: after an error waits for those that are in the stream, before anybody lets go of what they read and write."""
+        try:
+            yield
+        except BaseException as failure:
+            with contextlib.suppress(Exception):
+                stream.synchronize()
+            if isinstance(failure, (_kernels.DeviceFailed, RuntimeError)):
+                raise _failed(failure) from failure
+            raise
 
     def _event(self, stream: Any) -> Any:
         event = self._torch.cuda.Event()
@@ -124,16 +141,16 @@ class Copies:
             in_row, in_state = self._views(segment, row, 1, arena, whole)
             in_row.copy_(in_state)
 
-    def _scatter_by_torch(self, row: int, accepted: int, state: Grant) -> Any:
-        """A copy of the state on the host, there when the stream is done."""
+    def _scatter_by_torch(self, row: int, accepted: int, state: Grant, copies: list[Any]) -> None:
+        """Appends a copy of the state on the host, there when the stream is done."""
         whole = self._gpu.bytes_at(state.address, self.state_bytes)
         arena = self._gpu.bytes_at(self._memory.address, self._memory.nbytes)
         for segment in self._segments:
             in_row, in_state = self._views(segment, row, accepted, arena, whole)
             in_state.copy_(in_row)
         copy = self._torch.empty(self.state_bytes, dtype=self._torch.uint8, pin_memory=True)
+        copies.append(copy)
         copy.copy_(whole, non_blocking=True)
-        return copy
 
     def _views(self, segment: pb.CopySegment, row: int, accepted: int, arena: Any, state: Any) -> tuple[Any, Any]:
         """A segment of this row, and of the state."""
@@ -156,15 +173,21 @@ class Copies:
 
 
 class Storing:
-    """A store of these rows under way: `commit` is called once, after it is written, and gives its answer or raises a StatepoolError."""
+    """A store of these rows under way. Either is called once: `commit`, after it is written, which gives its answer or raises a StatepoolError; or, when
+    the GPU failed, `abandon`. Nothing writes to the slots then."""
 
-    def __init__(self, rows: frozenset[int], written: Written, commit: Callable[[list[str]], Any]) -> None:
+    def __init__(self, rows: frozenset[int], written: Written, commit: Callable[[list[str]], Any], abandon: Callable[[], None]) -> None:
         self.rows = rows
-        self.written = written
-        self._commit: Callable[[list[str]], Any] | None = commit
+        self._written: Written | None = written
+        self._calls: tuple[Callable[[list[str]], Any], Callable[[], None]] | None = commit, abandon
         self._over = threading.Event()
         self._answer: Any = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
+
+    def is_written(self) -> bool:
+        """finish() would not wait for the GPU."""
+        written = self._written
+        return written is None or written.is_done()
 
     def is_over(self) -> bool:
         return self._over.is_set()
@@ -179,14 +202,24 @@ class Storing:
         return self._answer
 
     def finish(self) -> None:
-        """REQUIRES: it was not called."""
-        commit, self._commit = self._commit, None  # which has the arena: the thread that looked at this must not keep that
-        assert commit is not None
+        """Raises only what is no Exception (Ctrl-C), which answer() raises as well. REQUIRES: it was not called."""
         try:
-            self._answer = commit(self.written.checksums())
-        except Exception as error:  # what on_reopen raises, too
+            assert self._calls is not None and self._written is not None
+            commit, abandon = self._calls
+            self._calls = None  # they have the arena: the thread that looked at this must not keep that
+            try:
+                checksums = self._written.checksums()
+            except BaseException:
+                self._written.settle()
+                abandon()
+                raise
+            self._answer = commit(checksums)
+        except BaseException as error:  # what on_reopen raises, too
             self._error = error
+            if not isinstance(error, Exception):
+                raise
         finally:
+            self._written = None  # its memory is not for as long as somebody keeps the handle
             self._over.set()
 
 
@@ -223,12 +256,13 @@ class InFlight:
         """Waits for this store and those that began before it, and commits them. RuntimeError from within its own commit (on_reopen)."""
         with self._committing:
             while not storing.is_over():
-                with self._changed:
-                    if not self._stores:
-                        raise RuntimeError("a store can't be waited for where its own end is told")
-                    first, before = self._stores.popleft(), self._current
-                    self._current = first, threading.get_ident()
+                before = self._current
                 try:
+                    with self._changed:
+                        if not self._stores:
+                            raise RuntimeError("a store can't be waited for where its own end is told")
+                        first = self._stores.popleft()
+                        self._current = first, threading.get_ident()
                     first.finish()
                 finally:
                     with self._changed:
@@ -247,7 +281,7 @@ class InFlight:
     def release(self) -> bool:
         """Gives back the pins of loads that are done; whether all are. Never waits."""
         done: list[tuple[Any, Lease, list[Pin]]] = []
-        with self._changed:
+        with self._gpu.current(), self._changed:
             while self._loads and _has_fired(self._loads[0][0]):
                 done.append(self._loads.popleft())
             left = bool(self._loads)
@@ -261,11 +295,16 @@ class InFlight:
             self._closed = True
             self._changed.notify_all()
 
+    def is_own_thread(self) -> bool:
+        """Whether the caller is what its thread calls."""
+        return threading.current_thread() is self._thread
+
     def _wake(self) -> None:
-        """REQUIRES: _changed."""
-        if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._run, name="statepool-copies", daemon=True)
-            self._thread.start()
+        """Also after close(), for who was about to add something. REQUIRES: _changed."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="statepool-copies", daemon=True)
+            thread.start()
+            self._thread = thread
         self._changed.notify_all()
 
     def _run(self) -> None:
@@ -277,18 +316,19 @@ class InFlight:
                     self._changed.wait()
                 first = self._stores[0] if self._stores else None
                 if first is None and not self._loads:
+                    self._thread = None
                     return
-            with self._gpu.current():  # another thread may be capturing a graph
-                if first is not None and first.written.is_done():
-                    self.finish_through(first)
-                    continue
-                self.release()
+            if first is not None and first.is_written():
+                self.finish_through(first)
+                continue
+            self.release()
             pause = min(2 * pause, LOOK_MAX_S) if first is looked_at else LOOK_MIN_S
             looked_at = first
             time.sleep(LOOK_AT_LOADS_S if first is None else pause)
 
 
 def _has_fired(event: Any) -> bool:
+    """REQUIRES: within Gpu.current(). Elsewhere a query fails while another thread captures a graph, and tells nothing."""
     try:
         return bool(event.query())
     except RuntimeError:  # the GPU failed: nothing reads there any more

@@ -129,9 +129,11 @@ class StoreItem:
 class Store:
     """A store that Arena.store_async began. Thread-safe."""
 
-    def __init__(self, arena: Arena, storing: _gpu_copies.Storing | errors.StatepoolError | None, result: Callable[[Any], dict[int, Any]] | None) -> None:
-        """storing: None, or why not, if it is over. result: makes what wait() gives of its answer."""
+    def __init__(self, arena: Arena, generation: int, storing: _gpu_copies.Storing | errors.StatepoolError | None,
+                 result: Callable[[Any], dict[int, Any]] | None) -> None:
+        """generation: of the arena when it began. storing: None, or why not, if it is over. result: makes what wait() gives of its answer."""
         self._arena = arena
+        self._generation = generation
         self._storing = storing
         self._result = result
 
@@ -145,6 +147,8 @@ class Store:
         timeout  seconds; TimeoutError when it is not done by then, and it goes on. None: until the stream has passed the copies, and then as long as a
                  call may take
         """
+        if os.getpid() != self._arena._pid:
+            raise self._arena._refusal()
         storing, result = self._storing, self._result
         if isinstance(storing, errors.StatepoolError):
             raise storing
@@ -160,6 +164,9 @@ class Store:
             return result(storing.answer())
         except errors.ContentsGone:
             self._arena._told.generation = self._arena._generation  # now this thread knows
+            raise
+        except (errors.NotFound, errors.Unavailable) as error:
+            self._arena._reopen_if_lost(error, self._generation)
             raise
 
 
@@ -192,14 +199,16 @@ class Arena:
     must be done. The daemon copies when the stream is done, so they wait for it, and what load has copied is there for every stream when it returns.
     *Direct* (Pool.open_arena) this process copies, in the stream's order, and waits for nothing: load returns when the copies are enqueued, so that what
     the stream does afterwards finds them; store_async does so too, and what the stream does afterwards may write to the rows. Where a direct copy is not to
-    be had now the daemon copies. Neither may be called while the stream is captured into a graph. close() and reopen() wait for all work of this process on
-    the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's; until
+    be had now the daemon copies. Neither may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait
+    for all work of this process on the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's; until
     then graphs that touch rows stay valid, whatever is loaded, stored or opened again. Close the arena: of one that is only dropped the memory counts until
     this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU refuses to copy.
 
     Restarts: when the daemon has lost the arena, load and store open it again at the same addresses and raise ContentsGone: all rows are zeros. So
     does the next load or store of every other thread that used it before. When it can't be had again, the call's own error is raised, and the next
-    call tries anew.
+    call tries anew. Nothing but load, store, store_async, Store.wait() and reopen() opens it again, in the thread that called. On a GPU the rows are not
+    mapped for a moment then, and what another thread launches on them just there is an illegal address, which ends its CUDA context: no other thread may
+    launch work on rows of this arena while one of these calls may open it again.
 
     After os.fork() it is the parent's: in the child load and store raise Conflict (FORKED), and close() drops what the child has of it, no more.
     """
@@ -276,6 +285,7 @@ class Arena:
         request = pb.LoadRequest(items=[_load_item(row, item) for row, item in items.items()])
         if not request.items:
             return {}
+        self._enter(stream)
         results = self._load(request, self._pool._attempts(), self._known(), stream)
         return _by_row(request.items, results, return_errors)
 
@@ -297,6 +307,7 @@ class Arena:
         request = _store_request(items, position, accepted, all_or_none)
         if not request.items:
             return {}
+        self._enter(stream)
         results = self._store(request, self._pool._attempts(), self._known(), stream)
         return _by_row(request.items, results, return_errors)
 
@@ -307,20 +318,32 @@ class Arena:
         In a direct arena on a GPU this returns when the copies are enqueued: what the stream does afterwards may write to the rows, and is not stored. The
         versions are published when the stream has passed them: those of one arena in the order of the calls; until then everybody finds what was there
         before. A load into one of these rows waits for its store. Elsewhere all of it has happened when this returns. What is invalid in itself is raised
-        here, every other error of store() by wait(): then nothing of the item was stored, and the row has to be stored again, if it still holds the state.
+        here, and so are Conflict (STREAM_CAPTURING, FORKED); every other error of store() by wait(): then nothing of the item was stored, and the row has
+        to be stored again, if it still holds the state.
         Wait for what has to be there: a process that ends takes along what was not published.
         """
         request = _store_request(items, position, accepted, all_or_none)
+        self._enter(stream)
         attempts = self._pool._attempts()
         known = self._known()
         try:
             storing = self._begin_store(request, attempts, known, stream, attended=True) if request.items else None
             if storing is not None:
-                return Store(self, storing, lambda answer: _by_row(request.items, _stored(request.items, answer), return_errors))
+                return Store(self, known, storing, lambda answer: _by_row(request.items, _stored(request.items, answer), return_errors))
             result = _by_row(request.items, self._store(request, attempts, known, stream), return_errors) if request.items else {}
         except errors.StatepoolError as error:
-            return Store(self, error, None)
-        return Store(self, None, lambda _: result)
+            return Store(self, known, error, None)
+        return Store(self, known, None, lambda _: result)
+
+    def _enter(self, stream: Any) -> None:
+        """Conflict (FORKED) in a child, whose locks another thread may have had; on a GPU Conflict (STREAM_CAPTURING) while this stream, or the current
+        one, is captured into a graph: before anything is asked for, or the stream is waited for."""
+        if os.getpid() != self._pid:
+            raise self._refusal()
+        memory = self._memory if self._on_gpu else None
+        if memory is not None and memory.gpu.is_capturing(memory.stream(stream)):  # type: ignore[union-attr]
+            raise errors.made("FAILED_PRECONDITION", "STREAM_CAPTURING", "this stream is being captured into a graph, which can't have loads or stores: call "
+                              "them before or after the capture, or give them another stream", "stream")
 
     def _load(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Loaded | errors.StatepoolError]:
         if self._in_flight is not None:  # to the daemon a row is what the last call that it hears of made of it
@@ -334,8 +357,9 @@ class Arena:
                     item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
                 self._wait_for(stream)
                 answer = self._call("Load", rest, pb.LoadResponse.FromString, attempts, generation)
+                attachments = any(item.with_attachment for item in rest.items)
                 for i, item, r in zip(left, rest.items, answer.rows):
-                    results[i] = _error(item, r.error) if r.HasField("error") else Loaded(Info.from_proto(r.info), r.attachment, r.copied)
+                    results[i] = _error(item, r.error) if r.HasField("error") else _loaded(r, attachments)
                     if not r.HasField("error"):
                         self._doubtful.discard(item.row)
             again = next((r for r in results if isinstance(r, errors.StatepoolError) and r.retry_after is not None), None)
@@ -378,6 +402,7 @@ class Arena:
         for _, of_slot in pinned:
             self._doubtful.difference_update(of_slot)
         results: list[Any] = []
+        attachments = any(item.with_attachment for item in request.items)
         for item, r in zip(request.items, answer.rows):
             if r.HasField("error"):
                 refusal = _error(item, r.error)
@@ -385,7 +410,7 @@ class Arena:
             elif item.row in self._doubtful:
                 results.append(None)
             else:
-                results.append(Loaded(Info.from_proto(r.info), r.attachment, r.copied))
+                results.append(_loaded(r, attachments))
         return results
 
     def _gather(self, lease: _direct.Lease, pinned: list[tuple[_direct.Pin, list[int]]], generation: int, stream: Any) -> None:
@@ -398,6 +423,8 @@ class Arena:
         self._in_flight.release()
         with self._lock:  # while it is held nobody unmaps the arena
             self._check(generation)
+            if not self._memory.is_mapped:  # type: ignore[union-attr]
+                raise self._gone()  # since the daemon answered: a reopen() failed
             states = [pin for pin, rows in pinned for _ in rows]
             event = self._copies.gather(states, [row for _, rows in pinned for row in rows], self._memory.stream(stream))  # type: ignore[union-attr]
         self._in_flight.hold(event, lease, [pin for pin, _ in pinned])
@@ -448,12 +475,12 @@ class Arena:
                 item.checksum = plan.scatter(memory.address, item.row, _accepted(item), grant.address)
                 item.grant = grant.id
             answer = self._call("Store", direct, pb.StoreResponse.FromString, Attempts(attempts.timeout(), 0), generation)
-        except errors.StatepoolError as error:
-            if _direct.goes_on(lease, error):
+        except BaseException as error:
+            lease.give_back(grants)  # the daemon may have refused the call before it looked at them
+            if isinstance(error, errors.StatepoolError) and _direct.goes_on(lease, error):
                 return None
             raise
-        finally:
-            lease.done_with(grants)
+        lease.done_with(grants)
         return self._store_the_rest(request, answer, attempts, generation, stream)
 
     def _store_the_rest(self, request: pb.StoreRequest, answer: pb.StoreResponse, attempts: Attempts, generation: int | None,
@@ -487,6 +514,9 @@ class Arena:
         try:
             with self._lock:  # while it is held nobody unmaps the arena
                 self._check(generation)
+                if not self._memory.is_mapped:  # type: ignore[union-attr]
+                    lease.give_back(grants)
+                    return None  # the daemon says that it is lost, and it is opened again
                 written = copies.scatter([item.row for item in request.items], [_accepted(item) for item in request.items], grants,
                                          self._memory.stream(stream))  # type: ignore[union-attr]
         except BaseException:
@@ -500,22 +530,26 @@ class Arena:
             for item, grant, checksum in zip(direct.items, grants, checksums):
                 item.checksum, item.grant = checksum, grant.id
             left = self._pool._attempts() if attended else attempts  # a stream may take its time
+            reopen = not in_flight.is_own_thread()  # under the feet of a model that is at work here
             try:
-                return self._call("Store", direct, pb.StoreResponse.FromString, Attempts(left.timeout(), 0), generation)
-            except errors.StatepoolError as error:
-                _direct.goes_on(lease, error)
-                self._reopen_if_restarted(error, generation, left)
+                answer = self._call("Store", direct, pb.StoreResponse.FromString, Attempts(left.timeout(), 0), generation, reopen=reopen)
+            except BaseException as error:
+                lease.give_back(grants)  # the daemon may have refused the call before it looked at them, or never have heard of it
+                if isinstance(error, errors.StatepoolError):
+                    _direct.goes_on(lease, error)
+                    if reopen:
+                        self._reopen_if_restarted(error, generation, left)
                 raise
-            finally:
-                lease.done_with(grants)
+            lease.done_with(grants)
+            return answer
 
-        storing = _gpu_copies.Storing(frozenset(item.row for item in request.items), written, commit)
+        storing = _gpu_copies.Storing(frozenset(item.row for item in request.items), written, commit, lambda: lease.give_back(grants))
         in_flight.add(storing, attended=attended)
         return storing
 
     def _call(self, method: str, request: pb.LoadRequest | pb.StoreRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
-              generation: int | None) -> _Answer:
-        """One call on the arena as it was in this generation (None: as it is now)."""
+              generation: int | None, *, reopen: bool = True) -> _Answer:
+        """One call on the arena as it was in this generation (None: as it is now). reopen: if it is lost, which is ContentsGone then."""
         if os.getpid() != self._pid:
             raise self._refusal()
         with self._lock:
@@ -525,7 +559,7 @@ class Arena:
         try:
             return self._connection.call(method, request, parse, attempts)
         except (errors.NotFound, errors.Unavailable) as error:
-            if isinstance(error, errors.NotFound) and error.reason != "ARENA_UNKNOWN":
+            if not reopen or isinstance(error, errors.NotFound) and error.reason != "ARENA_UNKNOWN":
                 raise
             self._revive(error, generation, attempts)
             raise self._gone() from error
@@ -591,13 +625,15 @@ class Arena:
                 if memory is not None:
                     memory.vacate()
                     self._say_unmapped()
-                if self._copies is not None and self._in_flight is not None:
-                    self._in_flight.release()  # all are done
-                    self._in_flight.close()
-                    self._copies.close()
             finally:
-                self._end(self._name)
-                self._drop_lease()
+                try:
+                    if self._copies is not None and self._in_flight is not None:
+                        self._in_flight.close()
+                        self._in_flight.release()  # all are done
+                        self._copies.close()
+                finally:
+                    self._end(self._name)
+                    self._drop_lease()
 
     def __enter__(self) -> Arena:
         return self
@@ -610,7 +646,7 @@ class Arena:
         if not self._closed:
             self._closed = True
             self._drop_lease()
-            if self._in_flight is not None:
+            if self._in_flight is not None and os.getpid() == self._pid:  # in a child somebody may have its lock for ever
                 self._in_flight.close()
 
     def __repr__(self) -> str:
@@ -707,10 +743,20 @@ class Arena:
 
     def _reopen_if_restarted(self, error: errors.StatepoolError, generation: int, attempts: Attempts) -> None:
         """ContentsGone, with the arena open again, when a lease is unknown because the daemon is another one."""
-        if error.reason != "LEASE_UNKNOWN" or not isinstance(error, errors.NotFound) or error.metadata.get("incarnation") == self.incarnation:
+        if error.reason != "LEASE_UNKNOWN" or not isinstance(error, errors.NotFound):
+            return
+        if self._generation == generation and error.metadata.get("incarnation") == self.incarnation:
             return
         self._revive(error, generation, attempts)
         raise self._gone() from error
+
+    def _reopen_if_lost(self, error: errors.NotFound | errors.Unavailable, generation: int) -> None:
+        """ContentsGone, with the arena open again, when a store failed with `error` in the arena's own thread because this generation of it was lost."""
+        attempts = self._pool._attempts()
+        if isinstance(error, errors.Unavailable) or error.reason == "ARENA_UNKNOWN":
+            self._revive(error, generation, attempts)
+            raise self._gone() from error
+        self._reopen_if_restarted(error, generation, attempts)
 
     def _reopened(self) -> None:
         self._told.generation = self._generation
@@ -808,6 +854,11 @@ def _load_item(row: SupportsIndex, item: LoadItem | Name | Match | str) -> pb.Lo
 def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None,
                    accepted: int | Mapping[int, int] | None, all_or_none: bool) -> pb.StoreRequest:
     return pb.StoreRequest(items=[_store_item(i, row, item, position, accepted) for i, (row, item) in enumerate(items.items())], all_or_none=all_or_none)
+
+
+def _loaded(row: pb.LoadedRow, attachments: bool) -> Loaded:
+    """attachments: the answer may have some."""
+    return Loaded(Info.from_proto(row.info, copy=attachments), row.attachment, row.copied)
 
 
 def _stored(items: Iterable[pb.StoreItem], answer: pb.StoreResponse) -> list[Info | errors.StatepoolError]:

@@ -221,7 +221,7 @@ class Pool:
                 answered, slot = pinned
                 if copy:
                     return self._state(request, answered, slot, view if view is not None else np.empty(len(slot), np.uint8))
-                info = Info.from_proto(answered.info)
+                info = Info.from_proto(answered.info, copy=True)
                 self._seen.learn(info)
                 return State(self, info, slot, answered.attachment)
             answer = self._lane.get(self, request, view, attempts)
@@ -609,7 +609,7 @@ class Pool:
 
     def _state(self, request: pb.GetRequest, response: pb.GetResponse, data: memoryview, to: _wire.Buffer | None = None) -> State:
         """The state that this is the answer for, whose bytes are here, or are copied to `to`. DataLoss; InvalidArgument when they don't fit."""
-        info = Info.from_proto(response.info)
+        info = Info.from_proto(response.info, copy=True)
         if to is None:
             return self._verified(request, info, data, response.attachment, response.data_checksum)
         room = _exactly(to, len(data))

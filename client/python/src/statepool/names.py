@@ -76,11 +76,20 @@ class Info:
     flush_lag: float | None  # seconds that its oldest unrecorded change waits; None: none does, or it is volatile
 
     @staticmethod
-    def from_proto(info: pb.NameInfo) -> Info:
-        """Takes the fields out of the message when the first of them is asked for: of a large batch most never are."""
+    def from_proto(info: pb.NameInfo, *, copy: bool = False) -> Info:
+        """Takes the fields out of the message when the first of them is asked for: of a large batch most never are. Until then the message keeps all of
+        the answer that it is a part of. copy: it does not, for an answer that has bytes of states or attachments."""
+        if copy:
+            own = pb.NameInfo()
+            own.CopyFrom(info)
+            info = own
         made = object.__new__(Info)
         object.__setattr__(made, "_message", info)
         return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        message = self.__dict__.get("_message")
+        return {k: v for k, v in self.__dict__.items() if k != "_message"} if message is None else _fields_of(message)
 
     if not TYPE_CHECKING:  # to a type checker there are the fields above, and no others
         def __getattr__(self, field):

@@ -67,8 +67,9 @@ ABSL_FLAG(ByteSize, max_arena_bytes, ByteSize{0},
           "of the hot budget of each device, for its arenas and the slots reserved for them; 0: three quarters");
 ABSL_FLAG(absl::Duration, arena_token_timeout, absl::Seconds(1),
           "how long a worker may take from OpenArena's answer to its connection");
-ABSL_FLAG(bool, direct, false,
-          "workers may map their tenant's slots, and copy themselves: for workers that trust each other");
+ABSL_FLAG(
+    bool, direct, false,
+    "workers may map their tenant's slots, and copy themselves: for workers that trust each other; with one device");
 ABSL_FLAG(ByteSize, max_pinned_bytes, ByteSize{0},
           "of the hot budget, that workers may keep in their places with --direct; 0: half");
 ABSL_FLAG(ByteSize, max_granted_bytes, ByteSize{0},

@@ -7,8 +7,6 @@
 #include <algorithm>
 #include <cassert>
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <utility>
 
@@ -29,10 +27,6 @@ constexpr std::chrono::seconds kReclaimRetry{1};
 constexpr std::chrono::milliseconds kPoll{10};  // how late a cancelled or expired call may notice while it waits
 constexpr int kMakeRoomAttempts = 100;          // others may take what came free
 constexpr uint64_t kMinAttachmentBudget = 1 << 20;
-
-absl::Status Damaged(ImageId id) {
-  return Error(absl::StatusCode::kDataLoss, "CORRUPT", "the image's bytes changed in memory").Meta("image", id);
-}
 
 absl::Status WrongLength(absl::string_view what, uint64_t expected, uint64_t actual) {
   return Error(absl::StatusCode::kInvalidArgument, "BYTES_LENGTH_MISMATCH",
@@ -68,12 +62,6 @@ class PieceReader {
 
 void AppendTo(std::vector<LeafHash>* leaves, const std::vector<LeafHash>& more) {
   leaves->insert(leaves->end(), more.begin(), more.end());
-}
-
-void Require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "Residency: %s\n", what);
-  std::abort();
 }
 
 }  // namespace

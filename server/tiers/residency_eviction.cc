@@ -2,8 +2,6 @@
 //
 // Room in a memory: from free slots, from the budget, and from images that leave. The order stands in residency.h.
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -36,12 +34,6 @@ absl::Status TooMuchGranted(uint64_t limit) {
                "direct leases have as much memory of their own as they may have together")
       .Meta("limit", limit)
       .RetryAfter(absl::Milliseconds(100));
-}
-
-void Require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "Residency: %s\n", what);
-  std::abort();
 }
 
 void Append(std::vector<std::shared_ptr<Extent>> some, std::vector<std::shared_ptr<Extent>>* all) {

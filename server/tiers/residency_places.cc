@@ -3,8 +3,6 @@
 // The memories: which one an image goes to, copies between them, and what becomes of those in a device that failed.
 #include <algorithm>
 #include <cassert>
-#include <cstdio>
-#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,16 +13,6 @@
 
 namespace statepool {
 namespace {
-
-void Require(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "Residency: %s\n", what);
-  std::abort();
-}
-
-absl::Status Damaged(ImageId id) {
-  return Error(absl::StatusCode::kDataLoss, "CORRUPT", "the image's bytes changed in memory").Meta("image", id);
-}
 
 // The part of the budget that no image, claim or arena has.
 double FreePart(const Device& device, uint64_t free_slot_bytes) {

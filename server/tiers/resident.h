@@ -7,6 +7,8 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,6 +18,7 @@
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
+#include "server/core/error.h"
 #include "server/core/image.h"
 #include "server/memory/slot_pool.h"
 #include "server/tiers/residency.h"
@@ -165,6 +168,17 @@ struct Residency::Claim {
   // Filled by a client, in its own time: nobody may wait for it.
   bool patient = false;
 };
+
+// Aborts where Residency contradicts itself.
+inline void Require(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "Residency: %s\n", what);
+  std::abort();
+}
+
+inline absl::Status Damaged(ImageId id) {
+  return Error(absl::StatusCode::kDataLoss, "CORRUPT", "the image's bytes changed in memory").Meta("image", id);
+}
 
 inline SlotPlace PlaceOf(const Slot& slot) {
   const std::shared_ptr<Extent>& extent = slot.extent->shared();

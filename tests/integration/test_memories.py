@@ -122,3 +122,9 @@ def test_a_list_of_devices_that_makes_no_sense_is_refused(tmp_path, devices, why
     command = [str(BINARY), f"--data-dir={tmp_path / 'data'}", "--listen=127.0.0.1:0", "--metrics=", "--hot-bytes=64MiB", f"--devices={devices}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1 and re.search(why, done.stderr), done.stderr
+
+
+def test_a_direct_lease_wants_one_device(tmp_path):
+    command = [str(BINARY), f"--data-dir={tmp_path / 'data'}", "--listen=127.0.0.1:0", "--metrics=", "--hot-bytes=64MiB", "--devices=far,far", "--direct"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "--direct" in done.stderr and "one device" in done.stderr, done.stderr

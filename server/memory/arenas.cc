@@ -148,7 +148,8 @@ Arenas::~Arenas() {
 absl::Status Arenas::Gone(absl::string_view id) const {
   return Error(absl::StatusCode::kNotFound, "ARENA_UNKNOWN",
                absl::StrCat("there is no arena '", id.substr(0, 64),
-                            "': it was closed, its lease ended, or the daemon was started anew; open another"))
+                            "': it was closed, its lease ended, its device failed, or the daemon was started anew; "
+                            "open another"))
       .Field("arena")
       .Meta("incarnation", store_->options().incarnation);
 }

@@ -216,6 +216,11 @@ TEST_P(DeviceArenasTest, RowsGoByTheDeviceAloneWhereTheCpuCantReachThem) {
   EXPECT_EQ(memory_.far()->copied_out_bytes(), out);
 }
 
+// What a call to an arena says after its device failed: until the arena was freed, and then.
+bool SaysThatItsDeviceFailed(const absl::Status& status) {
+  return ReasonOf(status) == "DEVICE_FAILED" || ReasonOf(status) == "ARENA_UNKNOWN";
+}
+
 TEST_P(DeviceArenasTest, ADeviceThatFailedSaysSoAndSpoilsNothing) {
   if (memory_.far() == nullptr) GTEST_SKIP() << "the host does not fail";
   const Open arena = OpenArena(2);
@@ -223,9 +228,10 @@ TEST_P(DeviceArenasTest, ADeviceThatFailedSaysSoAndSpoilsNothing) {
   SetRow(arena, 0, state);
   ASSERT_EQ(Store(arena, 0, "seq", 1), absl::OkStatus());
   memory_.far()->Fail();
-  EXPECT_EQ(ReasonOf(Load(arena, 1, "seq")), "DEVICE_FAILED");
-  EXPECT_EQ(ReasonOf(Store(arena, 0, "seq", 2)), "DEVICE_FAILED");
-  EXPECT_EQ(ReasonOf(Store(arena, 0, "other", 2)), "DEVICE_FAILED");
+  EXPECT_PRED1(SaysThatItsDeviceFailed, Load(arena, 1, "seq"));
+  EXPECT_PRED1(SaysThatItsDeviceFailed, Store(arena, 0, "seq", 2));
+  EXPECT_PRED1(SaysThatItsDeviceFailed, Store(arena, 0, "other", 2));
+  EXPECT_EQ(ReasonOf(store_.Get({}, {Key("seq"), std::nullopt, ""}).status()), "DEVICE_FAILED");
   absl::StatusOr<NameInfo> info = store_.Describe({}, {kDefaultTenant, NameKind::kSequence, "seq"});
   ASSERT_TRUE(info.ok()) << info.status();
   EXPECT_EQ(info->version.position, 1);
@@ -274,7 +280,7 @@ TEST_P(DeviceArenasTest, WhereOneDeviceFailsArenasAndStatesOfTheOtherGoOn) {
   ASSERT_EQ(Store(first, 0, "on both", 1), absl::OkStatus());
   ASSERT_EQ(Load(second, 1, "on both"), absl::OkStatus());
   memory_.far(0)->Fail();
-  EXPECT_EQ(ReasonOf(Load(first, 0, "on 1")), "DEVICE_FAILED");
+  EXPECT_PRED1(SaysThatItsDeviceFailed, Load(first, 0, "on 1"));
   EXPECT_EQ(ReasonOf(Load(second, 0, "on 0")), "DEVICE_FAILED");
   for (const std::string name : {"on 1", "on both"}) {
     EXPECT_EQ(Load(second, 1, name), absl::OkStatus());

@@ -51,14 +51,7 @@ absl::Status OpenCuda(const DaemonFlags& flags, Memories* memories, HostPinning*
     gpus.push_back(gpu->get());
     memories->hot.push_back(*std::move(gpu));
   }
-  // By one GPU for all; which of them it was is known to it.
-  pinning->pin = [gpus](char* data, uint64_t bytes) {
-    const auto healthy = std::find_if(gpus.begin(), gpus.end(), [](CudaDevice* gpu) { return gpu->health().ok(); });
-    return healthy == gpus.end() ? absl::OkStatus() : (*healthy)->PinHost(data, bytes);
-  };
-  pinning->unpin = [gpus](char* data) {
-    for (CudaDevice* gpu : gpus) gpu->UnpinHost(data);
-  };
+  *pinning = PinningBy(std::move(gpus));
   return absl::OkStatus();
 }
 #else

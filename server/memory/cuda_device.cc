@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -148,7 +149,8 @@ bool CudaSharedExtent::Revoke() {
 
 class CudaDevice::Copy final : public Transfer {
  public:
-  Copy(const CudaDevice* device, cudaEvent_t event) : device_(device), event_(event) {}
+  Copy(const CudaDevice* device, DeviceStream stream, cudaEvent_t event)
+      : device_(device), stream_(stream), event_(event) {}
   ~Copy() override {
     if (event_ != nullptr) (void)Wait();
   }
@@ -157,12 +159,15 @@ class CudaDevice::Copy final : public Transfer {
     assert(event_ != nullptr && "waited for twice");
     const cudaEvent_t event = std::exchange(event_, nullptr);
     const absl::Cleanup give_back = [&] { device_->GiveBackEvent(event); };
-    RETURN_IF_ERROR(device_->Enter());
-    return device_->Runtime(cudaEventSynchronize(event), "waiting for a copy");
+    absl::Status status = device_->Enter();
+    if (status.ok()) status = device_->Runtime(cudaEventSynchronize(event), "waiting for a copy");
+    if (!status.ok()) device_->Settle(stream_);
+    return status;
   }
 
  private:
   const CudaDevice* const device_;
+  const DeviceStream stream_;
   cudaEvent_t event_;
 };
 
@@ -494,9 +499,10 @@ absl::Status CudaDevice::Map(CudaMemory* memory) const {
 }
 
 absl::Status CudaDevice::Zero(const CudaMemory& memory) const {
-  RETURN_IF_ERROR(
-      Runtime(cudaMemsetAsync(memory.data, 0, memory.mapped_bytes, zero_stream_), "cudaMemsetAsync of an extent"));
-  return WaitFor(zero_stream_, "zeroing an extent");
+  const absl::Status begun =
+      Runtime(cudaMemsetAsync(memory.data, 0, memory.mapped_bytes, zero_stream_), "cudaMemsetAsync of an extent");
+  const absl::Status done = WaitFor(zero_stream_, "zeroing an extent");
+  return begun.ok() ? done : begun;
 }
 
 absl::StatusOr<std::unique_ptr<Extent>> CudaDevice::AllocateExtent(TenantId tenant, uint64_t chunks, bool /*sealed*/) {
@@ -592,6 +598,18 @@ void CudaDevice::GiveBackEvent(cudaEvent_t event) const {
 }
 
 absl::Status CudaDevice::WaitFor(DeviceStream stream, absl::string_view what) const {
+  const absl::Status status = TryWaitFor(stream, what);
+  if (!status.ok()) Settle(stream);
+  return status;
+}
+
+void CudaDevice::Settle(DeviceStream stream) const {
+  (void)cudaSetDevice(gpu_.ordinal);
+  const absl::Status status = Runtime(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+  if (!status.ok()) Fail(status);
+}
+
+absl::Status CudaDevice::TryWaitFor(DeviceStream stream, absl::string_view what) const {
   const absl::StatusOr<cudaEvent_t> event = TakeEvent();
   RETURN_IF_ERROR(event.status());
   const absl::Cleanup give_back = [&] { GiveBackEvent(*event); };
@@ -630,21 +648,44 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyFrom(const Device& oth
 }
 
 absl::Status CudaDevice::PinHost(char* data, uint64_t bytes) {
-  if (!health().ok()) return absl::OkStatus();
   RETURN_IF_ERROR(Enter());
-  RETURN_IF_ERROR(Runtime(cudaHostRegister(data, bytes, cudaHostRegisterPortable),
-                          absl::StrCat("cudaHostRegister of ", bytes, " bytes")));
-  MutexLock lock(&pinned_mu_);
-  pinned_.insert(data);
-  return absl::OkStatus();
+  return Runtime(cudaHostRegister(data, bytes, cudaHostRegisterPortable),
+                 absl::StrCat("cudaHostRegister of ", bytes, " bytes"));
 }
 
-void CudaDevice::UnpinHost(char* data) {
-  {
-    MutexLock lock(&pinned_mu_);
-    if (pinned_.erase(data) == 0) return;
-  }
-  if (Enter().ok()) (void)Runtime(cudaHostUnregister(data), "cudaHostUnregister");
+absl::Status CudaDevice::UnpinHost(char* data) {
+  RETURN_IF_ERROR(Enter());
+  return Runtime(cudaHostUnregister(data), "cudaHostUnregister");
+}
+
+HostPinning PinningBy(std::vector<CudaDevice*> gpus) {
+  struct Pinned {
+    Mutex mu;
+    absl::flat_hash_set<char*> ranges ABSL_GUARDED_BY(mu);  // by their first byte
+  };
+  auto pinned = std::make_shared<Pinned>();
+  HostPinning pinning;
+  pinning.pin = [gpus, pinned](char* data, uint64_t bytes) -> absl::Status {
+    const auto gpu = std::find_if(gpus.begin(), gpus.end(), [](const CudaDevice* one) { return one->health().ok(); });
+    if (gpu == gpus.end()) return absl::OkStatus();
+    RETURN_IF_ERROR((*gpu)->PinHost(data, bytes));
+    MutexLock lock(&pinned->mu);
+    pinned->ranges.insert(data);
+    return absl::OkStatus();
+  };
+  pinning.unpin = [gpus, pinned](char* data) -> absl::Status {
+    MutexLock lock(&pinned->mu);
+    if (!pinned->ranges.contains(data)) return absl::OkStatus();
+    absl::Status status;
+    for (CudaDevice* gpu : gpus) {
+      status = gpu->UnpinHost(data);
+      if (!status.ok()) continue;
+      pinned->ranges.erase(data);
+      break;
+    }
+    return status;
+  };
+  return pinning;
 }
 
 absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const void* from, uint64_t bytes,
@@ -663,13 +704,14 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const 
   absl::Cleanup give_back = [&] { GiveBackEvent(*event); };
   const DeviceStream stream = direction == Direction::kOut ? out_streams_[next_out_.fetch_add(1) % kCopyStreams]
                                                            : in_streams_[next_in_.fetch_add(1) % kCopyStreams];
-  RETURN_IF_ERROR(Runtime(cudaMemcpyAsync(to, from, bytes, kind.kind, stream), kind.call));
-  if (const absl::Status status = Runtime(cudaEventRecord(*event, stream), "cudaEventRecord"); !status.ok()) {
-    (void)Runtime(cudaStreamSynchronize(stream), "cudaStreamSynchronize");  // nobody could wait for the copy
+  absl::Status status = Runtime(cudaMemcpyAsync(to, from, bytes, kind.kind, stream), kind.call);
+  if (status.ok()) status = Runtime(cudaEventRecord(*event, stream), "cudaEventRecord");
+  if (!status.ok()) {
+    Settle(stream);  // nobody could wait for the copy
     return status;
   }
   std::move(give_back).Cancel();
-  return std::make_unique<Copy>(this, *event);
+  return std::make_unique<Copy>(this, stream, *event);
 }
 
 // Rows of one arena. The kernel writes hashes to pinned memory by itself: they are a part in eight thousand of the
@@ -718,11 +760,10 @@ class CudaDevice::Copier final : public RowCopier {
   template <typename Launch>
   absl::Status Run(absl::string_view what, Launch launch) {
     RETURN_IF_ERROR(device_->Enter());
-    const absl::Status launched = launch();
-    const absl::Status refused = launched.ok() ? absl::OkStatus() : device_->OfKernels(what);
+    const absl::Status refused = launch().ok() ? absl::OkStatus() : device_->OfKernels(what);
     // A part of the batch may be under way though the rest was refused: nobody uses its memory meanwhile.
     const absl::Status waited = device_->WaitFor(stream_, what);
-    return launched.ok() ? waited : refused;
+    return refused.ok() ? waited : refused;
   }
 
   CudaDevice* const device_;
@@ -780,12 +821,14 @@ absl::Status CudaDevice::HashPiece(size_t hasher, const char* state, uint64_t by
   LeafHash* const pinned = static_cast<LeafHash*>(pinned_hashes_) + hasher * kHashedLeaves;
   const void* const image = state;
   const uint64_t hashes_bytes = leaves.size() * sizeof(LeafHash);
-  if (!HashLeavesOnDevice(absl::MakeConstSpan(&image, 1), bytes, scratch, stream).ok())
-    return OfKernels("hashing leaves");
-  const absl::Status copied = Runtime(cudaMemcpyAsync(pinned, scratch, hashes_bytes, cudaMemcpyDeviceToHost, stream),
-                                      "cudaMemcpyAsync of hashes");
+  const bool launched = HashLeavesOnDevice(absl::MakeConstSpan(&image, 1), bytes, scratch, stream).ok();
+  absl::Status begun = launched ? absl::OkStatus() : OfKernels("hashing leaves");
+  if (begun.ok()) {
+    begun = Runtime(cudaMemcpyAsync(pinned, scratch, hashes_bytes, cudaMemcpyDeviceToHost, stream),
+                    "cudaMemcpyAsync of hashes");
+  }
   const absl::Status done = WaitFor(stream, "hashing leaves");  // in any case: the scratch memory is the next one's
-  RETURN_IF_ERROR(copied);
+  RETURN_IF_ERROR(begun);
   RETURN_IF_ERROR(done);
   std::memcpy(leaves.data(), pinned, hashes_bytes);
   return absl::OkStatus();

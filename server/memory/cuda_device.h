@@ -28,6 +28,10 @@
 // the same process with the same error, at their next call (tests/gpu tells): GPUs that shall not fail together need
 // processes of their own.
 //
+// Memory of the caller. A call that fails returns, as one that succeeds, when nothing that it began reads or writes the
+// caller's memory any more: after every error its stream is waited for. Where that fails too CUDA has given the context
+// up, and ended what ran in it; it does not promise more.
+//
 // Sources that include this need no header of CUDA's.
 #ifndef STATEPOOL_SERVER_MEMORY_CUDA_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_CUDA_DEVICE_H_
@@ -42,7 +46,6 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -51,6 +54,7 @@
 #include "server/core/mutex.h"
 #include "server/memory/address_range.h"
 #include "server/memory/device.h"
+#include "server/memory/host_device.h"
 
 struct CUevent_st;
 
@@ -178,10 +182,10 @@ class CudaDevice final : public Device {
   absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
   absl::Status health() const override;
 
-  // Pins memory of the host where it is, for every GPU: takes about 0.6 ms for each MiB. For HostPinning. Nothing to
-  // do, and OK, once the device has failed. REQUIRES: whole pages, unpinned by this device before they are unmapped.
+  // Pins memory of the host where it is, for every GPU of the process: takes about 0.6 ms for each MiB. Any GPU unpins
+  // what any has pinned. REQUIRES: whole pages, that stay mapped until UnpinHost was OK.
   absl::Status PinHost(char* data, uint64_t bytes);
-  void UnpinHost(char* data);
+  absl::Status UnpinHost(char* data);
 
   const GpuInfo& gpu() const { return gpu_; }
   const std::vector<GpuInfo>& peers() const { return peers_; }  // those that reach its extents
@@ -228,7 +232,12 @@ class CudaDevice final : public Device {
 
   absl::StatusOr<CUevent_st*> TakeEvent() const ABSL_LOCKS_EXCLUDED(events_mu_);
   void GiveBackEvent(CUevent_st* event) const ABSL_LOCKS_EXCLUDED(events_mu_);
-  absl::Status WaitFor(DeviceStream stream, absl::string_view what) const;  // for what is in it now
+  // For what is in it now. After an error, too, nothing of that touches memory any more.
+  absl::Status WaitFor(DeviceStream stream, absl::string_view what) const;
+  absl::Status TryWaitFor(DeviceStream stream, absl::string_view what) const;
+  // After an error, whether the device failed or not: until nothing of what is in the stream touches memory any more.
+  // Where CUDA can't tell either, the device fails: its context is of no use then, and what ran in it has ended.
+  void Settle(DeviceStream stream) const;
   enum class Direction { kIn, kOut, kWithin, kFromPeer };
   absl::StatusOr<std::unique_ptr<Transfer>> BeginCopy(void* to, const void* from, uint64_t bytes, Direction direction);
   absl::Status HashPiece(size_t hasher, const char* state, uint64_t bytes, absl::Span<LeafHash> leaves);
@@ -260,9 +269,6 @@ class CudaDevice final : public Device {
   // With the chunks in use never more than the budget.
   std::vector<unsigned long long> free_handles_ ABSL_GUARDED_BY(mu_);
 
-  Mutex pinned_mu_;
-  absl::flat_hash_set<char*> pinned_ ABSL_GUARDED_BY(pinned_mu_);  // memory of the host, by its first byte
-
   mutable Mutex events_mu_;
   mutable std::vector<CUevent_st*> events_ ABSL_GUARDED_BY(events_mu_);
 
@@ -274,6 +280,11 @@ class CudaDevice final : public Device {
   mutable Mutex health_mu_;
   mutable absl::Status health_ ABSL_GUARDED_BY(health_mu_);
 };
+
+// Pins for all of these by the first that works, so that it does not matter to the others which one that was; unpins by
+// any that works. Memory is left as it is, and OK, once all have failed. What was pinned before that can't be unpinned:
+// CUDA knows its addresses until the process ends. The GPUs must outlive what is pinned.
+HostPinning PinningBy(std::vector<CudaDevice*> gpus);
 
 }  // namespace statepool
 

@@ -86,7 +86,8 @@ class SharedExtent : public Extent {
 class Transfer {
  public:
   virtual ~Transfer() = default;
-  virtual absl::Status Wait() = 0;  // once
+  // Once. After an error anything stands where the bytes should be, and the device is done with both sides all the same.
+  virtual absl::Status Wait() = 0;
 };
 
 // Memory of the host, freed with it.

@@ -109,10 +109,11 @@ bool HostExtent::Seal() {
 }
 
 HostExtent::~HostExtent() {
-  if (pinned_) device_->pinning_.unpin(data_);
-  if (data_ != nullptr) munmap(data_, bytes_);
+  const bool stuck = pinned_ && !device_->pinning_.unpin(data_).ok();
+  if (data_ != nullptr && !stuck) munmap(data_, bytes_);
   if (fd_ >= 0) close(fd_);
-  device_->used_.fetch_sub(bytes_);
+  if (stuck) device_->stuck_.fetch_add(bytes_);
+  else device_->used_.fetch_sub(bytes_);
 }
 
 HostSharedExtent::~HostSharedExtent() {
@@ -154,7 +155,7 @@ absl::StatusOr<std::unique_ptr<HostDevice>> HostDevice::Create(HostDeviceOptions
       new HostDevice(std::move(options.name), budget_bytes, chunk_bytes, std::move(options.pinning)));
 }
 
-HostDevice::~HostDevice() { assert(used_.load() == 0 && "extents outlive their device"); }
+HostDevice::~HostDevice() { assert(used_.load() == stuck_.load() && "extents outlive their device"); }
 
 absl::StatusOr<uint64_t> HostDevice::Reserve(uint64_t chunks) {
   assert(chunks >= 1);

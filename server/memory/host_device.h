@@ -85,10 +85,13 @@ class HostSharedExtent final : public SharedExtent {
 };
 
 // What the device calls for the memory of each extent that is no arena's, so that a GPU copies from and to it by itself
-// (CudaDevice::PinHost). Thread-safe; both must outlive the device's extents.
+// (PinningBy in cuda_device.h). Thread-safe; both must outlive the device's extents.
+//
+// Memory that can't be unpinned stays mapped, and counts as used, until the process ends: its addresses would become
+// others', which the GPUs' driver still took for the old memory. That happens only where no GPU works any more.
 struct HostPinning {
   std::function<absl::Status(char* data, uint64_t bytes)> pin;  // after it was mapped; an error is HOT_FULL
-  std::function<void(char* data)> unpin;                        // before it goes, if `pin` was OK
+  std::function<absl::Status(char* data)> unpin;                // before it goes, if `pin` was OK
 };
 
 struct HostDeviceOptions {
@@ -138,6 +141,7 @@ class HostDevice final : public Device {
   const uint64_t chunk_bytes_;
   const HostPinning pinning_;
   std::atomic<uint64_t> used_{0};
+  std::atomic<uint64_t> stuck_{0};  // of them, of extents that are gone and could not be unpinned
 };
 
 // Every extent needs a descriptor. Raises this process's soft limit to its hard limit and returns it. To be called

@@ -30,6 +30,21 @@
 #include "server/core/error.h"
 #include "server/memory/cuda_device.h"
 #include "server/memory/cuda_driver.h"
+#include "server/memory/host_device.h"
+
+// The linker gives CudaDevice this in the place of CUDA's own: it refuses as often as a test wants.
+std::atomic<int> refused_waits{0};
+extern "C" {
+// NOLINTBEGIN(bugprone-reserved-identifier): the linker's names
+cudaError_t __real_cudaEventSynchronize(cudaEvent_t event);
+cudaError_t __wrap_cudaEventSynchronize(cudaEvent_t event);
+cudaError_t __wrap_cudaEventSynchronize(cudaEvent_t event) {
+  if (refused_waits.load() == 0) return __real_cudaEventSynchronize(event);
+  --refused_waits;
+  return cudaErrorNotPermitted;
+}
+// NOLINTEND(bugprone-reserved-identifier)
+}
 
 namespace statepool {
 namespace {
@@ -809,6 +824,38 @@ TEST_F(GpuDevice, WhatIsWrongButHarmlessIsAnErrorAndNoFailure) {
   EXPECT_EQ(ReasonOf(copy.status()), "DEVICE_FAILED") << copy.status();
   EXPECT_EQ(device->health(), absl::OkStatus());
   EXPECT_EQ(RoundTrip(device.get(), (*device->AllocateStaging(kChunk)).get()), absl::OkStatus());
+}
+
+TEST_F(GpuDevice, ACopyThatCanNotBeWaitedForIsOverWhenItsErrorComes) {
+  const uint64_t bytes = 256_MiB;  // some 5 ms
+  const auto device = MakeDevice({.budget_bytes = bytes, .chunk_bytes = kChunk});
+  const auto extent = *device->AllocateExtent(0, bytes / kChunk);
+  const auto staging = *device->AllocateStaging(bytes);
+  for (int i = 0; i < 5; ++i) {
+    std::memset(staging->data(), '?', bytes);
+    auto copy = *device->CopyOut(staging->data(), extent->data(), bytes);
+    refused_waits = 1;
+    const absl::Status status = copy->Wait();
+    const char last = staging->data()[bytes - 1];
+    EXPECT_EQ(ReasonOf(status), "DEVICE_FAILED") << status;
+    EXPECT_EQ(refused_waits, 0) << "CUDA was not asked";
+    EXPECT_EQ(last, 0) << "the copy goes on";
+  }
+  EXPECT_EQ(device->health(), absl::OkStatus());
+}
+
+TEST_F(GpuDevice, WhatOneGpuPinnedAnotherUnpins) {
+  const auto gpus = CudaDevice::ListGpus();
+  ASSERT_TRUE(gpus.ok()) << gpus.status();
+  const auto first = MakeDevice({.uuid = gpus->front().uuid, .budget_bytes = kChunk, .chunk_bytes = kChunk});
+  const auto last = MakeDevice({.uuid = gpus->back().uuid, .budget_bytes = kChunk, .chunk_bytes = kChunk});
+  if (gpus->size() < 2) std::printf("there is one GPU: it unpins by itself\n");
+  const auto host = *HostDevice::Create({.budget_bytes = 2 * kChunk, .chunk_bytes = kChunk});
+  const auto extent = *host->AllocateExtent(0, 2);
+  ASSERT_EQ(first->PinHost(extent->data(), extent->bytes()), absl::OkStatus());
+  EXPECT_EQ(last->UnpinHost(extent->data()), absl::OkStatus());
+  EXPECT_FALSE(first->UnpinHost(extent->data()).ok()) << "it is pinned still";
+  EXPECT_EQ(first->health(), absl::OkStatus());
 }
 
 TEST_F(GpuDevice, ASecondOneHasItsOwnMemoryAndReachesItsPeers) {

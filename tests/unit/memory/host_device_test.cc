@@ -268,6 +268,7 @@ TEST(HostDevice, PinsEachExtentWhileItLivesAndArenasNever) {
   options.pinning.unpin = [&](char* data) {
     EXPECT_EQ(data[pinned.at(data) - 1], 1);  // still
     pinned.erase(data);
+    return absl::OkStatus();
   };
   const auto device = *HostDevice::Create(std::move(options));
   auto one = *device->AllocateExtent(0, 1), two = *device->AllocateExtent(0, 2);
@@ -282,6 +283,26 @@ TEST(HostDevice, PinsEachExtentWhileItLivesAndArenasNever) {
   EXPECT_EQ(ReasonOf(refused.status()), "HOT_FULL");
   EXPECT_EQ(device->used_bytes(), arena->bytes());
   EXPECT_TRUE(pinned.empty());
+}
+
+TEST(HostDevice, KeepsWhatCanNotBeUnpinnedMappedAndCounted) {
+  bool refuse = true;
+  HostDeviceOptions options{.budget_bytes = 2 << 20, .chunk_bytes = 1 << 20};
+  options.pinning.pin = [](char*, uint64_t) { return absl::OkStatus(); };
+  options.pinning.unpin = [&](char*) { return refuse ? absl::UnavailableError("planted") : absl::OkStatus(); };
+  const auto device = *HostDevice::Create(std::move(options));
+  auto stuck = *device->AllocateExtent(0, 1), other = *device->AllocateExtent(0, 1);
+  char* const data = stuck->data();
+  data[5] = 7;
+  stuck.reset();
+  refuse = false;
+  other.reset();
+  EXPECT_EQ(device->used_bytes(), 1u << 20);
+  unsigned char resident = 0;
+  ASSERT_EQ(mincore(data, 1, &resident), 0) << "nothing is mapped there";
+  EXPECT_EQ(data[5], 7);
+  EXPECT_EQ(ReasonOf(device->AllocateExtent(0, 2).status()), "HOT_FULL");
+  EXPECT_TRUE(device->AllocateExtent(0, 1).ok());
 }
 
 }  // namespace

@@ -72,8 +72,7 @@ class TestMemory {
       warm_ = *HostDevice::Create(
           {.budget_bytes = budget_bytes / 2,
            .chunk_bytes = kChunk,
-           .pinning = {[gpu = gpu.get()](char* data, uint64_t bytes) { return gpu->PinHost(data, bytes); },
-                       [gpu = gpu.get()](char* data) { gpu->UnpinHost(data); }}});
+           .pinning = PinningBy({gpu.get()})});
     }
     devices_.push_back(std::move(gpu));
 #else

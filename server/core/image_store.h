@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -111,7 +112,12 @@ class ImageStore {
   // DEADLINE, CANCELLED.
   virtual absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image, const Device* on) = 0;
 
-  // The same when it needs no waiting and the CPU can read the bytes, else null. Counts as a use.
+  // Many at once, each as Read does: those that memories have and `on` lacks are copied there together, which takes the
+  // time of the bytes alone. Parallel to `images`, which may name one twice; what becomes of one is no other's matter.
+  virtual std::vector<absl::StatusOr<Pin>> ReadMany(const Op& op, absl::Span<const ImageRef> images,
+                                                    const Device* on) = 0;
+
+  // As Read when it needs no waiting and the CPU can read the bytes, else null. Counts as a use.
   virtual Pin TryRead(const ImageRef& image) = 0;
 
   // Writes an image's bytes to the cold store, if they are not there yet: after this returned OK, a commit of the

@@ -441,9 +441,13 @@ class Store {
   void NoticeDeleted(const Op& op, const Layout& layout) {
     if (!layouts_.IsRegistered(op.tenant, layout)) images_->LayoutDeleted(op.tenant, layout);
   }
-  // Reads an image of this version, and tells its damage by the version, its loss by what is durable.
+  // Reads an image of this version.
   absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version, Revision durable_revision,
                                 const Device* on);
+  // What ImageStore says of a version's image that can't be read, for the caller: its damage is told by the version, its
+  // loss by what is durable.
+  absl::Status WhyUnread(const absl::Status& status, const Image& image, VersionId version,
+                         Revision durable_revision) const;
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never
   VersionInfo InfoOf(const Version& version) const;
   NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -88,24 +88,28 @@ using AnswerTo = typename AnswerToImpl<std::remove_cvref_t<Request>>::Type;
 absl::StatusOr<Pin> Store::ReadImage(const Op& op, const ImageRef& image, VersionId version, Revision durable_revision,
                                      const Device* on) {
   absl::StatusOr<Pin> pin = images_->Read(op, image, on);
-  if (pin.ok()) return pin;
-  if (absl::IsDataLoss(pin.status())) {
-    return absl::Status(Error(absl::StatusCode::kDataLoss, "CORRUPT",
-                              absl::StrCat("the bytes of this version are damaged (", pin.status().message(),
-                                           "); compute the state again"))
-                            .Field("name")
-                            .Meta("version_id", version));
+  return pin.ok() ? std::move(pin) : WhyUnread(pin.status(), *image, version, durable_revision);
+}
+
+absl::Status Store::WhyUnread(const absl::Status& status, const Image& image, VersionId version,
+                              Revision durable_revision) const {
+  if (absl::IsDataLoss(status)) {
+    return Error(absl::StatusCode::kDataLoss, "CORRUPT",
+                 absl::StrCat("the bytes of this version are damaged (", status.message(),
+                              "); compute the state again"))
+        .Field("name")
+        .Meta("version_id", version);
   }
-  if (!absl::IsUnavailable(images_->loss(*image))) return pin;
+  if (!absl::IsUnavailable(images_->loss(image))) return status;
   const std::string way_out =
       durable_revision == 0
           ? "no version of this name is durable: compute the state again and set it"
           : absl::StrCat(
                 "revision ", durable_revision,
                 " of this name is durable: go back to it with Rollback, or compute the state again and set it");
-  Error lost(absl::StatusCode::kUnavailable, "DEVICE_FAILED", absl::StrCat(pin.status().message(), "; ", way_out));
-  for (const auto& [key, value] : GetErrorDetail(pin.status()).metadata) lost.Meta(key, value);
-  return absl::Status(lost.Field("name").Meta("version_id", version).Meta("durable_revision", durable_revision));
+  Error lost(absl::StatusCode::kUnavailable, "DEVICE_FAILED", absl::StrCat(status.message(), "; ", way_out));
+  for (const auto& [key, value] : GetErrorDetail(status).metadata) lost.Meta(key, value);
+  return lost.Field("name").Meta("version_id", version).Meta("durable_revision", durable_revision);
 }
 
 absl::StatusOr<GetAnswer> Store::Get(const Op& op, const Source& source) {
@@ -162,16 +166,23 @@ absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> Store::GetMany(const Op& 
     }
   }
   RETURN_IF_ERROR(may_read(absl::MakeSpan(answers)));
+  std::vector<size_t> wanted;
+  std::vector<ImageRef> wanted_images;
   for (size_t i = 0; i < sources.size(); ++i) {
     if (!answers[i].ok()) continue;
-    absl::StatusOr<Pin> pin =
-        ReadImage(op, images[i], answers[i]->info.version.id, answers[i]->info.durable_revision, on);
-    if (!pin.ok()) {
-      answers[i] = pin.status();
+    wanted.push_back(i);
+    wanted_images.push_back(images[i]);
+  }
+  std::vector<absl::StatusOr<Pin>> pins = images_->ReadMany(op, wanted_images, on);
+  for (size_t k = 0; k < wanted.size(); ++k) {
+    absl::StatusOr<GetAnswer>& answer = answers[wanted[k]];
+    const Image& image = *wanted_images[k];
+    if (!pins[k].ok()) {
+      answer = WhyUnread(pins[k].status(), image, answer->info.version.id, answer->info.durable_revision);
       continue;
     }
-    answers[i]->pin = *std::move(pin);
-    answers[i]->info.version.tier = images_->tier(*images[i]);
+    answer->pin = *std::move(pins[k]);
+    answer->info.version.tier = images_->tier(image);
   }
   return answers;
 }

@@ -289,6 +289,7 @@ absl::Status CudaDevice::Start() {
   };
   for (DeviceStream& made : in_streams_) RETURN_IF_ERROR(stream(&made));
   for (DeviceStream& made : out_streams_) RETURN_IF_ERROR(stream(&made));
+  for (DeviceStream& made : peer_streams_) RETURN_IF_ERROR(stream(&made));
   for (DeviceStream& made : hash_streams_) RETURN_IF_ERROR(stream(&made));
   RETURN_IF_ERROR(stream(&zero_stream_));
   constexpr uint64_t kHashesBytes = kHashers * kHashedLeaves * sizeof(LeafHash);
@@ -297,7 +298,8 @@ absl::Status CudaDevice::Start() {
   // Once now, so that a GPU for which there is no kernel is found here, and the first call does not wait for its code.
   RETURN_IF_ERROR(Runtime(cudaMemsetAsync(hashes_, 0, kHashesBytes, hash_streams_[0]), "cudaMemsetAsync"));
   LeafHash hash;
-  RETURN_IF_ERROR(HashPiece(0, static_cast<char*>(hashes_) + kHashesBytes / 2, 4096, absl::MakeSpan(&hash, 1)));
+  const void* const piece = static_cast<char*>(hashes_) + kHashesBytes / 2;
+  RETURN_IF_ERROR(HashPieces(0, absl::MakeConstSpan(&piece, 1), 4096, absl::MakeSpan(&hash, 1)));
   {
     MutexLock lock(&hashers_mu_);
     for (size_t hasher = 0; hasher < kHashers; ++hasher) free_hashers_.push_back(hasher);
@@ -356,6 +358,7 @@ CudaDevice::~CudaDevice() {
   };
   for (const DeviceStream stream : in_streams_) destroy(stream);
   for (const DeviceStream stream : out_streams_) destroy(stream);
+  for (const DeviceStream stream : peer_streams_) destroy(stream);
   for (const DeviceStream stream : hash_streams_) destroy(stream);
   destroy(zero_stream_);
 }
@@ -702,8 +705,9 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const 
   const absl::StatusOr<cudaEvent_t> event = TakeEvent();
   RETURN_IF_ERROR(event.status());
   absl::Cleanup give_back = [&] { GiveBackEvent(*event); };
-  const DeviceStream stream = direction == Direction::kOut ? out_streams_[next_out_.fetch_add(1) % kCopyStreams]
-                                                           : in_streams_[next_in_.fetch_add(1) % kCopyStreams];
+  const DeviceStream stream = direction == Direction::kOut    ? out_streams_[next_out_.fetch_add(1) % kCopyStreams]
+                              : direction == Direction::kFromPeer ? peer_streams_[next_peer_.fetch_add(1) % kCopyStreams]
+                                                                  : in_streams_[next_in_.fetch_add(1) % kCopyStreams];
   absl::Status status = Runtime(cudaMemcpyAsync(to, from, bytes, kind.kind, stream), kind.call);
   if (status.ok()) status = Runtime(cudaEventRecord(*event, stream), "cudaEventRecord");
   if (!status.ok()) {
@@ -788,9 +792,10 @@ absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPl
   return copier;
 }
 
-absl::Status CudaDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
-  assert(leaves.size() == LeafCount(bytes));
+absl::Status CudaDevice::HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) {
+  assert(leaves.size() == states.size() * LeafCount(bytes));
   RETURN_IF_ERROR(Enter());
+  if (leaves.empty()) return absl::OkStatus();
   size_t hasher;
   {
     MutexLock lock(&hashers_mu_);
@@ -803,25 +808,32 @@ absl::Status CudaDevice::HashLeaves(const char* state, uint64_t bytes, absl::Spa
     free_hashers_.push_back(hasher);
     hasher_free_.Signal();
   };
-  while (bytes > 0) {
-    const uint64_t piece = std::min(bytes, kHashedLeaves * kLeafBytes);
-    const size_t count = LeafCount(piece);
-    RETURN_IF_ERROR(HashPiece(hasher, state, piece, leaves.first(count)));
-    state += piece;
-    bytes -= piece;
-    leaves.remove_prefix(count);
+  // Whole states together, or those that are too large for one launch piece by piece.
+  const size_t together = std::max<size_t>(1, kHashedLeaves / LeafCount(bytes));
+  while (!states.empty()) {
+    const auto batch = states.first(std::min(together, states.size()));
+    std::vector<const void*> pieces(batch.begin(), batch.end());
+    for (uint64_t done = 0; done < bytes;) {
+      const uint64_t piece = std::min(bytes - done, kHashedLeaves * kLeafBytes);
+      const size_t count = batch.size() * LeafCount(piece);
+      RETURN_IF_ERROR(HashPieces(hasher, pieces, piece, leaves.first(count)));
+      leaves.remove_prefix(count);
+      done += piece;
+      for (const void*& at : pieces) at = static_cast<const char*>(at) + piece;
+    }
+    states.remove_prefix(batch.size());
   }
   return absl::OkStatus();
 }
 
-absl::Status CudaDevice::HashPiece(size_t hasher, const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
+absl::Status CudaDevice::HashPieces(size_t hasher, absl::Span<const void* const> pieces, uint64_t bytes,
+                                    absl::Span<LeafHash> leaves) {
   RETURN_IF_ERROR(health());
   const DeviceStream stream = hash_streams_[hasher];
   LeafHash* const scratch = static_cast<LeafHash*>(hashes_) + hasher * kHashedLeaves;
   LeafHash* const pinned = static_cast<LeafHash*>(pinned_hashes_) + hasher * kHashedLeaves;
-  const void* const image = state;
   const uint64_t hashes_bytes = leaves.size() * sizeof(LeafHash);
-  const bool launched = HashLeavesOnDevice(absl::MakeConstSpan(&image, 1), bytes, scratch, stream).ok();
+  const bool launched = HashLeavesOnDevice(pieces, bytes, scratch, stream).ok();
   absl::Status begun = launched ? absl::OkStatus() : OfKernels("hashing leaves");
   if (begun.ok()) {
     begun = Runtime(cudaMemcpyAsync(pinned, scratch, hashes_bytes, cudaMemcpyDeviceToHost, stream),

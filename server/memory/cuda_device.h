@@ -164,7 +164,7 @@ class CudaDevice final : public Device {
   bool host_accessible() const override { return false; }
   absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed = true) override;
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) override;
-  // On streams of the device, those of one direction beside those of the other. Copies from and to memory of the
+  // On streams of the device: those in, those out and those from peers beside each other. Copies from and to memory of the
   // host that is neither staging nor pinned (PinHost) run at a fraction of the speed, and may be done when the call
   // returns.
   absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override;
@@ -173,8 +173,9 @@ class CudaDevice final : public Device {
   // Of GPUs that were made with this one among their peers.
   absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
                                                      uint64_t bytes) override;
-  // By a kernel; returns when the hashes are there. A few at a time; others wait for their turn.
-  absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
+  // By a kernel, one launch and one wait for as many states as have 512 MiB together. A few calls at a time; others
+  // wait for their turn.
+  absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   // Pinned, for every GPU. May take milliseconds for each MiB: keep it.
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
   // One launch for 1,024 items, on a stream of its own. Takes memory of the GPU beside the budget (device_copy_plan.h),
@@ -240,7 +241,8 @@ class CudaDevice final : public Device {
   void Settle(DeviceStream stream) const;
   enum class Direction { kIn, kOut, kWithin, kFromPeer };
   absl::StatusOr<std::unique_ptr<Transfer>> BeginCopy(void* to, const void* from, uint64_t bytes, Direction direction);
-  absl::Status HashPiece(size_t hasher, const char* state, uint64_t bytes, absl::Span<LeafHash> leaves);
+  absl::Status HashPieces(size_t hasher, absl::Span<const void* const> pieces, uint64_t bytes,
+                          absl::Span<LeafHash> leaves);
 
   const GpuInfo gpu_;
   const std::vector<GpuInfo> peers_;
@@ -253,14 +255,14 @@ class CudaDevice final : public Device {
   // Set by Start.
   unsigned long long addresses_begin_ = 0;
   uint64_t addresses_bytes_ = 0;
-  std::array<DeviceStream, kCopyStreams> in_streams_{}, out_streams_{};
+  std::array<DeviceStream, kCopyStreams> in_streams_{}, out_streams_{}, peer_streams_{};
   std::array<DeviceStream, kHashers> hash_streams_{};
   DeviceStream zero_stream_ = nullptr;
   void* hashes_ = nullptr;         // kHashedLeaves for each hasher, on the device
   void* pinned_hashes_ = nullptr;  // the same on the host
 
   std::atomic<uint64_t> used_{0};  // changed under mu_
-  std::atomic<uint32_t> next_in_{0}, next_out_{0};
+  std::atomic<uint32_t> next_in_{0}, next_out_{0}, next_peer_{0};
   mutable std::atomic<uint32_t> awake_{0};  // waits that are not asleep yet
 
   // Held while handles are made, so that what one call gives to the system another finds there.

@@ -155,9 +155,15 @@ class Device {
   virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
                                                              uint64_t bytes) = 0;
 
-  // The hashes of a state's leaves (kernels/checksum.h), where it lies. REQUIRES: leaves.size() is LeafCount(bytes).
-  // Errors: DEVICE_FAILED.
-  virtual absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) = 0;
+  // The hashes of the leaves of states of one size (kernels/checksum.h), where they lie: that of leaf i of state n goes
+  // to leaves[n * LeafCount(bytes) + i]. They are there when it returns. REQUIRES: leaves.size() is theirs. Errors:
+  // DEVICE_FAILED.
+  virtual absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes,
+                                  absl::Span<LeafHash> leaves) = 0;
+  // The same of one.
+  absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
+    return HashStates(absl::MakeConstSpan(&state, 1), bytes, leaves);
+  }
 
   // Host memory, aligned to 4,096 bytes, for the copies above. Errors: HOT_FULL, DEVICE_FAILED.
   virtual absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) = 0;

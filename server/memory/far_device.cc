@@ -15,26 +15,37 @@
 #include "server/core/error.h"
 
 namespace statepool {
-namespace {
 
-// A copy that happens when it is waited for.
-class LateTransfer final : public Transfer {
+// A copy that happens when it is waited for. `from_device` may be the same.
+class FarDevice::LateTransfer final : public Transfer {
  public:
-  LateTransfer(char* to, const char* from, uint64_t bytes) : to_(to), from_(from), bytes_(bytes) {}
-  ~LateTransfer() override { Wait().IgnoreError(); }
+  LateTransfer(FarDevice* device, const FarDevice* from_device, char* to, const char* from, uint64_t bytes)
+      : device_(device), from_device_(from_device), to_(to), from_(from), bytes_(bytes) {
+    const uint32_t under_way = ++device_->under_way_;
+    uint32_t most = device_->most_under_way_.load();
+    while (most < under_way && !device_->most_under_way_.compare_exchange_weak(most, under_way)) continue;
+  }
+  ~LateTransfer() override {
+    if (!done_) (void)Wait();
+  }
   absl::Status Wait() override {
+    assert(!done_ && "waited for twice");
+    done_ = true;
     if (bytes_ > 0) std::memcpy(to_, from_, bytes_);
-    bytes_ = 0;
-    return absl::OkStatus();
+    if (device_->arrival_) device_->arrival_(to_, bytes_);
+    --device_->under_way_;
+    const absl::Status status = device_->health();
+    return status.ok() ? from_device_->health() : status;
   }
 
  private:
+  FarDevice* const device_;
+  const FarDevice* const from_device_;
   char* const to_;
   const char* const from_;
-  uint64_t bytes_;
+  const uint64_t bytes_;
+  bool done_ = false;
 };
-
-}  // namespace
 
 // Addresses without permissions, for as long as this lives.
 class FarDevice::Far {
@@ -200,21 +211,21 @@ absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyIn(char* to, absl::stri
   const absl::StatusOr<char*> there = Reach(to, from.size());
   if (!there.ok()) return there.status();
   copied_in_bytes_ += from.size();
-  return std::make_unique<LateTransfer>(*there, from.data(), from.size());
+  return std::make_unique<LateTransfer>(this, this, *there, from.data(), from.size());
 }
 
 absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyOut(char* to, const char* from, uint64_t bytes) {
   const absl::StatusOr<char*> there = Reach(from, bytes);
   if (!there.ok()) return there.status();
   copied_out_bytes_ += bytes;
-  return std::make_unique<LateTransfer>(to, *there, bytes);
+  return std::make_unique<LateTransfer>(this, this, to, *there, bytes);
 }
 
 absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyWithin(char* to, const char* from, uint64_t bytes) {
   const absl::StatusOr<char*> source = Reach(from, bytes), target = Reach(to, bytes);
   if (!source.ok()) return source.status();
   if (!target.ok()) return target.status();
-  return std::make_unique<LateTransfer>(*target, *source, bytes);
+  return std::make_unique<LateTransfer>(this, this, *target, *source, bytes);
 }
 
 absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyFrom(const Device& other, char* to, const char* from,
@@ -224,12 +235,17 @@ absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyFrom(const Device& othe
   const absl::StatusOr<char*> source = peer->Reach(from, bytes), target = Reach(to, bytes);
   if (!source.ok()) return source.status();
   if (!target.ok()) return target.status();
-  return std::make_unique<LateTransfer>(*target, *source, bytes);
+  return std::make_unique<LateTransfer>(this, peer, *target, *source, bytes);
 }
 
-absl::Status FarDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
-  const absl::StatusOr<char*> there = Reach(state, bytes);
-  return there.ok() ? inner_->HashLeaves(*there, bytes, leaves) : there.status();
+absl::Status FarDevice::HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) {
+  std::vector<const char*> behind;
+  for (const char* state : states) {
+    const absl::StatusOr<char*> there = Reach(state, bytes);
+    if (!there.ok()) return there.status();
+    behind.push_back(*there);
+  }
+  return inner_->HashStates(behind, bytes, leaves);
 }
 
 absl::StatusOr<std::unique_ptr<Staging>> FarDevice::AllocateStaging(uint64_t bytes) {

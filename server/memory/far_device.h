@@ -5,14 +5,15 @@
 //
 // A chunk is an extent of a HostDevice's; those of an extent of ours are mapped one after the other, and a second time
 // at addresses without any permission: these are the device's. The copies, hashes and rows' kernels find the bytes
-// behind them. What has begun when CopyIn and CopyOut return is done only when it is waited for, so that who does not
-// wait sees other bytes. As a GPU it hands out a descriptor for each chunk, and one for a shared extent, and has no
+// behind them. A copy that has begun is done only when it is waited for, so that who does not wait sees other bytes; if
+// the device has failed by then that is the wait's error, and the bytes may be there or not. As a GPU it hands out a descriptor for each chunk, and one for a shared extent, and has no
 // seals. FarDevices are each other's peers, unless they were told not to be.
 #ifndef STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -33,7 +34,12 @@ class FarDevice final : public Device {
 
   // From now on every call fails, as a GPU's do after an error of a kernel's.
   void Fail() { failed_.store(true); }
+  // To be called, by whoever waits for a copy into or out of this device, when its bytes are there and the wait has not
+  // ended: with where they are. REQUIRES: no copy is under way.
+  using Arrival = std::function<void(char* bytes, uint64_t size)>;
+  void SetArrival(Arrival arrival) { arrival_ = std::move(arrival); }
   // Since the start.
+  uint32_t most_under_way() const { return most_under_way_.load(); }  // copies, begun and not waited for
   uint64_t copied_in_bytes() const { return copied_in_bytes_.load(); }
   uint64_t copied_out_bytes() const { return copied_out_bytes_.load(); }
 
@@ -49,7 +55,7 @@ class FarDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
                                                      uint64_t bytes) override;
-  absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
+  absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
   absl::Status health() const override;
@@ -58,6 +64,7 @@ class FarDevice final : public Device {
   char* Behind(const char* address, uint64_t bytes) const;
 
  private:
+  class LateTransfer;
   class Far;
   class Joined;
   class FarExtent;
@@ -75,6 +82,8 @@ class FarDevice final : public Device {
   HostDevice* const inner_;
   std::atomic<bool> failed_{false};
   std::atomic<uint64_t> copied_in_bytes_{0}, copied_out_bytes_{0};
+  std::atomic<uint32_t> under_way_{0}, most_under_way_{0};
+  Arrival arrival_;
   mutable Mutex mu_;
   std::map<const char*, Range> ranges_ ABSL_GUARDED_BY(mu_);  // by their first address
 };

@@ -213,10 +213,13 @@ absl::StatusOr<std::unique_ptr<Transfer>> HostDevice::CopyFrom(const Device& oth
   return CopyIn(to, {from, bytes});
 }
 
-absl::Status HostDevice::HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) {
-  const std::vector<LeafHash> hashes = statepool::HashLeaves({state, bytes});
-  assert(leaves.size() == hashes.size());
-  std::copy(hashes.begin(), hashes.end(), leaves.begin());
+absl::Status HostDevice::HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) {
+  assert(leaves.size() == states.size() * LeafCount(bytes));
+  for (const char* state : states) {
+    const std::vector<LeafHash> hashes = statepool::HashLeaves({state, bytes});
+    std::copy(hashes.begin(), hashes.end(), leaves.begin());
+    leaves.remove_prefix(hashes.size());
+  }
   return absl::OkStatus();
 }
 

@@ -123,7 +123,7 @@ class HostDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
                                                      uint64_t bytes) override;  // from the host's memory
-  absl::Status HashLeaves(const char* state, uint64_t bytes, absl::Span<LeafHash> leaves) override;
+  absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
   absl::Status health() const override { return absl::OkStatus(); }

@@ -120,13 +120,17 @@ absl::Status StateFiller::Finish() {
 
 // ---- from one device to another
 
+absl::StatusOr<std::unique_ptr<Transfer>> BeginCopyBetween(Device* from_device, const char* from, Device* to_device,
+                                                           char* to, uint64_t bytes) {
+  return from_device == to_device         ? to_device->CopyWithin(to, from, bytes)
+         : from_device->host_accessible() ? to_device->CopyIn(to, {from, bytes})
+         : to_device->host_accessible()   ? from_device->CopyOut(to, from, bytes)
+                                          : to_device->CopyFrom(*from_device, to, from, bytes);
+}
+
 absl::Status CopyBetween(const Op& op, StagingPool* staging, Device* from_device, const char* from, Device* to_device,
                          char* to, uint64_t bytes) {
-  absl::StatusOr<std::unique_ptr<Transfer>> whole =
-      from_device == to_device         ? to_device->CopyWithin(to, from, bytes)
-      : from_device->host_accessible() ? to_device->CopyIn(to, {from, bytes})
-      : to_device->host_accessible()   ? from_device->CopyOut(to, from, bytes)
-                                       : to_device->CopyFrom(*from_device, to, from, bytes);
+  absl::StatusOr<std::unique_ptr<Transfer>> whole = BeginCopyBetween(from_device, from, to_device, to, bytes);
   if (whole.ok()) return (*whole)->Wait();
   if (!absl::IsUnimplemented(whole.status())) return whole.status();
   absl::StatusOr<std::unique_ptr<StagingPool::Pair>> pair = staging->Take(op);

@@ -127,6 +127,11 @@ class StateFiller {
   std::unique_ptr<Transfer> transfer_[2];  // out of each block
 };
 
+// Begins a copy of a state, or a part of one, from an extent of one device into one of another, by the devices alone.
+// Errors: UNIMPLEMENTED where they don't reach each other's memory; the devices'.
+absl::StatusOr<std::unique_ptr<Transfer>> BeginCopyBetween(Device* from_device, const char* from, Device* to_device,
+                                                           char* to, uint64_t bytes);
+
 // Copies a state, or a part of one, from an extent of one device into one of another: by the devices alone where they
 // reach each other's memory, else block by block through a pair of `staging`, which may be null where the CPU reaches
 // one of them. Waits for it. Errors: the devices'; DEADLINE, CANCELLED.

@@ -596,7 +596,12 @@ absl::Status Residency::PersistAny(const Op& op, Resident* image) {
       WaitForChange(op);
       continue;
     }
-    const Memory& memory = BestCopy(*image)->memory();
+    const Copy* const copy = BestCopy(*image);
+    if (copy == nullptr) {  // it is on its way from a device that failed meanwhile
+      WaitForChange(op);
+      continue;
+    }
+    const Memory& memory = copy->memory();
     absl::Status status = PersistLocked(op, image);
     NoticeFailures();
     // A copy that was damaged, or in a device that failed, may not be the only one.
@@ -786,45 +791,71 @@ bool Residency::WaitForReclaim(const Op& op) {
   return !reclaim_failed_;
 }
 
-void Residency::SpillLoop() {
-  const auto next = [](const Memory& memory) -> std::shared_ptr<Resident> {
+std::shared_ptr<Residency::Resident> Residency::NextToMoveDown(Memory** from) {
+  // The lowest first: those above need its room.
+  for (auto it = memories_.rbegin(); it != memories_.rend(); ++it) {
+    Memory* const memory = *from = it->get();
+    const uint64_t going_down = std::min(memory->dirty_bytes, memory->going_down_bytes);
+    if (memory->dirty_bytes - going_down <= memory->dirty_bytes_max && memory->ahead_bytes == 0) continue;
     for (const VictimClass dirty : {VictimClass::kBehindDirty, VictimClass::kHeadDirty}) {
-      for (auto it = memory.victims.lower_bound({dirty, 0, nullptr});
-           it != memory.victims.end() && it->victim_class == dirty; ++it) {
+      for (auto victim = memory->victims.lower_bound({dirty, 0, nullptr});
+           victim != memory->victims.end() && victim->victim_class == dirty; ++victim) {
         // No reference left means that its destructor waits for our lock.
-        if (std::shared_ptr<Resident> image = it->image->weak_from_this().lock()) return image;
+        if (std::shared_ptr<Resident> image = victim->image->weak_from_this().lock()) return image;
       }
     }
-    return nullptr;
-  };
-  std::shared_ptr<Resident> image;  // outlives the lock
+    memory->ahead_bytes = 0;
+  }
+  return nullptr;
+}
+
+void Residency::SpillLoop() {
+  std::shared_ptr<Resident> image;  // these outlive the lock: an image's destructor takes it
+  std::vector<std::unique_ptr<Move>> ended;
+  Moves moves;
   // What was demoted took the place of what made another copy clean: the next one goes to the disk, so that this ends.
   bool warm_is_full = false;
+  bool together = true;  // until the warm memory has no room at once
   MutexLock lock(&mu_);
-  while (spilling_ahead_) {
-    if (image != nullptr) {  // its destructor takes the lock
+  while (spilling_ahead_ || !moves.empty()) {
+    if (image != nullptr || !ended.empty()) {
       MutexUnlock unlock(&mu_);
       image.reset();
+      ended.clear();
     }
-    if (!spilling_ahead_) break;  // since the lock was given back
-    // The lowest first: those above need its room.
     Memory* memory = nullptr;
-    for (auto it = memories_.rbegin(); it != memories_.rend() && image == nullptr; ++it) {
-      memory = it->get();
-      if (memory->dirty_bytes > memory->dirty_bytes_max) image = next(*memory);
+    if (spilling_ahead_) image = NextToMoveDown(&memory);
+    uint64_t redirtied = redirtied_;
+    if (image != nullptr && together && !warm_is_full && MayDemote(*image, *memory) && !moves.full(image->bytes())) {
+      together = BeginDemotion(image, memory, &moves);
+      warm_is_full = redirtied_ != redirtied;
+      continue;
+    }
+    if (!moves.empty()) {
+      ended = moves.TakeOldest();
+      EndDemotions(ended);
+      continue;
     }
     if (image == nullptr) {
-      wake_spiller_.Wait(&mu_);
+      if (spilling_ahead_) wake_spiller_.Wait(&mu_);
+      continue;
+    }
+    // What room must be made for goes by itself, if it must go now.
+    const bool ahead_only = memory->dirty_bytes <= memory->dirty_bytes_max;
+    together = true;
+    if (ahead_only) {
+      memory->ahead_bytes = 0;
+      warm_is_full = false;
       continue;
     }
     bool demoted = false;
-    const uint64_t redirtied = redirtied_;
     ++memory->moving;
     absl::Status status;
     if (warm_is_full) {
       status = PersistAny(Op(), image.get());
       stats_.spills += status.ok();
     } else {
+      redirtied = redirtied_;
       status = MoveDown(Op(), image.get(), *memory, &demoted);
     }
     --memory->moving;

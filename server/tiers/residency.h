@@ -32,6 +32,15 @@
 // device by one copy without staging, where they reach each other, or from the cold store). The place that it came from
 // keeps it. New images go to the hot memory with the largest part of its budget free.
 //
+// Copies between memories go several at a time, so that the link is never idle between two: up to 32, of 256 MiB
+// together (two, if they are larger), by each call that wants many images on a device (ReadMany), and by the thread that
+// demotes ahead. The oldest are compared and published while the others run. Whoever has some under way waits for
+// nothing else: room that is not free, or held by clean copies, he waits for when he has none. One that fails, or turns
+// out damaged, takes no other with it.
+//
+// That thread is also called when a call had to demote an image itself: then it goes on with those whose turn is next,
+// up to as many bytes, and calls that need their slots wait for it.
+//
 // Checksums. Before an image first leaves the device that it was written on it is hashed there and compared with what
 // was computed at its writing, and after every way back up where it arrived: on the device, which hashes faster than
 // the bytes come, or by the CPU as they come from the disk. A copy in the warm memory is hashed when the CPU first
@@ -92,7 +101,7 @@ struct ResidencyMemory {
   Device* device = nullptr;
   StagingPool* staging = nullptr;  // null only where the CPU reads and writes at the device's addresses
   // Of the device's budget, of images that are in no other place: what is more is copied to a lower one before its
-  // slots are needed.
+  // slots are needed. UINT64_MAX: nothing is copied ahead.
   uint64_t dirty_bytes_max = UINT64_MAX;
 };
 struct ResidencyMemories {
@@ -171,6 +180,7 @@ class Residency final : public ImageStore {
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op& op, LayoutRef layout, uint64_t attachment_bytes,
                                                           const Device* on) override;
   absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image, const Device* on) override;
+  std::vector<absl::StatusOr<Pin>> ReadMany(const Op& op, absl::Span<const ImageRef> images, const Device* on) override;
   Pin TryRead(const ImageRef& image) override;
   absl::Status Persist(const Op& op, const ImageRef& image) override;
   absl::Status loss(const Image& image) const override;
@@ -219,7 +229,10 @@ class Residency final : public ImageStore {
   struct Claim;
   struct Copy;
   struct Family;
+  struct Compared;
   struct Memory;
+  struct Move;
+  class Moves;
   struct Pool;
 
   // A copy that may leave its memory, by when its turn is. Images that nobody refers to are not here: they left when
@@ -239,7 +252,8 @@ class Residency final : public ImageStore {
   using Keep = absl::InlinedVector<std::shared_ptr<Resident>, 4>;
   using Extents = std::vector<std::shared_ptr<Extent>>;
 
-  enum class Step { kProgress, kNothingMayLeave, kSpillFailed };
+  // What became of the search for room. kComing: some will be free when the spiller's copies are there.
+  enum class Step { kProgress, kNothingMayLeave, kSpillFailed, kComing };
   enum class Loss : uint8_t { kNone, kDamaged, kDeviceFailed };
 
   // residency.cc: images
@@ -283,12 +297,14 @@ class Residency final : public ImageStore {
 
   // residency.cc: the background threads
   void SpillLoop();
+  // What shall be moved down next, and from where; null: nothing.
+  std::shared_ptr<Resident> NextToMoveDown(Memory** from) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void StopSpilling() ABSL_LOCKS_EXCLUDED(mu_);
   void ReclaimLoop();
   absl::Status DeleteBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status SweepBatch() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  // residency_places.cc: the memories, and what goes between them
+  // residency_places.cc: the memories
   Memory* Of(const Device* device) const;                    // null: it is no hot memory's
   bool UsesWarm() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // for what comes down, and what was cold
   // Those that an image may be made in which any will do for, the best first; at least one.
@@ -300,17 +316,6 @@ class Residency final : public ImageStore {
   // The copy that the CPU reads best, and that devices read best: the warm one takes no other device's time. Null: none
   // can be read.
   Copy* BestCopy(const Resident& image) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Makes a copy in `target`, from the place that is nearest. REQUIRES: none is there, nor coming; the caller has a
-  // reference. Errors: those of Read.
-  absl::Status Bring(const Op& op, Resident* image, Memory* target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Status CopyState(const Op& op, const Resident& image, const Copy& source, const Memory& target, char* to)
-      ABSL_LOCKS_EXCLUDED(mu_);
-  // Compares a copy that came down with the checksum. An error is the device's; a damaged copy is given up.
-  absl::Status Verify(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Makes an image clean in a memory that it shall leave. REQUIRES: it is dirty there, and listed; the caller has a
-  // reference. *demoted: whether it went to the warm memory.
-  absl::Status MoveDown(const Op& op, Resident* image, const Memory& from, bool* demoted)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Hold(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // it stays while it is copied
   void Release(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Damage(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -324,9 +329,40 @@ class Residency final : public ImageStore {
   void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CheckMemory(const Memory& memory) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // residency_moves.cc: copies between them
+  static constexpr size_t kMovesMin = 2, kMovesMost = 32;
+  static constexpr uint64_t kMoveBytesMost = 256 << 20;
+  static constexpr size_t kMoveGroups = 4;  // of those under way
+  // Takes room and begins a copy from the place that is nearest. Without `may_wait` ABORTED when that room would take
+  // more than dropping clean copies. An error is the move's status, and EndMoves undoes it. REQUIRES: none is there,
+  // nor coming; the image is not lost.
+  void BeginMove(const Op& op, bool may_wait, Move* move) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Waits for them, and makes copies of their images of those that came whole.
+  void EndMoves(absl::Span<const std::unique_ptr<Move>> moves) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndMove(Move* move) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Arrive(absl::Span<const std::unique_ptr<Move>> moves) const ABSL_LOCKS_EXCLUDED(mu_);
+  // Those beside each other of one memory and size together.
+  static void Compare(absl::Span<Compared> states);
+  // Makes a copy in `target`. REQUIRES: none is there, nor coming; the caller has a reference. Errors: those of Read.
+  absl::Status Bring(const Op& op, Resident* image, Memory* target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void BringMany(const Op& op, absl::Span<const ImageRef> images, const Device* on,
+                 std::vector<absl::StatusOr<Pin>>* pins) ABSL_LOCKS_EXCLUDED(mu_);
+  // Compares a copy that came down with the checksum. An error is the device's; a damaged copy is given up.
+  absl::Status Verify(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool MayDemote(const Resident& image, const Memory& from) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Makes an image clean in a memory that it shall leave. REQUIRES: it is dirty there, and listed; the caller has a
+  // reference. *demoted: whether it went to the warm memory.
+  absl::Status MoveDown(const Op& op, Resident* image, const Memory& from, bool* demoted)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The spiller's. False: it was not begun; it is among the moves all the same. REQUIRES: MayDemote, and dirty there.
+  bool BeginDemotion(std::shared_ptr<Resident> image, Memory* from, Moves* moves) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndDemotions(absl::Span<const std::unique_ptr<Move>> moves) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // residency_eviction.cc: room in a memory
-  // REQUIRES: the claim has a pool.
-  absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  // Without `may_wait` ABORTED instead of a wait, or of a copy or a write that would make room. REQUIRES: the claim has a
+  // pool.
+  absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim, bool may_wait = true)
+      ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status AcquireOwned(const Op& op, OwnerId owner, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   Step EvictOwned(const Op& op, Pool* pool, OwnerId owner, bool clean_only, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

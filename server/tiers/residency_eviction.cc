@@ -166,7 +166,7 @@ absl::Status Residency::Grow(Pool* pool, OwnerId owner, uint64_t most_bytes) {
 // ----
 // making room
 
-absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim) {
+absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim, bool may_wait) {
   Pool* const pool = claim->pool;
   Memory* const memory = pool->memory;
   const Device& device = *memory->device;
@@ -192,7 +192,7 @@ absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* 
         claim->has_attachment_room = true;
         continue;
       }
-      step = DropAttachment(op, !spill_error.ok(), &keep, &error);
+      step = DropAttachment(op, !may_wait || !spill_error.ok(), &keep, &error);
     } else {
       if (std::optional<Slot> slot = pool->slots.Allocate()) {
         Claimed(*slot, claim);
@@ -205,13 +205,15 @@ absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* 
         GiveBack(memory, std::move(empty));
         continue;
       }
-      step = MakeRoomFor(op, pool, !spill_error.ok(), &keep, &error);
+      step = MakeRoomFor(op, pool, !may_wait || !spill_error.ok(), &keep, &error);
     }
     switch (step) {
       case Step::kProgress: break;
       case Step::kSpillFailed: spill_error = error; break;
+      case Step::kComing: WaitForChange(op); break;
       case Step::kNothingMayLeave:
         if (progress != progress_) break;  // something came free while the lock was given back
+        if (!may_wait) return absl::AbortedError("room would have to be made, or waited for");
         if (memory->moving == 0) return spill_error.ok() ? HotFull(device) : SpillError(spill_error, device);
         WaitForChange(op);
         break;
@@ -269,6 +271,7 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
       step = DrainFor(op, memory, /*except=*/nullptr, pool->slots.min_chunks(), !spill_error.ok(), &keep, &error);
     if (step == Step::kNothingMayLeave) step = EvictOwned(op, pool, owner, !spill_error.ok(), &keep, &error);
     if (step == Step::kSpillFailed) spill_error = error;
+    if (step == Step::kComing) WaitForChange(op);
     if (step != Step::kNothingMayLeave || progress != progress_) continue;
     if (!may_grow && spill_error.ok()) return TooMuchGranted(options_.owned_bytes_max);
     if (memory->moving == 0) return spill_error.ok() ? HotFull(device) : SpillError(spill_error, device);
@@ -391,6 +394,7 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op
     absl::Status error;
     const Step step = DrainFor(op, memory, /*except=*/nullptr, chunks, !spill_error.ok(), &keep, &error);
     if (step == Step::kSpillFailed) spill_error = error;
+    if (step == Step::kComing) WaitForChange(op);
     if (step != Step::kNothingMayLeave || progress != progress_) continue;
     if (memory->moving == 0) return spill_error.ok() ? HotFull(*device) : SpillError(spill_error, *device);
     WaitForChange(op);
@@ -435,6 +439,11 @@ Residency::Step Residency::Evict(const Op& op, Resident* image, Memory* memory, 
   Copy* copy = CopyIn(*image, *memory);
   bool demoted = false, spilled = false;
   if (image->listed->dirty()) {
+    if (memory->dirty_bytes_max != UINT64_MAX && MayDemote(*image, *memory)) {
+      memory->ahead_bytes = kMoveBytesMost;
+      wake_spiller_.SignalAll();
+      if (copy->pool->going_down > 0) return Step::kComing;
+    }
     // No reference left means that its destructor waits for our lock: the slot is free already.
     std::shared_ptr<Resident> reference = image->weak_from_this().lock();
     if (reference != nullptr) {

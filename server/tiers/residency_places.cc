@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The memories: which one an image goes to, copies between them, and what becomes of those in a device that failed.
+// The memories: which one an image goes to, its copies in them, and what becomes of those in a device that failed.
 #include <algorithm>
 #include <cassert>
 #include <utility>
@@ -60,8 +60,7 @@ Residency::Candidates Residency::CandidatesForWrite(const Device* on) {
     std::vector<std::pair<double, Memory*>> by_room;
     for (Memory* memory : candidates) {
       uint64_t free_slot_bytes = 0;
-      for (const Pool* pool : memory->pools)
-        free_slot_bytes += pool->slots.extent_bytes() - pool->slots.used_slots() * pool->slots.slot_bytes();
+      for (const Pool* pool : memory->pools) free_slot_bytes += pool->slots.free_slots() * pool->slots.slot_bytes();
       by_room.emplace_back(FreePart(*memory->device, free_slot_bytes), memory);
     }
     // Of those that are as full as each other the one whose next victim is of the least use.
@@ -100,102 +99,6 @@ Residency::Copy* Residency::BestCopy(const Resident& image) const {
     if (best == nullptr || copy->memory().index < best->memory().index) best = copy.get();
   }
   return best;
-}
-
-absl::Status Residency::Bring(const Op& op, Resident* image, Memory* target) {
-  Claim claim(this);
-  assert(CopyIn(*image, *target) == nullptr && (image->coming & target->bit) == 0);
-  for (;;) {
-    if (absl::Status status = loss(*image); !status.ok()) return status;
-    Copy* const source = BestCopy(*image);  // null: it is cold
-    claim.pool = PoolFor(image->family, target);
-    Enter(image->family);
-    image->coming |= target->bit;
-    if (source != nullptr) Hold(image, source);
-    std::string attachment;
-    absl::Status status;
-    {
-      MutexUnlock unlock(&mu_);
-      status = Acquire(op, source == nullptr ? image->info().attachment_bytes : 0, &claim);
-      if (status.ok()) {
-        status = source == nullptr ? GetCold(op, image->info(), *target, claim.slot.data, &attachment)
-                                   : CopyState(op, *image, *source, *target, claim.slot.data);
-      }
-    }
-    image->coming &= ~target->bit;
-    if (status.ok()) {
-      const uint64_t bytes = image->bytes() + (source == nullptr ? image->info().attachment_bytes : 0);
-      stats_.transferred_bytes[{source == nullptr ? Tier::kCold : source->memory().tier, target->tier}] += bytes;
-      if (source == nullptr && image->copies.empty()) image->attachment = std::move(attachment);
-      Install(image, &claim);
-      if (Copy* const copy = CopyIn(*image, *target); copy != nullptr && source != nullptr)
-        copy->verified = !target->in_reach || source->memory().in_reach;
-      Progress();
-    } else {
-      if (source != nullptr && absl::IsDataLoss(status)) Damage(image, source);
-      Abandon(&claim);
-      NoticeFailures();
-    }
-    const bool source_is_gone = source != nullptr && (source->damaged || source->memory().failed);
-    if (source != nullptr) Release(image, source);
-    if (status.ok() || !source_is_gone || target->failed) return status;
-  }
-}
-
-absl::Status Residency::CopyState(const Op& op, const Resident& image, const Copy& source, const Memory& target,
-                                  char* to) {
-  const Memory& from = source.memory();
-  const auto is_whole = [&](const Memory& memory, const char* state) -> absl::StatusOr<bool> {
-    const absl::StatusOr<std::vector<LeafHash>> leaves = LeavesOf(memory, state, image.bytes());
-    if (!leaves.ok()) return leaves.status();
-    return HashRoot(*leaves) == image.info().checksum;
-  };
-  if (target.in_reach) {
-    const absl::StatusOr<bool> whole = is_whole(from, source.slot.data);
-    if (!whole.ok()) return whole.status();
-    if (!*whole) return Damaged(image.info().id);
-  }
-  absl::Status status =
-      CopyBetween(op, target.staging, from.device, source.slot.data, target.device, to, image.bytes());
-  if (!status.ok() || target.in_reach) return status;
-  const absl::StatusOr<bool> arrived = is_whole(target, to);
-  if (!arrived.ok() || *arrived) return arrived.status();
-  const absl::StatusOr<bool> left = is_whole(from, source.slot.data);
-  if (!left.ok()) return left.status();
-  if (!*left) return Damaged(image.info().id);
-  return Error(absl::StatusCode::kUnavailable, "DEVICE_FAILED",
-               absl::StrCat("a state arrived at ", target.device->name(), " with other bytes than ",
-                            from.device->name(), " holds; try again"))
-      .Meta("device", target.device->name());
-}
-
-absl::Status Residency::Verify(Resident* image, Copy* copy) {
-  Hold(image, copy);
-  absl::StatusOr<std::vector<LeafHash>> leaves;
-  {
-    MutexUnlock unlock(&mu_);
-    leaves = LeavesOf(copy->memory(), copy->slot.data, image->bytes());
-  }
-  if (leaves.ok() && HashRoot(*leaves) == image->info().checksum) {
-    copy->verified = true;
-  } else if (leaves.ok()) {
-    Damage(image, copy);
-  }
-  Release(image, copy);
-  return leaves.status();
-}
-
-absl::Status Residency::MoveDown(const Op& op, Resident* image, const Memory& from, bool* demoted) {
-  if (UsesWarm() && from.tier == Tier::kHot && image->coming == 0 && CopyIn(*image, *warm_) == nullptr) {
-    absl::Status status = Bring(op, image, warm_);
-    *demoted = status.ok();
-    stats_.demotions += status.ok();
-    // Where the warm memory is short of what may leave, or smaller than the state, or can't be had, there is the disk.
-    if (status.ok() || absl::IsDataLoss(status) || from.failed || !op.Check(*clock_).ok()) return status;
-  }
-  absl::Status status = PersistAny(op, image);
-  stats_.spills += status.ok();
-  return status;
 }
 
 void Residency::Hold(Resident* image, Copy* copy) {
@@ -255,10 +158,12 @@ void Residency::PlacesChanged(Resident* image) {
   if (dirty_in != image->dirty_in) {
     if (image->dirty_in != nullptr) image->dirty_in->dirty_bytes -= image->bytes();
     if (dirty_in != nullptr) dirty_in->dirty_bytes += image->bytes();
-    if (dirty_in != nullptr && dirty_in->dirty_bytes > dirty_in->dirty_bytes_max) wake_spiller_.SignalAll();
     image->dirty_in = dirty_in;
   }
   List(image);
+  // Also when one that was dirty all the time may leave again.
+  if (image->listed && dirty_in != nullptr && dirty_in->dirty_bytes > dirty_in->dirty_bytes_max)
+    wake_spiller_.SignalAll();
 }
 
 // ---- failures
@@ -306,7 +211,8 @@ void Residency::CheckDevices() {
 
 absl::Status Residency::loss(const Image& of) const {
   const Resident& image = *Resident::Of(of);
-  if (image.cold || (image.places & healthy_) != 0) return absl::OkStatus();
+  // What is on its way may arrive yet.
+  if (image.cold || (image.places & healthy_) != 0 || image.coming != 0) return absl::OkStatus();
   const Loss why = image.why_lost;  // before lost_with
   const Memory* const memory = image.lost_with;
   switch (why) {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -59,6 +60,9 @@ struct Residency::Memory {
   uint64_t images = 0, image_bytes = 0;
   uint64_t dirty_bytes = 0;          // of images that are nowhere else
   std::vector<Lingering> lingering;  // given back and still mapped; some are gone meanwhile
+  // Of images that the spiller copies to the warm memory now; and what it shall copy there ahead, since somebody had to
+  // do that himself.
+  uint64_t going_down_bytes = 0, ahead_bytes = 0;
   uint64_t growing_owned_bytes = 0;  // of extents with an owner that are being allocated
   ResidencyStats::Evictions evictions;
 };
@@ -95,6 +99,7 @@ struct Residency::Pool {
   SlotPool slots;
   Victims victims;
   absl::flat_hash_map<SlotExtent*, ExtentImages> extents;  // those with at least one image
+  uint32_t going_down = 0;                                 // images of it that the spiller copies to the warm memory
   size_t fewest_empty = 0;                                 // empty extents, since the last trim
 };
 
@@ -126,13 +131,13 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   Family* const family;
   std::atomic<uint32_t> places{0};  // bits of memories with a copy that is not damaged, whether they failed or not
   std::atomic<bool> cold{false};    // it is whole in the cold store; never false again
+  std::atomic<uint32_t> coming{0};  // the bit of the memory that a copy is made in
   // What became of a copy that was lost, and where; read when there is no place left.
   std::atomic<Loss> why_lost{Loss::kNone};
   std::atomic<const Memory*> lost_with{nullptr};
 
   absl::InlinedVector<std::unique_ptr<Copy>, 1> copies;
   std::string attachment;  // while there is a copy
-  uint32_t coming = 0;     // bits of memories that a copy is made in
   bool persisting = false;
   Memory* dirty_in = nullptr;       // it counts in dirty_bytes there
   bool maybe_on_disk = false;       // a put was begun: the cold store has something to forget
@@ -167,6 +172,51 @@ struct Residency::Claim {
   uint64_t attachment_bytes = 0;
   // Filled by a client, in its own time: nobody may wait for it.
   bool patient = false;
+};
+
+// An image on its way into one more memory: its source is held, room is claimed, its copy is under way. Guarded by
+// Residency::mu_, but while BeginMove and EndMoves are without it: then it is their thread's. REQUIRES: the image lives;
+// what was begun is ended, by the same thread.
+struct Residency::Move {
+  Move(Residency* residency, Resident* its_image, Memory* its_target, size_t its_index = 0)
+      : image(its_image), target(its_target), index(its_index), claim(residency) {}
+
+  Resident* const image;
+  Memory* const target;
+  const size_t index;                   // the caller's
+  std::shared_ptr<Resident> reference;  // null: the caller has one
+  Pool* from = nullptr;                 // of one that the spiller moves
+  Copy* source = nullptr;               // null: it comes from the cold store
+  Claim claim;
+  std::string attachment;              // of a cold image
+  std::unique_ptr<Transfer> transfer;  // null: it is there
+  absl::Status status;                 // why it did not come
+  bool source_is_gone = false;         // which may be why: another one may do
+};
+
+// What one thread has under way, in its order: so many that the link is busy while the oldest are compared and
+// published, and not more, so that others' copies are not long behind them. While there are any the thread waits for
+// nothing but them.
+class Residency::Moves {
+ public:
+  bool empty() const { return moves_.empty(); }
+  size_t size() const { return moves_.size(); }
+  bool full(uint64_t next_bytes) const;  // with one more of this size
+  void Add(std::unique_ptr<Move> move);
+  // Those that are ended together: one wake-up and one launch of the hashes for a group. REQUIRES: not empty.
+  std::vector<std::unique_ptr<Move>> TakeOldest();
+
+ private:
+  std::deque<std::unique_ptr<Move>> moves_;
+  uint64_t bytes_ = 0;
+};
+
+// A state that is compared with its image's checksum.
+struct Residency::Compared {
+  const Memory* memory;
+  const char* state;
+  const Resident* image;
+  absl::Status status{};  // DATA_LOSS: it is another one; or the device's
 };
 
 // Aborts where Residency contradicts itself.

@@ -124,6 +124,13 @@ class FakeImageStore final : public ImageStore {
     return std::make_unique<FakePin>(image, stored, &pins);
   }
 
+  std::vector<absl::StatusOr<Pin>> ReadMany(const Op& op, absl::Span<const ImageRef> images,
+                                            const Device* on) override {
+    std::vector<absl::StatusOr<Pin>> pins;
+    for (const ImageRef& image : images) pins.push_back(Read(op, image, on));
+    return pins;
+  }
+
   Pin TryRead(const ImageRef& image) override {
     const auto& fake = static_cast<const FakeImage&>(*image);
     MutexLock lock(&disk_->mu);

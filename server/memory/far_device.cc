@@ -32,10 +32,11 @@ class FarDevice::LateTransfer final : public Transfer {
     assert(!done_ && "waited for twice");
     done_ = true;
     if (bytes_ > 0) std::memcpy(to_, from_, bytes_);
+    absl::Status status = device_->health();
+    if (status.ok()) status = from_device_->health();
     if (device_->arrival_) device_->arrival_(to_, bytes_);
     --device_->under_way_;
-    const absl::Status status = device_->health();
-    return status.ok() ? from_device_->health() : status;
+    return status;
   }
 
  private:

@@ -34,8 +34,8 @@ class FarDevice final : public Device {
 
   // From now on every call fails, as a GPU's do after an error of a kernel's.
   void Fail() { failed_.store(true); }
-  // To be called, by whoever waits for a copy into or out of this device, when its bytes are there and the wait has not
-  // ended: with where they are. REQUIRES: no copy is under way.
+  // To be called, by whoever waits for a copy into or out of this device, when its bytes are there, with where they are:
+  // what happens then comes too late to be this wait's error. REQUIRES: no copy is under way.
   using Arrival = std::function<void(char* bytes, uint64_t size)>;
   void SetArrival(Arrival arrival) { arrival_ = std::move(arrival); }
   // Since the start.

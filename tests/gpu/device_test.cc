@@ -613,6 +613,26 @@ TEST_F(GpuDevice, CopiesAndHashesAsTheHostDoes) {
   EXPECT_EQ(device->HashLeaves(extent->data(), 0, {}), absl::OkStatus());
 }
 
+TEST_F(GpuDevice, HashesManyStatesAsTheyWouldBeHashedAlone) {
+  const auto device = MakeDevice({.budget_bytes = 600_MiB, .chunk_bytes = kChunk});
+  const auto extent = *device->AllocateExtent(0, 600_MiB / kChunk);
+  const std::string bytes = RandomBytes(&random_, extent->bytes());
+  ASSERT_EQ(Write(device.get(), extent->data(), bytes), absl::OkStatus());
+  // The last have more leaves together than one launch.
+  for (const auto& [size, count] : {std::pair<uint64_t, size_t>{100, 2'000}, {64_KiB, 40}, {3_MiB + 17, 190}}) {
+    std::vector<const char*> states;
+    std::vector<LeafHash> expected;
+    for (size_t i = 0; i < count; ++i) {
+      const uint64_t at = Below(bytes.size() - size) / 16 * 16;
+      states.push_back(extent->data() + at);
+      for (const LeafHash hash : HashLeaves(absl::string_view(bytes).substr(at, size))) expected.push_back(hash);
+    }
+    std::vector<LeafHash> hashes(count * LeafCount(size));
+    ASSERT_EQ(device->HashStates(states, size, absl::MakeSpan(hashes)), absl::OkStatus());
+    EXPECT_EQ(hashes == expected, true) << count << " of " << size << " bytes";
+  }
+}
+
 TEST_F(GpuDevice, HashesAStateOfMoreLeavesThanOneLaunchHas) {
   const uint64_t bytes = 1100_MiB + 12'345;
   const auto device = MakeDevice({.budget_bytes = 1104_MiB, .chunk_bytes = 16_MiB});

@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"
 #include "server/memory/failing_device.h"
+#include "server/memory/far_device.h"
 
 namespace statepool {
 namespace {
@@ -283,6 +284,29 @@ TEST(HostDevice, PinsEachExtentWhileItLivesAndArenasNever) {
   EXPECT_EQ(ReasonOf(refused.status()), "HOT_FULL");
   EXPECT_EQ(device->used_bytes(), arena->bytes());
   EXPECT_TRUE(pinned.empty());
+}
+
+TEST(HostDevice, HashesStatesAsTheyWouldBeHashedAlone) {
+  const auto host = *HostDevice::Create({.budget_bytes = 4 << 20, .chunk_bytes = 1 << 20});
+  const auto behind = *HostDevice::Create({.budget_bytes = 4 << 20, .chunk_bytes = 1 << 20});
+  FarDevice far(behind.get());
+  for (Device* device : {static_cast<Device*>(host.get()), static_cast<Device*>(&far)}) {
+    const auto extent = *device->AllocateExtent(0, 2);
+    std::string bytes(extent->bytes(), 0);
+    for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<char>(i * i >> 7);
+    ASSERT_TRUE((*device->CopyIn(extent->data(), bytes))->Wait().ok());
+    for (const uint64_t size : {uint64_t{0}, uint64_t{100}, kLeafBytes, 3 * kLeafBytes + 17}) {
+      std::vector<const char*> states;
+      std::vector<LeafHash> expected;
+      for (const uint64_t at : {400'000, 0, 999'999}) {
+        states.push_back(extent->data() + at);
+        for (const LeafHash hash : HashLeaves(absl::string_view(bytes).substr(at, size))) expected.push_back(hash);
+      }
+      std::vector<LeafHash> hashes(states.size() * LeafCount(size));
+      ASSERT_TRUE(device->HashStates(states, size, absl::MakeSpan(hashes)).ok());
+      EXPECT_EQ(hashes, expected) << size << " bytes on " << device->name();
+    }
+  }
 }
 
 TEST(HostDevice, KeepsWhatCanNotBeUnpinnedMappedAndCounted) {

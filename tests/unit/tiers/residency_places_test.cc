@@ -54,6 +54,26 @@ class ResidencyPlacesTest : public AnyColdStoreTest, public testing::WithParamIn
     (*image)->AddHead();
     return *image;
   }
+  ImageRef WriteOn(size_t device, uint64_t seed, uint64_t bytes = kChunk) {
+    auto writer = residency_->BeginWrite({}, MakeLayout(bytes), 0, memory_->devices()[device]);
+    EXPECT_TRUE(writer.ok()) << writer.status();
+    const std::string data = MakeBytes(bytes, seed);
+    const absl::string_view piece = data;
+    EXPECT_TRUE((*writer)->Append({&piece, 1}, ChecksumOf(data)).ok());
+    const ImageRef image = *(*writer)->Finish(std::nullopt, "");
+    image->AddHead();
+    return image;
+  }
+  // Two images, of the seeds 1 and 2, that the first device lacks and has room for: the other one has them, or the warm
+  // memory.
+  std::vector<ImageRef> TwoToBring() {
+    const bool other = memory_->devices().size() > 1;
+    for (uint64_t seed = 1; seed <= 2; ++seed) images_.push_back(other ? WriteOn(1, seed) : Write(seed));
+    if (!other) Fill(4);
+    images_.resize(2);
+    EXPECT_EQ(tier(images_[1]), other ? Tier::kHot : Tier::kWarm);
+    return images_;
+  }
   // Heads 1, 2, ... with their numbers as seeds.
   void Fill(uint64_t count) {
     for (uint64_t i = 0; i < count; ++i) images_.push_back(Write(images_.size() + 1));
@@ -232,6 +252,62 @@ TEST_P(ResidencyPlacesTest, DroppedImagesLeaveEveryPlace) {
   EXPECT_TRUE(Stored().empty());
 }
 
+// ---- many at once
+
+TEST_P(ResidencyPlacesTest, ManyAreReadTogetherWhereverTheyAre) {
+  Fill(hot_slots() + warm_slots() + 1);  // cold, warm, hot
+  for (int round = 0; round < 3; ++round) {
+    for (Device* device : memory_->devices()) {
+      for (size_t first = 0; first < images_.size(); ++first) {
+        std::vector<ImageRef> some;
+        std::vector<uint64_t> seeds;
+        for (const size_t i : {first, first + 2, first, first + 3}) {  // one twice
+          some.push_back(images_[i % images_.size()]);
+          seeds.push_back(i % images_.size() + 1);
+        }
+        const auto pins = residency_->ReadMany({}, some, device);
+        residency_->CheckInvariants();
+        ASSERT_EQ(pins.size(), some.size());
+        for (size_t k = 0; k < pins.size(); ++k) {
+          ASSERT_TRUE(pins[k].ok()) << pins[k].status();
+          EXPECT_EQ((*pins[k])->place().extent->device(), device->name());
+          EXPECT_EQ(BytesOf(**pins[k]), MakeBytes(kChunk, seeds[k]));
+        }
+      }
+    }
+  }
+  EXPECT_TRUE(residency_->ReadMany({}, {}, memory_->device()).empty());
+}
+
+TEST_P(ResidencyPlacesTest, OfManyThoseThatHaveNoRoomAreRefusedAndTheOthersRead) {
+  Fill(hot_slots() + 1);
+  Device* const device = memory_->device();
+  const auto pins = residency_->ReadMany({}, images_, device);
+  size_t read = 0;
+  for (size_t i = 0; i < pins.size(); ++i) {
+    if (pins[i].ok()) {
+      ++read;
+      EXPECT_EQ(BytesOf(**pins[i]), MakeBytes(kChunk, i + 1));
+    } else {
+      EXPECT_EQ(ReasonOf(pins[i].status()), "HOT_FULL");
+    }
+  }
+  EXPECT_EQ(read, 4u) << "as many as it has slots";
+  residency_->CheckInvariants();
+}
+
+TEST_P(ResidencyPlacesTest, OfManyOneThatIsDamagedTakesNoOtherWithIt) {
+  Fill(hot_slots() + 2);
+  ASSERT_EQ(tier(images_[1]), Tier::kWarm);
+  std::vector<ImageRef> some(images_.begin(), images_.begin() + 2);
+  const_cast<char*>((*residency_->Read({}, some[0], nullptr))->data())[4'000] ^= 1;
+  const auto pins = residency_->ReadMany({}, some, memory_->device());
+  EXPECT_EQ(ReasonOf(pins[0].status()), "CORRUPT");
+  ASSERT_TRUE(pins[1].ok()) << pins[1].status();
+  EXPECT_EQ(BytesOf(**pins[1]), MakeBytes(kChunk, 2));
+  residency_->CheckInvariants();
+}
+
 // ---- damage
 
 TEST_P(ResidencyPlacesTest, AByteThatFlippedOnTheDeviceGoesNoFurther) {
@@ -325,6 +401,146 @@ TEST_P(ResidencyPlacesTest, OfTwoHotCopiesOneGoesForNothingAndTheOtherGoesDown) 
   Fill(1);
   EXPECT_EQ(tier(images_[0]), Tier::kWarm);
   EXPECT_EQ(Read(images_[0]), MakeBytes(kChunk, 1));
+}
+
+// ---- several copies under way
+
+TEST_P(ResidencyPlacesTest, ManyComeWithSeveralCopiesUnderWay) {
+  const std::vector<ImageRef> some = TwoToBring();
+  const auto pins = residency_->ReadMany({}, some, memory_->device());
+  for (size_t i = 0; i < 2; ++i) EXPECT_EQ(BytesOf(**pins[i]), MakeBytes(kChunk, i + 1));
+  if (GetParam() != MemoryKind::kTwoFarApart) {
+    EXPECT_EQ(memory_->far()->most_under_way(), 2u);
+  }
+  EXPECT_EQ(residency_->stats().promotions, 2u);
+  EXPECT_EQ(residency_->stats().misses, 2u);
+}
+
+TEST_P(ResidencyPlacesTest, WhatArrivesWithOtherBytesIsNoAnswerAndComesAgain) {
+  const std::vector<ImageRef> some = TwoToBring();
+  int arrivals = 0;
+  memory_->far()->SetArrival([&](char* bytes, uint64_t) { bytes[5] = static_cast<char>(bytes[5] ^ (++arrivals == 1)); });
+  const auto pins = residency_->ReadMany({}, some, memory_->device());
+  for (size_t i = 0; i < 2; ++i) {
+    ASSERT_TRUE(pins[i].ok()) << pins[i].status();
+    EXPECT_EQ(BytesOf(**pins[i]), MakeBytes(kChunk, i + 1));
+  }
+  EXPECT_EQ(residency_->stats().promotions, 2u);
+  memory_->far()->SetArrival(nullptr);
+  residency_->CheckInvariants();
+}
+
+TEST_P(ResidencyPlacesTest, ADeviceThatFailsWhileManyComeToItSpoilsNoOtherPlace) {
+  const std::vector<ImageRef> some = TwoToBring();
+  memory_->far()->SetArrival([&](char*, uint64_t) { memory_->far()->Fail(); });
+  const auto pins = residency_->ReadMany({}, some, memory_->device());
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(ReasonOf(pins[i].status()), "DEVICE_FAILED");
+    EXPECT_EQ(Read(some[i]), MakeBytes(kChunk, i + 1));
+  }
+  EXPECT_EQ(residency_->stats().lost_images, 0u);
+}
+
+TEST_P(ResidencyPlacesTest, ADeviceThatFailsWhileManyLeaveItLosesWhatHasNotArrived) {
+  if (GetParam() != MemoryKind::kTwoFarWarm) GTEST_SKIP() << "they come from elsewhere, or one after the other";
+  const std::vector<ImageRef> some = TwoToBring();
+  memory_->far(0)->SetArrival([&](char*, uint64_t) { memory_->far(1)->Fail(); });
+  const auto pins = residency_->ReadMany({}, some, memory_->device());
+  size_t read = 0;
+  for (size_t i = 0; i < 2; ++i) {
+    if (pins[i].ok()) {
+      ++read;
+      EXPECT_EQ(BytesOf(**pins[i]), MakeBytes(kChunk, i + 1));
+    } else {
+      EXPECT_EQ(ReasonOf(pins[i].status()), "DEVICE_FAILED");
+      EXPECT_FALSE(residency_->loss(*some[i]).ok());
+    }
+  }
+  EXPECT_EQ(read, 1u) << "one was there before";
+  EXPECT_EQ(residency_->stats().lost_images, 1u);
+  residency_->CheckInvariants();
+}
+
+TEST_P(ResidencyPlacesTest, ACallThatIsCancelledWhileManyComeKeepsWhatCame) {
+  const std::vector<ImageRef> some = TwoToBring();
+  std::atomic<bool> cancelled{false};
+  memory_->far()->SetArrival([&](char*, uint64_t) { cancelled = true; });
+  const Op op{.cancelled = &cancelled};
+  auto pins = residency_->ReadMany(op, some, memory_->device());
+  EXPECT_TRUE(pins[0].ok()) << pins[0].status();
+  if (GetParam() != MemoryKind::kTwoFarApart) {
+    EXPECT_TRUE(pins[1].ok()) << "it was under way: " << pins[1].status();
+  }
+  pins.clear();
+  memory_->far()->SetArrival(nullptr);
+  Fill(2 * hot_slots());  // both leave the device
+  pins = residency_->ReadMany(op, some, memory_->device());
+  for (const auto& pin : pins) EXPECT_TRUE(absl::IsCancelled(pin.status())) << pin.status();
+  residency_->CheckInvariants();
+}
+
+TEST_P(ResidencyPlacesTest, AnImageThatIsOnItsWayFromADeviceThatFailsIsNotLostYet) {
+  if (memory_->devices().size() > 1) GTEST_SKIP() << "the other device takes the new one";
+  Fill(hot_slots());
+  std::thread persister;
+  memory_->far()->SetArrival([&](char*, uint64_t) {
+    if (persister.joinable()) return;
+    memory_->far()->Fail();
+    residency_->CheckDevices();
+    EXPECT_TRUE(residency_->loss(*images_[0]).ok());
+    EXPECT_FALSE(residency_->loss(*images_[1]).ok());
+    persister = std::thread([&] { EXPECT_TRUE(residency_->Persist({}, images_[0]).ok()); });
+  });
+  // The first is demoted for it.
+  EXPECT_EQ(ReasonOf(residency_->BeginWrite({}, MakeLayout(kChunk), 0, memory_->device()).status()), "DEVICE_FAILED");
+  ASSERT_TRUE(persister.joinable());
+  persister.join();
+  EXPECT_TRUE(residency_->loss(*images_[0]).ok());
+  EXPECT_EQ(Read(images_[0]), MakeBytes(kChunk, 1));
+  EXPECT_EQ(residency_->stats().lost_images, hot_slots() - 1);
+}
+
+TEST_P(ResidencyPlacesTest, WhereACallHadToDemoteThoseThatAreNextFollowAhead) {
+  Start({}, /*hot_dirty_max=*/hot_slots() * kChunk);  // never exceeded
+  Fill(hot_slots());
+  EXPECT_EQ(residency_->stats().demotions, 0u);
+  images_.push_back(Write(100));
+  const auto demoted = [&] { return residency_->stats().demotions; };
+  for (int i = 0; i < 20'000 && demoted() < 2; ++i) usleep(500);
+  EXPECT_GE(demoted(), 2u) << "one for its slot, another one ahead";
+  for (int i = 0; i < 10; ++i) images_.push_back(Write(101 + static_cast<uint64_t>(i)));
+  for (size_t i = 0; i < images_.size(); ++i) {
+    EXPECT_EQ(Read(images_[i]), MakeBytes(kChunk, i < hot_slots() ? i + 1 : 100 + i - hot_slots())) << i;
+  }
+}
+
+TEST_P(ResidencyPlacesTest, WhatMayLeaveAgainIsDemotedThoughNothingElseHappens) {
+  if (memory_->devices().size() > 1) GTEST_SKIP() << "one is enough";
+  Start({}, /*hot_dirty_max=*/0);
+  const auto wait_until = [](auto reached) {
+    for (int i = 0; i < 20'000 && !reached(); ++i) usleep(500);
+    return reached();
+  };
+  Fill(2);
+  ASSERT_TRUE(wait_until([&] { return residency_->stats().demotions == 2; }));
+  auto first = residency_->Read({}, images_[0], memory_->device());
+  auto second = residency_->Read({}, images_[1], memory_->device());
+  ASSERT_TRUE(first.ok() && second.ok());
+  Fill(1);  // it takes the place that one of them has below
+  ASSERT_TRUE(wait_until([&] { return residency_->stats().demotions == 3; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // nothing may leave: the spiller sleeps
+  EXPECT_EQ(residency_->stats().demotions + residency_->stats().spills, 3u);
+  first->reset();
+  second->reset();
+  EXPECT_TRUE(wait_until([&] { return residency_->stats().demotions + residency_->stats().spills > 3; }));
+}
+
+TEST_P(ResidencyPlacesTest, RoomThatNoSlotFitsIntoIsNoRoom) {
+  if (memory_->devices().size() < 2) GTEST_SKIP() << "there is one";
+  images_.push_back(WriteOn(1, 1, 2 * kChunk));
+  images_.push_back(WriteOn(0, 2, 2 * kChunk - 8'192));  // there is less than a slot beside it
+  Fill(1);
+  EXPECT_EQ(residency_->stats().memories[1].images, 2u) << "both are as full: the one used least recently";
 }
 
 // ---- a device that fails

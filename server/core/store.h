@@ -444,8 +444,8 @@ class Store {
   // Reads an image of this version.
   absl::StatusOr<Pin> ReadImage(const Op& op, const ImageRef& image, VersionId version, Revision durable_revision,
                                 const Device* on);
-  // What ImageStore says of a version's image that can't be read, for the caller: its damage is told by the version, its
-  // loss by what is durable.
+  // What ImageStore says of a version's image that can't be read, for the caller: its damage is told by the version,
+  // its loss by what is durable.
   absl::Status WhyUnread(const absl::Status& status, const Image& image, VersionId version,
                          Revision durable_revision) const;
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never

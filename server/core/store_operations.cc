@@ -94,9 +94,9 @@ absl::StatusOr<Pin> Store::ReadImage(const Op& op, const ImageRef& image, Versio
 absl::Status Store::WhyUnread(const absl::Status& status, const Image& image, VersionId version,
                               Revision durable_revision) const {
   if (absl::IsDataLoss(status)) {
-    return Error(absl::StatusCode::kDataLoss, "CORRUPT",
-                 absl::StrCat("the bytes of this version are damaged (", status.message(),
-                              "); compute the state again"))
+    return Error(
+               absl::StatusCode::kDataLoss, "CORRUPT",
+               absl::StrCat("the bytes of this version are damaged (", status.message(), "); compute the state again"))
         .Field("name")
         .Meta("version_id", version);
   }

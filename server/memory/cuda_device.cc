@@ -705,9 +705,10 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const 
   const absl::StatusOr<cudaEvent_t> event = TakeEvent();
   RETURN_IF_ERROR(event.status());
   absl::Cleanup give_back = [&] { GiveBackEvent(*event); };
-  const DeviceStream stream = direction == Direction::kOut    ? out_streams_[next_out_.fetch_add(1) % kCopyStreams]
-                              : direction == Direction::kFromPeer ? peer_streams_[next_peer_.fetch_add(1) % kCopyStreams]
-                                                                  : in_streams_[next_in_.fetch_add(1) % kCopyStreams];
+  const DeviceStream stream = direction == Direction::kOut ? out_streams_[next_out_.fetch_add(1) % kCopyStreams]
+                              : direction == Direction::kFromPeer
+                                  ? peer_streams_[next_peer_.fetch_add(1) % kCopyStreams]
+                                  : in_streams_[next_in_.fetch_add(1) % kCopyStreams];
   absl::Status status = Runtime(cudaMemcpyAsync(to, from, bytes, kind.kind, stream), kind.call);
   if (status.ok()) status = Runtime(cudaEventRecord(*event, stream), "cudaEventRecord");
   if (!status.ok()) {

@@ -164,8 +164,8 @@ class CudaDevice final : public Device {
   bool host_accessible() const override { return false; }
   absl::StatusOr<std::unique_ptr<Extent>> AllocateExtent(TenantId tenant, uint64_t chunks, bool sealed = true) override;
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(TenantId tenant, uint64_t chunks) override;
-  // On streams of the device: those in, those out and those from peers beside each other. Copies from and to memory of the
-  // host that is neither staging nor pinned (PinHost) run at a fraction of the speed, and may be done when the call
+  // On streams of the device: those in, those out and those from peers beside each other. Copies from and to memory of
+  // the host that is neither staging nor pinned (PinHost) run at a fraction of the speed, and may be done when the call
   // returns.
   absl::StatusOr<std::unique_ptr<Transfer>> CopyIn(char* to, absl::string_view from) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyOut(char* to, const char* from, uint64_t bytes) override;

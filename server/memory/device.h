@@ -86,7 +86,8 @@ class SharedExtent : public Extent {
 class Transfer {
  public:
   virtual ~Transfer() = default;
-  // Once. After an error anything stands where the bytes should be, and the device is done with both sides all the same.
+  // Once. After an error anything stands where the bytes should be, and the device is done with both sides all the
+  // same.
   virtual absl::Status Wait() = 0;
 };
 

@@ -50,8 +50,7 @@ class FailingDevice final : public Device {
                                                      uint64_t bytes) override {
     return inner_->CopyFrom(other, to, from, bytes);
   }
-  absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes,
-                          absl::Span<LeafHash> leaves) override {
+  absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) override {
     return inner_->HashStates(states, bytes, leaves);
   }
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override {

@@ -6,8 +6,9 @@
 // A chunk is an extent of a HostDevice's; those of an extent of ours are mapped one after the other, and a second time
 // at addresses without any permission: these are the device's. The copies, hashes and rows' kernels find the bytes
 // behind them. A copy that has begun is done only when it is waited for, so that who does not wait sees other bytes; if
-// the device has failed by then that is the wait's error, and the bytes may be there or not. As a GPU it hands out a descriptor for each chunk, and one for a shared extent, and has no
-// seals. FarDevices are each other's peers, unless they were told not to be.
+// the device has failed by then that is the wait's error, and the bytes may be there or not. As a GPU it hands out a
+// descriptor for each chunk, and one for a shared extent, and has no seals. FarDevices are each other's peers, unless
+// they were told not to be.
 #ifndef STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 #define STATEPOOL_SERVER_MEMORY_FAR_DEVICE_H_
 
@@ -34,8 +35,8 @@ class FarDevice final : public Device {
 
   // From now on every call fails, as a GPU's do after an error of a kernel's.
   void Fail() { failed_.store(true); }
-  // To be called, by whoever waits for a copy into or out of this device, when its bytes are there, with where they are:
-  // what happens then comes too late to be this wait's error. REQUIRES: no copy is under way.
+  // To be called, by whoever waits for a copy into or out of this device, when its bytes are there, with where they
+  // are: what happens then comes too late to be this wait's error. REQUIRES: no copy is under way.
   using Arrival = std::function<void(char* bytes, uint64_t size)>;
   void SetArrival(Arrival arrival) { arrival_ = std::move(arrival); }
   // Since the start.

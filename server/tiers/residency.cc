@@ -548,7 +548,8 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Dev
       if (absl::Status status = Verify(image, copy); !status.ok()) return status;
       continue;
     }
-    if (copy != nullptr || image->coming != 0) {  // it is about to go, or one is about to be there
+    // It is about to go, or one is about to be there, or on the disk.
+    if (copy != nullptr || image->coming != 0 || !CanBeRead(*image)) {
       WaitForChange(op);
       continue;
     }
@@ -563,6 +564,7 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Dev
       waits = false;
       status = Bring(op, image, memory);
       if (status.ok()) ++stats_.promotions;
+      again = absl::IsAborted(status);
       if (!absl::IsResourceExhausted(status) && memory->device->health().ok()) break;
     }
     if (waits) {  // the lock was not given back
@@ -597,7 +599,7 @@ absl::Status Residency::PersistAny(const Op& op, Resident* image) {
       continue;
     }
     const Copy* const copy = BestCopy(*image);
-    if (copy == nullptr) {  // it is on its way from a device that failed meanwhile
+    if (copy == nullptr) {  // it comes from a device that failed meanwhile
       WaitForChange(op);
       continue;
     }
@@ -622,12 +624,16 @@ absl::Status Residency::PersistLocked(const Op& op, Resident* image) {
     status = PutCold(op, *image, *copy);
   }
   --copy->memory().moving;
-  image->persisting = false;
   if (status.ok()) {
     image->cold = true;
     stats_.transferred_bytes[{copy->memory().tier, Tier::kCold}] += image->bytes() + image->attachment.size();
   } else if (absl::IsDataLoss(status)) {
     Damage(image, copy);
+  }
+  image->persisting = false;
+  if (!status.ok()) {
+    NoticeFailures();
+    stats_.lost_images += absl::IsUnavailable(loss(*image));
   }
   Release(image, copy);
   return status;

@@ -33,8 +33,8 @@
 // keeps it. New images go to the hot memory with the largest part of its budget free.
 //
 // Copies between memories go several at a time, so that the link is never idle between two: up to 32, of 256 MiB
-// together (two, if they are larger), by each call that wants many images on a device (ReadMany), and by the thread that
-// demotes ahead. The oldest are compared and published while the others run. Whoever has some under way waits for
+// together (two, if they are larger), by each call that wants many images on a device (ReadMany), and by the thread
+// that demotes ahead. The oldest are compared and published while the others run. Whoever has some under way waits for
 // nothing else: room that is not free, or held by clean copies, he waits for when he has none. One that fails, or turns
 // out damaged, takes no other with it.
 //
@@ -316,7 +316,8 @@ class Residency final : public ImageStore {
   // The copy that the CPU reads best, and that devices read best: the warm one takes no other device's time. Null: none
   // can be read.
   Copy* BestCopy(const Resident& image) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Hold(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // it stays while it is copied
+  bool CanBeRead(const Resident& image) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // now; else it is lost, or may be
+  void Hold(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);       // it stays while it is copied
   void Release(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Damage(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropCopy(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -343,7 +344,8 @@ class Residency final : public ImageStore {
   void Arrive(absl::Span<const std::unique_ptr<Move>> moves) const ABSL_LOCKS_EXCLUDED(mu_);
   // Those beside each other of one memory and size together.
   static void Compare(absl::Span<Compared> states);
-  // Makes a copy in `target`. REQUIRES: none is there, nor coming; the caller has a reference. Errors: those of Read.
+  // Makes a copy in `target`. REQUIRES: none is there, nor coming; the caller has a reference. Errors: those of Read;
+  // ABORTED when it can't be read now.
   absl::Status Bring(const Op& op, Resident* image, Memory* target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void BringMany(const Op& op, absl::Span<const ImageRef> images, const Device* on,
                  std::vector<absl::StatusOr<Pin>>* pins) ABSL_LOCKS_EXCLUDED(mu_);
@@ -359,8 +361,8 @@ class Residency final : public ImageStore {
   void EndDemotions(absl::Span<const std::unique_ptr<Move>> moves) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // residency_eviction.cc: room in a memory
-  // Without `may_wait` ABORTED instead of a wait, or of a copy or a write that would make room. REQUIRES: the claim has a
-  // pool.
+  // Without `may_wait` ABORTED instead of a wait, or of a copy or a write that would make room. REQUIRES: the claim has
+  // a pool.
   absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim, bool may_wait = true)
       ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status AcquireOwned(const Op& op, OwnerId owner, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);

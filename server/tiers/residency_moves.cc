@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Moves: images on their way into one more memory, several at a time. What a call brings up, from the warm memory or from
-// another device, and what is demoted goes this way.
+// Moves: images on their way into one more memory, several at a time. What a call brings up, from the warm memory or
+// from another device, and what is demoted goes this way.
 #include <algorithm>
 #include <cassert>
 #include <utility>
@@ -158,6 +158,7 @@ void Residency::EndMove(Move* move) {
 absl::Status Residency::Bring(const Op& op, Resident* image, Memory* target) {
   for (;;) {
     if (absl::Status status = loss(*image); !status.ok()) return status;
+    if (!CanBeRead(*image)) return absl::AbortedError("it is being written to the cold store");
     const auto move = std::make_unique<Move>(this, image, target);
     BeginMove(op, /*may_wait=*/true, move.get());
     EndMoves(absl::MakeConstSpan(&move, 1));

@@ -166,6 +166,8 @@ void Residency::PlacesChanged(Resident* image) {
     wake_spiller_.SignalAll();
 }
 
+bool Residency::CanBeRead(const Resident& image) const { return image.cold || BestCopy(image) != nullptr; }
+
 // ---- failures
 
 void Residency::NoticeFailures() {
@@ -211,8 +213,8 @@ void Residency::CheckDevices() {
 
 absl::Status Residency::loss(const Image& of) const {
   const Resident& image = *Resident::Of(of);
-  // What is on its way may arrive yet.
-  if (image.cold || (image.places & healthy_) != 0 || image.coming != 0) return absl::OkStatus();
+  // What is on its way may arrive yet: whoever moves it sets its place before he says that he is done.
+  if (image.coming != 0 || image.persisting || image.cold || (image.places & healthy_) != 0) return absl::OkStatus();
   const Loss why = image.why_lost;  // before lost_with
   const Memory* const memory = image.lost_with;
   switch (why) {

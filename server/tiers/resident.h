@@ -132,13 +132,13 @@ class Residency::Resident final : public Image, public std::enable_shared_from_t
   std::atomic<uint32_t> places{0};  // bits of memories with a copy that is not damaged, whether they failed or not
   std::atomic<bool> cold{false};    // it is whole in the cold store; never false again
   std::atomic<uint32_t> coming{0};  // the bit of the memory that a copy is made in
+  std::atomic<bool> persisting{false};
   // What became of a copy that was lost, and where; read when there is no place left.
   std::atomic<Loss> why_lost{Loss::kNone};
   std::atomic<const Memory*> lost_with{nullptr};
 
   absl::InlinedVector<std::unique_ptr<Copy>, 1> copies;
-  std::string attachment;  // while there is a copy
-  bool persisting = false;
+  std::string attachment;           // while there is a copy
   Memory* dirty_in = nullptr;       // it counts in dirty_bytes there
   bool maybe_on_disk = false;       // a put was begun: the cold store has something to forget
   bool disowned = false;            // its bytes are another's business: they stay when it goes
@@ -175,8 +175,8 @@ struct Residency::Claim {
 };
 
 // An image on its way into one more memory: its source is held, room is claimed, its copy is under way. Guarded by
-// Residency::mu_, but while BeginMove and EndMoves are without it: then it is their thread's. REQUIRES: the image lives;
-// what was begun is ended, by the same thread.
+// Residency::mu_, but while BeginMove and EndMoves are without it: then it is their thread's. REQUIRES: the image
+// lives; what was begun is ended, by the same thread.
 struct Residency::Move {
   Move(Residency* residency, Resident* its_image, Memory* its_target, size_t its_index = 0)
       : image(its_image), target(its_target), index(its_index), claim(residency) {}

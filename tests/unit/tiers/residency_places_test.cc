@@ -419,7 +419,8 @@ TEST_P(ResidencyPlacesTest, ManyComeWithSeveralCopiesUnderWay) {
 TEST_P(ResidencyPlacesTest, WhatArrivesWithOtherBytesIsNoAnswerAndComesAgain) {
   const std::vector<ImageRef> some = TwoToBring();
   int arrivals = 0;
-  memory_->far()->SetArrival([&](char* bytes, uint64_t) { bytes[5] = static_cast<char>(bytes[5] ^ (++arrivals == 1)); });
+  memory_->far()->SetArrival(
+      [&](char* bytes, uint64_t) { bytes[5] = static_cast<char>(bytes[5] ^ (++arrivals == 1)); });
   const auto pins = residency_->ReadMany({}, some, memory_->device());
   for (size_t i = 0; i < 2; ++i) {
     ASSERT_TRUE(pins[i].ok()) << pins[i].status();
@@ -498,6 +499,26 @@ TEST_P(ResidencyPlacesTest, AnImageThatIsOnItsWayFromADeviceThatFailsIsNotLostYe
   EXPECT_TRUE(residency_->loss(*images_[0]).ok());
   EXPECT_EQ(Read(images_[0]), MakeBytes(kChunk, 1));
   EXPECT_EQ(residency_->stats().lost_images, hot_slots() - 1);
+}
+
+TEST_P(ResidencyPlacesTest, AnImageThatIsBeingWrittenFromADeviceThatFailsIsNotLostYet) {
+  Fill(2);
+  FarDevice* device = memory_->far();
+  std::string read;
+  std::thread reader;
+  device->SetArrival([&](char*, uint64_t) {
+    if (reader.joinable()) return;
+    device->Fail();
+    residency_->CheckDevices();
+    EXPECT_TRUE(residency_->loss(*images_[0]).ok());
+    reader = std::thread([&] { read = Read(images_[0]); });
+  });
+  ASSERT_TRUE(residency_->Persist({}, images_[0]).ok());
+  ASSERT_TRUE(reader.joinable());
+  reader.join();
+  EXPECT_EQ(read, MakeBytes(kChunk, 1));
+  EXPECT_EQ(tier(images_[0]), Tier::kWarm) << "it came from the disk";
+  EXPECT_TRUE(residency_->loss(*images_[0]).ok());
 }
 
 TEST_P(ResidencyPlacesTest, WhereACallHadToDemoteThoseThatAreNextFollowAhead) {

@@ -54,6 +54,19 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
     std::vector<Entry> entries_ ABSL_GUARDED_BY(mu_) = std::vector<Entry>(24);
   };
 
+  // A new image into the table.
+  void Put(const Op& op, size_t i, const LayoutRef& layout, uint64_t seed = 1, std::string attachment = {}) {
+    Entry entry{nullptr, seed, std::move(attachment)};
+    const std::string bytes = MakeBytes(layout->state_bytes(), seed);
+    const absl::string_view piece = bytes;
+    StateBytes state;
+    state.pieces = {&piece, 1};
+    state.attachment = entry.attachment;
+    auto image = residency_->Write(op, layout, state);
+    if (!Allowed(image.status())) return;
+    entry.image = *std::move(image);
+    table_.Set(i, std::move(entry));
+  }
   void Run(int thread, uint64_t seed) {
     std::mt19937_64 random(seed + static_cast<uint64_t>(thread));
     for (int step = 0; step < kSteps; ++step) {
@@ -61,20 +74,10 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
       const Op op{.tenant = static_cast<TenantId>(random() % 2)};
       switch (random() % 7) {
         case 0:
-        case 1: {
-          const LayoutRef& layout = layouts_[random() % layouts_.size()];
-          Entry entry{nullptr, random(), std::string(random() % 3 ? 0 : random() % 200'000, 'a')};
-          const std::string bytes = MakeBytes(layout->state_bytes(), entry.seed);
-          const absl::string_view piece = bytes;
-          StateBytes state;
-          state.pieces = {&piece, 1};
-          state.attachment = entry.attachment;
-          auto image = residency_->Write(op, layout, state);
-          if (!Allowed(image.status())) break;
-          entry.image = *std::move(image);
-          table_.Set(i, std::move(entry));
+        case 1:
+          Put(op, i, layouts_[random() % layouts_.size()], random(),
+              std::string(random() % 3 ? 0 : random() % 200'000, 'a'));
           break;
-        }
         case 2:
         case 3: {
           const Entry entry = table_.Get(i);
@@ -135,8 +138,8 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
     if (moves_ahead_) {
       for (ResidencyMemory& hot : memories.hot) hot.dirty_bytes_max = hot.device->budget_bytes() / 2;
     }
-    residency_ = std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = 1_MiB}, memories, cold_.get(),
-                                             &clock_);
+    residency_ =
+        std::make_unique<Residency>(ResidencyOptions{.attachment_budget_bytes = 1_MiB}, memories, cold_.get(), &clock_);
     std::vector<std::thread> threads;
     for (int t = 0; t < kThreads; ++t) threads.emplace_back([this, t, seed] { Run(t, seed); });
     for (std::thread& thread : threads) thread.join();
@@ -172,7 +175,7 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
   std::unique_ptr<Residency> residency_;
   Table table_;
   std::atomic<int> reads_{0}, refused_{0};
-  bool moves_ahead_ = true;               // what is dirty goes down before its slot is needed
+  bool moves_ahead_ = true;               // dirty images go down before their slots are needed
   bool fails_ = false;                    // a device may fail
   std::function<void(int)> before_step_;  // of any thread
 };
@@ -200,12 +203,16 @@ TEST_P(ResidencyStressTest, EveryReadIsExactAndNothingIsLeftInTheEnd) {
 TEST_P(ResidencyStressTest, WhereDevicesFailUnderLoadEveryReadIsExactOrSaysSo) {
   if (memory_.warm() == nullptr) GTEST_SKIP() << "nothing is left then";
   fails_ = true;
-  moves_ahead_ = false;  // so that there is something to lose
+  moves_ahead_ = false;
   std::atomic<size_t> failed{0};
   const size_t devices = memory_.devices().size();
+  const auto fail = [&](size_t i) {
+    for (size_t k = 0; k < 4; ++k) Put({}, k, layouts_[0]);  // so that there is something to lose
+    memory_.far(i)->Fail();
+  };
   before_step_ = [&](int step) {  // the first a third of the way, the next after two
-    if (step >= kSteps / 3 && failed == 0 && failed.fetch_add(1) == 0) memory_.far(0)->Fail();
-    if (step >= kSteps * 2 / 3 && devices > 1 && failed == 1 && failed.fetch_add(1) == 1) memory_.far(1)->Fail();
+    if (step >= kSteps / 3 && failed == 0 && failed.fetch_add(1) == 0) fail(0);
+    if (step >= kSteps * 2 / 3 && devices > 1 && failed == 1 && failed.fetch_add(1) == 1) fail(1);
   };
   RunAll(std::random_device()());
   EXPECT_EQ(failed, devices);

@@ -43,7 +43,8 @@ def main():
         rates, theirs_rates = ([nbytes / us / 1e3 for us in taken[3:]] for taken in (loads, copies))
         yield {"name": f"gpu_peer_load_{rows}", "value": worker.median(rates), "unit": "GB/s", "n": len(rates), "p50": worker.median(rates),
                "p99": worker.quantile(rates, 0.01), "best": max(rates), "baseline": worker.median(theirs_rates),
-               "baseline_name": "torch's copy_ of as many bytes from one GPU to the other", "bytes": nbytes, "from": names[0], "to": names[1]}
+               "baseline_name": "torch's copy_ of as many bytes from one GPU to the other", "bytes": nbytes, "from": names[0], "to": names[1],
+               "beside_copy_us": worker.median([(ours - copy) / rows for ours, copy in zip(loads[3:], copies[3:])])}
         yield {"name": "gpu_peer_wrong", "value": wrong, "unit": "rows", "n": rows * len(loads), "goal": 0}
 
 

@@ -24,7 +24,8 @@ BLOCKS, QUICK_BLOCKS, BLOCK_STORES = 6, 3, 4        # a block of the disk's: so 
 PIECE_BYTES, GROUP_BYTES = 1 << 20, 64 << 20        # of direct writes: a write, and what is synced at a time
 REALLY_MIN = 0.95                                   # of the bytes must have gone to the block device
 WARM_PASSES, QUICK_WARM_PASSES, WARM_STATES = 8, 4, 320
-WARM_CALLS_MIN = 8                                  # of those that moved as many bytes as they have: some states stay on the GPU
+WARM_CALLS_MIN = 8                                  # Loads that moved as many bytes as they have: some states stay on the GPU
+WARM_PASS_MIN = 0.5                                 # of the bytes of a pass of Stores must have been driven out meanwhile
 DISK_GOAL, WARM_GOAL = 0.8, 0.9
 TRIP_STATES, TRIP_ROUNDS, QUICK_TRIP_ROUNDS = 96, 16, 8
 TRIPS = statepool.Layout("bench/trips", tuple(       # every dtype, 4 MB together
@@ -152,12 +153,14 @@ def pinned_rates(nbytes):
 
 def warm(options, pool):
     """More states than the GPU has room for, none of which may go to the disk. First all are stored, again and again: each Store drives others out, to
-    memory that was pinned in the first round, which does not count. Then all are loaded: what comes back was driven out before, and those that must
-    leave for it have their copy still."""
+    memory that was pinned in the first round, which does not count. The daemon does that between calls too, for the next one: so what it moved in a pass
+    counts over the time of all of the pass, in which the worker also writes its rows. Then all are loaded: what comes back was driven out before, those
+    that must leave for it have their copy still, and nothing comes back between calls."""
     writer = Writer(pool, WARM_ROWS)
-    per_call = WARM_ROWS * writer.layout.state_bytes
+    state_bytes = writer.layout.state_bytes
+    per_call = WARM_ROWS * state_bytes
     out, back = pinned_rates(per_call)
-    moved, out_rates, back_rates = worker.moved(options.metrics), [], []
+    moved, out_rates, back_rates, out_beside, back_beside = worker.moved(options.metrics), [], [], [], []
     blocks = [[f"spill/{i}/{row}" for row in writer.every] for i in range(WARM_STATES // WARM_ROWS)]
     passes = QUICK_WARM_PASSES if options.quick else WARM_PASSES
 
@@ -166,12 +169,20 @@ def warm(options, pool):
         before, moved = moved, worker.moved(options.metrics)
         return moved.get(way, 0) - before.get(way, 0)
 
+    def beside_us(nbytes, taken, theirs):
+        """Microseconds that a state took beside its copy."""
+        return (taken * 1e6 - nbytes / worker.median(theirs) / 1e3) / (nbytes / state_bytes)
+
     for i in range(1 + passes):
+        moved_since(None)
+        start = time.perf_counter()
         for names in blocks:
-            taken = writer.store(names, "volatile")
-            nbytes = moved_since(("hot", "warm"))
-            if i > 0 and nbytes >= 0.9 * per_call:
-                out_rates.append(nbytes / taken / 1e9)
+            writer.store(names, "volatile")
+        taken = time.perf_counter() - start
+        nbytes = moved_since(("hot", "warm"))
+        if i > 0 and nbytes >= WARM_PASS_MIN * len(blocks) * per_call:
+            out_rates.append(nbytes / taken / 1e9)
+            out_beside.append(beside_us(nbytes, taken, out))
         if pool.describe(blocks[0][0]).tier != "warm":
             raise harness.NotMeasurable("the daemon has no warm tier behind this device: what left the GPU is not WARM")
     for _ in range(passes):
@@ -180,10 +191,13 @@ def warm(options, pool):
             nbytes = moved_since(("warm", "hot"))
             if nbytes >= 0.9 * per_call:
                 back_rates.append(nbytes / taken / 1e9)
-    if min(len(out_rates), len(back_rates)) < WARM_CALLS_MIN:
-        raise harness.NotMeasurable(f"too few calls moved their bytes: {len(out_rates)} Stores, {len(back_rates)} Loads")
-    yield rates("gpu_spill_to_pinned", out_rates, out, "torch's copy to pinned memory", WARM_GOAL, bytes=per_call)
-    yield rates("gpu_spill_from_pinned", back_rates, back, "torch's copy from pinned memory", WARM_GOAL, bytes=per_call)
+                back_beside.append(beside_us(nbytes, taken, back))
+    if len(out_rates) < passes or len(back_rates) < WARM_CALLS_MIN:
+        raise harness.NotMeasurable(f"too little moved: {len(out_rates)} of {passes} passes of Stores, {len(back_rates)} Loads")
+    yield rates("gpu_spill_to_pinned", out_rates, out, "torch's copy to pinned memory", WARM_GOAL, bytes=len(blocks) * per_call,
+                beside_copy_us=worker.median(out_beside))
+    yield rates("gpu_spill_from_pinned", back_rates, back, "torch's copy from pinned memory", WARM_GOAL, bytes=per_call,
+                beside_copy_us=worker.median(back_beside))
     yield writer.check_line("gpu_spill_warm_wrong")
 
 

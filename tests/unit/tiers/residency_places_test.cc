@@ -656,6 +656,7 @@ TEST_P(ResidencyPlacesTest, SpareMemoryIsTouchedOnlyWhenNoDeviceIsLeft) {
 TEST_P(ResidencyPlacesTest, WhatNoPlaceBelowKeepsIsNotDemotedForEver) {
   Start({}, /*hot_dirty_max=*/kChunk);
   Fill(hot_slots());
+  for (int i = 0; i < 20'000 && residency_->stats().spills == 0; ++i) usleep(500);
   ResidencyStats before = residency_->stats();
   for (int still = 0; still < 5;) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));

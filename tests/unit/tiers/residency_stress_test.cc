@@ -3,7 +3,9 @@
 // Many threads over one small residency: whatever they do to each other, every read gives exactly the bytes that were
 // written, and in the end nothing is left. Made for ThreadSanitizer.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <iostream>
@@ -153,7 +155,14 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
   }
   void EndAll() {
     for (size_t i = 0; i < table_.size(); ++i) table_.Set(i, {});
-    ASSERT_TRUE(residency_->WaitForReclaim());
+    // The spiller may be at work on some yet.
+    for (int i = 0; i < 10'000; ++i) {
+      ASSERT_TRUE(residency_->WaitForReclaim());
+      const auto memories = residency_->stats().memories;
+      const auto empty = [](const auto& memory) { return memory.images == 0; };
+      if (cold_->used_bytes() == 0 && std::all_of(memories.begin(), memories.end(), empty)) break;
+      usleep(500);
+    }
     residency_->CheckInvariants();
     for (const auto& memory : residency_->stats().memories) EXPECT_EQ(memory.images, 0u);
     EXPECT_EQ(residency_->stats().attachment_bytes, 0u);

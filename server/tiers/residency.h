@@ -41,10 +41,11 @@
 // That thread is also called when a call had to demote an image itself: then it goes on with those whose turn is next,
 // up to as many bytes, and calls that need their slots wait for it.
 //
-// Checksums. Before an image first leaves the device that it was written on it is hashed there and compared with what
-// was computed at its writing, and after every way back up where it arrived: on the device, which hashes faster than
-// the bytes come, or by the CPU as they come from the disk. A copy in the warm memory is hashed when the CPU first
-// reads it, not when it is made: a demotion that waited for the CPU would run at a fraction of the link's speed.
+// Checksums. When an image leaves the device that it was written on it is hashed there, while it is copied, and
+// compared with what was computed at its writing: what is damaged has no copy. After every way back up it is hashed
+// where it arrived, before anybody reads it: on the device, which hashes faster than the bytes come, or by the CPU as
+// they come from the disk. A copy in the warm memory is hashed when the CPU first reads it, not when it is made: a
+// demotion that waited for the CPU would run at a fraction of the link's speed.
 //
 // A device that failed (Device::health) is noticed by the next call, and by CheckDevices. Its copies are lost: images
 // that have another place are read from there, others are lost (ImageStore::loss). New images go to the other hot
@@ -252,7 +253,7 @@ class Residency final : public ImageStore {
   using Keep = absl::InlinedVector<std::shared_ptr<Resident>, 4>;
   using Extents = std::vector<std::shared_ptr<Extent>>;
 
-  // What became of the search for room. kComing: some will be free when the spiller's copies are there.
+  // What became of the search for room. kComing: the spiller's copies are under way, after which there will be some.
   enum class Step { kProgress, kNothingMayLeave, kSpillFailed, kComing };
   enum class Loss : uint8_t { kNone, kDamaged, kDeviceFailed };
 

@@ -227,22 +227,26 @@ void Residency::BringMany(const Op& op, absl::Span<const ImageRef> images, const
 
 absl::Status Residency::Verify(Resident* image, Copy* copy) {
   Hold(image, copy);
-  absl::StatusOr<std::vector<LeafHash>> leaves;
+  Compared state{&copy->memory(), copy->slot.data, image};
   {
     MutexUnlock unlock(&mu_);
-    leaves = LeavesOf(copy->memory(), copy->slot.data, image->bytes());
+    Compare(absl::MakeSpan(&state, 1));
   }
-  if (leaves.ok() && HashRoot(*leaves) == image->info().checksum) {
-    copy->verified = true;
-  } else if (leaves.ok()) {
-    Damage(image, copy);
-  }
+  copy->verified = state.status.ok();
+  const bool damaged = absl::IsDataLoss(state.status);
+  if (damaged) Damage(image, copy);
   Release(image, copy);
-  return leaves.status();
+  return damaged ? absl::OkStatus() : state.status;
+}
+
+// ---- down
+
+bool Residency::MayDemote(const Resident& image, const Memory& from) const {
+  return UsesWarm() && from.tier == Tier::kHot && image.coming == 0 && CopyIn(image, *warm_) == nullptr;
 }
 
 absl::Status Residency::MoveDown(const Op& op, Resident* image, const Memory& from, bool* demoted) {
-  if (UsesWarm() && from.tier == Tier::kHot && image->coming == 0 && CopyIn(*image, *warm_) == nullptr) {
+  if (MayDemote(*image, from)) {
     absl::Status status = Bring(op, image, warm_);
     *demoted = status.ok();
     stats_.demotions += status.ok();
@@ -252,12 +256,6 @@ absl::Status Residency::MoveDown(const Op& op, Resident* image, const Memory& fr
   absl::Status status = PersistAny(op, image);
   stats_.spills += status.ok();
   return status;
-}
-
-// ---- ahead
-
-bool Residency::MayDemote(const Resident& image, const Memory& from) const {
-  return UsesWarm() && from.tier == Tier::kHot && image.coming == 0 && CopyIn(image, *warm_) == nullptr;
 }
 
 bool Residency::BeginDemotion(std::shared_ptr<Resident> image, Memory* from, Moves* moves) {

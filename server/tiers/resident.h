@@ -196,7 +196,7 @@ struct Residency::Move {
 
 // What one thread has under way, in its order: so many that the link is busy while the oldest are compared and
 // published, and not more, so that others' copies are not long behind them. While there are any the thread waits for
-// nothing but them.
+// nothing but them, and staging.
 class Residency::Moves {
  public:
   bool empty() const { return moves_.empty(); }

@@ -535,6 +535,55 @@ TEST_P(ResidencyPlacesTest, WhereACallHadToDemoteThoseThatAreNextFollowAhead) {
   }
 }
 
+TEST_P(ResidencyPlacesTest, OfThoseThatGoDownAheadADamagedOneIsLostAlone) {
+  if (memory_->devices().size() > 1) GTEST_SKIP() << "one is enough";
+  Start({}, /*hot_dirty_max=*/hot_slots() * kChunk);
+  Fill(hot_slots());
+  for (size_t i = 1; i < hot_slots(); ++i) {  // in the order of their turns
+    const Pin pin = *residency_->Read({}, images_[i], nullptr);
+    if (i == 1) memory_->far()->Behind(pin->data(), kChunk)[77] ^= 1;
+  }
+  const ImageRef written = Write(100);  // the first is demoted for it, others ahead
+  for (int i = 0; i < 20'000 && residency_->loss(*images_[1]).ok(); ++i) usleep(500);
+  EXPECT_EQ(ReasonOfRead(images_[1]), "CORRUPT");
+  for (const size_t i : {0, 2, 3}) EXPECT_EQ(Read(images_[i]), MakeBytes(kChunk, i + 1)) << i;
+  EXPECT_EQ(Read(written), MakeBytes(kChunk, 100));
+}
+
+TEST_P(ResidencyPlacesTest, ADeviceThatFailsWhileStatesGoDownAheadLosesWhatHasNotArrived) {
+  if (memory_->devices().size() > 1) GTEST_SKIP() << "one is enough";
+  Start({}, /*hot_dirty_max=*/kChunk);
+  int arrivals = 0;  // the spiller's alone
+  memory_->far()->SetArrival([&](char*, uint64_t) {
+    if (++arrivals == 2) memory_->far()->Fail();
+  });
+  for (uint64_t i = 1; i <= 4; ++i) {
+    auto writer = residency_->BeginWrite({}, MakeLayout(kChunk), 0, memory_->device());
+    if (!writer.ok()) break;  // it failed already
+    const std::string bytes = MakeBytes(kChunk, i);
+    char* const room = memory_->far()->Behind((*writer)->room(), kChunk);
+    std::copy(bytes.begin(), bytes.end(), room);
+    images_.push_back((*writer)->FinishFilled(ChecksumOf(bytes), ""));
+    images_.back()->AddHead();
+  }
+  for (int i = 0; i < 20'000 && memory_->far()->health().ok(); ++i) usleep(500);
+  residency_->CheckDevices();
+  uint64_t lost = 0;
+  for (size_t i = 0; i < images_.size(); ++i) {
+    const auto pin = residency_->Read({}, images_[i], nullptr);
+    if (pin.ok()) {
+      EXPECT_EQ(BytesOf(**pin), MakeBytes(kChunk, i + 1));
+    } else {
+      EXPECT_EQ(ReasonOf(pin.status()), "DEVICE_FAILED");
+      ++lost;
+    }
+  }
+  EXPECT_GT(lost, 0u);
+  EXPECT_LE(images_.size() - lost, 2u) << "what had arrived";
+  EXPECT_EQ(residency_->stats().lost_images, lost);
+  residency_->CheckInvariants();
+}
+
 TEST_P(ResidencyPlacesTest, WhatMayLeaveAgainIsDemotedThoughNothingElseHappens) {
   if (memory_->devices().size() > 1) GTEST_SKIP() << "one is enough";
   Start({}, /*hot_dirty_max=*/0);

@@ -70,9 +70,7 @@ class TestMemory {
     auto gpu = *CudaDevice::Create({.budget_bytes = budget_bytes, .chunk_bytes = kChunk});
     if (kind == MemoryKind::kCudaWarm) {
       warm_ = *HostDevice::Create(
-          {.budget_bytes = budget_bytes / 2,
-           .chunk_bytes = kChunk,
-           .pinning = PinningBy({gpu.get()})});
+          {.budget_bytes = budget_bytes / 2, .chunk_bytes = kChunk, .pinning = PinningBy({gpu.get()})});
     }
     devices_.push_back(std::move(gpu));
 #else

@@ -320,6 +320,19 @@ def test_a_store_that_nobody_waits_for_is_committed(pool, arena, stream, request
     eventually(lambda: _position(pool, name) == 1)
 
 
+def test_asynchronous_stores_bring_each_other_s_slots(far, pool, arena, stream, request, monkeypatch):
+    name, asked, handles = request.node.name, [], []
+    call = pool._connection.call
+    monkeypatch.setattr(pool._connection, "call", lambda method, *arguments: (asked.append(method), call(method, *arguments))[1])
+    for i in range(12):
+        write(arena, stream, 0, image(i))
+        handles.append(arena.store_async({0: StoreItem(name, whole_row=True, any_revision=True, max_history=1)}, position=i))
+        handles[max(i - 1, 0)].wait()
+    handles[-1].wait()
+    assert bytes(pool.get(name).data) == image(11)
+    assert asked.count("Store") == 12 and asked.count("Grant") == 1
+
+
 def _position(pool, name):
     try:
         return pool.get(name).position

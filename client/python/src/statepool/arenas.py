@@ -419,6 +419,7 @@ class Arena:
             assert self._plan is not None and self._memory is not None
             for pin, rows in pinned:
                 self._plan.gather(pin.address, self._memory.address, rows)
+            lease.unpin_all([pin for pin, _ in pinned])  # at one time
             return
         self._in_flight.release()
         with self._lock:  # while it is held nobody unmaps the arena
@@ -471,6 +472,7 @@ class Arena:
             direct = pb.StoreRequest()
             direct.CopyFrom(request)
             direct.lease = lease.id
+            direct.grants = lease.stock_wanted(self._table.layout, plan.state_bytes, count)
             for item, grant in zip(direct.items, grants):
                 item.checksum = plan.scatter(memory.address, item.row, _accepted(item), grant.address)
                 item.grant = grant.id
@@ -481,6 +483,7 @@ class Arena:
                 return None
             raise
         lease.done_with(grants)
+        lease.add_to_stock(self._table.layout, answer.grants, plan.state_bytes)
         return self._store_the_rest(request, answer, attempts, generation, stream)
 
     def _store_the_rest(self, request: pb.StoreRequest, answer: pb.StoreResponse, attempts: Attempts, generation: int | None,
@@ -527,6 +530,7 @@ class Arena:
 
         def commit(checksums: list[str]) -> pb.StoreResponse:
             direct.lease = lease.id
+            direct.grants = lease.stock_wanted(self._table.layout, copies.state_bytes, count)
             for item, grant, checksum in zip(direct.items, grants, checksums):
                 item.checksum, item.grant = checksum, grant.id
             left = self._pool._attempts() if attended else attempts  # a stream may take its time
@@ -541,6 +545,7 @@ class Arena:
                         self._reopen_if_restarted(error, generation, left)
                 raise
             lease.done_with(grants)
+            lease.add_to_stock(self._table.layout, answer.grants, copies.state_bytes, self._gpu_name())
             return answer
 
         storing = _gpu_copies.Storing(frozenset(item.row for item in request.items), written, commit, lambda: lease.give_back(grants))

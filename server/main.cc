@@ -233,11 +233,13 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
   std::optional<Leases> leases;
   if (flags.direct) {
     leases.emplace(LeaseOptionsOf(flags), &store,
-                   LeaseMemory{.grant = [&residency, &device](
-                                            const Op& op, LayoutRef layout,
-                                            OwnerId owner) { return residency.BeginOwned(op, layout, owner, &device); },
+                   LeaseMemory{.grant =
+                                   [&residency, &device](const Op& op, LayoutRef layout, OwnerId owner, bool at_once) {
+                                     return residency.BeginOwned(op, layout, owner, &device, at_once);
+                                   },
                                .end_owner = [&residency](OwnerId owner, bool gone) { residency.EndOwner(owner, gone); },
-                               .freed = [&residency] { residency.SharedMemoryFreed(); }},
+                               .freed = [&residency] { residency.SharedMemoryFreed(); },
+                               .refusals = [&residency] { return residency.refusals(); }},
                    &clock);
   }
   const std::string arena_path = ArenaSocketPath(flags);

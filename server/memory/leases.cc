@@ -263,15 +263,36 @@ void Leases::Unpin(absl::string_view lease, absl::Span<const uint64_t> ids) {
 // ----
 // grants
 
+absl::StatusOr<OwnerId> Leases::OwnerOf(const Op& op, absl::string_view id) const {
+  MutexLock lock(&mu_);
+  const absl::StatusOr<Lease*> lease = Find(op, id);
+  RETURN_IF_ERROR(lease.status());
+  return (*lease)->owner;
+}
+
+absl::StatusOr<LeasedSlot> Leases::GrantOne(const Op& op, absl::string_view id, OwnerId owner, const LayoutRef& layout,
+                                            bool at_once) {
+  absl::StatusOr<std::unique_ptr<ImageWriter>> writer = memory_.grant(op, layout, owner, at_once);
+  RETURN_IF_ERROR(writer.status());
+  MutexLock lock(&mu_);
+  absl::StatusOr<Lease*> lease = Find(op, id);
+  if (!lease.ok()) {  // it ended meanwhile, and may have made an extent its own after that
+    const bool gone = !leases_.contains(id);
+    MutexUnlock unlock(&mu_);
+    writer->reset();
+    memory_.end_owner(owner, gone);
+    return lease.status();
+  }
+  const LeasedSlot slot = (*lease)->Note((*writer)->place(), /*granted=*/true);
+  (*lease)->grants.emplace(slot.id, *std::move(writer));
+  ++granted_total_;
+  return slot;
+}
+
 absl::StatusOr<std::vector<LeasedSlot>> Leases::Grant(const Op& op, absl::string_view id, absl::string_view layout,
                                                       uint32_t count) {
-  OwnerId owner;
-  {
-    MutexLock lock(&mu_);
-    absl::StatusOr<Lease*> lease = Find(op, id);
-    RETURN_IF_ERROR(lease.status());
-    owner = (*lease)->owner;
-  }
+  const absl::StatusOr<OwnerId> owner = OwnerOf(op, id);
+  RETURN_IF_ERROR(owner.status());
   if (layout.empty()) return Invalid("MISSING_FIELD", "layout", "name the layout");
   if (count == 0 || count > options_.max_grants)
     return Invalid("INVALID_OPTION", "count", absl::StrCat("1..", options_.max_grants, " slots are granted in a call"));
@@ -279,21 +300,22 @@ absl::StatusOr<std::vector<LeasedSlot>> Leases::Grant(const Op& op, absl::string
   RETURN_IF_ERROR(found.status());
   std::vector<LeasedSlot> slots;
   while (slots.size() < count) {
-    absl::StatusOr<std::unique_ptr<ImageWriter>> writer = memory_.grant(op, *found, owner);
-    if (!writer.ok() && !slots.empty()) break;
-    RETURN_IF_ERROR(writer.status());
-    MutexLock lock(&mu_);
-    absl::StatusOr<Lease*> lease = Find(op, id);
-    if (!lease.ok()) {  // it ended meanwhile, and may have made an extent its own after that
-      const bool gone = !leases_.contains(id);
-      MutexUnlock unlock(&mu_);
-      writer->reset();
-      memory_.end_owner(owner, gone);
-      return lease.status();
-    }
-    slots.push_back((*lease)->Note((*writer)->place(), /*granted=*/true));
-    (*lease)->grants.emplace(slots.back().id, *std::move(writer));
-    ++granted_total_;
+    const absl::StatusOr<LeasedSlot> slot = GrantOne(op, id, *owner, *found, /*at_once=*/false);
+    if (!slot.ok() && !absl::IsNotFound(slot.status()) && !slots.empty()) break;  // the lease is there
+    RETURN_IF_ERROR(slot.status());
+    slots.push_back(*slot);
+  }
+  return slots;
+}
+
+std::vector<LeasedSlot> Leases::GrantStock(const Op& op, absl::string_view id, const LayoutRef& layout,
+                                           uint32_t count) {
+  std::vector<LeasedSlot> slots;
+  const absl::StatusOr<OwnerId> owner = OwnerOf(op, id);
+  while (owner.ok() && slots.size() < count) {
+    const absl::StatusOr<LeasedSlot> slot = GrantOne(op, id, *owner, layout, /*at_once=*/true);
+    if (!slot.ok()) break;
+    slots.push_back(*slot);
   }
   return slots;
 }
@@ -374,24 +396,28 @@ void Leases::Dropped(absl::string_view id, absl::Span<const uint64_t> extents) {
   Empty(&trash);
 }
 
-std::vector<std::pair<std::string, std::vector<uint64_t>>> Leases::Tend() {
-  std::vector<std::pair<std::string, std::vector<uint64_t>>> wanted;
+std::vector<Leases::Wish> Leases::Tend() {
+  std::vector<Wish> wishes;
+  const uint64_t refusals = memory_.refusals();
   Trash trash;
   {
     MutexLock lock(&mu_);
     const MonoTime now = clock_->Now();
+    const bool short_of_room = std::exchange(refusals_told_, refusals) != refusals;
     std::vector<std::string> late;
     for (auto& [id, lease] : leases_) {
       if (lease->state == Lease::State::kWaiting && now >= lease->token_expires) late.push_back(id);
       if (lease->state != Lease::State::kLeased) continue;
-      std::vector<uint64_t> drop, unmapped;
+      Wish wish{id, {}, short_of_room && !lease->grants.empty()};
+      std::vector<uint64_t> unmapped;
       for (auto& [extent, mapped] : lease->extents) {
         if (!mapped.extent->retired()) continue;
         if (!mapped.handed_out) unmapped.push_back(extent);
-        if (mapped.handed_out && drop.size() < kToldMax && !std::exchange(mapped.told, true)) drop.push_back(extent);
+        if (mapped.handed_out && wish.drop.size() < kToldMax && !std::exchange(mapped.told, true))
+          wish.drop.push_back(extent);
       }
       for (const uint64_t extent : unmapped) DropLocked(lease.get(), extent, &trash);
-      if (!drop.empty()) wanted.emplace_back(id, std::move(drop));
+      if (!wish.drop.empty() || wish.short_of_room) wishes.push_back(std::move(wish));
     }
     for (const std::string& id : late) {
       spdlog::info("nobody connected to a direct lease in time: it is closed");
@@ -400,7 +426,7 @@ std::vector<std::pair<std::string, std::vector<uint64_t>>> Leases::Tend() {
     }
   }
   Empty(&trash);
-  return wanted;
+  return wishes;
 }
 
 void Leases::NotTold(absl::string_view id, absl::Span<const uint64_t> extents) {

@@ -41,9 +41,13 @@ struct LeaseOptions {
 
 // Where slots to write to come from (Residency).
 struct LeaseMemory {
-  std::function<absl::StatusOr<std::unique_ptr<ImageWriter>>(const Op& op, LayoutRef layout, OwnerId owner)> grant;
+  // at_once: without waiting for the disk, or for others.
+  std::function<absl::StatusOr<std::unique_ptr<ImageWriter>>(const Op& op, LayoutRef layout, OwnerId owner,
+                                                             bool at_once)>
+      grant;
   std::function<void(OwnerId owner, bool gone)> end_owner;  // gone: it has nothing mapped any more
   std::function<void()> freed;                              // a reference to an extent went
+  std::function<uint64_t()> refusals;                       // how often somebody was refused room
 };
 
 // A slot that is pinned for a lease, or granted to it.
@@ -87,6 +91,8 @@ class Leases {
   // At least one slot, at most `count`. Blocks.
   absl::StatusOr<std::vector<LeasedSlot>> Grant(const Op& op, absl::string_view lease, absl::string_view layout,
                                                 uint32_t count);
+  // At most `count` slots, of those that are there at once: for who may need them soon.
+  std::vector<LeasedSlot> GrantStock(const Op& op, absl::string_view lease, const LayoutRef& layout, uint32_t count);
   // The image that the worker wrote into a granted slot. The grant is used up. Errors: also GRANT_UNKNOWN.
   absl::StatusOr<ImageRef> Use(const Op& op, absl::string_view lease, uint64_t grant, Checksum checksum);
 
@@ -107,10 +113,15 @@ class Leases {
   void LeaseEnded(absl::string_view lease);    // its connection is gone
   void ProcessGone(absl::string_view lease);   // and so is the process
   bool IsGone(absl::string_view lease) const;  // there is nothing to watch any more
-  // Ends leases that nobody connected to. Gives the extents that leases should drop and were not told of yet, at most
-  // kToldMax for each.
+  // What a lease should be told.
+  struct Wish {
+    std::string lease;
+    std::vector<uint64_t> drop;  // extents that it was not told of yet, at most kToldMax
+    bool short_of_room = false;  // somebody was refused room since the last Tend, and it has grants
+  };
   static constexpr size_t kToldMax = 1024;
-  std::vector<std::pair<std::string, std::vector<uint64_t>>> Tend();
+  // Ends leases that nobody connected to.
+  std::vector<Wish> Tend();
   // They could not be told.
   void NotTold(absl::string_view lease, absl::Span<const uint64_t> extents);
 
@@ -124,6 +135,9 @@ class Leases {
   struct Trash;
 
   absl::StatusOr<Lease*> Find(const Op& op, absl::string_view id) const ABSL_SHARED_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<LeasedSlot> GrantOne(const Op& op, absl::string_view id, OwnerId owner, const LayoutRef& layout,
+                                      bool at_once) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<OwnerId> OwnerOf(const Op& op, absl::string_view id) const ABSL_LOCKS_EXCLUDED(mu_);
   void UnpinLocked(Lease* lease, uint64_t id, Trash* trash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndLocked(Lease* lease, Trash* trash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropLocked(Lease* lease, uint64_t extent, Trash* trash) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -143,6 +157,7 @@ class Leases {
   absl::flat_hash_map<Place, PinnedSlot> pinned_ ABSL_GUARDED_BY(mu_);
   uint64_t pinned_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   OwnerId last_owner_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t refusals_told_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t pins_total_ ABSL_GUARDED_BY(mu_) = 0, granted_total_ ABSL_GUARDED_BY(mu_) = 0,
                        filled_total_ ABSL_GUARDED_BY(mu_) = 0;
 };

@@ -168,6 +168,8 @@ absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::Store
   if (!in.lease().empty()) {
     if (absl::Status status = CheckLease(op, in.lease()); !status.ok()) return status;
   }
+  if (in.grants() > (in.lease().empty() ? 0 : static_cast<uint32_t>(in.items_size())))
+    return InvalidArgument("INVALID_OPTION", "grants", "with a lease, at most one slot for each item");
   for (const v1::StoreItem& item : in.items()) {
     items.push_back(ToCore(item));
     if (item.grant() == 0) continue;
@@ -177,14 +179,20 @@ absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::Store
   }
   const absl::StatusOr<StoreAnswer> answer = arenas_->Store(op, in.arena(), items, in.all_or_none());
   if (!answer.ok()) return answer.status();
+  LayoutRef layout;  // of what was stored
   for (int i = 0; i < in.items_size(); ++i) {
     const StoredRow& row = answer->rows[static_cast<size_t>(i)];
     v1::StoredRow* to = out->add_rows();
     if (row.status.ok()) {
       FillNameInfo(row.info, to->mutable_info());
+      layout = row.info.layout;
     } else {
       FillError(row.status, i, to->mutable_error());
     }
+  }
+  if (in.grants() > 0 && layout != nullptr) {
+    for (const LeasedSlot& slot : leases_->GrantStock(op, in.lease(), layout, in.grants()))
+      FillSlot(slot, out->add_grants());
   }
   out->set_done(answer->done);
   *out->mutable_copy_time() = ToProto(answer->copy_time);

@@ -343,15 +343,16 @@ bool ArenaSocket::HandOut(const Connection& connection, uint64_t extent) const {
   return sent;
 }
 
-// Tells workers which extents the daemon wants back.
+// Tells workers what the daemon wants back.
 void ArenaSocket::AskBack() const {
   if (leases_ == nullptr) return;
-  for (const auto& [lease, extents] : leases_->Tend()) {
+  for (const Leases::Wish& wish : leases_->Tend()) {
     for (const auto& [id, connection] : connections_) {
-      if (connection.lease != lease || connection.socket < 0) continue;
+      if (connection.lease != wish.lease || connection.socket < 0) continue;
       v1::LeaseEvent event;
-      event.mutable_drop()->Add(extents.begin(), extents.end());
-      if (!Answer(connection, event.SerializeAsString())) leases_->NotTold(lease, extents);
+      event.mutable_drop()->Add(wish.drop.begin(), wish.drop.end());
+      event.set_short_of_room(wish.short_of_room);
+      if (!Answer(connection, event.SerializeAsString())) leases_->NotTold(wish.lease, wish.drop);
     }
   }
 }

@@ -383,18 +383,18 @@ std::shared_ptr<Residency::Resident> Residency::NewImage(Claim* claim, ImageInfo
 
 absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginWrite(const Op& op, LayoutRef layout,
                                                                    uint64_t attachment_bytes, const Device* on) {
-  return NewWriter(op, std::move(layout), attachment_bytes, /*owner=*/0, on);
+  return NewWriter(op, std::move(layout), attachment_bytes, /*owner=*/0, on, /*at_once=*/false);
 }
 
 absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::BeginOwned(const Op& op, LayoutRef layout, OwnerId owner,
-                                                                   const Device* on) {
+                                                                   const Device* on, bool at_once) {
   Require(owner != 0, "a slot is to be nobody's own");
-  return NewWriter(op, std::move(layout), /*attachment_bytes=*/0, owner, on);
+  return NewWriter(op, std::move(layout), /*attachment_bytes=*/0, owner, on, at_once);
 }
 
 absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::NewWriter(const Op& op, LayoutRef layout,
                                                                   uint64_t attachment_bytes, OwnerId owner,
-                                                                  const Device* on) {
+                                                                  const Device* on, bool at_once) {
   if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
   Candidates candidates;
   {
@@ -411,7 +411,8 @@ absl::StatusOr<std::unique_ptr<ImageWriter>> Residency::NewWriter(const Op& op, 
       Enter(family);
       writer->claim_.pool = PoolFor(family, memory);
     }
-    status = owner == 0 ? Acquire(op, attachment_bytes, &writer->claim_) : AcquireOwned(op, owner, &writer->claim_);
+    status =
+        owner == 0 ? Acquire(op, attachment_bytes, &writer->claim_) : AcquireOwned(op, owner, at_once, &writer->claim_);
     if (status.ok()) {
       MutexLock lock(&mu_);
       writer->claim_.patient = true;
@@ -703,7 +704,7 @@ Tier Residency::tier(const Image& of) const {
 void Residency::HeadsChanged(Resident* image) {
   MutexLock lock(&mu_);
   image->was_head = image->was_head || image->is_head();
-  if (!image->listed) return;
+  if (!image->listed || image->listed->victim_class == VictimClassOf(*image)) return;
   Unlist(image);
   List(image);
 }

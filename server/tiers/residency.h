@@ -173,6 +173,9 @@ class Residency final : public ImageStore {
   Residency(ResidencyOptions options, const ResidencyMemories& memories, ColdStore* cold, const Clock* clock);
   ~Residency() override;
 
+  // How often somebody got HOT_FULL or TOO_MUCH_GRANTED, but for slots wanted at once.
+  uint64_t refusals() const { return refusals_.load(std::memory_order_relaxed); }
+
   // Called without locks when a write to the cold store found it full: forgets something of little value
   // (Store::EvictPrefix) and returns true, or false if there is nothing. To be set before images are written.
   void SetMakeRoom(std::function<bool()> make_room);
@@ -199,10 +202,10 @@ class Residency final : public ImageStore {
   absl::StatusOr<std::unique_ptr<SharedExtent>> AllocateShared(const Op& op, TenantId tenant, uint64_t bytes,
                                                                const Device* on);
   // A slot that another process will write to, in an extent of its own, on a hot device. Whole extents drain for it,
-  // or, where its kind has as much as it may, images in this owner's extents leave. Errors: those of BeginWrite, and
-  // TOO_MUCH_GRANTED.
+  // or, where its kind has as much as it may, images in this owner's extents leave. With `at_once` nothing is written
+  // to the disk for it, and nobody waited for. Errors: those of BeginWrite, and TOO_MUCH_GRANTED.
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginOwned(const Op& op, LayoutRef layout, OwnerId owner,
-                                                          const Device* on);
+                                                          const Device* on, bool at_once = false);
   // No slot is given out any more that this owner can write to. `gone`: what it has counts no more for owned_bytes_max.
   void EndOwner(OwnerId owner, bool gone);
 
@@ -265,7 +268,7 @@ class Residency final : public ImageStore {
   void Enter(Family* family) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // a user more, and one less
   void Leave(Family* family) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::unique_ptr<ImageWriter>> NewWriter(const Op& op, LayoutRef layout, uint64_t attachment_bytes,
-                                                         OwnerId owner, const Device* on);
+                                                         OwnerId owner, const Device* on, bool at_once);
   void Abandon(Claim* claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // To and from bytes of a slot. REQUIRES: they stand still, and are nobody else's to fill. Errors: DEADLINE,
   // CANCELLED.
@@ -327,6 +330,7 @@ class Residency final : public ImageStore {
   void NoticeFailures() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveUp(Memory* memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void LoseCopy(Resident* image, Copy* copy, uint64_t* lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static VictimClass VictimClassOf(const Resident& image);  // under the lock
   void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // its copies among those that may leave, if they may
   void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CheckMemory(const Memory& memory) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -366,7 +370,8 @@ class Residency final : public ImageStore {
   // a pool.
   absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim, bool may_wait = true)
       ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status AcquireOwned(const Op& op, OwnerId owner, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status AcquireOwned(const Op& op, OwnerId owner, bool at_once, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Refuse(absl::Status why);  // counts it
   Step EvictOwned(const Op& op, Pool* pool, OwnerId owner, bool clean_only, Keep* keep, absl::Status* error)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Claimed(Slot slot, Claim* claim) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -414,6 +419,7 @@ class Residency final : public ImageStore {
   Victims attached_victims_ ABSL_GUARDED_BY(mu_);  // with an attachment, whose copies all may leave
   std::function<bool()> make_room_ ABSL_GUARDED_BY(mu_);
   ResidencyStats stats_ ABSL_GUARDED_BY(mu_);  // its counters, and pinned_images
+  std::atomic<uint64_t> refusals_{0};
   // Memories that have not failed, as bits of Resident::places.
   std::atomic<uint32_t> healthy_{0};
   uint32_t in_reach_ = 0;  // memories that the CPU reads; never changed

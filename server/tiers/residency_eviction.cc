@@ -214,11 +214,16 @@ absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* 
       case Step::kNothingMayLeave:
         if (progress != progress_) break;  // something came free while the lock was given back
         if (!may_wait) return absl::AbortedError("room would have to be made, or waited for");
-        if (memory->moving == 0) return spill_error.ok() ? HotFull(device) : SpillError(spill_error, device);
+        if (memory->moving == 0) return Refuse(spill_error.ok() ? HotFull(device) : SpillError(spill_error, device));
         WaitForChange(op);
         break;
     }
   }
+}
+
+absl::Status Residency::Refuse(absl::Status why) {
+  refusals_.fetch_add(1, std::memory_order_relaxed);
+  return why;
 }
 
 void Residency::Claimed(Slot slot, Claim* claim) {
@@ -229,7 +234,7 @@ void Residency::Claimed(Slot slot, Claim* claim) {
   ++claim->pool->memory->moving;
 }
 
-absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) {
+absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, bool at_once, Claim* claim) {
   Pool* const pool = claim->pool;
   Memory* const memory = pool->memory;
   const Device& device = *memory->device;
@@ -265,16 +270,18 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, Claim* claim) 
       GiveBack(memory, std::move(empty));
       continue;
     }
+    const bool clean_only = at_once || !spill_error.ok();
     Step step = Step::kNothingMayLeave;
     absl::Status error;
-    if (may_grow)
-      step = DrainFor(op, memory, /*except=*/nullptr, pool->slots.min_chunks(), !spill_error.ok(), &keep, &error);
-    if (step == Step::kNothingMayLeave) step = EvictOwned(op, pool, owner, !spill_error.ok(), &keep, &error);
+    if (may_grow) step = DrainFor(op, memory, /*except=*/nullptr, pool->slots.min_chunks(), clean_only, &keep, &error);
+    if (step == Step::kNothingMayLeave) step = EvictOwned(op, pool, owner, clean_only, &keep, &error);
     if (step == Step::kSpillFailed) spill_error = error;
+    if (at_once && step == Step::kComing) return HotFull(device);
     if (step == Step::kComing) WaitForChange(op);
     if (step != Step::kNothingMayLeave || progress != progress_) continue;
-    if (!may_grow && spill_error.ok()) return TooMuchGranted(options_.owned_bytes_max);
-    if (memory->moving == 0) return spill_error.ok() ? HotFull(device) : SpillError(spill_error, device);
+    if (at_once) return HotFull(device);
+    if (!may_grow && spill_error.ok()) return Refuse(TooMuchGranted(options_.owned_bytes_max));
+    if (memory->moving == 0) return Refuse(spill_error.ok() ? HotFull(device) : SpillError(spill_error, device));
     WaitForChange(op);
   }
 }
@@ -396,7 +403,7 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op
     if (step == Step::kSpillFailed) spill_error = error;
     if (step == Step::kComing) WaitForChange(op);
     if (step != Step::kNothingMayLeave || progress != progress_) continue;
-    if (memory->moving == 0) return spill_error.ok() ? HotFull(*device) : SpillError(spill_error, *device);
+    if (memory->moving == 0) return Refuse(spill_error.ok() ? HotFull(*device) : SpillError(spill_error, *device));
     WaitForChange(op);
   }
 }

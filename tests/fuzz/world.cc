@@ -137,21 +137,22 @@ void World::Start() {
                                            [this](const Op& op, TenantId tenant, uint64_t bytes, const Device* on) {
                                              return residency_->AllocateShared(op, tenant, bytes, on);
                                            },
-                                           [this] { residency_->SharedMemoryFreed(); }},
+                                           [this] { residency_->SharedMemoryFreed(); },
+                                           [this] { return residency_->refusals(); }},
                                copies_.get(), &clock_);
   LeaseOptions lease_options;
   lease_options.max_leases = 4;
   lease_options.max_pins = 8;
   lease_options.max_pinned_bytes = lease_options.max_granted_bytes = options_.hot_bytes / 8;
   lease_options.max_grants = 2;
-  leases_ =
-      std::make_unique<Leases>(lease_options, store_.get(),
-                               LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
-                                             return residency_->BeginOwned(op, std::move(layout), owner, device_.get());
-                                           },
-                                           [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
-                                           [this] { residency_->SharedMemoryFreed(); }},
-                               &clock_);
+  leases_ = std::make_unique<Leases>(
+      lease_options, store_.get(),
+      LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner, bool at_once) {
+                    return residency_->BeginOwned(op, std::move(layout), owner, device_.get(), at_once);
+                  },
+                  [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
+                  [this] { residency_->SharedMemoryFreed(); }, [this] { return residency_->refusals(); }},
+      &clock_);
   watchdog_ = std::make_unique<Watchdog>(&clock_);
   uploads_ = std::make_unique<Uploads>(options_.uploads, store_.get(), &clock_, watchdog_.get());
   Identity identity{"1", "c", "i", 1 << 20, 1 << 20, 1 << 20, 1 << 20, 4, 1 << 20};

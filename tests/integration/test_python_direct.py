@@ -9,6 +9,7 @@ import ctypes
 import ctypes.util
 import fcntl
 import gc
+import itertools
 import mmap
 import os
 import random
@@ -539,11 +540,78 @@ def test_an_idle_pool_gives_its_stock_back(daemon, pool, name, calls):
     before = slots(daemon, "granted")
     pool.set(name, image(0), 0, layout=LAYOUT)
     lease = pool._direct._lease
-    eventually(lambda: slots(daemon, "granted") == before and not any(lease._stock.values()))
+    eventually(lambda: slots(daemon, "granted") == before and not lease._stock.take_all())
     assert not lease.ended and calls["Set+"] == calls["Grant"] == 1
     pool.set(name, image(1), 1, layout=LAYOUT)
     assert pool._direct._lease is lease and calls["Set+"] == calls["Grant"] == 2
     assert bytes(pool.get(name).data) == image(1)
+
+
+@needs_the_library
+def test_a_store_brings_the_slots_of_the_next(daemon, pool, inline, name, calls):
+    with pool.open_arena(LAYOUT, rows=12, view=statepool.View("row_major"), direct=True) as arena:
+        before = slots(daemon, "granted")
+        for i in range(5):
+            for row in range(12):
+                np.asarray(arena.layer("ssm", 0))[row] = 12 * i + row
+            arena.store({row: StoreItem(f"{name}/{row}", whole_row=True, max_history=1) for row in range(12)}, position=i)
+            assert slots(daemon, "granted") == before + 12
+        assert calls["Store+"] == calls["Store"] == 5 and calls["Grant"] == 1
+        assert all(inline.get(f"{name}/{row}").tensors["ssm"][0, 0, 0, 0] == 48 + row for row in range(12))
+        position = itertools.count(10)
+
+        def store_one():
+            arena.store({0: f"{name}/0"}, position=next(position))
+            return slots(daemon, "granted") == before + 1
+
+        eventually(store_one)  # the others are idle
+        assert calls["Grant"] == 1
+        lease = pool._direct._lease
+        eventually(lambda: slots(daemon, "granted") == before and not lease._stock.take_all())
+        store_one()
+        assert calls["Store+"] == calls["Store"] and calls["Grant"] == 2 and not lease.ended
+
+
+@needs_the_library
+def test_stock_does_not_keep_others_from_writing(start, calls, stock_stays):
+    daemon = start("--direct=true", "--hot-bytes=16MiB", "--max-granted-bytes=8MiB", "--flush-interval=1h")
+    with connected(daemon) as pool, connected(daemon, retries=5, direct=False) as others, pool.open_arena(LAYOUT, rows=5, direct=True) as arena:
+        rows = {row: StoreItem(f"s{row}", whole_row=True, max_history=1) for row in range(5)}
+        for i in range(2):
+            arena.store(rows, position=i)
+        lease = pool._direct._lease
+        assert calls["Store+"] == 2 and lease._stock.count(LAYOUT.fingerprint) == slots(daemon, "granted") == 5
+        views = []
+        with connected(daemon) as reader:
+            for i in range(30):  # what is pinned can't make room
+                others.set(f"n{i}", image(i), 1, layout=LAYOUT)
+                views.append(reader.get(f"n{i}", copy=False))
+            del views
+        eventually(lambda: slots(daemon, "granted") == 0)
+        assert lease.stock_wanted(LAYOUT.fingerprint, NBYTES, 5) == 0  # for a while
+        arena.store(rows, position=2)
+        assert bytes(others.get("s4").data) == bytes(pool.get("s4").data) and others.get("s4").position == 2
+
+
+def test_slots_for_the_next_store_are_for_its_lease_and_rows(daemon, pool, name):
+    with raw(daemon, pool) as lease, pool.open_arena(LAYOUT, rows=2) as arena:
+        slot = lease.grant()
+        memory = lease.map(slot.extent, writable=True)
+        memory[slot.offset:slot.offset + NBYTES] = image(1)
+        item = pb.StoreItem(row=0, sequence=name, position=1, whole_row=True, grant=slot.id, checksum=checksum(image(1)))
+        for fields in ({"grants": 1}, {"grants": 2, "lease": lease.id}):
+            with pytest.raises(statepool.InvalidArgument) as raised:
+                pool._call("Store", pb.StoreRequest(arena=arena._name, items=[item], **fields), pb.StoreResponse.FromString)
+            assert (raised.value.reason, raised.value.field) == ("INVALID_OPTION", "grants")
+        refused = pb.StoreItem(row=1, sequence=name, position=1, grant=12345, checksum=checksum(image(1)))
+        answer = pool._call("Store", pb.StoreRequest(arena=arena._name, items=[refused], grants=1, lease=lease.id), pb.StoreResponse.FromString)
+        assert answer.rows[0].HasField("error") and not answer.grants
+        answer = pool._call("Store", pb.StoreRequest(arena=arena._name, items=[item], grants=1, lease=lease.id), pb.StoreResponse.FromString)
+        fresh, = answer.grants
+        memory = memory if fresh.extent == slot.extent else lease.map(fresh.extent, writable=True)
+        memory[fresh.offset:fresh.offset + NBYTES] = image(2)
+        pool._call("Set", lease.set(f"{name}/b", fresh, checksum(image(2))), pb.NameInfo.FromString)
+        assert bytes(pool.get(name).data) == image(1) and bytes(pool.get(f"{name}/b").data) == image(2)
 
 
 @needs_the_library

@@ -70,14 +70,14 @@ class LeasesTest : public testing::TestWithParam<MemoryKind> {
     other_layout_ = LayoutOf("other", 2 * kChunk);
     ASSERT_TRUE(store_->RegisterLayout({}, layout_, "m").ok());
     ASSERT_TRUE(store_->RegisterLayout({}, other_layout_, "other").ok());
-    leases_ =
-        std::make_unique<Leases>(options, store_.get(),
-                                 LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner) {
-                                               return residency_->BeginOwned(op, std::move(layout), owner, device_);
-                                             },
-                                             [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
-                                             [this] { residency_->SharedMemoryFreed(); }},
-                                 &clock_);
+    leases_ = std::make_unique<Leases>(
+        options, store_.get(),
+        LeaseMemory{[this](const Op& op, LayoutRef layout, OwnerId owner, bool at_once) {
+                      return residency_->BeginOwned(op, std::move(layout), owner, device_, at_once);
+                    },
+                    [this](OwnerId owner, bool gone) { residency_->EndOwner(owner, gone); },
+                    [this] { residency_->SharedMemoryFreed(); }, [this] { return residency_->refusals(); }},
+        &clock_);
   }
   void Stop() {
     if (residency_ != nullptr) residency_->CheckInvariants();
@@ -215,12 +215,13 @@ TEST_P(LeasesTest, AnExtentThatIsNeededNoMoreIsAskedBackOnceAndComesBackWhenDrop
   state.pieces = {&piece, 1};
   absl::StatusOr<Pin> keep = residency_->Read({}, first, nullptr);
   EXPECT_EQ(ReasonOf(residency_->Write({}, other_layout_, state).status()), "HOT_FULL");
-  const auto wanted = leases_->Tend();
-  ASSERT_EQ(wanted.size(), 1u);
-  EXPECT_EQ(wanted[0].first, lease);
-  EXPECT_EQ(wanted[0].second, std::vector<uint64_t>{slot->extent});
+  const std::vector<Leases::Wish> wishes = leases_->Tend();
+  ASSERT_EQ(wishes.size(), 1u);
+  EXPECT_EQ(wishes[0].lease, lease);
+  EXPECT_EQ(wishes[0].drop, std::vector<uint64_t>{slot->extent});
+  EXPECT_FALSE(wishes[0].short_of_room) << "it has no grants";
   EXPECT_TRUE(leases_->Tend().empty());
-  leases_->NotTold(lease, wanted[0].second);
+  leases_->NotTold(lease, wishes[0].drop);
   EXPECT_EQ(leases_->Tend().size(), 1u);
   EXPECT_TRUE(leases_->Tend().empty());
   EXPECT_EQ(leases_->stats().retired_bytes, kChunk);
@@ -391,8 +392,8 @@ TEST_P(LeasesTest, AnIdleWorkerDelaysOthersForAMomentOnly) {
   for (int i = 0; i < 10 && !stored; ++i) {
     stored = residency_->Write({}, other_layout_, state).ok();
     clock_.Advance(absl::Milliseconds(200));
-    for (const auto& [lease, extents] : leases_->Tend()) {
-      if (lease == other) leases_->Dropped(lease, extents);
+    for (const Leases::Wish& wish : leases_->Tend()) {
+      if (wish.lease == other) leases_->Dropped(wish.lease, wish.drop);
     }
   }
   EXPECT_TRUE(stored);
@@ -439,6 +440,48 @@ TEST_P(LeasesTest, WhereThereIsNoRoomOnlyWhatLiesInItsOwnExtentsLeavesForAGrant)
   for (size_t i = 0; i < own.size(); ++i) EXPECT_EQ(Read(own[i]), std::string(kState, static_cast<char>('p' + i)));
   // Another lease has no share of it.
   EXPECT_EQ(ReasonOf(leases_->Grant({}, Lease(), "m", 1).status()), "TOO_MUCH_GRANTED");
+}
+
+TEST_P(LeasesTest, StockIsWhatCanBeHadWithoutWritingToTheDisk) {
+  Start(4);
+  const std::string lease = Lease();
+  images_ = {Write('a'), Write('b'), Write('c'), Write('d')};
+  EXPECT_TRUE(leases_->GrantStock({}, lease, layout_, 2).empty());
+  EXPECT_EQ(residency_->refusals(), 0u) << "nobody was refused what he needs";
+  for (const ImageRef& image : images_) EXPECT_EQ(residency_->tier(*image), Tier::kHot);
+  for (const ImageRef& image : images_) EXPECT_TRUE(residency_->Persist({}, image).ok());
+  EXPECT_EQ(leases_->GrantStock({}, lease, layout_, 2).size(), 2u);
+  EXPECT_EQ(leases_->stats().grants, 2u);
+  int hot = 0;
+  for (const ImageRef& image : images_) hot += residency_->tier(*image) == Tier::kHot;
+  EXPECT_EQ(hot, 2);
+  EXPECT_TRUE(leases_->GrantStock({}, "gone", layout_, 2).empty());
+}
+
+TEST_P(LeasesTest, WhoKeepsStockIsToldWhenAnotherIsRefusedRoom) {
+  Start(4);
+  const std::string lease = Lease(), idle = Lease();
+  const std::vector<LeasedSlot> stock = leases_->GrantStock({}, lease, layout_, 5);
+  ASSERT_EQ(stock.size(), 4u);
+  EXPECT_TRUE(leases_->Tend().empty());
+  const std::string bytes(kState, 'a');
+  const absl::string_view piece = bytes;
+  StateBytes state;
+  state.pieces = {&piece, 1};
+  EXPECT_EQ(ReasonOf(residency_->Write({}, layout_, state).status()), "HOT_FULL");
+  const std::vector<Leases::Wish> wishes = leases_->Tend();
+  ASSERT_EQ(wishes.size(), 1u);
+  EXPECT_EQ(wishes[0].lease, lease);
+  EXPECT_TRUE(wishes[0].short_of_room && wishes[0].drop.empty());
+  EXPECT_TRUE(leases_->Tend().empty()) << "once";
+  for (const LeasedSlot& slot : stock) leases_->Unpin(lease, {{slot.id}});
+  // Who needs their extents retires them, and then the lease lets go of them.
+  bool written = false;
+  for (int i = 0; i < 2 && !written; ++i) {
+    written = residency_->Write({}, layout_, state).ok();
+    leases_->Tend();
+  }
+  EXPECT_TRUE(written);
 }
 
 TEST_P(LeasesTest, HasLimitsAndSaysThem) {
@@ -510,10 +553,10 @@ TEST_P(LeasesTest, ManyWorkersAtOnceSeeWholeStatesAlone) {
           if (random() % 2 == 0) leases_->Unpin(lease, {{slot->id}});
           ++done;
         }
-        for (const auto& [whose, extents] : leases_->Tend()) {
-          if (whose != lease) continue;  // theirs keep it until they are gone
-          for (const uint64_t extent : extents) mappings.erase(extent);
-          leases_->Dropped(lease, extents);
+        for (const Leases::Wish& wish : leases_->Tend()) {
+          if (wish.lease != lease) continue;  // theirs keep it until they are gone
+          for (const uint64_t extent : wish.drop) mappings.erase(extent);
+          leases_->Dropped(lease, wish.drop);
         }
       }
       images.clear();

@@ -5,8 +5,8 @@ A pool has one direct lease at a time, opened at the first call that it is good 
 views of the daemon's slots; other gets of large states copy from there; sets of large states write into slots that the daemon granted; arenas are copied
 to and from by this process if they were opened so. What can't go this way, or not now, goes as it would without, and with the same answer.
 
-A lease has a thread of its own, a daemon thread that ends with it. It gives the daemon back what it asks for, and granted slots that no set used for
-STOCK_IDLE_S.
+A lease has a thread of its own, a daemon thread that ends with it. It gives the daemon back what it asks for, and granted slots that no set or store used
+for STOCK_IDLE_S.
 """
 from __future__ import annotations
 
@@ -45,12 +45,16 @@ counted: Capabilities.max_granted_bytes bounds them; nor a GPU's: what the daemo
 IDLE_SHARE = 4
 """And at most this part of Capabilities.max_pinned_bytes."""
 STOCK_BYTES_MAX = 64 << 20
-"""Granted slots that wait to be used, for each layout: so many bytes or one slot, and at most STOCK_MAX."""
+"""Granted slots that wait for sets, for each layout: so many bytes or one slot, and at most STOCK_MAX."""
 STOCK_SHARE = 16
 """And at most this part of Capabilities.max_granted_bytes, or one slot."""
 STOCK_MAX = 8
-STOCK_IDLE_S = 1.0
-"""The stock is given back when no set used it for so long."""
+STORE_STOCK_SHARE = 2
+"""A store brings as many slots as it uses up, unless this part of Capabilities.max_granted_bytes waits already."""
+STOCK_IDLE_S = 2.0
+"""What was in stock all of this time is given back."""
+STOCK_PAUSE_S = 5.0
+"""How long nothing is put in stock after the daemon had to refuse somebody room, and got all of it back."""
 TELL_PAUSE_S = 0.1
 """What the daemon had no room for is told again after so long."""
 OPEN_TIMEOUT_S = 2.0
@@ -67,6 +71,7 @@ _DESCRIPTORS_MAX = 64  # in one event
 _UNPINS_MAX, _DROPPED_MAX = 8192, 1024  # in one message
 _EVENT_BYTES_MAX = 256 << 10
 _GRANTS_MAX = 64  # in one call
+_AT_ONCE = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 _LEASE_GONE = ("LEASE_UNKNOWN", "LEASE_NOT_CONNECTED", "DIRECT_OFF")
 SHORTAGES = (*_LEASE_GONE, "TOO_MANY_PINS", "TOO_MUCH_PINNED", "TOO_MUCH_GRANTED", "GRANT_UNKNOWN")
@@ -213,7 +218,7 @@ class Lease:
         self.retired = False
         self._pid = os.getpid()
         self._idle_bytes_max = limits.max_pinned_bytes // IDLE_SHARE
-        self._stock_bytes_max = limits.max_granted_bytes // STOCK_SHARE
+        self._granted_bytes_max = limits.max_granted_bytes
         self._released: collections.deque[tuple[int, _Extent | None]] = collections.deque()  # pins (0: a used grant) and their extents; from any thread
         self._lock = threading.Lock()  # of what follows; who had it calls settle() afterwards
         self._connection = connection  # not to be used once it has ended
@@ -226,10 +231,9 @@ class Lease:
         self._dropped: list[int] = []
         self._untold = False  # the daemon had no room for it
         self._hung_up = False
-        self._stock_lock = threading.Lock()  # of what follows, and of asking for more; before _lock
-        self._stock: dict[str, list[Grant]] = {}  # by layout
-        self._stock_used_at = 0.0
-        self._no_grants_until = 0.0
+        self._stock = _Stock()
+        self._asking = threading.Lock()  # held while more slots are asked for
+        self._no_grants_until = self._no_stock_until = 0.0
         try:
             self._watch = _Watch(self, connection)
         except BaseException:
@@ -264,20 +268,9 @@ class Lease:
         if os.getpid() != self._pid or sys.is_finalizing():
             return
         self.retired = True
-        if self._stock_lock.acquire(blocking=False):  # who else has it will do this
-            try:
-                self._give_up_stock()
-            finally:
-                self._stock_lock.release()
+        self._give_up(self._stock.take_all())
         with self._lock:
             self._end_if_idle()
-        self.settle()
-
-    def _give_up_stock(self) -> None:
-        """REQUIRES: _stock_lock."""
-        stock = [grant for grants in self._stock.values() for grant in grants]
-        self._stock = {}
-        self._released.extend((grant.id, grant.extent) for grant in stock)
         self.settle()
 
     def attend(self) -> float | None:
@@ -287,18 +280,11 @@ class Lease:
             self._read_events()
             self._tell()
             pauses = [TELL_PAUSE_S] if self._untold and not self.ended else []
-        if not self._stock_lock.acquire(blocking=False):
-            pauses.append(STOCK_IDLE_S)
-        else:
-            try:
-                left = self._stock_used_at + STOCK_IDLE_S - time.monotonic()
-                if any(self._stock.values()) and left > 0 and not self.retired:
-                    pauses.append(left)
-                else:
-                    self._give_up_stock()
-            finally:
-                self._stock_lock.release()
+        idle, pause = self._stock.look()
+        self._give_up(idle)
         self.settle()
+        if pause is not None:
+            pauses.append(pause)
         return min(pauses, default=None)
 
     def pin(self, slot: pb.Slot, nbytes: int) -> Pin | None:
@@ -311,13 +297,8 @@ class Lease:
         pins: list[Pin | None] = []
         with self._lock:
             for slot in slots:
-                extent = self._extent(slot.extent)
-                if extent is None or extent.device != device or slot.offset + nbytes > extent.nbytes:
-                    self._released.append((slot.id, None))
-                    pins.append(None)
-                else:
-                    self._use(extent)
-                    pins.append(Pin(self, slot.id, extent, extent.address + slot.offset, nbytes))
+                extent = self._used_extent(slot, nbytes, device)
+                pins.append(None if extent is None else Pin(self, slot.id, extent, extent.address + slot.offset, nbytes))
         self.settle()
         return pins
 
@@ -331,36 +312,52 @@ class Lease:
     def take_grants(self, pool: Pool, layout: str, nbytes: int, count: int, attempts: Attempts, device: str = "") -> list[Grant]:
         """So many granted slots for states of this layout, or none, on this GPU; without a device on the host. The caller's, until done_with() or
         give_back(). DeadlineExceeded."""
-        refused: errors.StatepoolError | None = None
-        with self._stock_lock:
-            stock = self._stock.setdefault(layout, [])
-            while len(stock) < count and not self.ended and time.monotonic() >= self._no_grants_until:
-                wanted = max(count - len(stock), min(STOCK_MAX, min(STOCK_BYTES_MAX, self._stock_bytes_max) // nbytes))
+        taken = self._stock.take(layout, count)
+        if taken:
+            return taken
+        with self._asking:  # what comes may do for the others as well
+            while not (taken := self._stock.take(layout, count)) and not self.ended and time.monotonic() >= self._no_grants_until:
+                for_sets = min(STOCK_MAX, min(STOCK_BYTES_MAX, self._granted_bytes_max // STOCK_SHARE) // nbytes)
+                wanted = max(count - self._stock.count(layout), for_sets if time.monotonic() >= self._no_stock_until else 0)
                 request = pb.GrantRequest(lease=self.id, layout=layout, count=min(wanted, _GRANTS_MAX))
-                found: list[Grant] = []
                 try:
                     answer = pool._connection.call("Grant", request, pb.GrantResponse.FromString, Attempts(attempts.timeout(), 0))
-                    found = [grant for slot in answer.slots if (grant := self._grant(slot, nbytes, device)) is not None]
+                    found = self.add_to_stock(layout, answer.slots, nbytes, device)
                 except errors.StatepoolError as error:
-                    refused = error
-                stock += found
-                self._stock_used_at = time.monotonic()
-                with self._lock:
-                    if not self.ended:
-                        self._watch.wake()
+                    found = 0
+                    goes_on(self, error)
+                    if isinstance(error, errors.DeadlineExceeded):
+                        raise
                 if not found:
                     self._no_grants_until = time.monotonic() + GRANT_PAUSE_S
-                    break
-            taken = stock[:count] if len(stock) >= count else []
-            del stock[:len(taken)]
-            self._stock_used_at = time.monotonic()
-            if self.ended or self.retired:
-                self._give_up_stock()
-        if refused is not None:
-            goes_on(self, refused)
-            if isinstance(refused, errors.DeadlineExceeded):
-                raise refused
         return taken
+
+    def stock_wanted(self, layout: str, nbytes: int, count: int) -> int:
+        """How many slots for states of this layout a store that uses up `count` should ask for in its answer, for add_to_stock()."""
+        if self.ended or self.retired or time.monotonic() < self._no_stock_until:
+            return 0
+        room = self._granted_bytes_max // STORE_STOCK_SHARE // nbytes - self._stock.count(layout)
+        return max(0, min(count, room))
+
+    def add_to_stock(self, layout: str, slots: Sequence[pb.Slot], nbytes: int, device: str = "") -> int:
+        """Slots that the daemon has just granted: how many of them can be written from here, and are in stock now. The others go back."""
+        grants: list[Grant] = []
+        with self._lock:
+            for slot in slots:
+                extent = self._used_extent(slot, nbytes, device, writable=True)
+                if extent is not None:
+                    assert extent.writable_address is not None
+                    grants.append(Grant(slot.id, extent, extent.writable_address + slot.offset, nbytes))
+        self.settle()
+        is_first = self._stock.add(layout, grants)
+        if self.ended or self.retired:
+            self._give_up(self._stock.take_all())
+            self.settle()
+        elif is_first:
+            with self._lock:
+                if not self.ended:
+                    self._watch.wake()
+        return len(grants)
 
     def done_with(self, grants: Sequence[Grant]) -> None:
         """They were used up by a call that named them, and was answered."""
@@ -369,8 +366,12 @@ class Lease:
 
     def give_back(self, grants: Sequence[Grant]) -> None:
         """No call named them, or one that failed: it may have used them up, which the daemon knows. REQUIRES: nobody writes to them any more."""
-        self._released.extend((grant.id, grant.extent) for grant in grants)
+        self._give_up(grants)
         self.settle()
+
+    def _give_up(self, grants: Sequence[Grant]) -> None:
+        """What nobody writes to any more: the next settle() gives it back."""
+        self._released.extend((grant.id, grant.extent) for grant in grants)
 
     def settle(self) -> None:
         """Gives back what is not used any more. May be called from anywhere, finalizers too: it never waits."""
@@ -433,18 +434,14 @@ class Lease:
         self._hung_up = True
         self._watch.end()
 
-    def _grant(self, slot: pb.Slot, nbytes: int, device: str) -> Grant | None:
-        """A slot that the daemon has just granted; None: it can't be written from here. Takes the lock itself."""
-        grant = None
-        with self._lock:
-            extent = self._extent(slot.extent)
-            if extent is not None and extent.device == device and extent.writable_address is not None and slot.offset + nbytes <= extent.nbytes:
-                self._use(extent)
-                grant = Grant(slot.id, extent, extent.writable_address + slot.offset, nbytes)
-            else:
-                self._released.append((slot.id, None))
-        self.settle()
-        return grant
+    def _used_extent(self, slot: pb.Slot, nbytes: int, device: str, writable: bool = False) -> _Extent | None:
+        """The extent of a slot that the daemon has just given, with a user more; None: it can't be had here, and the slot goes back."""
+        extent = self._extent(slot.extent)
+        if extent is None or extent.device != device or slot.offset + nbytes > extent.nbytes or writable and extent.writable_address is None:
+            self._released.append((slot.id, None))
+            return None
+        self._use(extent)
+        return extent
 
     def _extent(self, id: int) -> _Extent | None:
         """What is mapped of this extent, now or before; None: it can't be had."""
@@ -497,7 +494,7 @@ class Lease:
         while not self._hung_up and (extent or self._unpin or self._dropped):
             request = pb.LeaseRequest(extent=extent, unpin=self._unpin[:_UNPINS_MAX], dropped=self._dropped[:_DROPPED_MAX])
             try:
-                self._connection.send(request.SerializeToString(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                self._connection.send(request.SerializeToString(), _AT_ONCE)
             except BlockingIOError:
                 if not self._untold:
                     self._untold = True
@@ -522,8 +519,8 @@ class Lease:
                 return
 
     def _read_event(self, deadline: float) -> tuple[pb.LeaseEvent | None, list[int]]:
-        """The next event, of which `drop` is done, and its descriptors, which are the caller's to close. None: there is none before the deadline (0: now),
-        or the lease has ended."""
+        """The next event, of which `drop` and `short_of_room` are done, and its descriptors, which are the caller's to close. None: there is none before
+        the deadline (0: now), or the lease has ended."""
         if not self._poll.poll(max(0.0, deadline - time.monotonic()) * 1000 if deadline else 0):
             return None, []
         data, flags = b"", 0  # as when it has hung up
@@ -545,6 +542,9 @@ class Lease:
                 extent.doomed = True
                 if not extent.users:
                     self._unmap(extent)
+        if event.short_of_room:
+            self._no_stock_until = time.monotonic() + STOCK_PAUSE_S
+            self._give_up(self._stock.take_all())
         return event, fds
 
 
@@ -600,6 +600,67 @@ def _attend(lease: weakref.ref[Lease]) -> float | None:
         return found.attend()
     time.sleep(0.01)  # its finalizer is about to end it
     return None
+
+
+class _Stock:
+    """Granted slots that wait to be used. Thread-safe; nothing here waits for the daemon."""
+
+    class _Shelf:
+        def __init__(self) -> None:
+            self.grants: list[Grant] = []
+            self.low = 0  # the fewest since the last look that was due
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shelves: dict[str, _Stock._Shelf] = {}  # by layout
+        self._look_at: float | None = None  # when look() is due; None: nobody looks
+
+    def count(self, layout: str) -> int:
+        shelf = self._shelves.get(layout)
+        return 0 if shelf is None else len(shelf.grants)
+
+    def take(self, layout: str, count: int) -> list[Grant]:
+        """So many, or none."""
+        with self._lock:
+            shelf = self._shelves.setdefault(layout, _Stock._Shelf())
+            if len(shelf.grants) < count:
+                return []
+            taken = shelf.grants[-count:]  # those that were used a moment ago are in caches
+            del shelf.grants[-count:]
+            shelf.low = min(shelf.low, len(shelf.grants))
+            return taken
+
+    def take_all(self) -> list[Grant]:
+        with self._lock:
+            taken = [grant for shelf in self._shelves.values() for grant in shelf.grants]
+            self._shelves = {}
+            return taken
+
+    def add(self, layout: str, grants: Sequence[Grant]) -> bool:
+        """Whether somebody has to begin to look()."""
+        with self._lock:
+            self._shelves.setdefault(layout, _Stock._Shelf()).grants += grants
+            begins = bool(grants) and self._look_at is None
+            if begins:
+                self._look_at = time.monotonic() + STOCK_IDLE_S
+            return begins
+
+    def look(self) -> tuple[list[Grant], float | None]:
+        """What nobody needed for STOCK_IDLE_S, and is not in stock any more; and in how many seconds to look again, None: when add() says so."""
+        with self._lock:
+            if self._look_at is None:
+                return [], None
+            left = self._look_at - time.monotonic()
+            if left > 0:
+                return [], left
+            idle: list[Grant] = []
+            for shelf in self._shelves.values():
+                idle += shelf.grants[:shelf.low]
+                del shelf.grants[:shelf.low]
+                shelf.low = len(shelf.grants)
+            pause = STOCK_IDLE_S if any(shelf.grants for shelf in self._shelves.values()) else None
+            self._look_at = None if pause is None else time.monotonic() + pause
+            return idle, pause
 
 
 class _Mapping:
@@ -677,8 +738,12 @@ class Pin:
         self._id = id
         self._extent = extent
         self._is_given_back = False
+        self._nbytes = nbytes
         self.address = address
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, True)}
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "typestr": "|u1", "shape": (self._nbytes,), "data": (self.address, True)}
 
     def __del__(self) -> None:
         if not self._is_given_back:
@@ -695,8 +760,12 @@ class Grant:
     def __init__(self, id: int, extent: _Extent, address: int, nbytes: int) -> None:
         self.id = id
         self.extent = extent
+        self._nbytes = nbytes
         self.address = address
-        self.__array_interface__: dict[str, Any] = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (address, False)}
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return {"version": 3, "typestr": "|u1", "shape": (self._nbytes,), "data": (self.address, False)}
 
     def view(self) -> memoryview:
         return _wire.as_bytes(np.asarray(self))

@@ -420,25 +420,22 @@ std::optional<absl::StatusOr<v1::LoadResponse>> Arena::LoadDirectly(v1::LoadRequ
   }
   if (slots.empty()) return response;
   const absl::Time start = absl::Now();
-  absl::StatusOr<bool> is_copied = status;
-  if (status.ok()) {
-    absl::StatusOr<std::unique_ptr<const DirectLease::Held>> held = lease->Hold(slots, plan_->state_bytes());
-    if (held.ok()) {
-      std::vector<const char*> states;
-      for (size_t i = 0; i < slots.size(); ++i) states.push_back((*held)->data(i));
-      is_copied = Gather(states, rows, *std::move(held), stream);
-      if (!is_copied.ok() || !*is_copied) Doubt(request);
-      if (!is_copied.ok()) return is_copied.status();
-      if (!*is_copied) return std::nullopt;
-      if (gpu_ == nullptr) ToProto(absl::Now() - start, response->mutable_copy_time());
-      return response;
-    }
-    status = held.status();
+  absl::StatusOr<std::unique_ptr<const DirectLease::Held>> held =
+      status.ok() ? lease->Hold(slots, plan_->state_bytes()) : status;
+  if (!held.ok()) {
+    direct_->Judge(lease, held.status());
+    direct_->Retire(lease);
+    Doubt(request);
+    return std::nullopt;
   }
-  direct_->Judge(lease, status);
-  direct_->Retire(lease);
-  Doubt(request);
-  return std::nullopt;
+  std::vector<const char*> states;
+  for (size_t i = 0; i < slots.size(); ++i) states.push_back((*held)->data(i));
+  const absl::StatusOr<bool> is_copied = Gather(states, rows, *std::move(held), stream);
+  if (!is_copied.ok() || !*is_copied) Doubt(request);
+  if (!is_copied.ok()) return is_copied.status();
+  if (!*is_copied) return std::nullopt;
+  if (gpu_ == nullptr) ToProto(absl::Now() - start, response->mutable_copy_time());
+  return response;
 }
 
 absl::StatusOr<bool> Arena::Gather(absl::Span<const char* const> states, absl::Span<const std::vector<uint32_t>> rows,
@@ -587,11 +584,9 @@ absl::StatusOr<std::shared_ptr<Storing>> Arena::BeginStore(const v1::StoreReques
       RowsOf(request), generation_, std::move(enqueued),
       [this, granted = *std::move(granted), request = v1::StoreRequest(request), generation = generation_,
        call](const absl::StatusOr<absl::Span<const LeafHash>>& hashes) mutable -> absl::StatusOr<v1::StoreResponse> {
-        absl::StatusOr<v1::StoreResponse> response = hashes.status();
-        if (hashes.ok()) {
-          NameGrants(granted, *hashes, &request);
-          response = CallOf(generation, &Pool::StoreOnce, &request, call);
-        }
+        if (hashes.ok()) NameGrants(granted, *hashes, &request);
+        absl::StatusOr<v1::StoreResponse> response =
+            hashes.ok() ? CallOf(generation, &Pool::StoreOnce, &request, call) : hashes.status();
         if (!response.ok()) {
           granted.lease->GiveBack(std::move(granted.grants));
           direct_->Judge(granted.lease, response.status());

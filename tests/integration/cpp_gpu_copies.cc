@@ -379,7 +379,9 @@ TEST_F(CppGpuCopiesTest, EachViewGivesTheStatesThatTheDaemonsCopiesGive) {
       char* const begin = static_cast<char*>(arena->tensors().front().data);
       const size_t bytes = arena->bytes() - 4096;
       std::memset(begin, 0x55, bytes);
+      const uint64_t before = gpu_->legacy.enqueued();
       const auto loaded = arena->Load({LoadRow(2, SequenceRef(Name("/in"))), LoadRow(0, SequenceRef(Name("/nobody")))});
+      EXPECT_EQ(gpu_->legacy.enqueued() > before, direct);
       ASSERT_TRUE(loaded.ok() && loaded->rows[0].ok()) << loaded.status();
       EXPECT_EQ(ReasonOf(loaded->rows[1].status()), "NEVER_CREATED");
       gpu_->legacy.Synchronize();

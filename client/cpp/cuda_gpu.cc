@@ -279,22 +279,31 @@ class CudaChunks final : public MappedChunks {
   uint64_t mapped_bytes_ = 0;
 };
 
-// Pinned memory for hashes, kept for the next: to allocate and to free it is slow, and the latter waits for the GPU.
-// Thread-safe.
+// Pinned memory for hashes, kept for the next: to allocate and to free it is slow, and may wait for the GPU. There is
+// some from the beginning. Thread-safe.
 class HashMemory {
  public:
-  explicit HashMemory(const Context& context) : context_(context) {}
-  ~HashMemory() {
-    (void)context_.Within([this] {
-      for (const Piece& piece : free_) (void)context_.driver->free_pinned(piece.hashes);
-      return absl::OkStatus();
-    });
-  }
-
   struct Piece {
     LeafHash* hashes = nullptr;
     size_t count = 0;
   };
+
+  // REQUIRES: within the context.
+  static absl::StatusOr<std::shared_ptr<HashMemory>> Make(const Context& context) {
+    auto memory = std::make_shared<HashMemory>(context);
+    const absl::StatusOr<Piece> all = memory->Allocate(kPieces * kPieceHashes);
+    if (!all.ok()) return all.status();
+    for (size_t i = 0; i < kPieces; ++i) memory->PutBack({all->hashes + i * kPieceHashes, kPieceHashes});
+    return memory;
+  }
+  explicit HashMemory(const Context& context) : context_(context) {}
+  ~HashMemory() {
+    (void)context_.Within([this] {
+      for (LeafHash* const hashes : allocated_) (void)context_.driver->free_pinned(hashes);
+      return absl::OkStatus();
+    });
+  }
+
   // At least so many. REQUIRES: within the context.
   absl::StatusOr<Piece> Take(size_t count) {
     {
@@ -307,14 +316,7 @@ class HashMemory {
         return found;
       }
     }
-    Piece piece;
-    piece.count = std::max(count, kHashesMin);
-    void* memory = nullptr;
-    absl::Status status = context_.driver->Copied(
-        context_.driver->allocate_pinned(&memory, piece.count * sizeof(LeafHash), 0), "cuMemHostAlloc");
-    if (!status.ok()) return status;
-    piece.hashes = static_cast<LeafHash*>(memory);
-    return piece;
+    return Allocate(count);
   }
   void PutBack(const Piece& piece) {
     if (piece.hashes == nullptr || context_.driver->IsForked()) return;
@@ -323,10 +325,22 @@ class HashMemory {
   }
 
  private:
-  static constexpr size_t kHashesMin = 8192;  // 64 KiB: of 512 MiB of states
+  // What there is from the beginning: 1 MiB, for so many stores at once of at most 512 MiB each.
+  static constexpr size_t kPieces = 16, kPieceHashes = 8192;
+
+  absl::StatusOr<Piece> Allocate(size_t count) {
+    void* memory = nullptr;
+    absl::Status status = context_.driver->Copied(
+        context_.driver->allocate_pinned(&memory, count * sizeof(LeafHash), 0), "cuMemHostAlloc");
+    if (!status.ok()) return status;
+    const std::lock_guard lock(mu_);
+    allocated_.push_back(static_cast<LeafHash*>(memory));
+    return Piece{allocated_.back(), count};
+  }
 
   const Context context_;
-  std::mutex mu_;
+  std::mutex mu_;  // of what follows
+  std::vector<LeafHash*> allocated_;
   std::vector<Piece> free_;
 };
 
@@ -382,11 +396,11 @@ class CudaEnqueued final : public Enqueued {
 
 class CudaCopies final : public GpuCopies {
  public:
-  CudaCopies(const Context& context, DeviceCopyPlan plan, uint64_t state_bytes)
+  CudaCopies(const Context& context, DeviceCopyPlan plan, uint64_t state_bytes, std::shared_ptr<HashMemory> hashes)
       : context_(context),
         leaves_(LeafCount(state_bytes)),
         plan_(std::make_unique<DeviceCopyPlan>(std::move(plan))),
-        hashes_(std::make_shared<HashMemory>(context)) {}
+        hashes_(std::move(hashes)) {}
   ~CudaCopies() override {
     if (context_.driver->IsForked()) {
       (void)plan_.release();
@@ -460,8 +474,11 @@ class CudaGpu final : public Gpu {
     std::unique_ptr<GpuCopies> copies;
     absl::Status status = context_.Within([&] {
       absl::StatusOr<DeviceCopyPlan> on_gpu = DeviceCopyPlan::Create(plan);
-      if (on_gpu.ok()) copies = std::make_unique<CudaCopies>(context_, *std::move(on_gpu), plan.state_bytes());
-      return on_gpu.status();
+      if (!on_gpu.ok()) return on_gpu.status();
+      absl::StatusOr<std::shared_ptr<HashMemory>> hashes = HashMemory::Make(context_);
+      if (!hashes.ok()) return hashes.status();
+      copies = std::make_unique<CudaCopies>(context_, *std::move(on_gpu), plan.state_bytes(), *std::move(hashes));
+      return absl::OkStatus();
     });
     if (!status.ok()) return status;
     return copies;

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,7 @@ SMALL = statepool.Layout("small", (  # 1.2 MB
     statepool.Tensor("conv", tuple(range(8)), "bfloat16", {"channel": 1024, "tap": 3}, "conv"),
     statepool.Tensor("ssm", tuple(range(8)), "float32", {"channel": 2048, "state": 16}, "recurrent")))
 ROWS = 3  # of a worker that is killed
+CPP_CLIENT_S_MAX = 90
 
 
 class Counted(Daemon):
@@ -233,6 +235,28 @@ def check_evictions(checks, directory):
                 arena.load({0: f"e/{i}"})
                 checks.expect("spilled, promoted and loaded", set(read_row(arena, layout, 0)) == {i + 1})
         checks.expect("nothing stays pinned", wait_until(lambda: slots(daemon) == {"pinned": 0, "granted": 0}) is not None)
+
+
+def check_cpp_client(checks, directory):
+    """client_direct_test.cc, which says when the daemon is to be killed and started anew."""
+    program = harness.binary("gpu_client_test", harness.BUILD if harness.BUNDLE else harness.BUILD / "tests")
+    with Counted(directory / "cpp", "--hot-bytes=768MiB") as daemon:
+        told = []
+        with subprocess.Popen([program, "--gtest_filter=GpuDirectClientTest.*"], env=os.environ | {"STATEPOOL_SERVER": daemon.address},
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            too_long = threading.Timer(CPP_CLIENT_S_MAX, process.kill)
+            too_long.start()
+            for line in process.stdout:
+                told.append(line)
+                if line == "restart\n":
+                    daemon.kill()
+                    daemon.start()
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+            too_long.cancel()
+        passed = re.search(r"PASSED  \] (\d+) tests", "".join(told))
+        checks.expect(f"gpu_client_test: {''.join(told)[-4000:]}", process.returncode == 0 and passed and int(passed[1]) >= 9)
+        checks.expect("gpu_client_test left no pins and grants", wait_until(lambda: not any(slots(daemon).values())) is not None)
 
 
 def check_restart(checks, directory, randbytes):
@@ -469,6 +493,7 @@ def run_checks(directory, seed):
         attempt(check_threads, pool)
         attempt(base.check_inline, pool, rng.randbytes)
         attempt(check_by_torch, daemon)
+    attempt(check_cpp_client, directory)
     attempt(check_evictions, directory)
     attempt(check_restart, directory, rng.randbytes)
     return {"name": "gpu-direct", "value": len(checks.failed), "unit": "checks failed", "n": checks.n, "goal": 0}

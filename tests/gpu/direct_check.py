@@ -6,6 +6,7 @@ Lines of the contract on stdout: "gpu-direct" counts checks that failed, "gpu-di
 Needs a GPU, torch and cuda-bindings. With --worker it is what starts the workers that are killed, with --by-torch one that has no kernels' library."""
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -472,6 +473,25 @@ def figures(directory, quick):
                 yield line(f"gpu-direct-store_async-{rows}", sorted(enqueued[3:]), copy, bytes=nbytes)
 
 
+def figures_of_cpp_client(directory, quick):
+    """What client_bench.cc tells: whole calls, and what a call takes until it returns ("-returned"), each beside a copy of as many bytes."""
+    program = harness.binary("gpu_client_bench", harness.BUILD if harness.BUNDLE else harness.BUILD / "tests")
+    with Counted(directory / "cpp-figures", "--hot-bytes=24GiB", "--max-arena-bytes=5GiB", "--max-granted-bytes=8GiB", "--default-durability=volatile") as daemon:
+        done = subprocess.run([program, *["--quick"] * quick], env=os.environ | {"STATEPOOL_SERVER": daemon.address}, capture_output=True, text=True,
+                              timeout=CPP_CLIENT_S_MAX)
+        if done.returncode:
+            raise harness.NotMeasurable(f"gpu_client_bench ended with {done.returncode}: {done.stderr[-2000:]}")
+        copy = None
+        for told in map(json.loads, done.stdout.splitlines()):
+            taken = sorted(told["us"])
+            if told["what"] == "copy":
+                copy = taken
+            elif told["what"] == "rpc":
+                yield line("gpu-direct-cpp-rpc", taken, None, "GetCapabilities")
+            else:
+                yield line(f"gpu-direct-cpp-{told['what']}-{told['rows']}", taken, copy, "cudaMemcpyAsync device to device", bytes=told["bytes"])
+
+
 # ------------------------------------------------------------------------------------------------------------------- main
 
 def run_checks(directory, seed):
@@ -519,7 +539,7 @@ def main():
     short = 0
     with harness.workspace("gpu-direct") as directory:
         short += not harness.figure(run_checks(directory, options.seed) | {"machine": gpu}, options.seed)
-        for measured in figures(directory, options.quick):
+        for measured in itertools.chain(figures(directory, options.quick), figures_of_cpp_client(directory, options.quick)):
             short += not harness.figure(measured | {"machine": gpu}, options.seed)
         short += not harness.figure(run_kills(directory, options.seed, kills) | {"machine": gpu}, options.seed)
     return harness.FALLS_SHORT if short else harness.OK

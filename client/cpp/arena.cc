@@ -509,7 +509,7 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
   const absl::Time deadline = absl::Now() + *call.timeout;
   std::optional<DirectGrants> granted = TakeGrants(*request, deadline);
   if (!granted) return std::nullopt;
-  auto& [lease, grants] = *granted;
+  std::vector<DirectLease::Granted>& grants = granted->grants;
   const size_t count = grants.size();
   const uint64_t bytes = plan_->state_bytes() * count;
   const CopyHint hint = bytes > kStreamingStoreBytes ? CopyHint::kStreaming : CopyHint::kCached;
@@ -534,8 +534,8 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
   if (response.ok()) {
     ToProto(copy_time, response->mutable_copy_time());
   } else {
-    lease->GiveBack(std::move(grants));
-    direct_->Judge(lease, response.status());
+    granted->lease->GiveBack(std::move(grants));
+    direct_->Judge(granted->lease, response.status());
   }
   return Settle(std::move(response), deadline);
 }

@@ -162,6 +162,19 @@ class GpuDirectClientTest : public testing::Test {
     return !answer.ok() ? answer.status() : answer->rows[0].status();
   }
 
+  // Repeats what the daemon asks to be repeated, of the call or of an item.
+  template <typename MakeCall>
+  static auto Patiently(MakeCall call) {
+    for (int attempt = 0;; ++attempt) {
+      auto answer = call();
+      absl::Status error = answer.status();
+      for (size_t i = 0; error.ok() && i < answer->rows.size(); ++i) error = answer->rows[i].status();
+      const std::optional<absl::Duration> delay = GetErrorDetail(error).retry_after;
+      if (error.ok() || !delay || attempt == 100) return answer;
+      absl::SleepFor(std::min(*delay, absl::Milliseconds(100)));
+    }
+  }
+
   static constexpr size_t kBacklogBytes = 512 << 20;
 
   std::optional<Pool> pool_;
@@ -189,17 +202,22 @@ TEST_F(GpuDirectClientTest, EveryDtypeInEachViewIsCopiedAsTheDaemonDoes) {
         options.direct = direct;
         const auto arena = pool_->OpenArena("dtypes", options);
         ASSERT_TRUE(arena.ok()) << arena.status();
-        // Whichever tensor is first.
-        char* begin = static_cast<char*>((*arena)->tensors()[0].data);
-        for (const ArenaTensor& tensor : (*arena)->tensors()) begin = std::min(begin, static_cast<char*>(tensor.data));
-        EXPECT_CUDA(cudaMemsetAsync(begin, 0x55, (*arena)->bytes(), stream_));
+        char *begin = static_cast<char*>((*arena)->tensors()[0].data), *end = begin;
+        for (const ArenaTensor& tensor : (*arena)->tensors()) {
+          char* last = static_cast<char*>(tensor.data);
+          begin = std::min(begin, last);
+          for (size_t axis = 0; axis < tensor.shape.size(); ++axis)
+            last += (tensor.shape[axis] - 1) * tensor.strides[axis];
+          end = std::max(end, last + BytesOf(tensor.dtype));
+        }
+        const auto bytes = static_cast<uint64_t>(end - begin);
+        EXPECT_CUDA(cudaMemsetAsync(begin, 0x55, bytes, stream_));
         const auto loaded = (*arena)->Load(
             {LoadRow(2, SequenceRef(Name("/in"))), LoadRow(1, SequenceRef(Name("/nobody")))}, {}, stream_);
         ASSERT_TRUE(loaded.ok() && loaded->rows[0].ok()) << loaded.status();
         EXPECT_EQ(ReasonOf(loaded->rows[1].status()), "NEVER_CREATED");
         EXPECT_TRUE(loaded->rows[0]->copied());
-        EXPECT_EQ(loaded->copy_time == absl::ZeroDuration(), direct) << "whose copy it was";
-        seen[direct].push_back(Read(begin, (*arena)->bytes(), stream_));
+        seen[direct].push_back(Read(begin, bytes, stream_));
         for (const uint32_t accepted : {1u, 2u}) {
           const std::string name = Name(absl::StrCat("/", layers, is_turned, direct, accepted));
           v1::StoreItem item = Whole(2, name, 5);
@@ -346,8 +364,8 @@ TEST_F(GpuDirectClientTest, MoreStatesThanTheBudgetAreLoadedAsTheyWereStored) {
   ASSERT_NE(arena, nullptr);
   for (int i = 0; i < kStates; ++i) {
     Fill(*arena, i % 8, i % 127, stream_);
-    const absl::Status stored =
-        StatusOf(arena->Store({Whole(i % 8, Name(absl::StrCat("/", i)), 1)}, true, {}, stream_));
+    const absl::Status stored = StatusOf(
+        Patiently([&] { return arena->Store({Whole(i % 8, Name(absl::StrCat("/", i)), 1)}, true, {}, stream_); }));
     ASSERT_TRUE(stored.ok()) << i << stored;
   }
   std::mt19937 random(1);
@@ -358,7 +376,7 @@ TEST_F(GpuDirectClientTest, MoreStatesThanTheBudgetAreLoadedAsTheyWereStored) {
       loaded.push_back(static_cast<int>(random() % kStates));
       items.push_back(LoadRow(row, SequenceRef(Name(absl::StrCat("/", loaded.back())))));
     }
-    const auto answer = arena->Load(items, {}, stream_);
+    const auto answer = Patiently([&] { return arena->Load(items, {}, stream_); });
     ASSERT_TRUE(answer.ok()) << answer.status();
     for (uint32_t row = 0; row < 8; ++row) {
       ASSERT_TRUE(answer->rows[row].ok()) << answer->rows[row].status();
@@ -414,7 +432,8 @@ TEST_F(GpuDirectClientTest, AfterAKilledDaemonTheArenaIsThereAgainAndItsGraphsAr
     EXPECT_CUDA(cudaStreamSynchronize(stream_));
     absl::Status loaded;
     for (int attempt = 0; attempt < 100; ++attempt) {
-      loaded = arena->Load({LoadRow(1, SequenceRef(Name("/kept")))}, {}, stream_).status();
+      const auto answer = arena->Load({LoadRow(1, SequenceRef(Name("/kept")))}, {}, stream_);
+      loaded = answer.ok() ? answer->rows[0].status() : answer.status();
       if (loaded.ok()) break;
       ASSERT_TRUE(ReasonOf(loaded) == "CONTENTS_GONE" || ReasonOf(loaded) == "UNREACHABLE") << loaded;
       absl::SleepFor(absl::Milliseconds(50));

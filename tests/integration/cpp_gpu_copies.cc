@@ -301,6 +301,24 @@ TEST_F(CppGpuCopiesTest, ABaseRevisionIsCheckedAndAnAttachmentIsLeftToTheDaemon)
   EXPECT_EQ(ReasonOf(StatusOf(arena_->Store({StoreRow(3, Name(), 4)}))), "ROW_NOT_LOADED");
 }
 
+TEST_F(CppGpuCopiesTest, AStoreThatTheDaemonCopiesComesAfterThoseThatBeganBefore) {
+  gpu_->legacy.Hold();
+  Write(0, Image(1));
+  const PendingStore first = Begin(Whole(0, Name(), 1));
+  Write(1, Image(2), &other_);
+  std::thread later([this] {
+    absl::SleepFor(absl::Milliseconds(100));
+    gpu_->legacy.Open();
+  });
+  v1::StoreItem item = Whole(1, Name(), 2);
+  item.set_attachment("logits");
+  const PendingStore second = Begin(item, &other_);
+  EXPECT_TRUE(first.done() && second.done());
+  later.join();
+  EXPECT_EQ(pool_->Describe(SequenceRef(Name()))->position(), 2);
+  EXPECT_EQ(Get(Name()), Image(2));
+}
+
 TEST_F(CppGpuCopiesTest, AStreamThatIsGivenIsTheOne) {
   gpu_->legacy.Hold();
   Write(0, Image(4), &other_);

@@ -16,8 +16,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
-#include "client/cpp/cuda_mapping.h"
 #include "client/cpp/direct.h"
+#include "client/cpp/gpu.h"
+#include "client/cpp/in_flight.h"
 #include "client/cpp/lane.h"
 #include "client/cpp/mapping.h"
 #include "kernels/checksum.h"
@@ -31,7 +32,9 @@ constexpr uint64_t kStreamingLoadBytes = 4 << 20;
 constexpr uint64_t kStreamingStoreBytes = 1 << 20;
 // And of so many are shared with a second thread: much more than a thread costs.
 constexpr uint64_t kSharedBytesMin = 8 << 20;
+// How long no slots are asked for that could not be had: where the daemon's copies cost about the same, and on a GPU.
 constexpr absl::Duration kRefusedPause = absl::Seconds(30);
+constexpr absl::Duration kRefusedPauseOnGpu = DirectLease::kGrantPause;
 constexpr absl::Duration kCloseTimeout = absl::Seconds(5);  // the socket tells the daemon as well
 
 absl::Status Refusal(absl::string_view reason, absl::string_view message) {
@@ -42,6 +45,13 @@ absl::Status Forked() {
   return Refusal("FORKED", "this arena is that of the process that this one was forked from: open another one");
 }
 absl::Status Closed() { return Refusal("ARENA_CLOSED", "this arena was closed"); }
+
+absl::Status ContentsGone(const std::string& incarnation, const std::string& arena) {
+  return MakeError(absl::StatusCode::kAborted, "CONTENTS_GONE", "",
+                   "the daemon had lost this arena. It is open again at the same addresses: all rows are zeros and "
+                   "must be loaded again",
+                   {{"incarnation", incarnation}, {"arena", arena}});
+}
 
 // What makes addresses mean the same in two arenas.
 std::string ShapeOf(const v1::Arena& arena) {
@@ -54,6 +64,13 @@ std::string ShapeOf(const v1::Arena& arena) {
   *shape.mutable_tensors() = arena.tensors();
   *shape.mutable_plan() = arena.plan();
   return shape.SerializeAsString();
+}
+
+template <typename Request>
+absl::flat_hash_set<uint32_t> RowsOf(const Request& request) {
+  absl::flat_hash_set<uint32_t> rows;
+  for (const auto& item : request.items()) rows.insert(item.row());
+  return rows;
 }
 
 // Runs work(begin, end) over [0, n): by two threads, half each, where there is much to copy.
@@ -104,6 +121,67 @@ void ToProto(absl::Duration from, google::protobuf::Duration* to) {
 
 absl::Duration ToDuration(const google::protobuf::Duration& duration) {
   return absl::Seconds(duration.seconds()) + absl::Nanoseconds(duration.nanos());
+}
+
+absl::StatusOr<LoadAnswer> AnswerOf(absl::StatusOr<v1::LoadResponse> response, int items) {
+  if (!response.ok()) return response.status();
+  if (response->rows_size() != items) return MalformedResponse("a LoadResponse has one entry for each item");
+  LoadAnswer answer;
+  answer.copy_time = ToDuration(response->copy_time());
+  for (v1::LoadedRow& row : *response->mutable_rows()) {
+    if (absl::Status status = ToStatus(row); !status.ok()) {
+      answer.rows.push_back(std::move(status));
+    } else {
+      answer.rows.push_back(std::move(row));
+    }
+  }
+  return answer;
+}
+
+absl::StatusOr<StoreAnswer> AnswerOf(absl::StatusOr<v1::StoreResponse> response, int items) {
+  if (!response.ok()) return response.status();
+  if (response->rows_size() != items) return MalformedResponse("a StoreResponse has one entry for each item");
+  StoreAnswer answer;
+  answer.done = response->done();
+  answer.copy_time = ToDuration(response->copy_time());
+  for (v1::StoredRow& row : *response->mutable_rows()) {
+    if (absl::Status status = ToStatus(row); !status.ok()) {
+      answer.rows.push_back(std::move(status));
+    } else {
+      answer.rows.push_back(std::move(*row.mutable_info()));
+    }
+  }
+  return answer;
+}
+
+v1::StoreRequest RequestOf(absl::Span<const v1::StoreItem> items, bool all_or_none) {
+  v1::StoreRequest request;
+  request.mutable_items()->Add(items.begin(), items.end());
+  request.set_all_or_none(all_or_none);
+  for (v1::StoreItem& item : *request.mutable_items()) {
+    if (item.request_id().empty()) item.set_request_id(NewRequestId());
+  }
+  return request;
+}
+
+}  // namespace
+
+struct DirectGrants {
+  std::shared_ptr<DirectLease> lease;
+  std::vector<DirectLease::Granted> grants;  // one for each item
+};
+
+namespace {
+
+// Names the slots in the request, with the checksums of what was written there.
+void NameGrants(const DirectGrants& granted, absl::Span<const LeafHash> hashes, v1::StoreRequest* request) {
+  const size_t leaves = hashes.size() / granted.grants.size();
+  for (size_t i = 0; i < granted.grants.size(); ++i) {
+    v1::StoreItem& item = *request->mutable_items(static_cast<int>(i));
+    item.set_grant(granted.grants[i].slot.id());
+    item.set_checksum(ChecksumToHex(HashRoot(hashes.subspan(i * leaves, leaves))));
+  }
+  request->set_lease(granted.lease->id());
 }
 
 }  // namespace
@@ -187,63 +265,107 @@ std::string Arena::incarnation() const {
 
 // ---- Load and Store
 
+absl::Status Arena::Enter(CUstream_st* stream) const {
+  if (IsForked()) return Forked();
+  if (gpu_ == nullptr) return absl::OkStatus();
+  const absl::StatusOr<bool> is_capturing = gpu_->IsCapturing(stream);
+  if (!is_capturing.ok()) return is_capturing.status();
+  if (!*is_capturing) return absl::OkStatus();
+  return MakeError(absl::StatusCode::kFailedPrecondition, "STREAM_CAPTURING", "stream",
+                   "this stream is being captured into a graph, which can't have loads or stores: call them before or "
+                   "after the capture, or give them another stream");
+}
+
 absl::StatusOr<LoadAnswer> Arena::Load(absl::Span<const v1::LoadItem> items, const CallOptions& call,
                                        CUstream_st* stream) {
-  if (absl::Status status = WaitFor(stream); !status.ok()) return status;
+  if (absl::Status status = Enter(stream); !status.ok()) return status;
   v1::LoadRequest request;
   request.mutable_items()->Add(items.begin(), items.end());
+  // To the daemon a row is what the last call that it hears of made of it.
+  if (in_flight_ != nullptr) in_flight_->Finish(RowsOf(request));
   const absl::Time deadline = DeadlineOf(call);
-  std::optional<absl::StatusOr<v1::LoadResponse>> directly = LoadDirectly(&request, Until(deadline));
-  absl::StatusOr<v1::LoadResponse> response =
-      directly ? *std::move(directly) : Call(&Pool::Load, &request, Until(deadline));
-  if (!response.ok()) return response.status();
-  if (response->rows_size() != request.items_size())
-    return MalformedResponse("a LoadResponse has one entry for each item");
-  if (plan_ != nullptr) {
+  std::optional<absl::StatusOr<v1::LoadResponse>> response = LoadDirectly(&request, Until(deadline), stream);
+  const CallOptions left = gpu_ == nullptr ? Until(deadline) : call;  // the stream may take its time
+  if (!response) {
+    response = LoadByDaemon(&request, std::nullopt, left, stream);
+  } else if (response->ok() && (*response)->rows_size() == request.items_size()) {
+    response = LoadByDaemon(&request, **std::move(response), left, stream);
+  }
+  const int count = request.items_size();
+  if (plan_ != nullptr && response->ok() && (*response)->rows_size() == count) {
     const std::lock_guard lock(mu_);
-    for (int i = 0; i < request.items_size(); ++i) {
-      if (!response->rows(i).has_error()) doubtful_rows_.erase(request.items(i).row());
+    for (int i = 0; i < count; ++i) {
+      if (!(*response)->rows(i).has_error()) doubtful_rows_.erase(request.items(i).row());
     }
   }
-  LoadAnswer answer;
-  answer.copy_time = ToDuration(response->copy_time());
-  for (v1::LoadedRow& row : *response->mutable_rows()) {
-    if (absl::Status status = ToStatus(row); !status.ok()) {
-      answer.rows.push_back(std::move(status));
-    } else {
-      answer.rows.push_back(std::move(row));
-    }
+  return AnswerOf(*std::move(response), count);
+}
+
+absl::StatusOr<v1::LoadResponse> Arena::LoadByDaemon(v1::LoadRequest* request, std::optional<v1::LoadResponse> directly,
+                                                     const CallOptions& call, CUstream_st* stream) {
+  if (!directly) {
+    if (absl::Status status = WaitFor(stream); !status.ok()) return status;
+    return Call(&Pool::Load, request, call);
   }
-  return answer;
+  v1::LoadRequest rest;
+  std::vector<int> places;
+  for (int i = 0; i < directly->rows_size(); ++i) {
+    const v1::LoadedRow& row = directly->rows(i);
+    if (!row.has_error() || !IsShortage(GetErrorDetail(FromItemError(row.error())).reason)) continue;
+    *rest.add_items() = request->items(i);
+    places.push_back(i);
+  }
+  if (places.empty()) return *std::move(directly);
+  absl::StatusOr<v1::LoadResponse> loaded = LoadByDaemon(&rest, std::nullopt, call, stream);
+  if (!loaded.ok() || loaded->rows_size() != rest.items_size()) return loaded;
+  for (size_t i = 0; i < places.size(); ++i)
+    directly->mutable_rows(places[i])->Swap(loaded->mutable_rows(static_cast<int>(i)));
+  return *std::move(directly);
 }
 
 absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, bool all_or_none,
                                          const CallOptions& call, CUstream_st* stream) {
-  if (absl::Status status = WaitFor(stream); !status.ok()) return status;
-  v1::StoreRequest request;
-  request.mutable_items()->Add(items.begin(), items.end());
-  request.set_all_or_none(all_or_none);
-  for (v1::StoreItem& item : *request.mutable_items()) {
-    if (item.request_id().empty()) item.set_request_id(NewRequestId());
-  }
+  if (absl::Status status = Enter(stream); !status.ok()) return status;
+  v1::StoreRequest request = RequestOf(items, all_or_none);
   const absl::Time deadline = DeadlineOf(call);
-  std::optional<absl::StatusOr<v1::StoreResponse>> directly = StoreDirectly(&request, Until(deadline));
-  absl::StatusOr<v1::StoreResponse> response =
-      directly ? *std::move(directly) : Call(&Pool::Store, &request, Until(deadline));
-  if (!response.ok()) return response.status();
-  if (response->rows_size() != request.items_size())
-    return MalformedResponse("a StoreResponse has one entry for each item");
-  StoreAnswer answer;
-  answer.done = response->done();
-  answer.copy_time = ToDuration(response->copy_time());
-  for (v1::StoredRow& row : *response->mutable_rows()) {
-    if (absl::Status status = ToStatus(row); !status.ok()) {
-      answer.rows.push_back(std::move(status));
-    } else {
-      answer.rows.push_back(std::move(*row.mutable_info()));
-    }
+  std::optional<absl::StatusOr<v1::StoreResponse>> response = StoreDirectly(&request, Until(deadline), stream);
+  if (!response) response = StoreByDaemon(&request, gpu_ == nullptr ? Until(deadline) : call, stream);
+  return AnswerOf(*std::move(response), request.items_size());
+}
+
+absl::StatusOr<PendingStore> Arena::StoreAsync(absl::Span<const v1::StoreItem> items, bool all_or_none,
+                                               const CallOptions& call, CUstream_st* stream) {
+  if (absl::Status status = Enter(stream); !status.ok()) return status;
+  if (gpu_ == nullptr) return PendingStore(this, Store(items, all_or_none, call, stream));
+  v1::StoreRequest request = RequestOf(items, all_or_none);
+  absl::StatusOr<std::shared_ptr<Storing>> storing =
+      BeginStore(request, Until(DeadlineOf(call)), stream, /*attended=*/true);
+  if (!storing.ok()) return PendingStore(this, storing.status());
+  if (*storing != nullptr) return PendingStore(this, *std::move(storing));
+  return PendingStore(this, AnswerOf(StoreByDaemon(&request, call, stream), request.items_size()));
+}
+
+absl::StatusOr<v1::StoreResponse> Arena::StoreByDaemon(v1::StoreRequest* request, const CallOptions& call,
+                                                       CUstream_st* stream) {
+  if (in_flight_ != nullptr) in_flight_->Finish();
+  if (absl::Status status = WaitFor(stream); !status.ok()) return status;
+  return Call(&Pool::Store, request, call);
+}
+
+bool PendingStore::done() const { return storing_ == nullptr || storing_->is_over(); }
+
+absl::StatusOr<StoreAnswer> PendingStore::Wait(absl::Duration timeout) const {
+  if (arena_->IsForked()) return Forked();
+  if (storing_ == nullptr) return answer_;
+  if (!storing_->is_over() && timeout == absl::InfiniteDuration()) {
+    arena_->in_flight_->FinishThrough(*storing_);
+  } else if (!storing_->WaitUntilOver(absl::Now() + timeout)) {
+    return MakeError(absl::StatusCode::kDeadlineExceeded, "NOT_DONE_YET", "",
+                     absl::StrCat("the store is not done after ", absl::FormatDuration(timeout), "; it goes on"));
   }
-  return answer;
+  const Storing::Answer& answer = storing_->answer();
+  if (!answer.ok()) return arena_->Lost(answer.status(), storing_->generation());
+  return AnswerOf(answer, static_cast<int>(storing_->rows().size()));
 }
 
 // ---- by a direct way
@@ -256,15 +378,16 @@ void Arena::Doubt(v1::LoadRequest* request) {
   }
 }
 
-std::optional<absl::StatusOr<v1::LoadResponse>> Arena::LoadDirectly(v1::LoadRequest* request, const CallOptions& call) {
-  if (plan_ == nullptr || IsForked()) return std::nullopt;
+std::optional<absl::StatusOr<v1::LoadResponse>> Arena::LoadDirectly(v1::LoadRequest* request, const CallOptions& call,
+                                                                    CUstream_st* stream) {
+  if (plan_ == nullptr || (gpu_ != nullptr && copies_ == nullptr)) return std::nullopt;
   {
     const std::lock_guard lock(mu_);
     for (v1::LoadItem& item : *request->mutable_items()) {
       if (doubtful_rows_.contains(item.row())) item.clear_row_unmodified();
     }
   }
-  const std::shared_ptr<DirectLease> lease = direct_->Lease(absl::Now() + *call.timeout);
+  const std::shared_ptr<DirectLease> lease = direct_->Lease(absl::Now() + *call.timeout, gpu_name());
   if (lease == nullptr) return std::nullopt;
   request->set_lease(lease->id());
   absl::StatusOr<v1::LoadResponse> response = Call(&Pool::LoadOnce, request, call);
@@ -278,54 +401,77 @@ std::optional<absl::StatusOr<v1::LoadResponse>> Arena::LoadDirectly(v1::LoadRequ
     return std::nullopt;
   }
   if (response->rows_size() != request->items_size()) return response;
-  struct Source {
-    std::unique_ptr<const DirectLease::Held> held;
-    std::vector<uint32_t> rows;
-  };
-  absl::flat_hash_map<uint64_t, Source> sources;  // by pin
+  std::vector<v1::Slot> slots;
+  std::vector<std::vector<uint32_t>> rows;       // of each
+  absl::flat_hash_map<uint64_t, size_t> places;  // by pin
   absl::Status status;
   for (int i = 0; i < response->rows_size(); ++i) {
     v1::LoadedRow& row = *response->mutable_rows(i);
     if (!row.has_slot()) continue;
-    if (request->items(i).row() >= rows() || row.info().state_bytes() != plan_->state_bytes()) {
+    if (request->items(i).row() >= this->rows() || row.info().state_bytes() != plan_->state_bytes())
       status = MalformedResponse("a row with a slot of another layout");
-      break;
+    const auto [place, is_new] = places.try_emplace(row.slot().id(), slots.size());
+    if (is_new) {
+      slots.push_back(row.slot());
+      rows.emplace_back();
     }
-    Source& source = sources[row.slot().id()];
-    source.rows.push_back(request->items(i).row());
-    if (source.held == nullptr) {
-      absl::StatusOr<std::unique_ptr<const DirectLease::Held>> held = lease->Hold(row.slot(), plan_->state_bytes());
-      status = held.status();
-      if (!held.ok()) break;
-      source.held = *std::move(held);
-    }
+    rows[place->second].push_back(request->items(i).row());
     row.clear_slot();
   }
-  if (!status.ok()) {
-    direct_->Judge(lease, status);
+  if (slots.empty()) return response;
+  const absl::Time start = absl::Now();
+  absl::StatusOr<std::unique_ptr<const DirectLease::Held>> held =
+      status.ok() ? lease->Hold(slots, plan_->state_bytes()) : status;
+  if (!held.ok()) {
+    direct_->Judge(lease, held.status());
     direct_->Retire(lease);
     Doubt(request);
     return std::nullopt;
   }
-  const uint64_t bytes = plan_->state_bytes() * static_cast<uint64_t>(response->rows_size());
-  const CopyHint hint = bytes > kStreamingLoadBytes ? CopyHint::kStreaming : CopyHint::kCached;
-  const absl::Time start = absl::Now();
-  for (const auto& [pin, source] : sources) {
-    for (const uint32_t row : source.rows) plan_->Clear(memory_->data(), row);
-  }
-  Share(bytes, plan_->state_bytes(), [&](uint64_t begin, uint64_t end) {
-    for (const auto& [pin, source] : sources)
-      plan_->Gather(source.held->data(), begin, end, memory_->data(), source.rows, hint);
-  });
-  ToProto(absl::Now() - start, response->mutable_copy_time());
+  std::vector<const char*> states;
+  for (size_t i = 0; i < slots.size(); ++i) states.push_back((*held)->data(i));
+  const absl::StatusOr<bool> is_copied = Gather(states, rows, *std::move(held), stream);
+  if (!is_copied.ok() || !*is_copied) Doubt(request);
+  if (!is_copied.ok()) return is_copied.status();
+  if (!*is_copied) return std::nullopt;
+  if (gpu_ == nullptr) ToProto(absl::Now() - start, response->mutable_copy_time());
   return response;
 }
 
-std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreRequest* request,
-                                                                      const CallOptions& call) {
-  const auto count = static_cast<size_t>(request->items_size());
-  if (plan_ == nullptr || IsForked() || count == 0) return std::nullopt;
-  for (const v1::StoreItem& item : request->items()) {
+absl::StatusOr<bool> Arena::Gather(absl::Span<const char* const> states, absl::Span<const std::vector<uint32_t>> rows,
+                                   std::shared_ptr<const void> pins, CUstream_st* stream) {
+  if (copies_ == nullptr) {
+    size_t count = 0;
+    for (const std::vector<uint32_t>& of_state : rows) {
+      for (const uint32_t row : of_state) plan_->Clear(memory_->data(), row);
+      count += of_state.size();
+    }
+    const uint64_t bytes = plan_->state_bytes() * count;
+    const CopyHint hint = bytes > kStreamingLoadBytes ? CopyHint::kStreaming : CopyHint::kCached;
+    Share(bytes, plan_->state_bytes(), [&](uint64_t begin, uint64_t end) {
+      for (size_t i = 0; i < states.size(); ++i) plan_->Gather(states[i], begin, end, memory_->data(), rows[i], hint);
+    });
+    return true;
+  }
+  std::vector<GpuCopies::FromSlot> items;
+  for (size_t i = 0; i < states.size(); ++i) {
+    for (const uint32_t row : rows[i]) items.push_back({states[i], row});
+  }
+  in_flight_->Release();
+  const std::lock_guard lock(mu_);  // while it is held nobody unmaps the arena
+  if (closed_) return Closed();
+  if (!IsKnownLocked()) return GoneLocked();
+  if (!memory_->is_mapped()) return false;
+  absl::StatusOr<std::unique_ptr<const Enqueued>> enqueued = copies_->Gather(items, memory_->data(), stream);
+  if (!enqueued.ok()) return enqueued.status();
+  in_flight_->Hold(*std::move(enqueued), std::move(pins));
+  return true;
+}
+
+std::optional<DirectGrants> Arena::TakeGrants(const v1::StoreRequest& request, absl::Time deadline) {
+  const auto count = static_cast<size_t>(request.items_size());
+  if (plan_ == nullptr || count == 0) return std::nullopt;
+  for (const v1::StoreItem& item : request.items()) {
     const uint32_t accepted = AcceptedOf(item);
     if (!item.attachment().empty() || item.row() >= rows() || accepted < 1 || accepted > std::max(steps(), 1u))
       return std::nullopt;
@@ -334,8 +480,7 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
     const std::lock_guard lock(mu_);
     if (closed_ || (count >= refused_grants_ && absl::Now() < refused_until_)) return std::nullopt;
   }
-  const absl::Time deadline = absl::Now() + *call.timeout;
-  const std::shared_ptr<DirectLease> lease = direct_->Lease(deadline);
+  std::shared_ptr<DirectLease> lease = direct_->Lease(deadline, gpu_name());
   if (lease == nullptr) return std::nullopt;
   absl::StatusOr<std::vector<DirectLease::Granted>> grants =
       lease->Take(*pool_, layout(), plan_->state_bytes(), count, deadline);
@@ -343,9 +488,29 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
     direct_->Judge(lease, grants.status());
     const std::lock_guard lock(mu_);
     refused_grants_ = count;
-    refused_until_ = absl::Now() + kRefusedPause;
+    refused_until_ = absl::Now() + (gpu_ == nullptr ? kRefusedPause : kRefusedPauseOnGpu);
     return std::nullopt;
   }
+  return DirectGrants{std::move(lease), *std::move(grants)};
+}
+
+std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreRequest* request,
+                                                                      const CallOptions& call, CUstream_st* stream) {
+  if (gpu_ != nullptr) {
+    absl::StatusOr<std::shared_ptr<Storing>> storing = BeginStore(*request, call, stream, /*attended=*/false);
+    if (!storing.ok()) return storing.status();
+    if (*storing == nullptr) return std::nullopt;
+    in_flight_->FinishThrough(**storing);
+    absl::StatusOr<v1::StoreResponse> response = (*storing)->answer();
+    if (!response.ok() && !IsShortage(GetErrorDetail(response.status()).reason))
+      response = Lost(response.status(), (*storing)->generation());
+    return Settle(std::move(response), absl::Now() + *call.timeout);
+  }
+  const absl::Time deadline = absl::Now() + *call.timeout;
+  std::optional<DirectGrants> granted = TakeGrants(*request, deadline);
+  if (!granted) return std::nullopt;
+  std::vector<DirectLease::Granted>& grants = granted->grants;
+  const size_t count = grants.size();
   const uint64_t bytes = plan_->state_bytes() * count;
   const CopyHint hint = bytes > kStreamingStoreBytes ? CopyHint::kStreaming : CopyHint::kCached;
   const uint64_t leaves = LeafCount(plan_->state_bytes());
@@ -354,17 +519,12 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
   Share(bytes, leaves, [&](uint64_t first, uint64_t last) {
     for (size_t i = 0; i < count; ++i) {
       const v1::StoreItem& item = request->items(static_cast<int>(i));
-      plan_->ScatterLeaves(memory_->data(), item.row(), AcceptedOf(item), first, last, (*grants)[i].data(),
+      plan_->ScatterLeaves(memory_->data(), item.row(), AcceptedOf(item), first, last, grants[i].data(),
                            hashes.data() + i * leaves + first, hint);
     }
   });
-  for (size_t i = 0; i < count; ++i) {
-    v1::StoreItem& item = *request->mutable_items(static_cast<int>(i));
-    item.set_grant((*grants)[i].slot.id());
-    item.set_checksum(ChecksumToHex(HashRoot(absl::MakeSpan(hashes).subspan(i * leaves, leaves))));
-  }
+  NameGrants(*granted, hashes, request);
   const absl::Duration copy_time = absl::Now() - start;
-  request->set_lease(lease->id());
   absl::StatusOr<v1::StoreResponse> response = Call(&Pool::StoreOnce, request, Until(deadline));
   request->clear_lease();
   for (v1::StoreItem& item : *request->mutable_items()) {
@@ -373,20 +533,69 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
   }
   if (response.ok()) {
     ToProto(copy_time, response->mutable_copy_time());
+  } else {
+    granted->lease->GiveBack(std::move(grants));
+    direct_->Judge(granted->lease, response.status());
+  }
+  return Settle(std::move(response), deadline);
+}
+
+std::optional<absl::StatusOr<v1::StoreResponse>> Arena::Settle(absl::StatusOr<v1::StoreResponse> response,
+                                                               absl::Time deadline) const {
+  if (response.ok()) {
     for (const v1::StoredRow& row : response->rows()) {
       // Those that were stored are answered by their request_id.
       if (row.has_error() && GetErrorDetail(FromItemError(row.error())).reason == "GRANT_UNKNOWN") return std::nullopt;
     }
     return response;
   }
-  const absl::Status& error = response.status();
-  const std::string reason = GetErrorDetail(error).reason;
-  direct_->Judge(lease, error);
-  if (reason == "LEASE_UNKNOWN" || reason == "LEASE_NOT_CONNECTED" || reason == "DIRECT_OFF") return std::nullopt;
-  const std::optional<absl::Duration> delay = RetryDelay(error, 1);
+  if (IsShortage(GetErrorDetail(response.status()).reason)) return std::nullopt;
+  const std::optional<absl::Duration> delay = RetryDelay(response.status(), 1);
   if (!delay || pool_->options_.max_attempts < 2 || absl::Now() + *delay >= deadline) return response;
   absl::SleepFor(*delay);
   return std::nullopt;
+}
+
+absl::StatusOr<std::shared_ptr<Storing>> Arena::BeginStore(const v1::StoreRequest& request, const CallOptions& call,
+                                                           CUstream_st* stream, bool attended) {
+  if (copies_ == nullptr) return nullptr;
+  in_flight_->Release();
+  std::optional<DirectGrants> granted = TakeGrants(request, absl::Now() + *call.timeout);
+  if (!granted) return nullptr;
+  std::vector<GpuCopies::ToSlot> items;
+  for (int i = 0; i < request.items_size(); ++i) {
+    const v1::StoreItem& item = request.items(i);
+    items.push_back({item.row(), AcceptedOf(item), granted->grants[static_cast<size_t>(i)].data()});
+  }
+  const std::lock_guard lock(mu_);  // while it is held nobody unmaps the arena, and stores are in their order
+  absl::Status status = closed_ ? Closed() : IsKnownLocked() ? absl::OkStatus() : GoneLocked();
+  std::unique_ptr<const Enqueued> enqueued;
+  if (status.ok() && memory_->is_mapped()) {
+    absl::StatusOr<std::unique_ptr<const Enqueued>> scattered = copies_->Scatter(items, memory_->data(), stream);
+    status = scattered.status();
+    if (status.ok()) enqueued = *std::move(scattered);
+  }
+  if (enqueued == nullptr) {  // unmapped: the daemon says that it is lost, and it is opened again
+    granted->lease->GiveBack(std::move(granted->grants));
+    if (!status.ok()) return status;
+    return nullptr;
+  }
+  auto storing = std::make_shared<Storing>(
+      RowsOf(request), generation_, std::move(enqueued),
+      [this, granted = *std::move(granted), request = v1::StoreRequest(request), generation = generation_,
+       call](const absl::StatusOr<absl::Span<const LeafHash>>& hashes) mutable -> absl::StatusOr<v1::StoreResponse> {
+        if (hashes.ok()) NameGrants(granted, *hashes, &request);
+        absl::StatusOr<v1::StoreResponse> response =
+            hashes.ok() ? CallOf(generation, &Pool::StoreOnce, &request, call) : hashes.status();
+        if (!response.ok()) {
+          granted.lease->GiveBack(std::move(granted.grants));
+          direct_->Judge(granted.lease, response.status());
+        }
+        granted.grants.clear();  // before the lease
+        return response;
+      });
+  in_flight_->Add(storing, attended);
+  return storing;
 }
 
 template <typename Request, typename Response>
@@ -400,8 +609,7 @@ absl::StatusOr<Response> Arena::Call(absl::StatusOr<Response> (Pool::*method)(co
     const std::lock_guard lock(mu_);
     if (closed_) return Closed();
     generation = generation_;
-    gone =
-        unanswered == nullptr && known_.try_emplace(std::this_thread::get_id(), generation).first->second != generation;
+    gone = unanswered == nullptr && !IsKnownLocked();
     request->set_arena(id_);
   }
   if (gone) return Gone();
@@ -430,13 +638,48 @@ absl::StatusOr<v1::StoreResponse> Arena::StoreAnyhow(v1::StoreRequest request, c
   return response;
 }
 
+template <typename Request, typename Response>
+absl::StatusOr<Response> Arena::CallOf(uint64_t generation,
+                                       absl::StatusOr<Response> (Pool::*method)(const Request&, const CallOptions&)
+                                           const,
+                                       Request* request, const CallOptions& call) {
+  {
+    const std::lock_guard lock(mu_);
+    if (closed_) return Closed();
+    if (generation_ != generation) return ContentsGone(incarnation_, id_);
+    request->set_arena(id_);
+  }
+  return ((*pool_).*method)(*request, call);
+}
+
+absl::Status Arena::Lost(const absl::Status& error, uint64_t generation) {
+  const ErrorDetail detail = GetErrorDetail(error);
+  const bool is_gone = detail.reason == "CONTENTS_GONE", is_lease = detail.reason == "LEASE_UNKNOWN";
+  if (!is_gone && !is_lease && detail.reason != "ARENA_UNKNOWN" && !absl::IsUnavailable(error)) return error;
+  {
+    const std::lock_guard lock(mu_);
+    if (is_gone) return GoneLocked();
+    const auto incarnation = detail.metadata.find("incarnation");
+    const bool is_same = incarnation != detail.metadata.end() && incarnation->second == incarnation_;
+    if (is_lease && is_same && generation_ == generation) return error;  // the lease alone
+  }
+  if (absl::Status status = Revive(error, generation, absl::Now() + pool_->options_.timeout); !status.ok())
+    return status;
+  return Gone();
+}
+
+bool Arena::IsKnownLocked() {
+  return known_.try_emplace(std::this_thread::get_id(), generation_).first->second == generation_;
+}
+
 absl::Status Arena::Gone() {
   const std::lock_guard lock(mu_);
+  return GoneLocked();
+}
+
+absl::Status Arena::GoneLocked() {
   known_[std::this_thread::get_id()] = generation_;
-  return MakeError(absl::StatusCode::kAborted, "CONTENTS_GONE", "",
-                   "the daemon had lost this arena. It is open again at the same addresses: all rows are zeros and "
-                   "must be loaded again",
-                   {{"incarnation", incarnation_}, {"arena", id_}});
+  return ContentsGone(incarnation_, id_);
 }
 
 // ---- opening and closing
@@ -465,15 +708,22 @@ absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
   absl::StatusOr<Lease> lease = TakeLease(table, deadline);
   if (!lease.ok()) return lease.status();
   if (memory_ == nullptr) {
+    if (IsGpu(table.device())) {
+      absl::StatusOr<std::shared_ptr<Gpu>> gpu = FindGpu(table.device());
+      if (!gpu.ok()) return gpu.status();
+      gpu_ = *std::move(gpu);
+      request_.set_device(table.device());  // whose addresses these are
+    }
     absl::StatusOr<std::unique_ptr<Range>> range =
-        IsGpu(table.device()) ? ReserveOnGpu(table.device(), lease->mapped_bytes) : Range::Reserve(table.bytes());
+        gpu_ != nullptr ? gpu_->Reserve(lease->mapped_bytes) : Range::Reserve(table.bytes());
     if (!range.ok()) return range.status();
     memory_ = *std::move(range);
     table_ = table;
     table_.clear_token();
     request_.set_layout(table.layout());  // whatever becomes of an alias
     if (absl::Status status = MakeTensorsLocked(); !status.ok()) return status;
-    if (!IsGpu(table_.device())) plan_ = PlanOf(table_);
+    plan_ = PlanOf(table_);
+    if (plan_ != nullptr && gpu_ != nullptr) MakeCopiesLocked();
     mapped_bytes_ = lease->mapped_bytes;
   } else if (lease->mapped_bytes != mapped_bytes_) {
     return Refusal("ARENA_CHANGED", "the daemon lays this arena out in another way than before: open a new one");
@@ -514,6 +764,13 @@ absl::Status Arena::MakeTensorsLocked() {
   return absl::OkStatus();
 }
 
+void Arena::MakeCopiesLocked() {
+  absl::StatusOr<std::unique_ptr<GpuCopies>> copies = gpu_->NewCopies(*plan_);
+  if (!copies.ok()) return;
+  in_flight_ = InFlight::Make();
+  if (in_flight_ != nullptr) copies_ = *std::move(copies);
+}
+
 absl::Status Arena::VacateLocked() {
   const absl::Status status = memory_->Vacate();
   if (status.ok()) SayUnmappedLocked();
@@ -522,12 +779,12 @@ absl::Status Arena::VacateLocked() {
 
 void Arena::SayUnmappedLocked() const {
   constexpr absl::string_view kUnmapped = "unmapped";
-  if (lease_ == nullptr || !IsGpu(table_.device())) return;
+  if (lease_ == nullptr || gpu_ == nullptr) return;
   (void)send(lease_->socket.get(), kUnmapped.data(), kUnmapped.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 absl::Status Arena::WaitFor(CUstream_st* stream) const {
-  if (IsForked() || !IsGpu(table_.device()) || memory_ == nullptr) return absl::OkStatus();
+  if (gpu_ == nullptr || memory_ == nullptr) return absl::OkStatus();
   return memory_->WaitFor(stream);
 }
 
@@ -559,6 +816,7 @@ absl::Status Arena::ReviveLocked(const absl::Status& error, absl::Time deadline)
 
 absl::Status Arena::Reopen(const CallOptions& call) {
   if (IsForked()) return Forked();
+  if (in_flight_ != nullptr) in_flight_->Finish();
   {
     const std::lock_guard lock(mu_);
     if (closed_) return Closed();
@@ -573,18 +831,27 @@ absl::Status Arena::Reopen(const CallOptions& call) {
 
 // In a forked child nobody can hold mu_ but a thread that is not there.
 void Arena::Close() {
-  const bool forked = IsForked();
-  std::unique_lock lock(mu_, std::defer_lock);
-  if (!forked) lock.lock();
-  if (!std::exchange(closed_, true)) {
-    if (forked && memory_ != nullptr && IsGpu(table_.device())) {
-      (void)memory_.release();  // CUDA is not there in a forked child
-    }
-    memory_ = nullptr;  // before the daemon hears of it: then it gets its memory back at once
-    if (!forked) SayUnmappedLocked();
-    if (!forked) End(id_);
+  if (IsForked()) {
+    if (std::exchange(closed_, true)) return;
+    if (gpu_ != nullptr) (void)memory_.release();  // CUDA is not there in a forked child
+    (void)in_flight_.release();                    // nor its thread
+    memory_ = nullptr;
     lease_ = nullptr;  // no shutdown(): a parent's lease goes on
+    return;
   }
+  if (in_flight_ != nullptr) in_flight_->Finish();
+  {
+    const std::lock_guard lock(mu_);
+    if (std::exchange(closed_, true)) return;
+    memory_ = nullptr;  // before the daemon hears of it: then it gets its memory back at once
+    SayUnmappedLocked();
+  }
+  // Nothing is under way any more: what was begun meanwhile was waited for, and can't be committed.
+  in_flight_ = nullptr;
+  copies_ = nullptr;
+  const std::lock_guard lock(mu_);
+  End(id_);
+  lease_ = nullptr;
 }
 
 void Arena::Drop() {

@@ -20,6 +20,12 @@
 //   TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS, NO_DESCRIPTORS   the daemon refused the connection
 //   (ARENAS) MAPPING_FAILED      RESOURCE_EXHAUSTED: this process has no room for it; FAILED_PRECONDITION: it is in a
 //   GPU's memory, and this client was built without CUDA, there is no driver, or this process does not see the GPU
+//   STREAM_CAPTURING    FAILED_PRECONDITION: the stream is being captured into a graph, which can't have loads or
+//                       stores: call them before or after the capture, or give them another stream
+//   GPU_FAILED          INTERNAL: this process's context on the GPU refused a copy; as a rule it is of no use any more,
+//                       and the process has to be started anew. A row that was to be loaded counts as never loaded, and
+//                       nothing was stored
+//   NOT_DONE_YET        DEADLINE_EXCEEDED, of PendingStore::Wait: the store goes on
 //   BAD_MEMORY, BAD_ANSWER   INTERNAL: what the daemon gave would not be safe to use
 #ifndef STATEPOOL_CLIENT_CPP_ARENA_H_
 #define STATEPOOL_CLIENT_CPP_ARENA_H_
@@ -53,8 +59,13 @@ class CopyPlan;
 
 namespace statepool::client {
 
+class Gpu;
+class GpuCopies;
+class InFlight;
 class Lane;
 class Range;
+class Storing;
+struct DirectGrants;
 struct Lease;
 
 struct ArenaOptions {
@@ -62,8 +73,9 @@ struct ArenaOptions {
   uint32_t steps = 0;  // states that a row holds, for speculative decoding: 0 (one, without an axis of its own) ..
                        // Capabilities.max_arena_steps
   v1::View view = {};  // unset: the layout's own axes, a tensor for each layer
-  // This process copies, not the daemon, where it may (Options::direct): the daemon's threads are left to others. Else
-  // they share the work of a large copy.
+  // This process copies, not the daemon, where it may (Options::direct). On the host the daemon's threads are left to
+  // others then; else they share the work of a large copy. On a GPU the copies are in the order of the caller's stream,
+  // and nobody waits for them.
   bool direct = false;
   std::string device = {};  // whose memory it is: one of Capabilities.devices; empty: the first that is healthy
   // Called after each reopening, in the thread that did it, before CONTENTS_GONE is returned. Must not close the arena.
@@ -84,7 +96,8 @@ struct ArenaTensor {
 struct LoadAnswer {
   // What each row holds now, or the error of the item, in the order of the items.
   std::vector<absl::StatusOr<v1::LoadedRow>> rows;
-  absl::Duration copy_time;  // as in LoadResponse; by a direct way, of this process's copy
+  // As in LoadResponse; by a direct way, of this process's copy, and on a GPU zero: it was enqueued alone.
+  absl::Duration copy_time;
 };
 struct StoreAnswer {
   // What was stored, or the error of the item, in the order of the items.
@@ -100,23 +113,50 @@ uint64_t BytesOf(v1::DType dtype);
 v1::LoadItem LoadRow(uint32_t row, const v1::NameRef& name);
 v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t position);
 
+// A store that Arena::StoreAsync began. May be dropped; its arena must live while it is used. Thread-safe.
+class PendingStore {
+ public:
+  // Whether Wait would return at once. Does nothing to bring that about.
+  bool done() const;
+
+  // What Arena::Store returns; can be called again. Without a timeout it waits until the stream has passed the copies,
+  // and then as long as a call may take. With one it returns NOT_DONE_YET when that is not so by then.
+  absl::StatusOr<StoreAnswer> Wait(absl::Duration timeout = absl::InfiniteDuration()) const;
+
+ private:
+  friend class Arena;
+  PendingStore(Arena* arena, std::shared_ptr<Storing> storing) : arena_(arena), storing_(std::move(storing)) {}
+  PendingStore(Arena* arena, absl::StatusOr<StoreAnswer> answer) : arena_(arena), answer_(std::move(answer)) {}
+
+  Arena* arena_;
+  std::shared_ptr<Storing> storing_;  // null: it is over, with this answer
+  absl::StatusOr<StoreAnswer> answer_;
+};
+
 // Rows for states of a layout. Made by Pool::OpenArena; keeps the pool's connections.
 //
 // On a GPU (device() is "cuda:GPU-<uuid>") tensors are at addresses of that GPU, in its primary context, which is the
-// one of CUDA's runtime; only the daemon copies. They stay the same over a reopening, so that captured graphs stay
-// valid. Close, Reopen and whatever else unmaps it wait for all that this process does on the GPU; after Close, and
-// after a Reopen that failed, using a tensor is an error of CUDA's.
+// one of CUDA's runtime. They stay the same over a reopening, so that captured graphs stay valid. Close, Reopen and
+// whatever else unmaps it wait for all that this process does on the GPU; after Close, and after a Reopen that failed,
+// using a tensor is an error of CUDA's. Load and Store are for a *stream* there: a cudaStream_t, or the driver's
+// CUstream; null is CUDA's legacy default stream, cudaStreamPerThread the calling thread's. What other streams do with
+// the rows must be done before, and a stream that is being captured is refused (STREAM_CAPTURING).
 //
-// Where the daemon lets its workers (Options::direct), this process copies between rows and the daemon's slots itself,
-// in the thread that calls and, from 8 MiB on, one more. Otherwise, and for items with an attachment to store or when
-// the daemon has no slots to give, the daemon copies. The answers are the same.
+// Where the daemon lets its workers (ArenaOptions::direct, Options::direct), this process copies between rows and the
+// daemon's slots itself: on the host in the thread that calls and, from 8 MiB on, one more; on a GPU in the stream.
+// Otherwise, and for items with an attachment to store or when the daemon has no slots to give, the daemon copies, on a
+// GPU when the stream is done. The answers are the same. Arenas of a GPU that copy so have a thread of their own, which
+// gives back what copies that are done had pinned, and commits stores (StoreAsync).
 //
 // Threads: Load and Store may be called from any thread, also at once for different rows. Nobody else may touch a row
 // meanwhile. Close, Reopen and the destructor want all others to have let go of the rows.
 //
 // Restarts: when the daemon has lost the arena, Load and Store open it again at the same addresses and return
 // CONTENTS_GONE. So does the next Load or Store of every other thread that used it before. When it can't be had again,
-// the call's own error is returned, and the next call tries anew.
+// the call's own error is returned, and the next call tries anew. Nothing but Load, Store, PendingStore::Wait and
+// Reopen opens it again, in the thread that called. On a GPU the rows are not mapped for a moment then, and what
+// another thread launches on them just there is an illegal address, which ends its context: no other thread may launch
+// work on rows of this arena while one of these calls may open it again.
 //
 // After fork() it is the parent's: in the child Load, Store and Reopen return FORKED, and Close and the destructor let
 // go of what the child has of it, no more.
@@ -139,32 +179,48 @@ class Arena {
 
   // Copies versions into rows; with steps, into their first. Columns that only the view has become zero. The row of an
   // item that fails is as it was, unless it is DEADLINE, CANCELLED or CORRUPT: then it counts as never loaded.
-  // On a GPU it waits for `stream`, a stream of the GPU (null: CUDA's legacy one), which used the rows; what was loaded
+  // On a GPU, direct, it returns when the copies are in `stream`: what the stream does afterwards finds them. It waits
+  // for stores of these rows that are under way. Else it waits for the stream, which used the rows, and what was loaded
   // is there for every stream.
   absl::StatusOr<LoadAnswer> Load(absl::Span<const v1::LoadItem> items, const CallOptions& call = {},
                                   CUstream_st* stream = nullptr);
 
   // Makes rows new versions of sequences, existing or new ones, as Pool::Set would; published at one moment, recorded
   // together. An empty request_id of an item is filled in here, so retries are safe.
-  // On a GPU it waits for `stream`, as Load does, which wrote the rows.
+  // On a GPU it waits for `stream`, which wrote the rows. call.timeout is without what it waits for that.
   absl::StatusOr<StoreAnswer> Store(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
                                     const CallOptions& call = {}, CUstream_st* stream = nullptr);
 
-  // Gives the arena up, and opens it anew at the same addresses: all rows are zeros. Errors: those of Pool::OpenArena;
+  // Store, which is done when the handle says so; the arena's thread does it whether anybody asks or not.
+  // On a GPU, direct, this returns when the copies are in `stream`: what the stream does afterwards may write to the
+  // rows, and is not stored. The versions are published when the stream has passed the copies, those of one arena in
+  // the order of the calls; until then everybody finds what was there before. Elsewhere all of it has happened when
+  // this returns. FORKED, STREAM_CAPTURING and GPU_FAILED of the stream are returned here, every other error by Wait:
+  // then nothing of the item was stored, and the row has to be stored again, if it still holds the state. Wait for what
+  // has to be there: a process that ends takes along what was not published.
+  absl::StatusOr<PendingStore> StoreAsync(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
+                                          const CallOptions& call = {}, CUstream_st* stream = nullptr);
+
+  // Gives the arena up, and opens it anew at the same addresses: all rows are zeros. Stores that began are done before.
+  // Errors: those of Pool::OpenArena;
   // after one the tensors are memory of this process alone (on a GPU: nothing), and the next Load, Store or Reopen
   // tries again.
   absl::Status Reopen(const CallOptions& call = {});
 
-  // Ends the lease: what was not stored is lost, and tensors() must not be used any more. May be called again.
+  // Ends the lease: what was not stored is lost, and tensors() must not be used any more. Stores that began are done
+  // before. May be called again.
   void Close();
 
  private:
   friend class Lane;
+  friend class PendingStore;
   friend class Pool;
   Arena(const Pool& pool, absl::string_view layout, ArenaOptions options);
 
   absl::Time DeadlineOf(const CallOptions& call) const;
   bool IsForked() const;
+  // The GPU that it is on; empty: the host.
+  absl::string_view gpu_name() const { return gpu_ == nullptr ? absl::string_view() : table_.device(); }
   // One call on the arena. Errors: also CONTENTS_GONE. With `unanswered` the caller does not mind what the rows held,
   // nor that another thread saw them go; the error that kept the answer of the call itself away is put there, if there
   // was one: the call may have been done.
@@ -177,10 +233,39 @@ class Arena {
                                               absl::Status* unanswered);
   absl::StatusOr<v1::StoreResponse> StoreAnyhow(v1::StoreRequest request, const CallOptions& call,
                                                 absl::Status* unanswered);
+  // The same with the arena as it was in this generation, for any thread. It is not opened again: errors are those of
+  // the method, ARENA_CLOSED, and CONTENTS_GONE when it is another one now.
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> CallOf(uint64_t generation,
+                                  absl::StatusOr<Response> (Pool::*method)(const Request&, const CallOptions&) const,
+                                  Request* request, const CallOptions& call);
+  // FORKED; on a GPU STREAM_CAPTURING and GPU_FAILED. Before anything is asked for, or the stream is waited for.
+  absl::Status Enter(CUstream_st* stream) const;
   // Load and Store by a direct way; nothing: let the daemon copy. The request is then as it was, but for row_unmodified
   // of rows that the daemon may take for what they are not.
-  std::optional<absl::StatusOr<v1::LoadResponse>> LoadDirectly(v1::LoadRequest* request, const CallOptions& call);
-  std::optional<absl::StatusOr<v1::StoreResponse>> StoreDirectly(v1::StoreRequest* request, const CallOptions& call);
+  std::optional<absl::StatusOr<v1::LoadResponse>> LoadDirectly(v1::LoadRequest* request, const CallOptions& call,
+                                                               CUstream_st* stream);
+  std::optional<absl::StatusOr<v1::StoreResponse>> StoreDirectly(v1::StoreRequest* request, const CallOptions& call,
+                                                                 CUstream_st* stream);
+  // Copies pinned states, each into its rows: here, or in the stream, and then keeps `pins` until that is done. False:
+  // the daemon must.
+  absl::StatusOr<bool> Gather(absl::Span<const char* const> states, absl::Span<const std::vector<uint32_t>> rows,
+                              std::shared_ptr<const void> pins, CUstream_st* stream);
+  // Slots for all items; nothing: let the daemon copy.
+  std::optional<DirectGrants> TakeGrants(const v1::StoreRequest& request, absl::Time deadline);
+  // A store on a GPU whose copies are in the stream, and that is committed when they are done: by the arena's thread if
+  // it is attended. Null: let the daemon copy.
+  absl::StatusOr<std::shared_ptr<Storing>> BeginStore(const v1::StoreRequest& request, const CallOptions& call,
+                                                      CUstream_st* stream, bool attended);
+  // What a direct Store answered, as the caller is to see it; nothing: let the daemon copy.
+  std::optional<absl::StatusOr<v1::StoreResponse>> Settle(absl::StatusOr<v1::StoreResponse> response,
+                                                          absl::Time deadline) const;
+  // By the daemon: a Load of all items, or of those that `directly` only lacks a way for; a Store in the order of the
+  // calls.
+  absl::StatusOr<v1::LoadResponse> LoadByDaemon(v1::LoadRequest* request, std::optional<v1::LoadResponse> directly,
+                                                const CallOptions& call, CUstream_st* stream);
+  absl::StatusOr<v1::StoreResponse> StoreByDaemon(v1::StoreRequest* request, const CallOptions& call,
+                                                  CUstream_st* stream);
   // Rows that the daemon may take for what they are not, because this process did not copy what it was to copy: until
   // the next Load they count as modified.
   void Doubt(v1::LoadRequest* request);
@@ -192,6 +277,9 @@ class Arena {
   // OK when the arena, lost after this generation, is open again; `error` if the daemon has it, or is not there.
   absl::Status Revive(const absl::Status& error, uint64_t generation, absl::Time deadline);
   absl::Status Gone();
+  // The error of a store of this generation that ended in another thread; CONTENTS_GONE, with the arena open again, if
+  // that was lost.
+  absl::Status Lost(const absl::Status& error, uint64_t generation);
   // CloseArena as far as the daemon can be reached: if it can't, it sees the socket hang up, or the token expire.
   void End(const std::string& arena) const;
 
@@ -203,6 +291,11 @@ class Arena {
   // This process maps nothing of it any more. Of a GPU's memory the daemon can't see that: it is told.
   absl::Status VacateLocked();
   void SayUnmappedLocked() const;
+  absl::Status GoneLocked();
+  // Whether the calling thread takes the rows for what they are.
+  bool IsKnownLocked();
+  // What this process copies with, if it may.
+  void MakeCopiesLocked();
   absl::Status ReviveLocked(const absl::Status& error, absl::Time deadline);
 
   const pid_t pid_;
@@ -211,7 +304,12 @@ class Arena {
   const std::function<void(Arena&)> on_reopen_;
   v1::Arena table_;  // as the daemon told it first
   std::vector<ArenaTensor> tensors_;
-  std::unique_ptr<const CopyPlan> plan_;  // null: the daemon copies
+  // These, from the first opening on, until Close. On a GPU:
+  std::shared_ptr<Gpu> gpu_;
+  std::unique_ptr<GpuCopies> copies_;    // null: the daemon copies
+  std::unique_ptr<InFlight> in_flight_;  // likewise
+  // Null: the daemon copies; on a GPU without copies_, too.
+  std::unique_ptr<const CopyPlan> plan_;
 
   // Of what follows; held while it is opened again. std, for ThreadSanitizer does not see into Debian's Abseil.
   mutable std::mutex mu_;

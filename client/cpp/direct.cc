@@ -21,6 +21,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/cpp/calls.h"
+#include "client/cpp/gpu.h"
 #include "kernels/checksum.h"
 
 namespace statepool::client {
@@ -40,48 +41,19 @@ absl::Status Bad(absl::string_view reason, absl::string_view message) {
   return MakeError(absl::StatusCode::kInternal, reason, "", message);
 }
 
+// The GPU that a daemon's slots are on, as far as leases have slots of it; empty: the host.
+std::string SlotDevice(const v1::Capabilities& daemon) {
+  for (const v1::DeviceInfo& device : daemon.devices()) {
+    if (IsGpu(device.name())) return device.name();
+  }
+  return "";
+}
+
 absl::Status HungUp() {
   return MakeError(absl::StatusCode::kUnavailable, "SOCKET_UNREACHABLE", "socket", "the direct lease has ended");
 }
 
 }  // namespace
-
-// ---- extents
-
-absl::StatusOr<std::shared_ptr<const Extent>> Extent::Map(absl::Span<const Descriptor> chunks, uint64_t id,
-                                                          uint64_t bytes, bool writable) {
-  const uint64_t chunk_bytes = bytes / chunks.size();
-  constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
-  for (const Descriptor& chunk : chunks) {
-    struct stat status {};
-    if (chunk_bytes == 0 || fstat(chunk.get(), &status) != 0 || static_cast<uint64_t>(status.st_size) < chunk_bytes ||
-        (std::max(fcntl(chunk.get(), F_GET_SEALS), 0) & kSeals) != kSeals) {
-      return Bad("BAD_MEMORY", absl::StrCat("extent ", id, " is no memory of ", bytes, " bytes that stays as large"));
-    }
-  }
-  const auto failed = [bytes] {
-    return MakeError(absl::StatusCode::kResourceExhausted, "MAPPING_FAILED", "",
-                     absl::StrCat("mmap of ", bytes, " bytes: ", std::strerror(errno)));
-  };
-  void* const range = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (range == MAP_FAILED) return failed();
-  // From here on its destructor undoes everything.
-  std::shared_ptr<const Extent> extent(new Extent(id, static_cast<char*>(range), bytes, writable));
-  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-  const int flags = MAP_SHARED | MAP_FIXED | (writable ? MAP_POPULATE : 0);
-  char* at = extent->data();
-  for (const Descriptor& chunk : chunks) {
-    if (mmap(at, chunk_bytes, protection, flags, chunk.get(), 0) == MAP_FAILED) return failed();
-    at += chunk_bytes;
-  }
-  if (writable) (void)madvise(range, bytes, MADV_DONTFORK);
-  return extent;
-}
-
-Extent::~Extent() {
-  if (writable_ && getpid() != pid_) return;  // a forked child has other things there
-  munmap(data_, bytes_);
-}
 
 // ---- one lease
 
@@ -104,6 +76,7 @@ std::shared_ptr<DirectLease> DirectLease::Make(std::string id, Descriptor socket
 
 DirectLease::DirectLease(std::string id, Descriptor socket, Descriptor wake, const v1::Capabilities& daemon)
     : id_(std::move(id)),
+      device_(SlotDevice(daemon)),
       pid_(getpid()),
       idle_bytes_max_(std::min(kIdleBytesMax, daemon.max_pinned_bytes() / kIdleShare)),
       stock_bytes_max_(std::min(kStockBytesMax, daemon.max_granted_bytes() / kStockShare)),
@@ -203,21 +176,30 @@ void DirectLease::HandleLocked() {
 
 // ---- pins and extents
 
-absl::StatusOr<std::unique_ptr<const DirectLease::Held>> DirectLease::Hold(const v1::Slot& slot, uint64_t bytes) {
+absl::StatusOr<std::unique_ptr<const DirectLease::Held>> DirectLease::Hold(absl::Span<const v1::Slot> slots,
+                                                                           uint64_t bytes) {
   if (IsForked()) return HungUp();
+  auto held = std::make_unique<Held>(shared_from_this());  // its end is without the lock
   const std::lock_guard lock(mu_);
-  absl::StatusOr<std::shared_ptr<const Extent>> extent = ExtentOfLocked(slot, bytes, /*writable=*/false);
-  if (extent.ok()) return std::make_unique<const Held>(shared_from_this(), *std::move(extent), slot);
-  to_tell_.add_unpin(slot.id());
+  absl::Status status;
+  for (const v1::Slot& slot : slots) {
+    absl::StatusOr<std::shared_ptr<const Extent>> extent =
+        status.ok() ? ExtentOfLocked(slot, bytes, /*writable=*/false) : status;
+    status = extent.status();
+    if (status.ok()) held->states_.push_back({*std::move(extent), slot});
+  }
+  if (status.ok()) return held;
+  held->states_.clear();
+  for (const v1::Slot& slot : slots) to_tell_.add_unpin(slot.id());
   SendLocked();
-  return extent.status();
+  return status;
 }
 
-void DirectLease::Unpin(uint64_t pin, std::shared_ptr<const Extent> extent) {
-  if (IsForked()) return;
+void DirectLease::Unpin(std::vector<Held::State> states) {
+  if (IsForked() || states.empty()) return;
   const std::lock_guard lock(mu_);
-  extent = nullptr;
-  to_tell_.add_unpin(pin);
+  for (const Held::State& state : states) to_tell_.add_unpin(state.slot.id());
+  states.clear();
   if (any_wanted_back_ || mapped_bytes_ > idle_bytes_max_) TidyLocked();
   SendLocked();
 }
@@ -247,7 +229,8 @@ absl::StatusOr<std::shared_ptr<const Extent>> DirectLease::ExtentLocked(uint64_t
     SendLocked();
     return error;
   };
-  std::vector<Descriptor> chunks;
+  std::unique_ptr<MappedChunks> memory;
+  absl::Status status;
   for (uint64_t received = 0; !broken_;) {
     std::vector<Descriptor> descriptors;
     const std::optional<v1::LeaseEvent> event = ReceiveLocked(deadline, &descriptors);
@@ -256,28 +239,52 @@ absl::StatusOr<std::shared_ptr<const Extent>> DirectLease::ExtentLocked(uint64_t
     if (!event->reason().empty())
       return MakeError(absl::StatusCode::kUnavailable, event->reason(), "", absl::StrCat("no extent ", id));
     const uint64_t chunk_bytes = event->chunk_bytes() == 0 ? event->bytes() : event->chunk_bytes();
-    const uint64_t count = chunk_bytes == 0 ? 1 : event->bytes() / chunk_bytes;
+    const uint64_t count = chunk_bytes == 0 ? 0 : event->bytes() / chunk_bytes;
     if (count == 0 || count > kChunksMax || count * chunk_bytes != event->bytes())
       return not_mapped(Bad("BAD_ANSWER", absl::StrCat("extent ", id, " is not of equal chunks")));
-    received += std::min<uint64_t>(count - received, kDescriptorsMax);  // all that was sent, whatever got here
-    chunks.insert(chunks.end(), std::make_move_iterator(descriptors.begin()),
-                  std::make_move_iterator(descriptors.end()));
-    if (received < count) continue;
-    if (chunks.size() != count) {
-      return not_mapped(MakeError(absl::StatusCode::kResourceExhausted, "MAPPING_FAILED", "",
-                                  absl::StrCat("extent ", id,
-                                               " came without its descriptors: has this process as many "
-                                               "as it may have?")));
+    if (received == 0) {
+      absl::StatusOr<std::unique_ptr<MappedChunks>> reserved = ReserveFor(*event);
+      status = reserved.status();
+      if (status.ok()) memory = *std::move(reserved);
     }
-    absl::StatusOr<std::shared_ptr<const Extent>> extent = Extent::Map(chunks, id, event->bytes(), event->writable());
-    if (!extent.ok()) return not_mapped(extent.status());
-    extents_[id] = {*extent, false, ++uses_};
-    mapped_bytes_ += event->bytes();
+    // All that was sent, whatever got here: after an error the other events of this extent come all the same.
+    const uint64_t sent = std::min<uint64_t>(count - received, kDescriptorsMax);
+    received += sent;
+    if (status.ok() && descriptors.size() != sent) {
+      status = MakeError(
+          absl::StatusCode::kResourceExhausted, "MAPPING_FAILED", "",
+          absl::StrCat("extent ", id, " came without its descriptors: has this process as many as it may have?"));
+    }
+    for (const Descriptor& chunk : descriptors) {
+      if (status.ok()) status = memory->Add(chunk);
+    }
+    if (received < count) continue;
+    if (status.ok()) status = memory->Finish();
+    if (!status.ok()) {
+      memory = nullptr;  // before the daemon hears of it
+      return not_mapped(status);
+    }
+    auto extent = std::make_shared<const Extent>(std::move(memory), event->bytes(), event->writable());
+    extents_[id] = {extent, false, ++uses_};
+    if (device_.empty()) mapped_bytes_ += event->bytes();
     if (any_wanted_back_) Wake();  // by what was read here
     return extent;
   }
+  memory = nullptr;
   broken_ = true;  // what comes later would not be told apart
   return not_mapped(HungUp());
+}
+
+absl::StatusOr<std::unique_ptr<MappedChunks>> DirectLease::ReserveFor(const v1::LeaseEvent& event) const {
+  const uint64_t chunk_bytes = event.chunk_bytes() == 0 ? event.bytes() : event.chunk_bytes();
+  if (!event.device().empty() && event.device() != device_) {
+    return Bad("BAD_ANSWER", absl::StrCat("extent ", event.extent(), " is on ", event.device(), ", not on ",
+                                          device_.empty() ? "the host" : device_));
+  }
+  if (device_.empty()) return MappedChunks::Reserve(event.bytes(), chunk_bytes, event.writable());
+  const absl::StatusOr<std::shared_ptr<Gpu>> gpu = FindGpu(device_);
+  if (!gpu.ok()) return gpu.status();
+  return (*gpu)->ReserveChunks(event.bytes(), chunk_bytes, event.writable());
 }
 
 std::optional<v1::LeaseEvent> DirectLease::ReceiveLocked(absl::Time deadline, std::vector<Descriptor>* descriptors) {
@@ -360,7 +367,7 @@ void DirectLease::TidyLocked() {
   // An extent to write to is the daemon's to ask back: once dropped it can't be written to any more.
   const auto is_idle = [](const Mapped& mapped) { return mapped.extent.use_count() == 1; };
   const auto drop = [&](auto it) {
-    mapped_bytes_ -= it->second.extent->bytes();
+    if (device_.empty()) mapped_bytes_ -= it->second.extent->bytes();
     to_tell_.add_dropped(it->first);
     extents_.erase(it);  // unmapped, before the daemon hears of it
   };
@@ -375,7 +382,7 @@ void DirectLease::TidyLocked() {
     }
     any_wanted_back_ = any_wanted_back_ || mapped.wanted_back;
     any_written_ = any_written_ || (mapped.wanted_back && mapped.extent->writable());
-    if (is_idle(mapped) && !mapped.extent->writable()) idle.emplace_back(mapped.last_use, at->first);
+    if (device_.empty() && is_idle(mapped) && !mapped.extent->writable()) idle.emplace_back(mapped.last_use, at->first);
   }
   uint64_t idle_bytes = 0;
   for (const auto& [last_use, id] : idle) idle_bytes += extents_.at(id).extent->bytes();
@@ -458,6 +465,14 @@ void DirectLease::PutBack(const std::string& layout, std::vector<Granted> grants
   if (!stock.grants.empty() && sleeps_) Wake();
 }
 
+void DirectLease::GiveBack(std::vector<Granted> grants) {
+  if (IsForked()) return;
+  const std::lock_guard lock(mu_);
+  for (const Granted& grant : grants) to_tell_.add_unpin(grant.slot.id());
+  grants.clear();
+  SendLocked();
+}
+
 void DirectLease::TidyStockLocked() {
   const auto idle_since = std::chrono::steady_clock::now() - kStockIdle;
   const auto give_back = [&](const Granted& grant) {
@@ -482,6 +497,12 @@ void DirectLease::TidyStockLocked() {
 
 // ---- the pool's lease
 
+bool IsShortage(absl::string_view reason) {
+  return reason == "LEASE_UNKNOWN" || reason == "LEASE_NOT_CONNECTED" || reason == "DIRECT_OFF" ||
+         reason == "TOO_MANY_PINS" || reason == "TOO_MUCH_PINNED" || reason == "TOO_MUCH_GRANTED" ||
+         reason == "GRANT_UNKNOWN";
+}
+
 Direct::Direct(const Pool& pool) : pid_(getpid()), pool_(std::make_unique<Pool>(pool)) {}
 
 Direct::~Direct() {
@@ -490,41 +511,40 @@ Direct::~Direct() {
 
 bool Direct::IsForked() const { return getpid() != pid_; }
 
-std::shared_ptr<DirectLease> Direct::Lease(absl::Time deadline) {
+std::shared_ptr<DirectLease> Direct::Lease(absl::Time deadline, absl::string_view device) {
   if (IsForked()) return nullptr;
   std::shared_ptr<DirectLease> lease;
   {
     const std::lock_guard lock(mu_);
     lease = lease_;
     if (lease == nullptr) {
-      if (opening_ || std::chrono::steady_clock::now() < paused_until_) return nullptr;
+      if (opening_ || std::chrono::steady_clock::now() < paused_until_[device.empty() ? 0 : 1]) return nullptr;
       opening_ = true;
     }
   }
   if (lease != nullptr) {
+    if (lease->device() != device) return nullptr;
     if (lease->Poll()) return lease;
     Judge(lease, HungUp());
     return nullptr;
   }
-  absl::StatusOr<std::shared_ptr<DirectLease>> opened = Open(std::min(deadline, absl::Now() + kOpenTimeout));
+  absl::StatusOr<std::shared_ptr<DirectLease>> opened = Open(std::min(deadline, absl::Now() + kOpenTimeout), device);
   const std::lock_guard lock(mu_);
   opening_ = false;
   if (!opened.ok()) {
-    PauseLocked(opened.status());
+    PauseLocked(opened.status(), device);
     return nullptr;
   }
   lease_ = *opened;
   return *std::move(opened);
 }
 
-absl::StatusOr<std::shared_ptr<DirectLease>> Direct::Open(absl::Time deadline) const {
+absl::StatusOr<std::shared_ptr<DirectLease>> Direct::Open(absl::Time deadline, absl::string_view device) const {
   const absl::StatusOr<v1::Capabilities> daemon = pool_->GetCapabilities(Until(deadline));
   if (!daemon.ok()) return daemon.status();
   if (daemon->copy_mode() != "direct" || !IsHere(daemon->arena_socket()))
     return absl::FailedPreconditionError("this daemon has no direct ways, or is on another machine");
-  for (const v1::DeviceInfo& device : daemon->devices()) {
-    if (IsGpu(device.name())) return absl::FailedPreconditionError("this client copies between a host's slots alone");
-  }
+  if (SlotDevice(*daemon) != device) return absl::FailedPreconditionError("this daemon's slots are elsewhere");
   const absl::StatusOr<v1::DirectLease> table = pool_->OpenDirect(Until(deadline));
   if (!table.ok()) return table.status();
   absl::StatusOr<Descriptor> socket = TakeDirectLease(*table, deadline);
@@ -534,9 +554,9 @@ absl::StatusOr<std::shared_ptr<DirectLease>> Direct::Open(absl::Time deadline) c
   return lease;
 }
 
-void Direct::PauseLocked(const absl::Status& error) {
+void Direct::PauseLocked(const absl::Status& error, absl::string_view device) {
   const absl::Duration pause = absl::IsUnavailable(error) ? kBriefPause : kPause;
-  paused_until_ = std::chrono::steady_clock::now() + absl::ToChronoMilliseconds(pause);
+  paused_until_[device.empty() ? 0 : 1] = std::chrono::steady_clock::now() + absl::ToChronoMilliseconds(pause);
 }
 
 void Direct::Judge(const std::shared_ptr<DirectLease>& lease, const absl::Status& error) {
@@ -549,7 +569,7 @@ void Direct::Judge(const std::shared_ptr<DirectLease>& lease, const absl::Status
   Retire(lease);
   if (!is_useless) return;
   const std::lock_guard lock(mu_);
-  PauseLocked(error);
+  PauseLocked(error, lease->device());
 }
 
 void Direct::Retire(const std::shared_ptr<DirectLease>& lease) {
@@ -661,6 +681,7 @@ Direct::SetOutcome Direct::Set(v1::SetRequest* request, absl::Span<const absl::s
     return outcome;
   }
   const absl::Status error = info.status();
+  lease->GiveBack(*std::move(grants));
   Judge(lease, error);
   const std::string reason = GetErrorDetail(error).reason;
   if (reason == "GRANT_UNKNOWN") {  // its layout's alias may be another's now

@@ -8,7 +8,6 @@
 #define STATEPOOL_CLIENT_CPP_DIRECT_H_
 
 #include <sys/types.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -36,27 +35,16 @@ namespace statepool::client {
 // An extent in this process; unmapped with its last owner. Immutable, so thread-safe.
 class Extent {
  public:
-  // Maps `chunks` side by side, each of which is an equal part of the extent. Errors: INTERNAL (BAD_MEMORY) for what
-  // would not be safe to use, RESOURCE_EXHAUSTED (MAPPING_FAILED).
-  static absl::StatusOr<std::shared_ptr<const Extent>> Map(absl::Span<const Descriptor> chunks, uint64_t id,
-                                                           uint64_t bytes, bool writable);
-  ~Extent();
-  Extent(const Extent&) = delete;
-  Extent& operator=(const Extent&) = delete;
+  // writable: as `memory` is; else reading is all that is allowed.
+  Extent(std::unique_ptr<const MappedChunks> memory, uint64_t bytes, bool writable)
+      : memory_(std::move(memory)), bytes_(bytes), writable_(writable) {}
 
-  uint64_t id() const { return id_; }
-  char* data() const { return data_; }
+  char* data() const { return memory_->data(); }
   uint64_t bytes() const { return bytes_; }
-  // All pages are there then, and a forked child does not get them. Else reading is all that is allowed.
   bool writable() const { return writable_; }
 
  private:
-  Extent(uint64_t id, char* data, uint64_t bytes, bool writable)
-      : pid_(getpid()), id_(id), data_(data), bytes_(bytes), writable_(writable) {}
-
-  const pid_t pid_;
-  const uint64_t id_;
-  char* const data_;
+  const std::unique_ptr<const MappedChunks> memory_;
   const uint64_t bytes_;
   const bool writable_;
 };
@@ -68,12 +56,16 @@ class Extent {
 // extents, as soon as nothing there is in use. It also gives back grants that nobody took for kStockIdle, or all that
 // wait when the daemon had to refuse somebody room. It does not own the lease, and ends with it.
 //
+// On a GPU (device() is its name) extents are at addresses there. What is held or was taken must stay so until the GPU
+// has done what it was told to do with it: the lease lasts as long, also one that is broken, for then the daemon keeps
+// the pins. Nothing else unmaps an extent that is in use.
+//
 // In a forked child it is the parent's: nothing is sent, and nothing can be had. What it consists of there, but for the
 // connection, is never freed: the thread may have been at work on it when the process forked.
 class DirectLease : public std::enable_shared_from_this<DirectLease> {
  public:
   // Of extents without a slot in use, so many bytes stay mapped; and at most the kIdleShare-th part of
-  // Capabilities.max_pinned_bytes.
+  // Capabilities.max_pinned_bytes. A GPU's are not counted: a mapping there costs addresses alone, and unmapping time.
   static constexpr uint64_t kIdleBytesMax = uint64_t{1} << 30;
   static constexpr uint64_t kIdleShare = 4;
   // Grants kept for each layout: at most so many, and so many bytes, and the kStockShare-th part of
@@ -86,35 +78,45 @@ class DirectLease : public std::enable_shared_from_this<DirectLease> {
   // How long no grants are asked for after the daemon had none.
   static constexpr absl::Duration kGrantPause = absl::Seconds(1);
 
-  // Of `daemon` only the two limits above matter. Null: there is no thread or descriptor to be had.
+  // Of `daemon` only the two limits above and the devices matter. Null: there is no thread or descriptor to be had.
   static std::shared_ptr<DirectLease> Make(std::string id, Descriptor socket, const v1::Capabilities& daemon);
   DirectLease(const DirectLease&) = delete;
   DirectLease& operator=(const DirectLease&) = delete;
 
   const std::string& id() const { return id_; }
+  // The GPU that the slots are on; empty: the host.
+  const std::string& device() const { return device_; }
   // Reads what the daemon sent meanwhile. False: it hung up or did not answer, so nothing more can be had. Memory that
   // is held stays.
   bool Poll();
 
-  // A pinned state, which is given back at the end. Keeps the lease.
+  // Pinned states, which are given back together at the end. Keeps the lease.
   class Held {
    public:
-    Held(std::shared_ptr<DirectLease> lease, std::shared_ptr<const Extent> extent, const v1::Slot& slot)
-        : lease_(std::move(lease)), extent_(std::move(extent)), slot_(slot) {}
+    explicit Held(std::shared_ptr<DirectLease> lease) : lease_(std::move(lease)) {}
     Held(const Held&) = delete;
     Held& operator=(const Held&) = delete;
-    ~Held() { lease_->Unpin(slot_.id(), std::move(extent_)); }
+    ~Held() { lease_->Unpin(std::move(states_)); }
 
-    const char* data() const { return extent_->data() + slot_.offset(); }
+    // Of the state with this index.
+    const char* data(size_t i = 0) const { return states_[i].extent->data() + states_[i].slot.offset(); }
 
    private:
+    friend class DirectLease;
+    struct State {
+      std::shared_ptr<const Extent> extent;
+      v1::Slot slot;
+    };
+
     const std::shared_ptr<DirectLease> lease_;
-    std::shared_ptr<const Extent> extent_;
-    const v1::Slot slot_;
+    std::vector<State> states_;
   };
-  // The state of so many bytes in a slot that a Get or Load pinned. Errors: those of Extent::Map; UNAVAILABLE; INTERNAL
-  // (BAD_ANSWER). The pin is given back then.
-  absl::StatusOr<std::unique_ptr<const Held>> Hold(const v1::Slot& slot, uint64_t bytes);
+  // States of so many bytes in slots that a Get or Load pinned. Errors: those of MappedChunks and FindGpu; UNAVAILABLE;
+  // INTERNAL (BAD_ANSWER). The pins are given back then.
+  absl::StatusOr<std::unique_ptr<const Held>> Hold(absl::Span<const v1::Slot> slots, uint64_t bytes);
+  absl::StatusOr<std::unique_ptr<const Held>> Hold(const v1::Slot& slot, uint64_t bytes) {
+    return Hold(absl::MakeConstSpan(&slot, 1), bytes);
+  }
 
   // A slot to write a state into, until a call names it.
   struct Granted {
@@ -130,6 +132,9 @@ class DirectLease : public std::enable_shared_from_this<DirectLease> {
                                             size_t count, absl::Time deadline);
   // Grants that no call named: into the stock, and to the daemon what is too much there.
   void PutBack(const std::string& layout, std::vector<Granted> grants);
+  // Grants of a call that failed, back to the daemon: it may have refused the call before it looked at them, or never
+  // have heard of it. REQUIRES: nobody writes to them any more.
+  void GiveBack(std::vector<Granted> grants);
 
  private:
   DirectLease(std::string id, Descriptor socket, Descriptor wake, const v1::Capabilities& daemon);
@@ -139,13 +144,15 @@ class DirectLease : public std::enable_shared_from_this<DirectLease> {
 
   bool IsForked() const;
   size_t StockOf(uint64_t state_bytes) const;
-  void Unpin(uint64_t pin, std::shared_ptr<const Extent> extent);
+  void Unpin(std::vector<Held::State> states);
 
   void Work();  // the thread
   void Wake();
 
   // REQUIRES: mu_ is held.
   absl::StatusOr<std::shared_ptr<const Extent>> ExtentLocked(uint64_t id);
+  // Addresses for the extent that this event is of.
+  absl::StatusOr<std::unique_ptr<MappedChunks>> ReserveFor(const v1::LeaseEvent& event) const;
   // The extent of a slot that lies within it.
   absl::StatusOr<std::shared_ptr<const Extent>> ExtentOfLocked(const v1::Slot& slot, uint64_t bytes, bool writable);
   // One event, waiting for it until then (InfinitePast: not at all). Nothing: there is none, or none that can be read.
@@ -172,6 +179,7 @@ class DirectLease : public std::enable_shared_from_this<DirectLease> {
   };
 
   const std::string id_;
+  const std::string device_;
   const pid_t pid_;
   const uint64_t idle_bytes_max_, stock_bytes_max_;
   Descriptor socket_;
@@ -186,13 +194,17 @@ class DirectLease : public std::enable_shared_from_this<DirectLease> {
   bool hung_up_ = false;  // nor that
   absl::flat_hash_map<uint64_t, Mapped> extents_;
   uint64_t uses_ = 0;
-  uint64_t mapped_bytes_ = 0;
+  uint64_t mapped_bytes_ = 0;  // of the host's
   bool any_wanted_back_ = false;
   bool any_written_ = false;                       // of these: grants, whose ends are not told here
   v1::LeaseRequest to_tell_;                       // pins, grants and extents that are given back
   absl::flat_hash_map<std::string, Stock> stock_;  // by fingerprint
   absl::Time no_grants_until_ = absl::InfinitePast();
 };
+
+// Whether a call with a lease was refused, or an item of it, for what only such a call fails for (DIRECT): without one
+// it may do.
+bool IsShortage(absl::string_view reason);
 
 // The direct lease of a pool, opened on first need, and again when it was lost. Thread-safe; in a forked child there is
 // none.
@@ -210,8 +222,8 @@ class Direct {
   explicit Direct(const Pool& pool);
   ~Direct();
 
-  // Null: there is none now.
-  std::shared_ptr<DirectLease> Lease(absl::Time deadline);
+  // Null: there is none now whose slots are on this GPU; without one, in the host's memory.
+  std::shared_ptr<DirectLease> Lease(absl::Time deadline, absl::string_view device = "");
   // What an error of a call that named the lease, or of the lease itself, says of it. Where it is lost, or may have
   // pins or grants that nobody knows of (there was no answer), another one is opened at the next need. What it holds
   // stays valid.
@@ -242,8 +254,8 @@ class Direct {
   };
 
   bool IsForked() const;
-  absl::StatusOr<std::shared_ptr<DirectLease>> Open(absl::Time deadline) const;
-  void PauseLocked(const absl::Status& error);
+  absl::StatusOr<std::shared_ptr<DirectLease>> Open(absl::Time deadline, absl::string_view device) const;
+  void PauseLocked(const absl::Status& error, absl::string_view device);
   // Of the state that a Set is of; nothing: unknown.
   std::optional<Layout> LayoutOf(const v1::SetRequest& request, absl::Time deadline);
 
@@ -254,7 +266,7 @@ class Direct {
   std::mutex mu_;  // of what follows
   std::shared_ptr<DirectLease> lease_;
   bool opening_ = false;
-  std::chrono::steady_clock::time_point paused_until_;
+  std::chrono::steady_clock::time_point paused_until_[2];    // for slots of the host, and of a GPU
   absl::flat_hash_map<std::string, Layout> layouts_;         // by alias or fingerprint
   absl::flat_hash_map<std::string, std::string> layout_of_;  // fingerprints by sequence. Hints, which the daemon checks
 };

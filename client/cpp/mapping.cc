@@ -25,6 +25,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 #include "client/cpp/errors.h"
+#include "client/cpp/gpu.h"
 
 namespace statepool::client {
 namespace {
@@ -183,17 +184,58 @@ class HostRange final : public Range {
 
   absl::Status Put(int fd) override {
     constexpr int kFlags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
-    if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, fd, 0) != MAP_FAILED) return absl::OkStatus();
+    is_mapped_ = mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, fd, 0) != MAP_FAILED;
+    if (is_mapped_) return absl::OkStatus();
     const absl::Status failed = MappingFailed(bytes_);
     Vacate().IgnoreError();
     return failed;
   }
   absl::Status Vacate() override {
     constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
-    if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, -1, 0) != MAP_FAILED) return absl::OkStatus();
-    return MappingFailed(bytes_);
+    if (mmap(data_, bytes_, PROT_READ | PROT_WRITE, kFlags, -1, 0) == MAP_FAILED) return MappingFailed(bytes_);
+    is_mapped_ = false;
+    return absl::OkStatus();
   }
+  bool is_mapped() const override { return is_mapped_; }
   absl::Status WaitFor(CUstream_st*) const override { return absl::OkStatus(); }
+
+ private:
+  bool is_mapped_ = false;
+};
+
+class HostChunks final : public MappedChunks {
+ public:
+  HostChunks(char* data, uint64_t bytes, uint64_t chunk_bytes, bool writable)
+      : MappedChunks(data), pid_(getpid()), bytes_(bytes), chunk_bytes_(chunk_bytes), writable_(writable) {}
+  ~HostChunks() override {
+    if (writable_ && getpid() != pid_) return;  // a forked child has other things there
+    munmap(data_, bytes_);
+  }
+
+  absl::Status Add(const Descriptor& chunk) override {
+    struct stat status {};
+    if (fstat(chunk.get(), &status) != 0 || static_cast<uint64_t>(status.st_size) < chunk_bytes_ ||
+        (std::max(fcntl(chunk.get(), F_GET_SEALS), 0) & kSeals) != kSeals) {
+      return MakeError(absl::StatusCode::kInternal, "BAD_MEMORY", "",
+                       absl::StrCat("a chunk is no memory of ", chunk_bytes_, " bytes that stays as large"));
+    }
+    const int protection = writable_ ? PROT_READ | PROT_WRITE : PROT_READ;
+    const int flags = MAP_SHARED | MAP_FIXED | (writable_ ? MAP_POPULATE : 0);
+    if (mmap(data_ + mapped_bytes_, chunk_bytes_, protection, flags, chunk.get(), 0) == MAP_FAILED)
+      return MappingFailed(chunk_bytes_);
+    mapped_bytes_ += chunk_bytes_;
+    return absl::OkStatus();
+  }
+  absl::Status Finish() override {
+    if (writable_) (void)madvise(data_, bytes_, MADV_DONTFORK);
+    return absl::OkStatus();
+  }
+
+ private:
+  const pid_t pid_;
+  const uint64_t bytes_, chunk_bytes_;
+  const bool writable_;
+  uint64_t mapped_bytes_ = 0;
 };
 
 }  // namespace
@@ -221,7 +263,12 @@ absl::StatusOr<std::unique_ptr<Range>> Range::Reserve(uint64_t bytes) {
   return std::make_unique<HostRange>(static_cast<char*>(data), bytes);
 }
 
-bool IsGpu(absl::string_view device) { return absl::StartsWith(device, "cuda:"); }
+absl::StatusOr<std::unique_ptr<MappedChunks>> MappedChunks::Reserve(uint64_t bytes, uint64_t chunk_bytes,
+                                                                    bool writable) {
+  void* const data = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (data == MAP_FAILED) return MappingFailed(bytes);
+  return std::make_unique<HostChunks>(static_cast<char*>(data), bytes, chunk_bytes, writable);
+}
 
 absl::StatusOr<Lease> TakeLease(const v1::Arena& arena, absl::Time deadline) {
   std::vector<Descriptor> descriptors;

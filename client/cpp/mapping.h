@@ -61,8 +61,10 @@ class Range {
   virtual absl::Status Put(int fd) = 0;
   // Nothing of the daemon's stays mapped: on the host zeros of this process's own come in its place, on a GPU nothing.
   virtual absl::Status Vacate() = 0;
-  // Waits for what this stream of a GPU's is to do with the memory; null: CUDA's legacy stream. On the host it returns
-  // at once.
+  // Whether memory of the daemon's is there.
+  virtual bool is_mapped() const = 0;
+  // Waits for what this stream of a GPU's is to do with the memory; null: CUDA's legacy stream. Errors: INTERNAL
+  // (GPU_FAILED). On the host it returns at once. Thread-safe.
   virtual absl::Status WaitFor(CUstream_st* stream) const = 0;
 
  protected:
@@ -72,14 +74,35 @@ class Range {
   const uint64_t bytes_;
 };
 
+// Memory of the daemon's that comes in chunks of one size, side by side in the order in which they come; unmapped at
+// its end. Nothing may be read or written before Finish. Immutable from then on, so thread-safe.
+class MappedChunks {
+ public:
+  // Of the host. What is writable has all its pages there, and is not in this process's children. Errors, of Add as
+  // well: RESOURCE_EXHAUSTED (MAPPING_FAILED); INTERNAL (BAD_MEMORY) for what would not be safe to use.
+  static absl::StatusOr<std::unique_ptr<MappedChunks>> Reserve(uint64_t bytes, uint64_t chunk_bytes, bool writable);
+  virtual ~MappedChunks() = default;
+  MappedChunks(const MappedChunks&) = delete;
+  MappedChunks& operator=(const MappedChunks&) = delete;
+
+  char* data() const { return data_; }
+
+  // REQUIRES: there is room for it.
+  virtual absl::Status Add(const Descriptor& chunk) = 0;
+  // REQUIRES: all chunks are there.
+  virtual absl::Status Finish() = 0;
+
+ protected:
+  explicit MappedChunks(char* data) : data_(data) {}
+
+  char* const data_;
+};
+
 struct Lease {
   Descriptor socket;          // the lease lasts while this is open
   Descriptor memory;          // good for Range::Put, and not needed afterwards
   uint64_t mapped_bytes = 0;  // of the memory, on a GPU
 };
-
-// Whether memory of this device (Arena.device, DeviceInfo.name) is a GPU's.
-bool IsGpu(absl::string_view device);
 
 // The lease of an arena. Errors: UNAVAILABLE (SOCKET_UNREACHABLE) when the daemon is on another machine, or gone; what
 // the daemon refuses (TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS); INTERNAL (BAD_MEMORY,

@@ -6,10 +6,12 @@ Lines of the contract on stdout: "gpu-direct" counts checks that failed, "gpu-di
 Needs a GPU, torch and cuda-bindings. With --worker it is what starts the workers that are killed, with --by-torch one that has no kernels' library."""
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +32,7 @@ SMALL = statepool.Layout("small", (  # 1.2 MB
     statepool.Tensor("conv", tuple(range(8)), "bfloat16", {"channel": 1024, "tap": 3}, "conv"),
     statepool.Tensor("ssm", tuple(range(8)), "float32", {"channel": 2048, "state": 16}, "recurrent")))
 ROWS = 3  # of a worker that is killed
+CPP_CLIENT_S_MAX = 90
 
 
 class Counted(Daemon):
@@ -233,6 +236,28 @@ def check_evictions(checks, directory):
                 arena.load({0: f"e/{i}"})
                 checks.expect("spilled, promoted and loaded", set(read_row(arena, layout, 0)) == {i + 1})
         checks.expect("nothing stays pinned", wait_until(lambda: slots(daemon) == {"pinned": 0, "granted": 0}) is not None)
+
+
+def check_cpp_client(checks, directory):
+    """client_direct_test.cc, which says when the daemon is to be killed and started anew."""
+    program = harness.binary("gpu_client_test", harness.BUILD if harness.BUNDLE else harness.BUILD / "tests")
+    with Counted(directory / "cpp", "--hot-bytes=768MiB") as daemon:
+        told = []
+        with subprocess.Popen([program, "--gtest_filter=GpuDirectClientTest.*"], env=os.environ | {"STATEPOOL_SERVER": daemon.address},
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            too_long = threading.Timer(CPP_CLIENT_S_MAX, process.kill)
+            too_long.start()
+            for line in process.stdout:
+                told.append(line)
+                if line == "restart\n":
+                    daemon.kill()
+                    daemon.start()
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+            too_long.cancel()
+        passed = re.search(r"PASSED  \] (\d+) tests", "".join(told))
+        checks.expect(f"gpu_client_test: {''.join(told)[-4000:]}", process.returncode == 0 and passed and int(passed[1]) >= 9)
+        checks.expect("gpu_client_test left no pins and grants", wait_until(lambda: not any(slots(daemon).values())) is not None)
 
 
 def check_restart(checks, directory, randbytes):
@@ -448,6 +473,25 @@ def figures(directory, quick):
                 yield line(f"gpu-direct-store_async-{rows}", sorted(enqueued[3:]), copy, bytes=nbytes)
 
 
+def figures_of_cpp_client(directory, quick):
+    """What client_bench.cc tells: whole calls, and what a call takes until it returns ("-returned"), each beside a copy of as many bytes."""
+    program = harness.binary("gpu_client_bench", harness.BUILD if harness.BUNDLE else harness.BUILD / "tests")
+    with Counted(directory / "cpp-figures", "--hot-bytes=24GiB", "--max-arena-bytes=5GiB", "--max-granted-bytes=8GiB", "--default-durability=volatile") as daemon:
+        done = subprocess.run([program, *["--quick"] * quick], env=os.environ | {"STATEPOOL_SERVER": daemon.address}, capture_output=True, text=True,
+                              timeout=CPP_CLIENT_S_MAX)
+        if done.returncode:
+            raise harness.NotMeasurable(f"gpu_client_bench ended with {done.returncode}: {done.stderr[-2000:]}")
+        copy = None
+        for told in map(json.loads, done.stdout.splitlines()):
+            taken = sorted(told["us"])
+            if told["what"] == "copy":
+                copy = taken
+            elif told["what"] == "rpc":
+                yield line("gpu-direct-cpp-rpc", taken, None, "GetCapabilities")
+            else:
+                yield line(f"gpu-direct-cpp-{told['what']}-{told['rows']}", taken, copy, "cudaMemcpyAsync device to device", bytes=told["bytes"])
+
+
 # ------------------------------------------------------------------------------------------------------------------- main
 
 def run_checks(directory, seed):
@@ -469,6 +513,7 @@ def run_checks(directory, seed):
         attempt(check_threads, pool)
         attempt(base.check_inline, pool, rng.randbytes)
         attempt(check_by_torch, daemon)
+    attempt(check_cpp_client, directory)
     attempt(check_evictions, directory)
     attempt(check_restart, directory, rng.randbytes)
     return {"name": "gpu-direct", "value": len(checks.failed), "unit": "checks failed", "n": checks.n, "goal": 0}
@@ -494,7 +539,7 @@ def main():
     short = 0
     with harness.workspace("gpu-direct") as directory:
         short += not harness.figure(run_checks(directory, options.seed) | {"machine": gpu}, options.seed)
-        for measured in figures(directory, options.quick):
+        for measured in itertools.chain(figures(directory, options.quick), figures_of_cpp_client(directory, options.quick)):
             short += not harness.figure(measured | {"machine": gpu}, options.seed)
         short += not harness.figure(run_kills(directory, options.seed, kills) | {"machine": gpu}, options.seed)
     return harness.FALLS_SHORT if short else harness.OK

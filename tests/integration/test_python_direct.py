@@ -675,6 +675,29 @@ def test_a_pool_that_is_dropped_leaves_nothing_behind(daemon, inline, name, cycl
     eventually(lambda: leases_of_this_process()[:2] == before[:2] and leases_of_this_process()[2] <= before[2])
 
 
+def test_a_lease_that_gets_no_answer_keeps_its_pins(daemon, pool, inline, name, monkeypatch):
+    inline.set(name, image(1), 1, layout=LAYOUT)
+    inline.set(name + "/small", image(2, SMALL), 1, layout=SMALL)
+    view = pool.get(name + "/small", copy=False)  # a GPU may have been told to read there
+    lease = pool._direct._lease
+    before = slots(daemon, "pinned")
+
+    class Never:
+        def poll(self, timeout):
+            return []
+
+    monkeypatch.setattr(lease, "_poll", Never())
+    assert bytes(pool.get(name, copy=False).data) == image(1)
+    assert lease.retired and not lease.ended
+    inline.set(name + "/small", image(3, SMALL), 2, layout=SMALL)
+    assert bytes(view.data) == image(2, SMALL) and slots(daemon, "pinned") >= before
+    del view
+    gc.collect()
+    assert lease.ended
+    monkeypatch.undo()
+    eventually(lambda: slots(daemon, "pinned") < before + 1)
+
+
 @pytest.mark.parametrize("failure", ["no descriptor", "no answer"])
 def test_what_could_not_be_handed_over_is_not_taken_for_mapped(daemon, pool, inline, name, monkeypatch, failure):
     inline.set(name, image(1), 1, layout=LAYOUT)

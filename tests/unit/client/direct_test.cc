@@ -26,6 +26,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "client/fake_gpu.h"
 #include "client/fake_service.h"
 
 namespace statepool::client {
@@ -142,8 +143,10 @@ class FakeDaemon final : public v1::StatePool::Service {
   bool refuses_grants = false;
   uint64_t grants_max = UINT64_MAX;
   uint32_t grants_at_once = 64;
-  std::vector<uint32_t> grants;  // how many were asked for
-  bool was_mapped = false;       // an extent when its drop was told
+  std::vector<uint32_t> grants;         // how many were asked for
+  bool was_mapped = false;              // an extent when its drop was told
+  std::string device;                   // of extents
+  std::atomic<bool> has_ended = false;  // the client hung up
 
  private:
   std::multiset<uint64_t> Told(const std::multiset<uint64_t>* told, size_t count) {
@@ -188,11 +191,13 @@ class FakeDaemon final : public v1::StatePool::Service {
       EXPECT_EQ(fcntl(memory, F_ADD_SEALS, F_SEAL_GROW | (sealed ? F_SEAL_SHRINK : 0)), 0);
       event.set_bytes(bytes_told);
       event.set_chunk_bytes(chunk_bytes);
+      event.set_device(device);
       event.set_writable(writable);
       absl::SleepFor(late);
       SendText(socket_, event.SerializeAsString() + text_after, memory, times);
       memory_ = Descriptor(memory);
     }
+    has_ended = true;
   }
 
   void Send(const v1::LeaseEvent& event, int fd) const { SendEvent(socket_, event, fd); }
@@ -424,10 +429,62 @@ TEST(DirectLeaseTest, AnExtentThatCameToNothingIsToldToBeUnmapped) {
 
 TEST(DirectLeaseTest, AnAnswerThatComesTooLateIsOfNoUseAndToldToBeUnmapped) {
   FakeDaemon daemon;
+  auto held = daemon.lease->Hold(SlotOf(8, 2), kSlotBytes);
+  ASSERT_TRUE(held.ok()) << held.status();
   daemon.late = DirectLease::kAnswerTimeout + absl::Seconds(1);
   EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(7, 1), kSlotBytes).status()), "SOCKET_UNREACHABLE");
   EXPECT_FALSE(daemon.lease->Poll());
   EXPECT_EQ(daemon.Dropped(2), (Ids{1, 1})) << "when it was given up, and again when it came";
+  // What is held may be read by a GPU: for the daemon it is pinned for as long.
+  daemon.lease = nullptr;
+  EXPECT_EQ(daemon.Unpinned(0), (Ids{7}));
+  EXPECT_FALSE(daemon.has_ended);
+  EXPECT_TRUE(IsMapped(2));
+  held->reset();
+  EXPECT_EQ(daemon.Unpinned(2), (Ids{7, 8}));
+}
+
+TEST(DirectLeaseTest, SlotsThatAreHeldTogetherAreGivenBackTogetherAllOrNone) {
+  FakeDaemon daemon;
+  auto held = daemon.lease->Hold({SlotOf(7, 1), SlotOf(8, 2, kSlotBytes), SlotOf(9, 1, 2 * kSlotBytes)}, kSlotBytes);
+  ASSERT_TRUE(held.ok()) << held.status();
+  EXPECT_EQ((*held)->data(2) - (*held)->data(0), static_cast<std::ptrdiff_t>(2 * kSlotBytes));
+  EXPECT_EQ((*held)->data(1)[0], 0);
+  held->reset();
+  EXPECT_EQ(daemon.Unpinned(3), (Ids{7, 8, 9}));
+  EXPECT_EQ(ReasonOf(daemon.lease->Hold({SlotOf(10, 1), SlotOf(11, 2, UINT64_MAX)}, kSlotBytes).status()),
+            "BAD_ANSWER");
+  EXPECT_EQ(daemon.Unpinned(5), (Ids{7, 8, 9, 10, 11}));
+}
+
+TEST(DirectLeaseTest, ExtentsOfAGpuAreMappedThereAndStayUntilTheDaemonWantsThem) {
+  const auto gpu = std::make_shared<FakeGpu>();
+  SetGpu("made-up", gpu);
+  {
+    v1::Capabilities budgets = Budgets(4 * 2 * kExtentBytes, 0);
+    budgets.add_devices()->set_name("made-up");
+    FakeDaemon daemon(budgets);
+    EXPECT_EQ(daemon.lease->device(), "made-up");
+    daemon.sealed = false;  // it has no seals
+    daemon.device = "made-up";
+    daemon.times = 4;
+    daemon.chunk_bytes = kExtentBytes / 4;
+    for (const uint64_t extent : {1, 2, 3, 4}) {
+      const auto held = daemon.lease->Hold(SlotOf(100 + extent, extent), kExtentBytes);
+      ASSERT_TRUE(held.ok()) << held.status();
+      EXPECT_EQ((*held)->data()[kExtentBytes - 1], 0);
+    }
+    EXPECT_EQ(daemon.Unpinned(4).size(), 4u);
+    EXPECT_TRUE(daemon.Dropped(0).empty()) << "however many";
+    daemon.Drop({1, 2});
+    EXPECT_EQ(daemon.Dropped(2), (Ids{1, 2}));
+    EXPECT_FALSE(IsMapped(1) || daemon.was_mapped);
+    daemon.device = "another";
+    EXPECT_EQ(ReasonOf(daemon.lease->Hold(SlotOf(105, 5), kSlotBytes).status()), "BAD_ANSWER");
+  }
+  SetGpu("made-up", nullptr);
+  EXPECT_FALSE(IsGpu("made-up"));
+  EXPECT_EQ(ReasonOf(FindGpu("made-up").status()), "MAPPING_FAILED");
 }
 
 class GrantTest : public testing::Test {
@@ -479,6 +536,17 @@ TEST_F(GrantTest, FewerThanAskedForAreAskedForAgainAndAllOrNoneAreTaken) {
   EXPECT_FALSE(Take(3).ok());
   EXPECT_EQ(daemon_.grants.size(), 4u) << "not asked for again at once";
   EXPECT_EQ(Take(2)->size(), 2u) << "what is there is not lost";
+}
+
+TEST_F(GrantTest, GrantsOfACallThatFailedGoBackAtOnce) {
+  daemon_.writable = true;
+  auto grants = Take(2);
+  ASSERT_TRUE(grants.ok()) << grants.status();
+  const Ids ids{(*grants)[0].slot.id(), (*grants)[1].slot.id()};
+  const absl::Time start = absl::Now();
+  daemon_.lease->GiveBack(*std::move(grants));
+  EXPECT_EQ(daemon_.Unpinned(2), ids);
+  EXPECT_LT(absl::Now() - start, absl::FromChrono(DirectLease::kStockIdle));
 }
 
 TEST_F(GrantTest, AStockThatNobodyUsesIsGivenBack) {
@@ -644,13 +712,15 @@ class FakeDirect final : public v1::StatePool::Service {
 
   // Calls come one after the other.
   int opened = 0;
+  std::mutex mutex;
+  std::set<uint64_t> given_back;   // grants; under the mutex
   std::vector<std::string> calls;  // and the lease that they named
   std::set<std::string> request_ids;
   grpc::Status error, grant_error;  // of the next call with a lease; of Grant
   bool is_done = false;             // the call that fails does what it should
 
  private:
-  void Serve(int to) const {
+  void Serve(int to) {
     char text[65536];
     ssize_t size = recv(to, text, sizeof text, 0);
     std::string answer =
@@ -659,6 +729,10 @@ class FakeDirect final : public v1::StatePool::Service {
     while ((size = recv(to, text, sizeof text, 0)) > 0) {
       v1::LeaseRequest request;
       EXPECT_TRUE(request.ParseFromArray(text, static_cast<int>(size)));
+      {
+        const std::lock_guard lock(mutex);
+        given_back.insert(request.unpin().begin(), request.unpin().end());
+      }
       if (request.extent() == 0) continue;
       v1::LeaseEvent event;
       event.set_extent(request.extent());
@@ -727,6 +801,19 @@ TEST_F(DirectPoolTest, ASetWhoseAnswerIsLostIsSentAgainInAMessageWithTheSameRequ
   }
   EXPECT_TRUE(Set('b').ok());
   EXPECT_EQ(Calls(), (Names{"Set lease3"})) << "nobody knows what the lease has after that";
+}
+
+TEST_F(DirectPoolTest, TheSlotOfASetThatIsRefusedGoesBack) {
+  service_.error = Error(grpc::FAILED_PRECONDITION, "REVISION_MISMATCH", "");
+  EXPECT_EQ(ReasonOf(Set('a').status()), "REVISION_MISMATCH");
+  EXPECT_TRUE(Set('b').ok());
+  for (int i = 0; i < 1000; ++i) {
+    absl::SleepFor(absl::Milliseconds(1));
+    const std::lock_guard lock(service_.mutex);
+    if (!service_.given_back.empty()) break;
+  }
+  const std::lock_guard lock(service_.mutex);
+  EXPECT_EQ(service_.given_back, std::set<uint64_t>{1});
 }
 
 TEST_F(DirectPoolTest, WithoutRetriesTheErrorOfASetIsTheCallsOwn) {

@@ -406,6 +406,11 @@ class Lease:
         if self.retired and not any(extent.users for extent in self._extents.values()):
             self._end()
 
+    def _give_up(self) -> None:
+        """Nothing more can be asked for. It ends with its last user: until then the daemon keeps the pins, for a GPU may be told to read there."""
+        self.retired = True
+        self._end_if_idle()
+
     def _use(self, extent: _Extent) -> None:
         if not extent.users:
             self._idle_bytes -= extent.counted
@@ -446,11 +451,11 @@ class Lease:
     def _extent(self, id: int) -> _Extent | None:
         """What is mapped of this extent, now or before; None: it can't be had."""
         found = None if self.ended else self._extents.get(id)
-        if found is not None or self.ended:
+        if found is not None or self.ended or self._asked:
             return found
         self._read_events()
         if not self._tell(extent=id):
-            self._end()  # the daemon does not read
+            self._give_up()  # the daemon does not read
             return None
         self._asked = id
         deadline = time.monotonic() + ANSWER_TIMEOUT_S
@@ -459,8 +464,8 @@ class Lease:
             event, fds = self._read_event(deadline)
             try:
                 if event is None:
-                    self._end()  # its answer would come when another is expected
-                elif event.extent:
+                    break  # its answer would come when another is expected
+                if event.extent:
                     mapping = mapping or _Mapping(event)
                     if event.extent != id or bool(fds) == bool(event.reason) or len(fds) > mapping.left:
                         self._end()
@@ -478,6 +483,7 @@ class Lease:
                     os.close(fd)
         if mapping is not None:
             mapping.give_up()
+        self._give_up()
         return None
 
     def _keep(self, mapping: _Mapping) -> _Extent | None:

@@ -54,8 +54,8 @@ void Arenas::Store(const Op& op, absl::string_view id, std::vector<StoreItem> it
       Enqueue(*arena, op, flags.after,
               [this, op, id = (*arena)->id, items = std::move(items), all_or_none, done = std::move(done),
                answer_with](const absl::Status& why) {
-                absl::StatusOr<StoreAnswer> answer = why;
-                if (why.ok()) answer = StoreInTurn(op, id, items, all_or_none, Queue::kUnlimited, done.get());
+                absl::StatusOr<StoreAnswer> answer =
+                    why.ok() ? StoreInTurn(op, id, items, all_or_none, Queue::kUnlimited, done.get()) : why;
                 done->Set();
                 (*answer_with)(std::move(answer));
               });

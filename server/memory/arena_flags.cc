@@ -53,9 +53,9 @@ void Arenas::Store(const Op& op, absl::string_view id, std::vector<StoreItem> it
   const absl::StatusOr<bool> is_next =
       Enqueue(*arena, op, flags.after,
               [this, op, id = (*arena)->id, items = std::move(items), all_or_none, done = std::move(done),
-               answer_with](const absl::Status& why) {
+               answer_with](absl::Status why) {
                 absl::StatusOr<StoreAnswer> answer =
-                    why.ok() ? StoreInTurn(op, id, items, all_or_none, Queue::kUnlimited, done.get()) : why;
+                    why.ok() ? StoreInTurn(op, id, items, all_or_none, Queue::kUnlimited, done.get()) : std::move(why);
                 done->Set();
                 (*answer_with)(std::move(answer));
               });
@@ -71,8 +71,9 @@ void Arenas::Load(const Op& op, absl::string_view id, std::vector<LoadItem> item
   const auto answer_with = std::make_shared<Answered<LoadAnswer>>(std::move(answered));
   const absl::StatusOr<bool> is_next =
       Enqueue(*arena, op, flags.after,
-              [this, op, id = (*arena)->id, items = std::move(items), answer_with](const absl::Status& why) {
-                (*answer_with)(why.ok() ? LoadInTurn(op, id, items, /*hold=*/nullptr, Queue::kUnlimited) : why);
+              [this, op, id = (*arena)->id, items = std::move(items), answer_with](absl::Status why) {
+                (*answer_with)(why.ok() ? LoadInTurn(op, id, items, /*hold=*/nullptr, Queue::kUnlimited)
+                                        : std::move(why));
               });
   if (!is_next.ok()) return (*answer_with)(is_next.status());
   if (*is_next) RunReady(*arena);
@@ -90,9 +91,10 @@ void Arenas::LoadLate(const Op& op, const ArenaRef& arena, std::vector<LoadItem>
   const Op copy = late->op;
   // Before the answer: the order is that of the calls, and who may not wait is told.
   const absl::StatusOr<bool> is_next =
-      Enqueue(arena, copy, flags.after, [this, late = std::move(late)](const absl::Status& why) { Copy(late.get(), why); });
-  answered(is_next.ok() ? std::move(answer) : is_next.status());
-  if (is_next.ok() && *is_next) RunReady(arena);
+      Enqueue(arena, copy, flags.after, [this, late = std::move(late)](absl::Status why) { Copy(late.get(), std::move(why)); });
+  if (!is_next.ok()) return answered(is_next.status());
+  answered(std::move(answer));
+  if (*is_next) RunReady(arena);
 }
 
 // What is answered: with the states pinned.
@@ -139,9 +141,9 @@ absl::Status Arenas::ReservePins(LateLoad* late, uint64_t bytes) {
   return absl::OkStatus();
 }
 
-void Arenas::Copy(LateLoad* late, const absl::Status& why) {
+// `status`: whether it may.
+void Arenas::Copy(LateLoad* late, absl::Status status) {
   Arena* const arena = late->arena.get();
-  absl::Status status = why;
   if (status.ok()) {
     ArenaRef taken;
     status = Take(late->op, arena->id, Queue::kUnlimited, &taken);
@@ -195,8 +197,8 @@ absl::StatusOr<bool> Arenas::Enqueue(const ArenaRef& arena, const Op& op, const 
     }
   }
   const absl::Status waits = waiter_.Wait(arena->words, after, op, &arena->ended,
-                                          [this, arena, call = std::move(call)](const absl::Status& why) mutable {
-                                            Reached(arena, why, std::move(call));
+                                          [this, arena, call = std::move(call)](absl::Status why) mutable {
+                                            Reached(arena, std::move(why), std::move(call));
                                           });
   if (waits.ok()) return false;
   MutexLock lock(&mu_);
@@ -205,13 +207,14 @@ absl::StatusOr<bool> Arenas::Enqueue(const ArenaRef& arena, const Op& op, const 
 }
 
 // On the waiter's thread.
-void Arenas::Reached(const ArenaRef& arena, const absl::Status& why, FlaggedCall call) {
-  if (!why.ok()) call(absl::IsAborted(why) ? Gone(arena->id) : why);
-  MutexLock lock(&mu_);
+void Arenas::Reached(const ArenaRef& arena, absl::Status why, FlaggedCall call) {
   if (!why.ok()) {
+    call(absl::IsAborted(why) ? Gone(arena->id) : std::move(why));
+    MutexLock lock(&mu_);
     --arena->flagged;
     return;
   }
+  MutexLock lock(&mu_);
   arena->ready.push_back(std::move(call));
   if (arena->running) return;
   arena->running = true;

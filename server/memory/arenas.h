@@ -213,7 +213,7 @@ class Arenas {
   struct LateLoad;
   struct Found;
   using ArenaRef = std::shared_ptr<Arena>;
-  using FlaggedCall = absl::AnyInvocable<void(const absl::Status& why)>;  // OK: it may go on, on this thread
+  using FlaggedCall = absl::AnyInvocable<void(absl::Status why)>;  // OK: it may go on, on this thread
   enum class Queue { kLimited, kUnlimited };                       // of those that wait for their turn
 
   absl::StatusOr<Device*> DeviceFor(const OpenArenaRequest& request) const;
@@ -244,13 +244,13 @@ class Arenas {
                 Answered<LoadAnswer> answered) ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<bool> Enqueue(const ArenaRef& arena, const Op& op, const std::optional<FlagValue>& after,
                                FlaggedCall call) ABSL_LOCKS_EXCLUDED(mu_);
-  void Reached(const ArenaRef& arena, const absl::Status& why, FlaggedCall call) ABSL_LOCKS_EXCLUDED(mu_);
+  void Reached(const ArenaRef& arena, absl::Status why, FlaggedCall call) ABSL_LOCKS_EXCLUDED(mu_);
   void Schedule(const ArenaRef& arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ScheduleAgain() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RunReady(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<LoadAnswer> Prepare(const Op& op, LateLoad* late) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status ReservePins(LateLoad* late, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
-  void Copy(LateLoad* late, const absl::Status& why) ABSL_LOCKS_EXCLUDED(mu_);
+  void Copy(LateLoad* late, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
   void Loop(bool (Arenas::*once)());
   bool FreeOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

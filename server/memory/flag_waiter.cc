@@ -91,7 +91,7 @@ void FlagWaiter::Run() {
       telling_ = true;
       {
         MutexUnlock unlock(&mu_);
-        for (; !over.empty(); over.pop_front(), whys.pop_front()) over.front().then(whys.front());
+        for (; !over.empty(); over.pop_front(), whys.pop_front()) over.front().then(std::move(whys.front()));
       }
       telling_ = false;
       changed_.SignalAll();

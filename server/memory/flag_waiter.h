@@ -36,7 +36,7 @@ class FlagWaiter {
  public:
   // Told once. OK: the word is reached; ABORTED without a reason: `ended`; DEADLINE, CANCELLED; DRAINING. Called on the
   // waiter's thread: it must not block, and may call Wait.
-  using Then = absl::AnyInvocable<void(const absl::Status& why)>;
+  using Then = absl::AnyInvocable<void(absl::Status why)>;
 
   // `clock` must outlive it. At most `waits_max` wait at a time.
   FlagWaiter(size_t waits_max, const Clock* clock);

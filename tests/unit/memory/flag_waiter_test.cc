@@ -65,7 +65,7 @@ class FlagWaiterTest : public testing::Test {
   // Why the wait was over.
   std::future<absl::Status> Wait(FlagValue until, const Op& op = {}) {
     auto told = std::make_shared<std::promise<absl::Status>>();
-    EXPECT_EQ(waiter_->Wait(words_, until, op, &ended_, [told](const absl::Status& why) { told->set_value(why); }),
+    EXPECT_EQ(waiter_->Wait(words_, until, op, &ended_, [told](absl::Status why) { told->set_value(std::move(why)); }),
               absl::OkStatus());
     return told->get_future();
   }
@@ -93,7 +93,7 @@ TEST_F(FlagWaiterTest, ACallGoesOnWhenItsWordIsReachedAndNotBefore) {
 
 TEST_F(FlagWaiterTest, WhatWaitsForNoWordIsTold) {
   std::promise<absl::Status> told;
-  ASSERT_EQ(waiter_->Wait(words_, std::nullopt, {}, &ended_, [&](const absl::Status& why) { told.set_value(why); }),
+  ASSERT_EQ(waiter_->Wait(words_, std::nullopt, {}, &ended_, [&](absl::Status why) { told.set_value(std::move(why)); }),
             absl::OkStatus());
   EXPECT_EQ(told.get_future().get(), absl::OkStatus());
 }
@@ -122,7 +122,7 @@ TEST_F(FlagWaiterTest, SeveralAreToldInTheOrderOfTheirCalls) {
   std::promise<void> all;
   for (int i = 0; i < 8; ++i) {
     ASSERT_EQ(waiter_->Wait(words_, FlagValue{1, 1}, {}, &ended_,
-                            [&, i](const absl::Status&) {
+                            [&, i](absl::Status) {
                               order.push_back(i);
                               if (i == 7) all.set_value();
                             }),
@@ -137,7 +137,7 @@ TEST_F(FlagWaiterTest, TooManyAreRefusedUntilOneIsOver) {
   std::vector<std::future<absl::Status>> told;
   for (size_t i = 0; i < kWaitsMax; ++i) told.push_back(Wait({1 + static_cast<uint32_t>(i), 1}));
   const absl::Status refused =
-      waiter_->Wait(words_, FlagValue{20, 1}, {}, &ended_, [](const absl::Status&) { FAIL() << "it was refused"; });
+      waiter_->Wait(words_, FlagValue{20, 1}, {}, &ended_, [](absl::Status) { FAIL() << "it was refused"; });
   EXPECT_EQ(ReasonOf(refused), "QUEUE_FULL");
   EXPECT_GT(GetErrorDetail(refused).retry_after, absl::ZeroDuration());
   words_->Set({3, 1});
@@ -151,16 +151,16 @@ TEST_F(FlagWaiterTest, WhoWaitsWhenItIsDrainedIsToldAndNobodyWaitsAfterwards) {
   waiter_->Drain();
   ASSERT_TRUE(IsTold(told, std::chrono::milliseconds(0)));
   EXPECT_EQ(ReasonOf(told.get()), "DRAINING");
-  EXPECT_EQ(ReasonOf(waiter_->Wait(words_, FlagValue{1, 1}, {}, &ended_, [](const absl::Status&) {})), "DRAINING");
+  EXPECT_EQ(ReasonOf(waiter_->Wait(words_, FlagValue{1, 1}, {}, &ended_, [](absl::Status) {})), "DRAINING");
   waiter_->Drain();
 }
 
 TEST_F(FlagWaiterTest, WhoIsToldMayWaitAnew) {
   std::promise<absl::Status> told;
   ASSERT_EQ(waiter_->Wait(words_, FlagValue{1, 1}, {}, &ended_,
-                          [&](const absl::Status&) {
+                          [&](absl::Status) {
                             EXPECT_EQ(waiter_->Wait(words_, FlagValue{1, 2}, {}, &ended_,
-                                                    [&](const absl::Status& why) { told.set_value(why); }),
+                                                    [&](absl::Status why) { told.set_value(std::move(why)); }),
                                       absl::OkStatus());
                           }),
             absl::OkStatus());

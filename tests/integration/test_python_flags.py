@@ -11,15 +11,15 @@ import re
 import signal
 import threading
 import time
+import types
 import urllib.request
 
 import numpy as np
 import pytest
 
 import statepool
-import test_python_gpu_copies as made_up
 from daemon_process import Daemon, eventually
-from statepool import StoreItem, _flags, _kernels, _mapping, arenas, errors
+from statepool import StoreItem, _cuda, _flags, _kernels, _mapping, arenas, errors
 from test_python_gpu_copies import LAYOUT, Gpu, Range, Stream, image, put, read, write
 
 pytestmark = pytest.mark.skipif(not _kernels.available, reason="the kernels' library does the copies of the made-up GPU")
@@ -414,15 +414,115 @@ def test_a_captured_stream_is_refused_before_anything_is_written(pool, arena, st
     stream.capturing = False
 
 
-def test_an_old_daemon_gives_no_words_and_none_are_used(pool, stream, monkeypatch, request):
-    """Which a daemon does not know with_flags."""
+@pytest.mark.parametrize("without", ["daemon", "gpu"])
+def test_without_words_the_cpu_waits(pool, stream, monkeypatch, request, without):
+    """As with a daemon that does not know with_flags, or a GPU that can't have them."""
     name = request.node.name
     pool.set(name, image(1), 1, layout=LAYOUT)
-    monkeypatch.setattr(arenas, "on_host", lambda limits: True)
+
+    def none(*_):
+        raise errors.made("FAILED_PRECONDITION", "MAPPING_FAILED", "made up")
+
+    if without == "daemon":
+        monkeypatch.setattr(arenas, "on_host", lambda limits: True)
+    else:
+        monkeypatch.setattr(FlagRange, "words", none)
     with pool.open_arena(LAYOUT, rows=2, view=statepool.View("row_major")) as arena:
-        assert arena._flags is None and not arena._table.flag_words
+        assert arena._flags is None and bool(arena._table.flag_words) == (without == "gpu")
+        stream.open.clear()
+        write(arena, stream, 1, image(2))
+        threading.Timer(0.1, stream.open.set).start()
         arena.load({0: name})
-        assert read(arena, 0) == image(1)
-        put(arena, 1, image(2))
-        arena.store({1: StoreItem(name, whole_row=True, any_revision=True)}, position=3)
-    assert made_up.LAYOUT is LAYOUT and bytes(pool.get(name).data) == image(2)
+        assert stream.open.is_set() and read(arena, 0) == image(1) and read(arena, 1) == image(2)
+        put(arena, 1, image(3))
+        assert arena.store_async({1: StoreItem(name, whole_row=True, any_revision=True)}, position=3).done()
+    assert bytes(pool.get(name).data) == image(3)
+
+
+class Driver:
+    """Of CUDA, as far as GpuWords needs it."""
+
+    CU_MEMHOSTREGISTER_PORTABLE, CU_MEMHOSTREGISTER_DEVICEMAP = 1, 2
+    CUresult = types.SimpleNamespace(CUDA_SUCCESS=0, CUDA_ERROR_OUT_OF_MEMORY=2)
+    CUdevice_attribute = types.SimpleNamespace(CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS="ops", CU_DEVICE_ATTRIBUTE_HOST_REGISTER_SUPPORTED="host")
+    CUstreamWriteValue_flags = types.SimpleNamespace(CU_STREAM_WRITE_VALUE_DEFAULT=0)
+    CUstreamWaitValue_flags = types.SimpleNamespace(CU_STREAM_WAIT_VALUE_GEQ=0)
+    OFFSET = 1 << 40  # of addresses of the GPU
+
+    def __init__(self, lacks=()):
+        self.lacks, self.registered, self.calls, self.status = lacks, {}, [], 0
+
+    def cuDeviceGet(self, ordinal):  # noqa: N802
+        return 0, ordinal
+
+    def cuDeviceGetAttribute(self, attribute, device):  # noqa: N802
+        return 0, int(attribute not in self.lacks)
+
+    def cuMemHostRegister(self, address, nbytes, flags):  # noqa: N802
+        assert flags == 3
+        self.registered[address] = nbytes
+        return (0,)
+
+    def cuMemHostGetDevicePointer(self, address, flags):  # noqa: N802
+        return self.status, address + self.OFFSET
+
+    def cuMemHostUnregister(self, address):  # noqa: N802
+        assert self.calls and self.calls[-1] == "synchronize" or self.status
+        del self.registered[address]
+        return (0,)
+
+    def cuCtxSynchronize(self):  # noqa: N802
+        self.calls.append("synchronize")
+        return (0,)
+
+    def cuStreamWriteValue32(self, *call):  # noqa: N802
+        self.calls.append(("write", *call))
+        return (self.status,)
+
+    def cuStreamWaitValue32(self, *call):  # noqa: N802
+        self.calls.append(("wait", *call))
+        return (self.status,)
+
+
+def words_of(driver):
+    """GpuWords, and the daemon's view of them."""
+    gpu = types.SimpleNamespace(driver=driver, ordinal=0, name="cuda:GPU-x", current=contextlib.nullcontext)
+    gpu.must = lambda name, *arguments: _cuda._result(driver, name, getattr(driver, name)(*arguments))
+    fd = os.memfd_create("words")
+    os.ftruncate(fd, 4096)
+    daemons = np.frombuffer(mmap.mmap(fd, 4096), np.uint32)
+    try:
+        return _cuda.GpuWords(gpu, fd, 4096), daemons
+    finally:
+        os.close(fd)
+
+
+def test_words_are_registered_with_the_gpu_and_written_and_awaited_by_its_addresses():
+    driver = Driver()
+    words, daemons = words_of(driver)
+    (address, nbytes), = driver.registered.items()
+    assert words.count == 1024 and nbytes == 4096
+    words.set(3, 0xFFFFFFFF)
+    assert daemons[3] == 0xFFFFFFFF
+    daemons[4] = 5
+    assert words.get(4) == 5
+    stream = types.SimpleNamespace(cuda_stream=77)
+    words.write(stream, 5, 9)
+    words.wait(stream, 6, 9)
+    assert driver.calls == [("write", 77, address + Driver.OFFSET + 20, 9, 0), ("wait", 77, address + Driver.OFFSET + 24, 9, 0)]
+    driver.status = 719
+    with pytest.raises(errors.StatepoolError, match="GPU_FAILED"):
+        words.write(stream, 5, 10)
+    words.close()
+    assert not driver.registered
+
+
+@pytest.mark.parametrize("lacks", ["ops", "host"])
+def test_a_gpu_that_can_not_have_words_says_so(lacks):
+    with pytest.raises(statepool.Conflict, match="MAPPING_FAILED"):
+        words_of(Driver([lacks]))
+    driver = Driver()
+    driver.status = 1
+    with pytest.raises(statepool.Conflict, match="MAPPING_FAILED"):
+        words_of(driver)
+    assert not driver.registered

@@ -21,8 +21,7 @@ absl::Status CheckWord(const std::optional<FlagValue>& flag, absl::string_view f
 
 }  // namespace
 
-absl::StatusOr<Arenas::ArenaRef> Arenas::FindFlagged(const Op& op, absl::string_view id,
-                                                     const CallFlags& flags) const {
+absl::StatusOr<Arenas::ArenaRef> Arenas::FindFlagged(const Op& op, absl::string_view id, const CallFlags& flags) const {
   RETURN_IF_ERROR(op.Check(*clock_));
   ArenaRef arena;
   {
@@ -69,12 +68,10 @@ void Arenas::Load(const Op& op, absl::string_view id, std::vector<LoadItem> item
   if (!arena.ok()) return answered(arena.status());
   if (flags.done.has_value()) return LoadLate(op, *arena, std::move(items), flags, std::move(answered));
   const auto answer_with = std::make_shared<Answered<LoadAnswer>>(std::move(answered));
-  const absl::StatusOr<bool> is_next =
-      Enqueue(*arena, op, flags.after,
-              [this, op, id = (*arena)->id, items = std::move(items), answer_with](absl::Status why) {
-                (*answer_with)(why.ok() ? LoadInTurn(op, id, items, /*hold=*/nullptr, Queue::kUnlimited)
-                                        : std::move(why));
-              });
+  const absl::StatusOr<bool> is_next = Enqueue(
+      *arena, op, flags.after, [this, op, id = (*arena)->id, items = std::move(items), answer_with](absl::Status why) {
+        (*answer_with)(why.ok() ? LoadInTurn(op, id, items, /*hold=*/nullptr, Queue::kUnlimited) : std::move(why));
+      });
   if (!is_next.ok()) return (*answer_with)(is_next.status());
   if (*is_next) RunReady(*arena);
 }
@@ -90,8 +87,8 @@ void Arenas::LoadLate(const Op& op, const ArenaRef& arena, std::vector<LoadItem>
   }
   const Op copy = late->op;
   // Before the answer: the order is that of the calls, and who may not wait is told.
-  const absl::StatusOr<bool> is_next =
-      Enqueue(arena, copy, flags.after, [this, late = std::move(late)](absl::Status why) { Copy(late.get(), std::move(why)); });
+  const absl::StatusOr<bool> is_next = Enqueue(
+      arena, copy, flags.after, [this, late = std::move(late)](absl::Status why) { Copy(late.get(), std::move(why)); });
   if (!is_next.ok()) return answered(is_next.status());
   answered(std::move(answer));
   if (*is_next) RunReady(arena);

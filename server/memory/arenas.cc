@@ -62,7 +62,12 @@ absl::Status LoadTooLarge(uint64_t limit) {
 
 Arenas::Arenas(ArenaOptions options, statepool::Store* store, ImageStore* images, ArenaMemory memory,
                CopyScheduler* copies, const Clock* clock)
-    : options_(options), store_(store), images_(images), memory_(std::move(memory)), copies_(copies), clock_(clock),
+    : options_(options),
+      store_(store),
+      images_(images),
+      memory_(std::move(memory)),
+      copies_(copies),
+      clock_(clock),
       waiter_(options.max_flag_waits, clock) {
   keeper_ = std::thread([this] { Loop(&Arenas::FreeOnce); });
   reserver_ = std::thread([this] { Loop(&Arenas::ReserveOnce); });
@@ -227,7 +232,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     MutexLock lock(&mu_);
     --opening_;
     arenas_.emplace(arena->id, arena);
-    return OpenedArena{arena->id,    arena->token, arena->device->name(),
+    return OpenedArena{arena->id,     arena->token, arena->device->name(),
                        arena->layout, arena->shape, request.with_flags ? FlagWords::kCount : 0};
   }
   arena->reserve.clear();
@@ -398,8 +403,7 @@ absl::StatusOr<LoadAnswer> Arenas::LoadInTurn(const Op& op, absl::string_view id
     absl::StatusOr<Found> found = FindStates(op, arena.get(), items, &waiting, /*late=*/nullptr, &answer);
     RETURN_IF_ERROR(found.status());
     if (!found->states.empty()) {
-      RETURN_IF_ERROR(
-          CopyIntoRows(op, arena.get(), items, found->items, absl::MakeSpan(found->states), hold, &answer));
+      RETURN_IF_ERROR(CopyIntoRows(op, arena.get(), items, found->items, absl::MakeSpan(found->states), hold, &answer));
     }
   }
   return answer;

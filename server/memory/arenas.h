@@ -16,11 +16,11 @@
 // ends what nobody connected to and frees what is in quarantine; another reserves slots anew, and may wait for the
 // disk.
 //
-// Calls with flag words (the .proto tells what they are for) wait for them in the FlagWaiter, without a thread. Those of
-// an arena whose words are reached are run by one thread at a time, lent by whoever serves calls, in the order in which
-// they were made, each in the arena's turn like any other. A Load that is to be answered before its copy pins what it
-// found, within a limit of all arenas, and takes the turn when its word is reached: so a Store that its stream waits for
-// is never behind it.
+// Calls with flag words (the .proto tells what they are for) wait for them in the FlagWaiter, without a thread. Those
+// of an arena whose words are reached are run by one thread at a time, lent by whoever serves calls, in the order in
+// which they were made, each in the arena's turn like any other. A Load that is to be answered before its copy pins
+// what it found, within a limit of all arenas, and takes the turn when its word is reached: so a Store that its stream
+// waits for is never behind it.
 #ifndef STATEPOOL_SERVER_MEMORY_ARENAS_H_
 #define STATEPOOL_SERVER_MEMORY_ARENAS_H_
 
@@ -62,7 +62,7 @@ struct ArenaOptions {
   uint64_t max_pinned_bytes = 256 << 20;
   uint64_t max_attachment_bytes = 16 << 20;  // that the answer of one Load has
   uint32_t max_waiting = 16;                 // calls that wait for their turn, on all arenas; each holds a thread
-  uint32_t max_flag_waits = 1024;  // calls that wait for flag words, on all arenas
+  uint32_t max_flag_waits = 1024;            // calls that wait for flag words, on all arenas
   uint32_t max_arena_flag_waits = 64;
   absl::Duration max_late_wait = absl::Seconds(60);  // of a Load that was answered, for its word
 };
@@ -168,15 +168,17 @@ class Arenas {
                                   const HoldPin& hold = nullptr);
   absl::StatusOr<StoreAnswer> Store(const Op& op, absl::string_view arena, absl::Span<const StoreItem> items,
                                     bool all_or_none);
-  // The same for calls with flag words. `answered` is called once, by this thread before it returns, or later by another
-  // that may not block for long; `op.cancelled` is looked at until then. This thread may then copy for the arena.
+  // The same for calls with flag words. `answered` is called once, by this thread before it returns, or later by
+  // another that may not block for long; `op.cancelled` is looked at until then. This thread may then copy for the
+  // arena.
   void Load(const Op& op, absl::string_view arena, std::vector<LoadItem> items, const CallFlags& flags,
             Answered<LoadAnswer> answered);
   void Store(const Op& op, absl::string_view arena, std::vector<StoreItem> items, bool all_or_none,
              const CallFlags& flags, Answered<StoreAnswer> answered);
   // Where such calls go on when their words are reached. REQUIRES: none was made yet.
   void GoOnWith(Run run);
-  // No call waits for a word any more: those that do are answered, or fail, with DRAINING. After it `run` is not called.
+  // No call waits for a word any more: those that do are answered, or fail, with DRAINING. After it `run` is not
+  // called.
   void DrainFlags();
   // Frees the memory before it returns, if nobody has it mapped and no call is under way.
   absl::Status Close(const Op& op, absl::string_view arena);
@@ -272,9 +274,9 @@ class Arenas {
   uint32_t opening_ ABSL_GUARDED_BY(mu_) = 0;
   ArenaStats stats_ ABSL_GUARDED_BY(mu_);  // its counters since the start
 
-  uint32_t waiting_ ABSL_GUARDED_BY(mu_) = 0;  // calls that wait for their turn
-  uint32_t runners_ ABSL_GUARDED_BY(mu_) = 0;  // arenas whose calls with flag words are being run
-  Run run_ ABSL_GUARDED_BY(mu_);               // null: after DrainFlags
+  uint32_t waiting_ ABSL_GUARDED_BY(mu_) = 0;               // calls that wait for their turn
+  uint32_t runners_ ABSL_GUARDED_BY(mu_) = 0;               // arenas whose calls with flag words are being run
+  Run run_ ABSL_GUARDED_BY(mu_);                            // null: after DrainFlags
   std::vector<ArenaRef> unscheduled_ ABSL_GUARDED_BY(mu_);  // of these, those that `run` did not take
 
   FlagWaiter waiter_;

@@ -67,8 +67,8 @@ struct Arenas::Arena {
   LayoutRef layout;
   std::shared_ptr<const ArenaShape> shape;
   std::shared_ptr<FlagWords> words;  // null: it has none
-  uint64_t memory_bytes = 0;  // of the budget
-  uint64_t bytes = 0;         // with the slots reserved: as max_bytes counts
+  uint64_t memory_bytes = 0;         // of the budget
+  uint64_t bytes = 0;                // with the slots reserved: as max_bytes counts
   MonoTime token_expires = 0;
 
   // Set once, read by copies under way.

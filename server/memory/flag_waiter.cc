@@ -61,12 +61,14 @@ size_t FlagWaiter::waiting() const {
   return waiting_.size();
 }
 
-bool FlagWaiter::IsOver(const Waiting& waiting, absl::Status* why) const {
+bool FlagWaiter::IsOver(const Waiting& waiting, MonoTime now, absl::Status* why) const {
   if (draining_) {
     *why = Draining();
   } else if (waiting.ended->load()) {
     *why = absl::AbortedError("");
-  } else if (*why = waiting.op.Check(*clock_); why->ok()) {
+  } else if (now >= waiting.op.deadline || (waiting.op.cancelled != nullptr && waiting.op.cancelled->load())) {
+    *why = waiting.op.Check(*clock_);
+  } else {
     return !waiting.until.has_value() || waiting.words->Reached(*waiting.until);
   }
   return true;
@@ -78,10 +80,11 @@ void FlagWaiter::Run() {
   for (;;) {
     std::list<Waiting> over;
     std::list<absl::Status> whys;
+    const MonoTime now = clock_->Now();
     for (auto it = waiting_.begin(); it != waiting_.end();) {
       const auto next = std::next(it);
       absl::Status why;
-      if (IsOver(*it, &why)) {
+      if (IsOver(*it, now, &why)) {
         over.splice(over.end(), waiting_, it);
         whys.push_back(std::move(why));
       }
@@ -102,7 +105,7 @@ void FlagWaiter::Run() {
       changed_.Wait(&mu_);
       continue;
     }
-    const std::chrono::nanoseconds age(clock_->Now() - waiting_.back().since);
+    const std::chrono::nanoseconds age(now - waiting_.back().since);
     changed_.WaitFor(&mu_, std::clamp(age / kLooksInAge, kLookMin, kLookMax));
   }
 }

@@ -249,10 +249,9 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
     return;
   }
   Watch(connection->pidfd, KeyOf(id, kProcess));
-  std::string what = connection->arena.empty()
-                         ? absl::StrCat(R"({"lease":)", Quoted(connection->lease))
-                         : absl::StrCat(R"({"arena":)", Quoted(arena.arena), R"(,"bytes":)", arena.bytes,
-                                        R"(,"mapped_bytes":)", arena.mapped_bytes);
+  std::string what = connection->arena.empty() ? absl::StrCat(R"({"lease":)", Quoted(connection->lease))
+                                               : absl::StrCat(R"({"arena":)", Quoted(arena.arena), R"(,"bytes":)",
+                                                              arena.bytes, R"(,"mapped_bytes":)", arena.mapped_bytes);
   std::vector<int> fds;
   if (arena.fd >= 0) fds.push_back(arena.fd);
   if (arena.flags_fd >= 0) {

@@ -283,9 +283,8 @@ StatePoolService::Call* StatePoolService::ServeArena(Call* call, Handler<Request
       const absl::Status status = (handlers_.*handler)(call->op(), *request, response);
       return call->Finish(status, *response);
     }
-    (handlers_.*with_flags)(call->op(), *request, response, [call, memory, response](const absl::Status& status) {
-      call->Finish(status, *response);
-    });
+    (handlers_.*with_flags)(call->op(), *request, response,
+                            [call, memory, response](const absl::Status& status) { call->Finish(status, *response); });
   });
   return call;
 }

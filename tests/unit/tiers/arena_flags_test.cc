@@ -333,8 +333,9 @@ TEST_P(ArenaFlagsTest, RowsOfALoadThatFailedAfterItsAnswerHaveNoBase) {
   // By its own deadline, and by what the daemon waits at most.
   for (const Op& op : {Within(absl::Seconds(3)), Op()}) {
     const uint32_t value = ++failures;
-    ASSERT_EQ(StatusOf(LoadWith(arena, {FlagValue{1, value}, FlagValue{2, value}}, {ToLoad(0, "b"), ToLoad(2, "b")}, op)),
-              absl::OkStatus());
+    ASSERT_EQ(
+        StatusOf(LoadWith(arena, {FlagValue{1, value}, FlagValue{2, value}}, {ToLoad(0, "b"), ToLoad(2, "b")}, op)),
+        absl::OkStatus());
     EXPECT_GT(arenas_.stats().flag_pinned_bytes, 0u);
     EXPECT_FALSE(arena.words->Has({2, value}));
     clock_.Advance(op.deadline == kNever ? absl::Seconds(61) : absl::Seconds(4));
@@ -343,7 +344,8 @@ TEST_P(ArenaFlagsTest, RowsOfALoadThatFailedAfterItsAnswerHaveNoBase) {
     EXPECT_EQ(arenas_.stats().late_failures, failures);
     EXPECT_TRUE(Eventually([&] { return arenas_.stats().flag_pinned_bytes == 0; }));
     const auto store = [&](uint32_t row, bool whole) {
-      return StatusOf(StoreWith(arena, {std::nullopt, FlagValue{3, value}}, {ToStore(row, absl::StrCat(row), 2, whole)}));
+      return StatusOf(
+          StoreWith(arena, {std::nullopt, FlagValue{3, value}}, {ToStore(row, absl::StrCat(row), 2, whole)}));
     };
     EXPECT_EQ(ReasonOf(store(0, false)), "ROW_NOT_LOADED");
     EXPECT_EQ(ReasonOf(store(2, false)), "ROW_NOT_LOADED");
@@ -492,8 +494,8 @@ TEST_P(ArenaFlagLimitsTest, LoadsThatWereAnsweredPinSoMuchTogether) {
   ASSERT_LT(30'000u, 3 * layout_->state_bytes());
   const Flagged arena = OpenFlagged(4), other = OpenFlagged(1);
   for (int i = 0; i < 3; ++i) ASSERT_TRUE(Set(absl::StrCat(i), 1, State(i)).ok());
-  absl::Status status = StatusOf(LoadWith(arena, {FlagValue{1, 1}, FlagValue{2, 1}},
-                                          {ToLoad(0, "0"), ToLoad(1, "1"), ToLoad(2, "2")}));
+  absl::Status status =
+      StatusOf(LoadWith(arena, {FlagValue{1, 1}, FlagValue{2, 1}}, {ToLoad(0, "0"), ToLoad(1, "1"), ToLoad(2, "2")}));
   EXPECT_EQ(ReasonOf(status), "LOAD_TOO_LARGE");
   EXPECT_EQ(GetErrorDetail(status).retry_after, absl::ZeroDuration());
   EXPECT_TRUE(arena.words->Has({2, 1}));

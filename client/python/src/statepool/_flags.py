@@ -53,9 +53,10 @@ class Call:
         self.after = pb.FlagValue(word=pair, value=value)
         self.done = pb.FlagValue(word=pair + 1, value=value)
         self.rows = rows
-        self.is_load = is_load
+        self.is_load = is_load  # it may fail after its answer
         self.deadline = deadline  # time.monotonic(), after which nothing is heard of it any more
-        self.is_open = True  # it has no answer yet
+        self.is_open = True  # somebody waits for its answer
+        self.is_watched = False  # nobody does, and a stream may wait for the daemon
         self.is_retired = False  # the daemon may still set its word: the pair is not used again
 
 
@@ -75,7 +76,7 @@ class Enqueued:
 class Flags:
     """The pairs of one arena, as long as it is not opened again. Thread-safe.
 
-    A thread of its own, from the first load on, sets the words that streams wait for when the daemon is gone or late: until close().
+    A thread of its own, from the first load that was answered on, sets the words that streams wait for when the daemon is gone or late: until close().
     """
 
     def __init__(self, words: Words, lease: socket.socket) -> None:
@@ -120,8 +121,6 @@ class Flags:
         with self._lock:
             if self._closed:
                 return
-            if call.is_load:
-                self._watch()
             self._words.wait(stream, call.done.word, call.done.value)
 
     def answered(self, call: Call) -> None:
@@ -130,7 +129,13 @@ class Flags:
             call.is_open = False
             if call.is_load:
                 call.deadline = min(call.deadline, time.monotonic() + LATE_S + GRACE_S)
-                self._tell()
+                self._watch(call)
+
+    def leave(self, call: Call) -> None:
+        """Of a call that was interrupted: nobody waits for its answer, and the daemon has until its deadline to be done with its rows."""
+        with self._lock:
+            call.is_open = False
+            self._watch(call)
 
     def refused(self, call: Call) -> None:
         """The daemon has answered with an error of the call: it sets nothing any more."""
@@ -157,8 +162,10 @@ class Flags:
     def check(self) -> None:
         """RowsLost, once, when loads failed after their answer."""
         with self._lock:
+            if self._closed:
+                return
             self._reclaim()  # first: the daemon counts before it says that it is done
-            count = 0 if self._closed else self._words.get(_FAILURES)
+            count = self._words.get(_FAILURES)
             lost = (count - self._failures & 0xFFFFFFFF) + self._forced
             rows, self._suspects = sorted(self._suspects), set()
             self._failures, self._forced = count, 0
@@ -213,10 +220,15 @@ class Flags:
                 self._suspects |= call.rows
         self._busy = busy
 
-    def _watch(self) -> None:
+    def _watch(self, call: Call) -> None:
+        call.is_watched = True
+        if self._closed:
+            return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="statepool-flags", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="statepool-flags", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._tell()
 
     def _tell(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it is full: the thread will look
@@ -232,12 +244,12 @@ class Flags:
             with self._lock:
                 if self._closed:
                     return
-                late = [call for call in self._busy if call.is_load and not call.is_open and not self._has_reached(call.done)]
+                late = [call for call in self._busy if call.is_watched and not self._has_reached(call.done)]
                 lease, now = self._lease.fileno(), time.monotonic()
                 for call in late:
                     if now >= call.deadline:
                         self._give_up(call)
-                        self._forced += 1
+                        self._forced += call.is_load
             left = [call.deadline - now for call in late if now < call.deadline]
             hung_up, woken = _poll(lease, self._changed.fileno(), min(left) if left else None)
             with self._lock:

@@ -587,11 +587,11 @@ class Arena:
         except errors.StatepoolError as error:
             return self._without_words(flags, call, error)
         except BaseException:
-            flags.settle(call)
+            flags.leave(call)
+            self._follow(flags, call, stream)
             raise
         flags.answered(call)
-        with self._lock:
-            flags.follow(call, self._memory.stream(stream) if self._memory is not None else stream)  # type: ignore[union-attr]
+        self._follow(flags, call, stream)
         return answer
 
     def _store_in_order(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any) -> pb.StoreResponse | None:
@@ -610,10 +610,18 @@ class Arena:
         except errors.StatepoolError as error:
             return self._without_words(flags, call, error)
         except BaseException:
-            flags.settle(call)
+            flags.leave(call)
+            self._follow(flags, call, stream)
             raise
         flags.answered(call)
         return answer
+
+    def _follow(self, flags: _flags.Flags, call: _flags.Call, stream: Any) -> None:
+        """The stream goes on when the daemon is done with the call's rows."""
+        with self._lock:  # while it is held nobody drops the words
+            memory = self._memory
+            if memory is not None:  # else it was closed, and streams wait for nothing
+                flags.follow(call, memory.stream(stream))  # type: ignore[union-attr]
 
     @staticmethod
     def _without_words(flags: _flags.Flags, call: _flags.Call, error: errors.StatepoolError) -> None:
@@ -652,7 +660,7 @@ class Arena:
                     flags.settle(call)
                 raise
             except BaseException:
-                flags.settle(call)
+                flags.leave(call)
                 raise
             flags.answered(call)
             return answer
@@ -660,8 +668,7 @@ class Arena:
         storing = _gpu_copies.Storing(rows, _flags.Enqueued(), commit, lambda: flags.refused(call))
         in_flight.add(storing, attended=True)
         try:
-            with self._lock:
-                flags.follow(call, self._memory.stream(stream) if self._memory is not None else stream)  # type: ignore[union-attr]
+            self._follow(flags, call, stream)
         except BaseException:
             in_flight.finish_through(storing)  # nothing keeps the stream off the rows: they are stored now
             raise

@@ -184,6 +184,167 @@ def check_stream_order(checks, pool, randbytes):
                 checks.expect("Store waits for the stream", bool((ssm[1] == i + 1).all().item()))
 
 
+class Behind:
+    """A stream that is kept busy for a while, so that what is enqueued in it comes later than the CPU."""
+
+    def __init__(self):
+        self.stream = torch.cuda.Stream()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.cuda.stream(self.stream):
+            torch.cuda._sleep(1000)
+            begin.record()
+            torch.cuda._sleep(50_000_000)
+            end.record()
+        end.synchronize()
+        self.cycles_per_ms = 50_000_000 / begin.elapsed_time(end)
+
+    def __enter__(self):
+        self.scope = torch.cuda.stream(self.stream)
+        self.scope.__enter__()
+        return self
+
+    def __exit__(self, *details):
+        self.scope.__exit__(*details)
+
+    def sleep(self, ms):
+        torch.cuda._sleep(int(ms * self.cycles_per_ms))
+
+    def is_done(self):
+        return self.stream.query()
+
+
+def check_flags(checks, pool, daemon, rng):
+    """Isolated loads and stores are in the stream's order, and the CPU does not wait for it."""
+    layout = pool.register_layout(LARGE)
+    pool.set("flags/a", rng.randbytes(layout.state_bytes), 1, layout=layout)
+    with pool.open_arena(layout, rows=4, view=VIEWS["layer_major"]) as arena, Behind() as behind:
+        if not arena._flags:
+            return checks.expect("an arena has flag words", False)
+        expected = bytes(pool.get("flags/a").data)
+        arena.load({0: "flags/a"})
+        behind.stream.synchronize()
+        behind.sleep(100)
+        start = time.monotonic()
+        arena.load({1: "flags/a"})
+        copy = arena["ssm"][:, 1].clone()
+        took = time.monotonic() - start
+        checks.expect(f"a load returns while its stream is busy: after {1e3 * took:.1f} ms", not behind.is_done() and took < 0.08)
+        behind.stream.synchronize()
+        checks.expect("what follows a load in its stream finds it", torch.equal(copy, arena["ssm"][:, 0]) and read_row(arena, layout, 1) == expected)
+        behind.sleep(100)
+        handle = arena.store_async({1: StoreItem("flags/b", whole_row=True)}, position=2)
+        arena["ssm"][:, 1].fill_(7)
+        arena["conv"][:, 1].fill_(7)
+        checks.expect("store_async returns while its stream is busy", not behind.is_done() and not handle.done())
+        checks.expect("what is written after store_async is not stored", handle.wait()[1].position == 2 and bytes(pool.get("flags/b").data) == expected)
+        graph = torch.cuda.CUDAGraph()
+        refused = 0
+        with torch.cuda.graph(graph, stream=behind.stream):
+            for call in (lambda: arena.load({2: "flags/a"}), lambda: arena.store_async({0: "flags/a"}, position=3)):
+                try:
+                    call()
+                except statepool.Conflict as error:
+                    refused += error.reason == "STREAM_CAPTURING"
+            arena["ssm"][:, 3].add_(1)
+        checks.expect("captured streams are refused", refused == 2)
+        arena.load({3: "flags/a"})
+        graph.replay()
+        behind.stream.synchronize()
+        checks.expect("a graph after a load in its stream", torch.equal(arena["ssm"][:, 3], arena["ssm"][:, 0] + 1))
+        arena._pool, whole = pool.with_options(timeout=0.3), arena._pool
+        behind.sleep(1500)
+        arena.load({2: "flags/a"})
+        arena._pool = whole
+        behind.stream.synchronize()
+        try:
+            arena.load({0: "flags/a"})
+            checks.expect("a load that failed late is told", False)
+        except statepool.errors.RowsLost as lost:
+            checks.expect("a load that failed late is told", 2 in lost.rows)
+        arena.load({2: "flags/a"})
+        behind.stream.synchronize()
+        checks.expect("and can be made again", read_row(arena, layout, 2) == expected)
+    random_streams(checks, pool, rng, rounds=300)
+    before = used_bytes(pool)
+    worker = start_worker(daemon.address, "waits")
+    while worker.stdout.readline() not in (b"waiting\n", b""):
+        pass
+    random_streams(checks, pool, rng, rounds=40)
+    worker.kill()
+    worker.wait()
+    random_streams(checks, pool, rng, rounds=40)
+    checks.expect("a worker that was killed while its calls waited leaves nothing", wait_until(lambda: used_bytes(pool) <= before + (64 << 20)) is not None)
+
+
+def random_streams(checks, pool, rng, rounds):
+    """Kernels, loads and stores of four streams of one arena at random, each stream with rows of its own, held against what they must see."""
+    layout = pool.register_layout(EVERY_DTYPE)
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    names, rows, seen, handles = {}, {}, [], []
+    with pool.open_arena(layout, rows=8) as arena:
+        for i in range(rounds):
+            mine = rng.randrange(4)
+            row = 2 * mine + rng.randrange(2)
+            sequence, what = f"random/{row}", rng.random()
+            with torch.cuda.stream(streams[mine]):
+                if rng.random() < 0.1:
+                    torch.cuda._sleep(rng.randrange(5_000_000))
+                if what < 0.4 or row not in rows:
+                    rows[row] = i
+                    for tensor in layout.tensors:
+                        for layer in tensor.layers:
+                            bits_of(arena.layer(tensor.name, layer))[row].fill_(i % 100)
+                elif what < 0.7:
+                    handles.append(arena.store_async({row: StoreItem(sequence, whole_row=True, any_revision=True)}, position=i))
+                    names[sequence] = rows[row]
+                    if rng.random() < 0.2:
+                        handles[-1].wait()
+                elif sequence in names:
+                    for handle in handles:
+                        handle.wait()
+                    handles.clear()
+                    arena.load({row: sequence})
+                    rows[row] = names[sequence]
+                    seen.append((rows[row] % 100, [bits_of(arena.layer(tensor.name, layer))[row].clone() for tensor in layout.tensors
+                                                  for layer in tensor.layers]))
+        for handle in handles:
+            handle.wait()
+        torch.cuda.synchronize()
+        wrong = sum(not (part == value).all().item() for value, parts in seen for part in parts)
+        checks.expect(f"{len(seen)} loads in the order of four streams: {wrong} parts wrong", seen and not wrong)
+
+
+def check_flags_and_dead_daemons(checks, directory, randbytes):
+    with Daemon(directory / "flags", "--hot-bytes=1GiB") as daemon, daemon.pool() as pool:
+        layout = pool.register_layout(EVERY_DTYPE)
+        state = randbytes(layout.state_bytes)
+        pool.set("kept", state, 1, layout=layout, durability="sync")
+        with pool.open_arena(layout, rows=2) as arena, Behind() as behind:
+            for i in range(6):
+                behind.sleep(200)
+                arena.load({0: "kept"})
+                handle = arena.store_async({1: StoreItem(f"never/{i}", whole_row=True)}, position=1)
+                daemon.kill()
+                start = time.monotonic()
+                behind.stream.synchronize()
+                took = time.monotonic() - start
+                checks.expect(f"a stream goes on without its daemon: {took:.2f} s", took < 3)
+                try:
+                    handle.wait()
+                    checks.expect("a store without a daemon", False)
+                except statepool.errors.StatepoolError:
+                    pass
+                daemon.start()
+                try:
+                    arena.load({0: "kept"})
+                    checks.expect("ContentsGone", False)
+                except statepool.ContentsGone:
+                    pass
+                arena.load({0: "kept"})
+                behind.stream.synchronize()
+                checks.expect("words of the next daemon", arena._flags is not None and read_row(arena, layout, 0) == state)
+
+
 def check_inline(checks, pool, randbytes):
     layout = pool.register_layout(LARGE)
     state = randbytes(layout.state_bytes)
@@ -294,7 +455,7 @@ def start_worker(address, name):
 
 
 def work(address, name):
-    """Opens an arena and stays ("held"), or stores and loads for some seconds; 0: every state was right."""
+    """Opens an arena and stays ("held"), with calls that wait for a stream ("waits"), or stores and loads for some seconds; 0: every state was right."""
     with statepool.connect(address) as pool:
         layout = pool.register_layout(EVERY_DTYPE)
         arena = pool.open_arena(layout, rows=8)
@@ -302,6 +463,14 @@ def work(address, name):
         torch.cuda.synchronize()
         print("ready", flush=True)
         if name == "held":
+            signal.pause()
+        if name == "waits":
+            pool.set("waits", bytes(layout.state_bytes), 1, layout=layout)
+            torch.cuda._sleep(1 << 40)
+            for row in range(4):
+                arena.load({row: "waits"})
+                arena.store_async({row: StoreItem(f"waits/{row}", whole_row=True)}, position=1)
+            print("waiting", flush=True)
             signal.pause()
         rng, end = random.Random(name), time.monotonic() + 4
         states = {}
@@ -331,6 +500,19 @@ def times_us(call, n):
     return sorted(taken[3:])
 
 
+def call_times_us(call, n):
+    """What the CPU's part of a call takes, in a stream that is 20 ms behind."""
+    taken = []
+    with Behind() as behind:
+        for i in range(n + 3):
+            behind.sleep(20)
+            start = time.perf_counter()
+            call(i)
+            taken.append((time.perf_counter() - start) * 1e6)
+            behind.stream.synchronize()
+    return sorted(taken[3:])
+
+
 def copy_times_us(nbytes, n):
     source = torch.empty(nbytes, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
@@ -355,6 +537,8 @@ def figures(directory, quick):
                 copy = copy_times_us(rows * layout.state_bytes, n)
                 loads = times_us(lambda i: arena.load({row: LoadItem(name) for row, name in enumerate(names_of(i))}), n)
                 yield line(f"gpu-arena-load-{rows}", loads, copy, bytes=rows * layout.state_bytes)
+                calls = call_times_us(lambda i: arena.load({row: LoadItem(name) for row, name in enumerate(names_of(i))}), n)
+                yield line(f"gpu-arena-load-{rows}-call", calls, None, "until it returns, in a busy stream", bytes=rows * layout.state_bytes)
                 stores = times_us(lambda i: arena.store({row: StoreItem(name, whole_row=True, any_revision=True, max_history=1)
                                                          for row, name in enumerate(names_of(i))}, position=2), n)
                 yield line(f"gpu-arena-store-{rows}", stores, copy, bytes=rows * layout.state_bytes)
@@ -382,12 +566,14 @@ def run_checks(directory, seed):
     with Daemon(directory / "checks", "--hot-bytes=2GiB") as daemon, daemon.pool() as pool:
         attempt(check_views, pool, rng.randbytes)
         attempt(check_stream_order, pool, rng.randbytes)
+        attempt(check_flags, pool, daemon, rng)
         attempt(check_inline, pool, rng.randbytes)
         attempt(check_budget, daemon, pool)
         attempt(check_cpp_client, daemon)
         attempt(check_workers, daemon)
     attempt(check_spills, directory, rng.randbytes)
     attempt(check_restart, directory, rng.randbytes)
+    attempt(check_flags_and_dead_daemons, directory, rng.randbytes)
     return {"name": "gpu-arenas", "value": len(checks.failed), "unit": "checks failed", "n": checks.n, "goal": 0}
 
 

@@ -615,7 +615,7 @@ def connected(opened):
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(re.sub("^@", "\0", opened.socket))
         connection.send(opened.token)
-        _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
+        _, descriptors, _, _ = socket.recv_fds(connection, 4096, 2)
         for descriptor in descriptors:
             os.close(descriptor)
         yield opened.arena if hasattr(opened, "arena") else opened.lease
@@ -761,6 +761,39 @@ def test_limits_of_direct_leases(pb, start, errors):
                 assert not any(row.HasField("error") for row in client.Load(request).rows)
             with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_PINS"):
                 client.Load(request)
+
+
+@pytest.mark.provokes(("RESOURCE_EXHAUSTED", "TOO_MUCH_PINNED"), ("RESOURCE_EXHAUSTED", "LOAD_TOO_LARGE"), ("RESOURCE_EXHAUSTED", "QUEUE_FULL"),
+                      ("INVALID_ARGUMENT", "INVALID_OPTION"), ("UNAVAILABLE", "DRAINING"))
+def test_limits_of_flag_words(pb, start, errors):
+    daemon, client = start("--hot-bytes=8MiB", "--chunk-bytes=256KiB", "--direct=true", "--arena-token-timeout=1h")
+    told = client.GetCapabilities(pb.GetCapabilitiesRequest())
+    assert (told.max_flag_pinned_bytes, told.max_flag_waits, told.max_arena_flag_waits) == (1 * MIB, 1024, 64)
+    rows = told.max_flag_pinned_bytes // STATE_BYTES + 1
+    for i in range(rows):
+        client.set(f"s/{i}", i)
+    never, done = pb.FlagValue(word=1, value=1), pb.FlagValue(word=2, value=1)
+    with connected(client.OpenArena(pb.OpenArenaRequest(layout="m", rows=rows, with_flags=True))) as arena:
+        def load(names, **more):
+            return client.Load(pb.LoadRequest(arena=arena, items=[pb.LoadItem(row=i, name=client.ref(f"s/{i}")) for i in names], after=never, **more))
+
+        with errors.expected("RESOURCE_EXHAUSTED", "LOAD_TOO_LARGE", "done"):
+            load(range(rows), done=done)
+        assert all(row.copied for row in load(range(rows - 1), done=done).rows)
+        with errors.expected("RESOURCE_EXHAUSTED", "TOO_MUCH_PINNED"):
+            load([rows - 1], done=done)
+        with errors.expected("INVALID_ARGUMENT", "INVALID_OPTION", "after.word"):
+            client.Load(pb.LoadRequest(arena=arena, items=[pb.LoadItem(row=0, name=client.ref("s/0"))], after=pb.FlagValue(word=told.max_flag_waits)))
+        with errors.expected("INVALID_ARGUMENT", "INVALID_OPTION", "lease"):
+            load([0], lease="x")
+        store = pb.StoreRequest(arena=arena, items=[pb.StoreItem(row=0, sequence="a", position=1, whole_row=True)], after=never)
+        waiting = [client.stub.Store.future(store, timeout=30) for _ in range(told.max_arena_flag_waits)]  # one more than may: a load waits as well
+        refused, = eventually(lambda: [one for one in waiting if one.done()])
+        errors.check(status_of(refused.exception()), "QUEUE_FULL")
+        daemon.stop()
+        waiting.remove(refused)
+        for one in waiting:
+            errors.check(status_of(one.exception(timeout=30)), "DRAINING")
 
 
 @pytest.mark.provokes(("RESOURCE_EXHAUSTED", "FLUSH_BEHIND"))

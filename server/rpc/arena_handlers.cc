@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
 // OpenArena, Load, Store, CloseArena: from messages to server/memory/arenas.h and back.
+#include <algorithm>
 #include <utility>
 #include <vector>
 

@@ -65,6 +65,9 @@ MetricsSnapshot TakeSnapshot(const Store& store, const Residency& residency, con
   out.arenas = {{{"waiting"}, mapped.waiting}, {{"leased"}, mapped.leased}, {{"quarantined"}, mapped.quarantined}};
   out.arena_bytes = {{{"leased"}, mapped.leased_bytes}, {{"quarantined"}, mapped.quarantined_bytes}};
   out.reserved_slots = mapped.reserved_slots;
+  out.flag_waits = mapped.flag_waits;
+  out.flag_pinned_bytes = mapped.flag_pinned_bytes;
+  out.late_failures = mapped.late_failures;
   out.copy_jobs = copying.jobs;
   out.copy_waiting_bytes = copying.waiting_bytes;
   out.copies = {{{"done"}, copying.jobs_total - copying.dropped_total - copying.jobs},

@@ -1,7 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
-#include "server/memory/arenas.h"
-
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -19,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
+#include "server/memory/arenas_internal.h"
 #include "server/memory/slot_pool.h"
 #include "server/memory/token.h"
 #include "spdlog/spdlog.h"
@@ -38,33 +38,6 @@ constexpr size_t kTaskRowsMax = 16;  // that one task copies an image into
 // What a pass of a Load leaves for the next one; never told to anyone.
 constexpr char kLater[] = "LATER";
 
-// What is wrong with the list itself: then nothing is done.
-template <typename Item>
-absl::Status CheckItems(absl::Span<const Item> items, uint32_t rows, size_t limit) {
-  if (items.empty()) return Invalid("MISSING_FIELD", "items", "name at least one row");
-  if (items.size() > limit) {
-    return Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(items.size(), " items in one call"))
-        .Field("items")
-        .Meta("limit", limit);
-  }
-  std::vector<bool> named(rows, false);
-  for (size_t i = 0; i < items.size(); ++i) {
-    const uint32_t row = items[i].row;
-    if (row >= rows) {
-      return Error(absl::StatusCode::kInvalidArgument, "ROW_OUT_OF_RANGE",
-                   absl::StrCat("row ", row, " of an arena whose rows are 0..", rows - 1))
-          .Field(absl::StrCat("items[", i, "].row"))
-          .Meta("limit", rows);
-    }
-    if (named[row]) {
-      return Invalid("DUPLICATE_ROW", absl::StrCat("items[", i, "].row"),
-                     absl::StrCat("row ", row, " is named twice in one call"));
-    }
-    named[row] = true;
-  }
-  return absl::OkStatus();
-}
-
 uint64_t RoundUp(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
 absl::Status Aborted() {
@@ -73,67 +46,33 @@ absl::Status Aborted() {
 
 }  // namespace
 
-struct Arenas::Arena {
-  enum class State { kWaiting, kLeased, kEnded };
-  // What a row was last loaded from or stored as.
-  struct Row {
-    bool loaded = false;
-    NameKey key;
-    Revision revision = 0;
-    VersionId holds = 0;  // the version whose state was left in the row; 0: none, though it may have a base
-  };
+absl::Status NotConnected() {
+  return Error(absl::StatusCode::kFailedPrecondition, "ARENA_NOT_CONNECTED",
+               "connect to the arena's socket with its token first")
+      .Field("arena");
+}
 
-  std::string id, token;
-  TenantId tenant = kDefaultTenant;
-  Device* device = nullptr;
-  LayoutRef layout;
-  std::shared_ptr<const ArenaShape> shape;
-  uint64_t memory_bytes = 0;  // of the budget
-  uint64_t bytes = 0;         // with the slots reserved: as max_bytes counts
-  MonoTime token_expires = 0;
-
-  // Set once, read by copies under way.
-  std::atomic<bool> ended{false};
-
-  // Guarded by Arenas::mu_.
-  State state = State::kWaiting;
-  bool busy = false;     // a call, or whoever frees it, has its turn
-  uint32_t waiting = 0;  // calls that wait for theirs
-  bool process_gone = false;
-  bool unmapped = false;    // as its worker says, of memory whose device can't tell
-  MonoTime free_at = 0;     // when the keeper looks again: the memory was still mapped
-  MonoTime reserve_at = 0;  // when there may be room again
-  std::vector<std::unique_ptr<ImageWriter>> reserve;
-
-  // Whoever has the turn.
-  std::vector<Row> rows;
-  std::unique_ptr<SharedExtent> memory;
-  std::unique_ptr<RowCopier> copier;  // null: the CPU copies
-};
-
-// The one call that runs on an arena, until this goes.
-class Arenas::Turn {
- public:
-  Turn(Arenas* arenas, ArenaRef arena) : arenas_(arenas), arena_(std::move(arena)) {}
-  ~Turn() { arenas_->GiveBack(arena_.get()); }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-
- private:
-  Arenas* const arenas_;
-  const ArenaRef arena_;
-};
+absl::Status LoadTooLarge(uint64_t limit) {
+  return Error(absl::StatusCode::kResourceExhausted, "LOAD_TOO_LARGE",
+               absl::StrCat("the states of a Load that is answered before it copies have at most ", limit,
+                            " bytes together; ask for fewer rows, or without `done`"))
+      .Field("done")
+      .Meta("limit", limit);
+}
 
 Arenas::Arenas(ArenaOptions options, statepool::Store* store, ImageStore* images, ArenaMemory memory,
                CopyScheduler* copies, const Clock* clock)
-    : options_(options), store_(store), images_(images), memory_(std::move(memory)), copies_(copies), clock_(clock) {
+    : options_(options), store_(store), images_(images), memory_(std::move(memory)), copies_(copies), clock_(clock),
+      waiter_(options.max_flag_waits, clock) {
   keeper_ = std::thread([this] { Loop(&Arenas::FreeOnce); });
   reserver_ = std::thread([this] { Loop(&Arenas::ReserveOnce); });
 }
 
 Arenas::~Arenas() {
+  DrainFlags();
   {
     MutexLock lock(&mu_);
+    while (runners_ > 0) changed_.Wait(&mu_);
     stopping_ = true;
     changed_.SignalAll();
   }
@@ -163,23 +102,24 @@ absl::StatusOr<Arenas::ArenaRef> Arenas::Find(const Op& op, absl::string_view id
   return it->second;
 }
 
-absl::Status Arenas::Take(const Op& op, absl::string_view id, ArenaRef* arena) {
+absl::Status Arenas::Take(const Op& op, absl::string_view id, Queue queue, ArenaRef* arena) {
   MutexLock lock(&mu_);
   for (;;) {
     RETURN_IF_ERROR(op.Check(*clock_));
     absl::StatusOr<ArenaRef> found = Find(op, id);
     RETURN_IF_ERROR(found.status());
     if ((*found)->state == Arena::State::kWaiting) {
-      return Error(absl::StatusCode::kFailedPrecondition, "ARENA_NOT_CONNECTED",
-                   "connect to the arena's socket with its token first")
-          .Field("arena");
+      return NotConnected();
     }
     if (!(*found)->busy) {
       (*found)->busy = true;
+      for (const uint32_t row : (*found)->spoiled) (*found)->rows[row] = {};
+      (*found)->spoiled.clear();
       *arena = *std::move(found);
       return absl::OkStatus();
     }
-    if ((*found)->waiting >= kWaitingMax || waiting_ >= options_.max_waiting) {
+    const bool full = (*found)->waiting >= kWaitingMax || waiting_ >= options_.max_waiting;
+    if (full && queue == Queue::kLimited) {
       return Error(absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
                    "too many calls wait for their turn on arenas already")
           .Meta("limit", (*found)->waiting >= kWaitingMax ? kWaitingMax : options_.max_waiting)
@@ -263,6 +203,11 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
   absl::StatusOr<std::unique_ptr<SharedExtent>> memory =
       memory_.allocate(op, op.tenant, arena->shape->bytes, arena->device);
   status = memory.status();
+  if (status.ok() && request.with_flags) {
+    absl::StatusOr<std::unique_ptr<FlagWords>> words = FlagWords::Create();
+    status = words.status();
+    if (status.ok()) arena->words = *std::move(words);
+  }
   if (status.ok() && !arena->device->host_accessible()) {
     absl::StatusOr<std::unique_ptr<RowCopier>> copier = arena->device->NewRowCopier(arena->shape->plan, request.rows);
     status = copier.status();
@@ -282,7 +227,8 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     MutexLock lock(&mu_);
     --opening_;
     arenas_.emplace(arena->id, arena);
-    return OpenedArena{arena->id, arena->token, arena->device->name(), arena->layout, arena->shape};
+    return OpenedArena{arena->id,    arena->token, arena->device->name(),
+                       arena->layout, arena->shape, request.with_flags ? FlagWords::kCount : 0};
   }
   arena->reserve.clear();
   if (memory.ok()) {
@@ -304,10 +250,18 @@ absl::StatusOr<Arenas::Lease> Arenas::Connect(absl::string_view token) {
     absl::StatusOr<std::vector<int>> fds = arena->memory->ExportChunks();
     RETURN_IF_ERROR(fds.status());
     assert(fds->size() == 1);
-    const int fd = fds->front();
+    Lease lease{id, fds->front(), arena->shape->bytes, arena->memory->bytes()};
+    if (arena->words != nullptr) {
+      const absl::StatusOr<int> flags_fd = arena->words->Export();
+      if (!flags_fd.ok()) {
+        close(lease.fd);
+        return flags_fd.status();
+      }
+      lease.flags_fd = *flags_fd;
+    }
     arena->state = Arena::State::kLeased;
     arena->token.clear();
-    return Lease{id, fd, arena->shape->bytes, arena->memory->bytes()};
+    return lease;
   }
   return Error(absl::StatusCode::kUnauthenticated, "TOKEN_INVALID",
                "no arena waits for this token: it is unknown, was used, or came too late; open another arena");
@@ -423,8 +377,13 @@ bool Arenas::FreeInTurn(const ArenaRef& arena) {
 
 absl::StatusOr<LoadAnswer> Arenas::Load(const Op& op, absl::string_view id, absl::Span<const LoadItem> items,
                                         const HoldPin& hold) {
+  return LoadInTurn(op, id, items, hold, Queue::kLimited);
+}
+
+absl::StatusOr<LoadAnswer> Arenas::LoadInTurn(const Op& op, absl::string_view id, absl::Span<const LoadItem> items,
+                                              const HoldPin& hold, Queue queue) {
   ArenaRef arena;
-  RETURN_IF_ERROR(Take(op, id, &arena));
+  RETURN_IF_ERROR(Take(op, id, queue, &arena));
   const Turn turn(this, arena);
   RETURN_IF_ERROR(CheckItems(items, arena->shape->rows, arena->shape->rows));
 
@@ -435,13 +394,21 @@ absl::StatusOr<LoadAnswer> Arenas::Load(const Op& op, absl::string_view id, absl
     answer.rows[i].status = items[i].refused;
     if (items[i].refused.ok()) waiting.push_back(i);
   }
-  while (!waiting.empty()) RETURN_IF_ERROR(LoadPass(op, arena.get(), items, hold, &waiting, &answer));
+  while (!waiting.empty()) {
+    absl::StatusOr<Found> found = FindStates(op, arena.get(), items, &waiting, /*late=*/nullptr, &answer);
+    RETURN_IF_ERROR(found.status());
+    if (!found->states.empty()) {
+      RETURN_IF_ERROR(
+          CopyIntoRows(op, arena.get(), items, found->items, absl::MakeSpan(found->states), hold, &answer));
+    }
+  }
   return answer;
 }
 
-// Looks all waiting items up, and loads those whose images may be pinned together. The others wait on.
-absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items, const HoldPin& hold,
-                              std::vector<size_t>* waiting, LoadAnswer* answer) {
+// Looks all waiting items up, and pins those whose images may be pinned together. The others wait on. With `late` these
+// are all, within the limit of such Loads; the caller need not have the turn, and what rows hold is not looked at.
+absl::StatusOr<Arenas::Found> Arenas::FindStates(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
+                                                 std::vector<size_t>* waiting, LateLoad* late, LoadAnswer* answer) {
   std::vector<Source> sources;
   for (const size_t i : *waiting) {
     sources.push_back(items[i].source);
@@ -455,17 +422,16 @@ absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadI
     for (size_t k = 0; k < found.size(); ++k) {
       if (!found[k].ok()) continue;
       const LoadItem& item = items[(*waiting)[k]];
-      LoadedRow& loaded = answer->rows[(*waiting)[k]];
-      Arena::Row& row = arena->rows[item.row];
       const NameInfo& info = found[k]->info;
-      const bool held = item.row_unmodified && row.loaded && row.holds == info.version.id;
+      const bool held = late == nullptr && arena->Holds(item, info);
       if (held && !(item.with_attachment && info.version.attachment_bytes > 0)) {
-        loaded.info = info;
-        row = {true, info.key, info.revision, info.version.id};
+        answer->rows[(*waiting)[k]].info = info;
+        arena->rows[item.row] = {true, info.key, info.revision, info.version.id};
         found[k] = absl::AlreadyExistsError("");  // needs no pin
         continue;
       }
       if (!images.contains(found[k]->image) && images.size() == max_images) {
+        if (late != nullptr) return LoadTooLarge(options_.max_pinned_bytes);
         found[k] = absl::UnavailableError(kLater);
         continue;
       }
@@ -481,32 +447,27 @@ absl::Status Arenas::LoadPass(const Op& op, Arena* arena, absl::Span<const LoadI
       }
       images.insert(found[k]->image);
     }
-    return absl::OkStatus();
+    return late == nullptr ? absl::OkStatus() : ReservePins(late, images.size() * arena->layout->state_bytes());
   };
   absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found = store_->GetMany(op, sources, choose, arena->device);
   RETURN_IF_ERROR(found.status());
 
-  std::vector<size_t> copied, later;  // indexes into *waiting, and items
+  Found pinned;
+  std::vector<size_t> later;
   for (size_t k = 0; k < found->size(); ++k) {
     const absl::Status& status = (*found)[k].status();
     const size_t i = (*waiting)[k];
     if (status.ok()) {
-      copied.push_back(k);
+      pinned.items.push_back(i);
+      pinned.states.push_back(std::move((*found)[k]));
     } else if (absl::IsUnavailable(status) && status.message() == kLater) {
       later.push_back(i);
     } else if (!(absl::IsAlreadyExists(status) && status.message().empty())) {
       answer->rows[i].status = status;
     }
   }
-  std::vector<absl::StatusOr<GetAnswer>> pinned;
-  std::vector<size_t> at;
-  for (const size_t k : copied) {
-    pinned.push_back(std::move((*found)[k]));
-    at.push_back((*waiting)[k]);
-  }
-  if (!pinned.empty()) RETURN_IF_ERROR(CopyIntoRows(op, arena, items, at, absl::MakeSpan(pinned), hold, answer));
   *waiting = std::move(later);
-  return absl::OkStatus();
+  return pinned;
 }
 
 // `found` are pinned, parallel to `copied`, which are indexes of items.
@@ -524,8 +485,7 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
   for (size_t k = 0; k < copied.size(); ++k) {
     const LoadItem& item = items[copied[k]];
     const NameInfo& info = found[k]->info;
-    const Arena::Row& row = arena->rows[item.row];
-    const bool held = item.row_unmodified && row.loaded && row.holds == info.version.id;
+    const bool held = arena->Holds(item, info);
     LoadedRow& loaded = answer->rows[copied[k]];
     loaded.info = info;
     loaded.copied = !held;
@@ -615,8 +575,14 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
 
 absl::StatusOr<StoreAnswer> Arenas::Store(const Op& op, absl::string_view id, absl::Span<const StoreItem> items,
                                           bool all_or_none) {
+  return StoreInTurn(op, id, items, all_or_none, Queue::kLimited, /*done=*/nullptr);
+}
+
+// `done`, if it is there, is set when the rows were copied.
+absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view id, absl::Span<const StoreItem> items,
+                                                bool all_or_none, Queue queue, Done* done) {
   ArenaRef arena;
-  RETURN_IF_ERROR(Take(op, id, &arena));
+  RETURN_IF_ERROR(Take(op, id, queue, &arena));
   const Turn turn(this, arena);
   RETURN_IF_ERROR(
       CheckItems(items, arena->shape->rows, std::min<size_t>(arena->shape->rows, store_->options().max_batch)));
@@ -694,6 +660,7 @@ absl::StatusOr<StoreAnswer> Arenas::Store(const Op& op, absl::string_view id, ab
   }
   if (stored.empty()) return answer;
   absl::StatusOr<std::vector<ImageRef>> images = CopyFromRows(op, arena.get(), items, stored, &answer);
+  if (done != nullptr) done->Set();
   RETURN_IF_ERROR(images.status());
   std::vector<BatchItem> batch;
   std::vector<size_t> published;
@@ -833,6 +800,7 @@ void Arenas::Loop(bool (Arenas::*once)()) {
 
 bool Arenas::FreeOnce() {
   const MonoTime now = clock_->Now();
+  ScheduleAgain();
   for (const auto& [id, entry] : arenas_) {
     const ArenaRef arena = entry;
     if (arena->state == Arena::State::kWaiting && now >= arena->token_expires) {
@@ -885,6 +853,7 @@ bool Arenas::ReserveOnce() {
 ArenaStats Arenas::stats() const {
   MutexLock lock(&mu_);
   ArenaStats stats = stats_;
+  stats.flag_waits = waiter_.waiting();
   for (const auto& [id, arena] : arenas_) {
     stats.reserved_slots += arena->reserve.size();
     switch (arena->state) {
@@ -909,6 +878,8 @@ void Arenas::CheckInvariants() const {
     bytes[arena->device] += arena->bytes;
     require(arena->id == id, "an arena under another's id");
     require(arena->reserve.size() <= arena->shape->rows, "more is reserved than one Store needs");
+    require(arena->ready.size() <= arena->flagged, "calls with flag words are miscounted");
+    require(arena->flagged <= options_.max_arena_flag_waits, "too many calls of an arena wait for flag words");
     require((arena->state == Arena::State::kEnded) == arena->ended.load(), "an arena ended and goes on");
     require(arena->state != Arena::State::kWaiting || !arena->token.empty(), "nobody can connect to a waiting arena");
   }

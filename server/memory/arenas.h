@@ -15,6 +15,12 @@
 // CopyScheduler's threads, or, where the CPU can't reach them, by the device itself (RowCopier). A thread of its own
 // ends what nobody connected to and frees what is in quarantine; another reserves slots anew, and may wait for the
 // disk.
+//
+// Calls with flag words (the .proto tells what they are for) wait for them in the FlagWaiter, without a thread. Those of
+// an arena whose words are reached are run by one thread at a time, lent by whoever serves calls, in the order in which
+// they were made, each in the arena's turn like any other. A Load that is to be answered before its copy pins what it
+// found, within a limit of all arenas, and takes the turn when its word is reached: so a Store that its stream waits for
+// is never behind it.
 #ifndef STATEPOOL_SERVER_MEMORY_ARENAS_H_
 #define STATEPOOL_SERVER_MEMORY_ARENAS_H_
 
@@ -28,6 +34,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -37,6 +44,8 @@
 #include "server/core/view.h"
 #include "server/memory/copy_scheduler.h"
 #include "server/memory/device.h"
+#include "server/memory/flag_waiter.h"
+#include "server/memory/flag_words.h"
 #include "server/memory/leases.h"
 
 namespace statepool {
@@ -49,9 +58,13 @@ struct ArenaOptions {
   uint32_t max_steps = kMaxArenaSteps;
   absl::Duration token_timeout = absl::Seconds(1);
   // What the images of one pass of a Load may have together: they are pinned at the same time. One alone may have more.
+  // And what all Loads may have that were answered before their copies.
   uint64_t max_pinned_bytes = 256 << 20;
   uint64_t max_attachment_bytes = 16 << 20;  // that the answer of one Load has
   uint32_t max_waiting = 16;                 // calls that wait for their turn, on all arenas; each holds a thread
+  uint32_t max_flag_waits = 1024;  // calls that wait for flag words, on all arenas
+  uint32_t max_arena_flag_waits = 64;
+  absl::Duration max_late_wait = absl::Seconds(60);  // of a Load that was answered, for its word
 };
 
 // Where arenas' memory comes from: the devices of hot slots, at least one. An arena copies to and from slots of its own
@@ -76,12 +89,14 @@ struct OpenArenaRequest {
   uint32_t rows = 0, steps = 0;
   View view;
   std::string device{};  // its name; empty: the first that has not failed
+  bool with_flags = false;
 };
 struct OpenedArena {
   std::string id, token;
   std::string device;
   LayoutRef layout;
   std::shared_ptr<const ArenaShape> shape;
+  uint32_t flag_words = 0;
 };
 struct LoadItem {
   absl::Status refused;
@@ -125,15 +140,22 @@ struct ArenaStats {
   uint64_t leased_bytes = 0, quarantined_bytes = 0;  // of the budget, without slots; waiting ones count as leased
   uint64_t reserved_slots = 0;
   uint64_t slots_to_arenas_bytes = 0, arenas_to_slots_bytes = 0;  // since the start
+  uint64_t flag_waits = 0, flag_pinned_bytes = 0;
+  uint64_t late_failures = 0;  // Loads that failed after their answer, since the start
 };
 
 // Thread-safe. Errors: the .proto's; what is said of items, in their status.
 class Arenas {
  public:
+  // Takes what is to be run on a thread that may block; never blocks, nor runs it itself. Errors: not now.
+  using Run = std::function<absl::Status(absl::AnyInvocable<void()> task)>;
+  template <typename Answer>
+  using Answered = absl::AnyInvocable<void(absl::StatusOr<Answer>)>;
+
   // Everything must outlive this.
   Arenas(ArenaOptions options, Store* store, ImageStore* images, ArenaMemory memory, CopyScheduler* copies,
          const Clock* clock);
-  ~Arenas();  // ends all. REQUIRES: no call is under way
+  ~Arenas();  // ends all. REQUIRES: no call is under way, and what was given to `run` is or will be run
   Arenas(const Arenas&) = delete;
   Arenas& operator=(const Arenas&) = delete;
 
@@ -146,6 +168,16 @@ class Arenas {
                                   const HoldPin& hold = nullptr);
   absl::StatusOr<StoreAnswer> Store(const Op& op, absl::string_view arena, absl::Span<const StoreItem> items,
                                     bool all_or_none);
+  // The same for calls with flag words. `answered` is called once, by this thread before it returns, or later by another
+  // that may not block for long; `op.cancelled` is looked at until then. This thread may then copy for the arena.
+  void Load(const Op& op, absl::string_view arena, std::vector<LoadItem> items, const CallFlags& flags,
+            Answered<LoadAnswer> answered);
+  void Store(const Op& op, absl::string_view arena, std::vector<StoreItem> items, bool all_or_none,
+             const CallFlags& flags, Answered<StoreAnswer> answered);
+  // Where such calls go on when their words are reached. REQUIRES: none was made yet.
+  void GoOnWith(Run run);
+  // No call waits for a word any more: those that do are answered, or fail, with DRAINING. After it `run` is not called.
+  void DrainFlags();
   // Frees the memory before it returns, if nobody has it mapped and no call is under way.
   absl::Status Close(const Op& op, absl::string_view arena);
 
@@ -156,6 +188,7 @@ class Arenas {
     int fd = -1;  // of its memory: the caller's to close
     uint64_t bytes = 0;
     uint64_t mapped_bytes = 0;  // of all the memory that `fd` is: what importing it on a GPU must name
+    int flags_fd = -1;          // of its flag words, if it has some: the caller's to close
   };
   // Uses a token up. Errors: TOKEN_INVALID; NO_DESCRIPTORS, and the token is good again.
   absl::StatusOr<Lease> Connect(absl::string_view token);
@@ -176,24 +209,48 @@ class Arenas {
  private:
   struct Arena;
   class Turn;  // the one call that runs on an arena
+  class Done;  // the word that a call sets
+  struct LateLoad;
+  struct Found;
   using ArenaRef = std::shared_ptr<Arena>;
+  using FlaggedCall = absl::AnyInvocable<void(const absl::Status& why)>;  // OK: it may go on, on this thread
+  enum class Queue { kLimited, kUnlimited };                       // of those that wait for their turn
 
   absl::StatusOr<Device*> DeviceFor(const OpenArenaRequest& request) const;
   absl::StatusOr<ArenaRef> Find(const Op& op, absl::string_view id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Gone(absl::string_view id) const;
-  absl::Status Take(const Op& op, absl::string_view id, ArenaRef* arena) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Take(const Op& op, absl::string_view id, Queue queue, ArenaRef* arena) ABSL_LOCKS_EXCLUDED(mu_);
   void GiveBack(Arena* arena) ABSL_LOCKS_EXCLUDED(mu_);
   void EndLocked(Arena* arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Free(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
   bool FreeInTurn(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
 
-  absl::Status LoadPass(const Op& op, Arena* arena, absl::Span<const LoadItem> items, const HoldPin& hold,
-                        std::vector<size_t>* waiting, LoadAnswer* answer);
+  absl::StatusOr<LoadAnswer> LoadInTurn(const Op& op, absl::string_view id, absl::Span<const LoadItem> items,
+                                        const HoldPin& hold, Queue queue);
+  absl::StatusOr<StoreAnswer> StoreInTurn(const Op& op, absl::string_view id, absl::Span<const StoreItem> items,
+                                          bool all_or_none, Queue queue, Done* done);
+  absl::StatusOr<Found> FindStates(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
+                                   std::vector<size_t>* waiting, LateLoad* late, LoadAnswer* answer);
   absl::Status CopyIntoRows(const Op& op, Arena* arena, absl::Span<const LoadItem> items,
                             absl::Span<const size_t> copied, absl::Span<absl::StatusOr<GetAnswer>> found,
                             const HoldPin& hold, LoadAnswer* answer);
   absl::StatusOr<std::vector<ImageRef>> CopyFromRows(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
                                                      absl::Span<const size_t> stored, StoreAnswer* answer);
+
+  // ---- arena_flags.cc
+  absl::StatusOr<ArenaRef> FindFlagged(const Op& op, absl::string_view id, const CallFlags& flags) const
+      ABSL_LOCKS_EXCLUDED(mu_);
+  void LoadLate(const Op& op, const ArenaRef& arena, std::vector<LoadItem> items, const CallFlags& flags,
+                Answered<LoadAnswer> answered) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<bool> Enqueue(const ArenaRef& arena, const Op& op, const std::optional<FlagValue>& after,
+                               FlaggedCall call) ABSL_LOCKS_EXCLUDED(mu_);
+  void Reached(const ArenaRef& arena, const absl::Status& why, FlaggedCall call) ABSL_LOCKS_EXCLUDED(mu_);
+  void Schedule(const ArenaRef& arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ScheduleAgain() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RunReady(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::StatusOr<LoadAnswer> Prepare(const Op& op, LateLoad* late) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status ReservePins(LateLoad* late, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
+  void Copy(LateLoad* late, const absl::Status& why) ABSL_LOCKS_EXCLUDED(mu_);
 
   void Loop(bool (Arenas::*once)());
   bool FreeOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -216,7 +273,11 @@ class Arenas {
   ArenaStats stats_ ABSL_GUARDED_BY(mu_);  // its counters since the start
 
   uint32_t waiting_ ABSL_GUARDED_BY(mu_) = 0;  // calls that wait for their turn
+  uint32_t runners_ ABSL_GUARDED_BY(mu_) = 0;  // arenas whose calls with flag words are being run
+  Run run_ ABSL_GUARDED_BY(mu_);               // null: after DrainFlags
+  std::vector<ArenaRef> unscheduled_ ABSL_GUARDED_BY(mu_);  // of these, those that `run` did not take
 
+  FlagWaiter waiter_;
   std::thread keeper_, reserver_;
 };
 

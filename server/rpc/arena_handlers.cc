@@ -71,9 +71,57 @@ StoreItem ToCore(const v1::StoreItem& in) {
   return item;
 }
 
+template <typename Request>
+CallFlags FlagsOf(const Request& in) {
+  CallFlags flags;
+  if (in.has_after()) flags.after = FlagValue{in.after().word(), in.after().value()};
+  if (in.has_done()) flags.done = FlagValue{in.done().word(), in.done().value()};
+  return flags;
+}
+
+absl::Status NotWithALease() {
+  return InvalidArgument("INVALID_OPTION", "lease", "flag words are for copies of the daemon's: leave the lease out");
+}
+
 // Where the whole call is at fault, no field of an item is.
 void FillError(const absl::Status& status, int i, google::rpc::Status* out) {
   *out = ToRpcStatus(ReasonOf(status) == "BATCH_ABORTED" ? status : InItem(status, i));
+}
+
+std::vector<LoadItem> ToCore(const v1::LoadRequest& in) {
+  std::vector<LoadItem> items;
+  for (const v1::LoadItem& item : in.items()) items.push_back(ToCore(item));
+  return items;
+}
+
+void Fill(LoadAnswer answer, v1::LoadResponse* out) {
+  for (size_t i = 0; i < answer.rows.size(); ++i) {
+    LoadedRow& row = answer.rows[i];
+    v1::LoadedRow* to = out->add_rows();
+    if (!row.status.ok()) {
+      FillError(row.status, static_cast<int>(i), to->mutable_error());
+      continue;
+    }
+    FillNameInfo(row.info, to->mutable_info());
+    to->set_attachment(std::move(row.attachment));
+    to->set_copied(row.copied);
+    if (row.slot.has_value()) FillSlot(*row.slot, to->mutable_slot());
+  }
+  *out->mutable_copy_time() = ToProto(answer.copy_time);
+}
+
+void Fill(const StoreAnswer& answer, v1::StoreResponse* out) {
+  for (size_t i = 0; i < answer.rows.size(); ++i) {
+    const StoredRow& row = answer.rows[i];
+    v1::StoredRow* to = out->add_rows();
+    if (row.status.ok()) {
+      FillNameInfo(row.info, to->mutable_info());
+    } else {
+      FillError(row.status, static_cast<int>(i), to->mutable_error());
+    }
+  }
+  out->set_done(answer.done);
+  *out->mutable_copy_time() = ToProto(answer.copy_time);
 }
 
 }  // namespace
@@ -83,7 +131,7 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
   absl::StatusOr<View> view = ToView(in.view());
   if (!view.ok()) return view.status();
   absl::StatusOr<OpenedArena> opened =
-      arenas_->Open(op, {in.layout(), in.rows(), in.steps(), *std::move(view), in.device()});
+      arenas_->Open(op, {in.layout(), in.rows(), in.steps(), *std::move(view), in.device(), in.with_flags()});
   if (!opened.ok()) return opened.status();
   const ArenaShape& shape = *opened->shape;
   out->set_arena(opened->id);
@@ -97,6 +145,7 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
   out->set_rows(shape.rows);
   out->set_steps(shape.steps);
   out->set_device(opened->device);
+  out->set_flag_words(opened->flag_words);
   if (in.with_plan()) {
     for (const CopySegment& segment : shape.plan.segments()) {
       v1::CopySegment* to = out->add_plan();
@@ -129,8 +178,7 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
 
 absl::Status Handlers::Load(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out) {
   if (arenas_ == nullptr) return ArenasOff();
-  std::vector<LoadItem> items;
-  for (const v1::LoadItem& item : in.items()) items.push_back(ToCore(item));
+  const std::vector<LoadItem> items = ToCore(in);
   std::vector<uint64_t> held;
   HoldPin hold;
   if (!in.lease().empty()) {
@@ -146,28 +194,12 @@ absl::Status Handlers::Load(const Op& op, const v1::LoadRequest& in, v1::LoadRes
     if (hold) leases_->Unpin(in.lease(), held);
     return answer.status();
   }
-  for (int i = 0; i < in.items_size(); ++i) {
-    LoadedRow& row = answer->rows[static_cast<size_t>(i)];
-    v1::LoadedRow* to = out->add_rows();
-    if (!row.status.ok()) {
-      FillError(row.status, i, to->mutable_error());
-      continue;
-    }
-    FillNameInfo(row.info, to->mutable_info());
-    to->set_attachment(std::move(row.attachment));
-    to->set_copied(row.copied);
-    if (row.slot.has_value()) FillSlot(*row.slot, to->mutable_slot());
-  }
-  *out->mutable_copy_time() = ToProto(answer->copy_time);
+  Fill(*std::move(answer), out);
   return absl::OkStatus();
 }
 
-absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out) {
-  if (arenas_ == nullptr) return ArenasOff();
+std::vector<StoreItem> Handlers::ItemsOf(const Op& op, const v1::StoreRequest& in) const {
   std::vector<StoreItem> items;
-  if (!in.lease().empty()) {
-    if (absl::Status status = CheckLease(op, in.lease()); !status.ok()) return status;
-  }
   for (const v1::StoreItem& item : in.items()) {
     items.push_back(ToCore(item));
     if (item.grant() == 0) continue;
@@ -175,20 +207,40 @@ absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::Store
     items.back().refused.Update(image.status());
     if (image.ok()) items.back().image = *std::move(image);
   }
-  const absl::StatusOr<StoreAnswer> answer = arenas_->Store(op, in.arena(), items, in.all_or_none());
-  if (!answer.ok()) return answer.status();
-  for (int i = 0; i < in.items_size(); ++i) {
-    const StoredRow& row = answer->rows[static_cast<size_t>(i)];
-    v1::StoredRow* to = out->add_rows();
-    if (row.status.ok()) {
-      FillNameInfo(row.info, to->mutable_info());
-    } else {
-      FillError(row.status, i, to->mutable_error());
-    }
+  return items;
+}
+
+absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out) {
+  if (arenas_ == nullptr) return ArenasOff();
+  if (!in.lease().empty()) {
+    if (absl::Status status = CheckLease(op, in.lease()); !status.ok()) return status;
   }
-  out->set_done(answer->done);
-  *out->mutable_copy_time() = ToProto(answer->copy_time);
+  const absl::StatusOr<StoreAnswer> answer = arenas_->Store(op, in.arena(), ItemsOf(op, in), in.all_or_none());
+  if (!answer.ok()) return answer.status();
+  Fill(*answer, out);
   return absl::OkStatus();
+}
+
+void Handlers::LoadWithFlags(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out, Finish finish) {
+  if (arenas_ == nullptr) return finish(ArenasOff());
+  if (!in.lease().empty()) return finish(NotWithALease());
+  arenas_->Load(op, in.arena(), ToCore(in), FlagsOf(in),
+                [out, finish = std::move(finish)](absl::StatusOr<LoadAnswer> answer) mutable {
+                  if (!answer.ok()) return finish(answer.status());
+                  Fill(*std::move(answer), out);
+                  finish(absl::OkStatus());
+                });
+}
+
+void Handlers::StoreWithFlags(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out, Finish finish) {
+  if (arenas_ == nullptr) return finish(ArenasOff());
+  if (!in.lease().empty()) return finish(NotWithALease());
+  arenas_->Store(op, in.arena(), ItemsOf(op, in), in.all_or_none(), FlagsOf(in),
+                 [out, finish = std::move(finish)](const absl::StatusOr<StoreAnswer>& answer) mutable {
+                   if (!answer.ok()) return finish(answer.status());
+                   Fill(*answer, out);
+                   finish(absl::OkStatus());
+                 });
 }
 
 absl::Status Handlers::CloseArena(const Op& op, const v1::CloseArenaRequest& in, v1::CloseArenaResponse* out) {

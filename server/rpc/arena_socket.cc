@@ -249,14 +249,20 @@ void ArenaSocket::Receive(uint64_t id, Connection* connection) {
     return;
   }
   Watch(connection->pidfd, KeyOf(id, kProcess));
-  const std::string what = connection->arena.empty()
-                               ? absl::StrCat(R"({"lease":)", Quoted(connection->lease))
-                               : absl::StrCat(R"({"arena":)", Quoted(arena.arena), R"(,"bytes":)", arena.bytes,
-                                              R"(,"mapped_bytes":)", arena.mapped_bytes);
-  const absl::Span<const int> memory(&arena.fd, arena.fd >= 0 ? 1 : 0);
+  std::string what = connection->arena.empty()
+                         ? absl::StrCat(R"({"lease":)", Quoted(connection->lease))
+                         : absl::StrCat(R"({"arena":)", Quoted(arena.arena), R"(,"bytes":)", arena.bytes,
+                                        R"(,"mapped_bytes":)", arena.mapped_bytes);
+  std::vector<int> fds;
+  if (arena.fd >= 0) fds.push_back(arena.fd);
+  if (arena.flags_fd >= 0) {
+    absl::StrAppend(&what, R"(,"flag_bytes":)", FlagWords::kBytes);
+    fds.push_back(arena.flags_fd);
+  }
   const bool sent =
-      Answer(*connection, absl::StrCat(what, R"(,"incarnation":)", Quoted(options_.incarnation), "}"), memory);
+      Answer(*connection, absl::StrCat(what, R"(,"incarnation":)", Quoted(options_.incarnation), "}"), fds);
   Close(&arena.fd);
+  Close(&arena.flags_fd);
   if (!sent) HangUp(connection);
 }
 

@@ -60,6 +60,9 @@ absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesReque
     out->set_max_arena_bytes(arenas_->options().max_bytes);
     out->set_max_arena_rows(arenas_->options().max_rows);
     out->set_max_arena_steps(arenas_->options().max_steps);
+    out->set_max_flag_waits(arenas_->options().max_flag_waits);
+    out->set_max_arena_flag_waits(arenas_->options().max_arena_flag_waits);
+    out->set_max_flag_pinned_bytes(arenas_->options().max_pinned_bytes);
   }
 
   const StoreOptions& options = store_->options();

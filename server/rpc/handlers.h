@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/any_invocable.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -71,6 +72,11 @@ class Handlers {
   absl::Status OpenArena(const Op& op, const v1::OpenArenaRequest& in, v1::Arena* out);
   absl::Status Load(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out);
   absl::Status Store(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out);
+  // The same for requests with flag words. `finish` is called once, before they return or later on another thread;
+  // `in`, `out` and what `op` looks at must be there until then.
+  using Finish = absl::AnyInvocable<void(const absl::Status& status)>;
+  void LoadWithFlags(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out, Finish finish);
+  void StoreWithFlags(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out, Finish finish);
   absl::Status CloseArena(const Op& op, const v1::CloseArenaRequest& in, v1::CloseArenaResponse* out);
 
   // direct_handlers.cc
@@ -114,6 +120,8 @@ class Handlers {
   // The image that a worker wrote into a granted slot, with the checksum that it told. direct_handlers.cc
   absl::StatusOr<ImageRef> Filled(const Op& op, absl::string_view lease, uint64_t grant, absl::string_view checksum,
                                   bool has_attachment) const;
+  // arena_handlers.cc
+  std::vector<StoreItem> ItemsOf(const Op& op, const v1::StoreRequest& in) const;
 
   statepool::Store* const store_;
   Arenas* const arenas_;

@@ -210,15 +210,20 @@ StatePoolService::StatePoolService(ServiceOptions options, statepool::Store* sto
                                    const Clock* clock, RpcMetrics* metrics)
     : options_(std::move(options)),
       store_(store),
+      arenas_(arenas),
       clock_(clock),
       metrics_(metrics),
       watchdog_(clock),
       uploads_(options_.uploads, store, clock, &watchdog_),
       handlers_(store, arenas, leases, options_.identity, options_.devices),
       admission_(options_.identity.max_bytes_in_flight),
-      executor_(options_.executor_threads, options_.executor_queue) {}
+      executor_(options_.executor_threads, options_.executor_queue) {
+  if (arenas_ != nullptr) arenas_->GoOnWith([this](Executor::Task task) { return executor_.Submit(std::move(task)); });
+}
 
-StatePoolService::~StatePoolService() = default;
+StatePoolService::~StatePoolService() {
+  if (arenas_ != nullptr) arenas_->DrainFlags();
+}
 
 // Sequentially consistent on both sides: a call either sees the drain or is seen by WaitIdle.
 bool StatePoolService::BeginCall() {
@@ -230,7 +235,10 @@ bool StatePoolService::BeginCall() {
 
 void StatePoolService::EndCall() { running_.fetch_sub(1); }
 
-void StatePoolService::BeginDrain() { draining_.store(true); }
+void StatePoolService::BeginDrain() {
+  draining_.store(true);
+  if (arenas_ != nullptr) arenas_->DrainFlags();
+}
 
 bool StatePoolService::WaitIdle(absl::Duration timeout) {
   // Neither the wall clock, which may step meanwhile, nor an injected one, which may stand still.
@@ -262,6 +270,26 @@ StatePoolService::Call* StatePoolService::Serve(Call* call, Where where, Handler
   return call;
 }
 
+template <typename Request, typename Response>
+StatePoolService::Call* StatePoolService::ServeArena(Call* call, Handler<Request, Response> handler,
+                                                     FlagsHandler<Request, Response> with_flags) {
+  if (!call->Begin()) return call;
+  call->Submit([this, call, handler, with_flags] {
+    const auto memory = std::make_shared<google::protobuf::Arena>();  // of both messages
+    auto* const request = google::protobuf::Arena::CreateMessage<Request>(memory.get());
+    auto* const response = google::protobuf::Arena::CreateMessage<Response>(memory.get());
+    if (absl::Status status = call->Parse(request); !status.ok()) return call->Finish(status);
+    if (!request->has_after() && !request->has_done()) {
+      const absl::Status status = (handlers_.*handler)(call->op(), *request, response);
+      return call->Finish(status, *response);
+    }
+    (handlers_.*with_flags)(call->op(), *request, response, [call, memory, response](const absl::Status& status) {
+      call->Finish(status, *response);
+    });
+  });
+  return call;
+}
+
 #define STATEPOOL_SERVE(method, where)                                                                              \
   grpc::ServerUnaryReactor* StatePoolService::method(grpc::CallbackServerContext* context,                          \
                                                      const grpc::ByteBuffer* request, grpc::ByteBuffer* response) { \
@@ -287,12 +315,22 @@ STATEPOOL_SERVE(PublishPrefix, Where::kExecutor)
 STATEPOOL_SERVE(MatchPrefix, request->Length() <= kInlineMatchBytesMax ? Where::kInline : Where::kExecutor)
 STATEPOOL_SERVE(Flush, Where::kExecutor)
 STATEPOOL_SERVE(OpenArena, Where::kExecutor)
-STATEPOOL_SERVE(Load, Where::kExecutor)
-STATEPOOL_SERVE(Store, Where::kExecutor)
 STATEPOOL_SERVE(CloseArena, Where::kExecutor)
 STATEPOOL_SERVE(OpenDirect, Where::kInline)
 STATEPOOL_SERVE(Grant, Where::kExecutor)
 #undef STATEPOOL_SERVE
+
+grpc::ServerUnaryReactor* StatePoolService::Load(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                 grpc::ByteBuffer* response) {
+  return ServeArena(new Call(this, Method::kLoad, context, request, response), &Handlers::Load,
+                    &Handlers::LoadWithFlags);
+}
+
+grpc::ServerUnaryReactor* StatePoolService::Store(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* response) {
+  return ServeArena(new Call(this, Method::kStore, context, request, response), &Handlers::Store,
+                    &Handlers::StoreWithFlags);
+}
 
 grpc::ServerUnaryReactor* StatePoolService::Set(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,
                                                 grpc::ByteBuffer* response) {

@@ -10,7 +10,8 @@
 // nothing more, are given up by the watchdog, so that they hold slots for a bounded time.
 //
 // Where a call runs: reads that never wait run on gRPC's thread; everything else on the Executor. A call's state lives
-// until OnDone, which comes after its task has finished it.
+// until OnDone, which comes after its task has finished it. A Load or Store that waits for a flag word has no thread
+// meanwhile (server/memory/arenas.h); it goes on on the Executor.
 #ifndef STATEPOOL_SERVER_RPC_SERVICE_H_
 #define STATEPOOL_SERVER_RPC_SERVICE_H_
 
@@ -55,7 +56,8 @@ class StatePoolService final : public RawStatePoolService {
                    RpcMetrics* metrics);
   ~StatePoolService() override;
 
-  // From now on new calls are refused: UNAVAILABLE / DRAINING, worth retrying (elsewhere, or after the restart).
+  // From now on new calls are refused: UNAVAILABLE / DRAINING, worth retrying (elsewhere, or after the restart). So are
+  // those that wait for flag words.
   void BeginDrain();
   // Waits until no call is running and no answer holds a slot. False: some still do.
   bool WaitIdle(absl::Duration timeout);
@@ -86,6 +88,11 @@ class StatePoolService final : public RawStatePoolService {
   using Handler = absl::Status (Handlers::*)(const Op&, const Request&, Response*);
   template <typename Request, typename Response>
   Call* Serve(Call* call, Where where, Handler<Request, Response> handler);
+  // Load and Store: on the executor; with flag words they are finished by whoever sees these reached.
+  template <typename Request, typename Response>
+  using FlagsHandler = void (Handlers::*)(const Op&, const Request&, Response*, Handlers::Finish);
+  template <typename Request, typename Response>
+  Call* ServeArena(Call* call, Handler<Request, Response> handler, FlagsHandler<Request, Response> with_flags);
 
   absl::StatusOr<std::shared_ptr<Admission::Ticket>> AdmitAnswer(uint64_t bytes);
   absl::StatusOr<grpc::ByteBuffer> AnswerWithSlots(std::string small, std::vector<Handlers::PinnedPart> parts,
@@ -96,6 +103,7 @@ class StatePoolService final : public RawStatePoolService {
 
   const ServiceOptions options_;
   statepool::Store* const store_;
+  Arenas* const arenas_;
   const Clock* const clock_;
   RpcMetrics* const metrics_;
   Watchdog watchdog_;

@@ -112,6 +112,12 @@ class SnapshotCollectable final : public prometheus::Collectable {
         Family("statepool_arena_bytes", "Bytes of arenas' memory, by state.", kGauge, L1{"state"}, now.arena_bytes),
         Single("statepool_arena_reserved_slots", "Slots that are kept for arenas' next Store.", kGauge,
                static_cast<double>(now.reserved_slots)),
+        Single("statepool_arena_flag_waits", "Calls that wait for flag words of arenas.", kGauge,
+               static_cast<double>(now.flag_waits)),
+        Single("statepool_arena_flag_pinned_bytes", "Bytes of states pinned for Loads that were answered already.",
+               kGauge, static_cast<double>(now.flag_pinned_bytes)),
+        Single("statepool_arena_late_failures_total", "Loads into arenas that failed after their answer.", kCounter,
+               static_cast<double>(now.late_failures)),
         Single("statepool_direct_leases", "Workers with a direct lease.", kGauge, static_cast<double>(now.leases)),
         Family(
             "statepool_direct_bytes",

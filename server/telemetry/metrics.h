@@ -72,6 +72,7 @@ struct MetricsSnapshot {
   std::map<std::array<std::string, 1>, uint64_t> copies;                                       // result
   std::map<std::array<std::string, 1>, uint64_t> lease_bytes, lease_slots, lease_slots_total;  // state
   uint64_t leases = 0;
+  uint64_t flag_waits = 0, flag_pinned_bytes = 0, late_failures = 0;
   uint64_t reserved_slots = 0, copy_jobs = 0, copy_waiting_bytes = 0;
   uint64_t spills = 0, demotions = 0, promotions = 0, lost_images = 0;
   uint64_t dirty_bytes = 0;

@@ -174,11 +174,12 @@ class Life:
     def connect(self, table, timeout):
         """In place of the package's: what it gets is kept elsewhere too."""
         with self.phase(CONNECT):
-            lease, fd, mapped_bytes = self.real_connect(table, timeout)
+            connected = self.real_connect(table, timeout)
+        lease, fd, mapped_bytes = connected[:3]
         self.page[0] = self.within
         if not isinstance(table, statepool_pb2.Arena):
             self.say("n leases 1")
-            return lease, fd, mapped_bytes
+            return connected
         self.lease = lease
         if self.may_be_loose(0.4):
             if self.random.random() < 0.4:
@@ -188,7 +189,7 @@ class Life:
                 fds = [fd] + [lease.fileno()] * (self.random.random() < 0.5)  # the connection, too: it will not hang up
                 socket.send_fds(self.watcher, [f"{self.plan.life} {table.device} {table.bytes} {mapped_bytes}".encode()], fds)
                 self.say("n watched 1")
-        return lease, fd, mapped_bytes
+        return connected
 
     def end(self):
         if self.may_be_loose(0.3):

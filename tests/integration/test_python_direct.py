@@ -845,7 +845,7 @@ class Raw:
 @contextlib.contextmanager
 def raw(daemon, pool):
     opened = pool._call("OpenDirect", pb.OpenDirectRequest(), pb.DirectLease.FromString)
-    connection, fd, _ = _mapping.connect(opened, 5.0)
+    connection, fd, *_ = _mapping.connect(opened, 5.0)
     assert fd is None
     connection.settimeout(20)
     lease = Raw(pool, opened, connection)

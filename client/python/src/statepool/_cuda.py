@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import mmap
 import os
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from . import errors
 
@@ -139,6 +142,10 @@ class GpuRange:
         """Waits for a stream, as above."""
         self.stream(stream).synchronize()
 
+    def words(self, fd: int, nbytes: int) -> GpuWords:
+        """Flag words for streams on this GPU. Errors are those of GpuWords."""
+        return GpuWords(self.gpu, fd, nbytes)
+
     def tensor(self, dtype: str, shape: Sequence[int], strides: Sequence[int], offset: int) -> Any:
         """A torch tensor. dtype: a name as in layouts.DTYPES; strides and offset: bytes. ValueError: it does not lie in the range; InvalidArgument
         (INVALID_VIEW): torch has no tensors that are aligned like this."""
@@ -153,6 +160,56 @@ class GpuRange:
             raise ValueError("beyond the arena's end")
         flat = torch.as_tensor(self._holder, device=f"cuda:{self.gpu.ordinal}").view(element)
         return flat.as_strided(tuple(shape), tuple(stride // size for stride in strides), offset // size)
+
+
+class GpuWords:
+    """Flag words (ARENAS) that this process's CPU and its streams on a GPU see: what _flags.Words is."""
+
+    def __init__(self, gpu: Gpu, fd: int, nbytes: int) -> None:
+        """Conflict or Exhausted (MAPPING_FAILED) when the GPU can't have them: it has no memory operations in streams, or does not map the host's
+        memory."""
+        attribute = gpu.driver.CUdevice_attribute
+        device = gpu.must("cuDeviceGet", gpu.ordinal)
+        for name in ("CAN_USE_64_BIT_STREAM_MEM_OPS", "HOST_REGISTER_SUPPORTED"):
+            if not gpu.must("cuDeviceGetAttribute", getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{name}"), device):
+                raise errors.made("FAILED_PRECONDITION", "MAPPING_FAILED", f"{gpu.name} has no {name}")
+        self._gpu = gpu
+        self._memory = mmap.mmap(fd, nbytes)
+        self._words = np.frombuffer(self._memory, np.uint32)
+        self.count = self._words.size
+        self._host = self._words.ctypes.data
+        with gpu.current():
+            gpu.must("cuMemHostRegister", self._host, nbytes, gpu.driver.CU_MEMHOSTREGISTER_PORTABLE | gpu.driver.CU_MEMHOSTREGISTER_DEVICEMAP)
+            try:
+                self._device = int(gpu.must("cuMemHostGetDevicePointer", self._host, 0))
+            except BaseException:
+                gpu.driver.cuMemHostUnregister(self._host)
+                raise
+
+    def get(self, word: int) -> int:
+        return int(self._words[word])
+
+    def set(self, word: int, value: int) -> None:
+        self._words[word] = value
+
+    def write(self, stream: Any, word: int, value: int) -> None:
+        flags = self._gpu.driver.CUstreamWriteValue_flags
+        self._enqueue("cuStreamWriteValue32", stream, word, value, flags.CU_STREAM_WRITE_VALUE_DEFAULT)
+
+    def wait(self, stream: Any, word: int, value: int) -> None:
+        self._enqueue("cuStreamWaitValue32", stream, word, value, self._gpu.driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ)
+
+    def close(self) -> None:
+        with self._gpu.current():
+            self._gpu.driver.cuCtxSynchronize()  # a GPU that failed waits for nothing
+            self._gpu.driver.cuMemHostUnregister(self._host)
+
+    def _enqueue(self, name: str, stream: Any, word: int, value: int, flags: Any) -> None:
+        driver = self._gpu.driver
+        with self._gpu.current():
+            error, = getattr(driver, name)(stream.cuda_stream, self._device + 4 * word, value, int(flags))
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise errors.made("UNKNOWN", "GPU_FAILED", f"{name}: {getattr(error, 'name', error)}")
 
 
 class GpuPieces:

@@ -189,7 +189,7 @@ class Direct:
         from . import _mapping  # Linux alone has it
 
         opened = quick._call("OpenDirect", pb.OpenDirectRequest(), pb.DirectLease.FromString)
-        connection, _, _ = _mapping.connect(opened, OPEN_TIMEOUT_S)
+        connection = _mapping.connect(opened, OPEN_TIMEOUT_S).lease
         return Lease(opened.lease, connection, limits)
 
 

@@ -12,7 +12,7 @@ import mmap
 import os
 import socket
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import errors
 from .v1 import statepool_pb2 as pb
@@ -65,9 +65,18 @@ class Range:
         _map(self.address, self.nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1)
 
 
-def connect(opened: pb.Arena | pb.DirectLease, timeout: float) -> tuple[socket.socket, int | None, int]:
-    """The lease of this arena, the descriptor of its memory, which is the caller's to close, and how many bytes that has on a GPU (elsewhere 0); or a
-    direct lease, and no descriptor. timeout: seconds.
+class Connected(NamedTuple):
+    """What the daemon's socket gave for a token. The descriptors are the caller's to close; a direct lease has none."""
+
+    lease: socket.socket
+    fd: int | None = None  # of an arena's memory
+    mapped_bytes: int = 0  # of that memory, on a GPU
+    flags_fd: int | None = None  # of its flag words, if it has some
+    flag_bytes: int = 0
+
+
+def connect(opened: pb.Arena | pb.DirectLease, timeout: float) -> Connected:
+    """Connects for this arena or direct lease. timeout: seconds.
 
     Unavailable (SOCKET_UNREACHABLE) when the daemon is on another machine, or gone; what the daemon refuses (TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN,
     TOO_MANY_CONNECTIONS); StatepoolError (BAD_MEMORY, BAD_ANSWER) for what would not be safe to use.
@@ -90,15 +99,22 @@ def connect(opened: pb.Arena | pb.DirectLease, timeout: float) -> tuple[socket.s
                               "socket") from failure
         if isinstance(opened, pb.DirectLease):
             _check(opened.socket, answer, fds, {"lease": opened.lease, "incarnation": opened.incarnation}, 0)
-            return lease, None, 0
-        told = _check(opened.socket, answer, fds, {"arena": opened.arena, "bytes": str(opened.bytes), "incarnation": opened.incarnation}, 1)
+            return Connected(lease)
+        told = _check(opened.socket, answer, fds, {"arena": opened.arena, "bytes": str(opened.bytes), "incarnation": opened.incarnation},
+                      2 if opened.flag_words else 1)
+        flags_fd, flag_bytes = None, 4 * opened.flag_words
+        if flag_bytes:
+            check_memory(fds[1], flag_bytes)
+            flags_fd = fds[1]
         if not is_gpu(opened.device):
             check_memory(fds[0], opened.bytes)
-            return lease, fds.pop(), 0
+            fd, fds = fds[0], []
+            return Connected(lease, fd, 0, flags_fd, flag_bytes)
         mapped_bytes = told.get("mapped_bytes")
         if not isinstance(mapped_bytes, int) or mapped_bytes < opened.bytes:
             raise errors.made("INTERNAL", "BAD_MEMORY", f"{mapped_bytes!r} bytes of a GPU's memory are no arena of {opened.bytes}", "mapped_bytes")
-        return lease, fds.pop(), mapped_bytes
+        fd, fds = fds[0], []
+        return Connected(lease, fd, mapped_bytes, flags_fd, flag_bytes)
     except BaseException:
         lease.close()
         raise

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import _direct, _gpu_copies, _kernels, _requests, errors, names
+from . import _direct, _flags, _gpu_copies, _kernels, _requests, errors, names
 from ._calls import Attempts
 from ._requests import Ttl
 from .layouts import DTYPES, Array, Layout
@@ -196,10 +196,12 @@ class Arena:
     against the daemon's budget until it is unmapped: drop them.
 
     On a GPU: load and store are for a stream, torch's current one in the calling thread unless they are given another; work of other streams on these rows
-    must be done. The daemon copies when the stream is done, so they wait for it, and what load has copied is there for every stream when it returns.
-    *Direct* (Pool.open_arena) this process copies, in the stream's order, and waits for nothing: load returns when the copies are enqueued, so that what
-    the stream does afterwards finds them; store_async does so too, and what the stream does afterwards may write to the rows. Where a direct copy is not to
-    be had now the daemon copies. Neither may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait
+    must be done. They are in the stream's order, and no CPU waits for it: load returns when the copies are enqueued, or the stream waits for them, so that
+    what the stream does afterwards finds them, and only that; store_async does so too, and what the stream does afterwards may write to the rows. store
+    returns when it is done. *Direct* (Pool.open_arena) this process copies. Otherwise the daemon does, when the stream has come to the call, and the stream
+    waits for the daemon (flag words, ARENAS in statepool.proto). Such a load can fail after it returned, when the stream is too late (the timeout, at most
+    60 s), or the daemon: the arena's next call raises RowsLost, once, and does nothing else. When the daemon is gone, or does not answer in time, the stream
+    goes on all the same. Where neither is to be had now the daemon copies while the CPU waits for the stream. None may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait
     for all work of this process on the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's; until
     then graphs that touch rows stay valid, whatever is loaded, stored or opened again. Close the arena: of one that is only dropped the memory counts until
     this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU refuses to copy.
@@ -228,7 +230,8 @@ class Arena:
         self._memory: Range | GpuRange | None = None
         self._plan: _kernels.Plan | None = None  # None: this process does not copy on the host
         self._copies: _gpu_copies.Copies | None = None  # nor on a GPU
-        self._in_flight: _gpu_copies.InFlight | None = None  # what those copies are
+        self._in_flight: _gpu_copies.InFlight | None = None  # what those copies, and stores with flag words, are
+        self._flags: _flags.Flags | None = None  # None: streams and the daemon have no words for each other
         self._doubtful: set[int] = set()  # rows that the daemon may take for loaded, and nobody copied to
         self._on_gpu = False
         self._table: pb.Arena  # as the daemon told it first
@@ -242,6 +245,7 @@ class Arena:
         try:
             lease = pool._direct.lease(pool, attempts) if direct else None
             self._request.with_plan = lease is not None and (_kernels.available or not lease.on_host)
+            self._request.with_flags = lease is None and not on_host(pool.capabilities())
             self._open(attempts)
             self._make_arrays()
             self._make_plan()
@@ -328,6 +332,8 @@ class Arena:
         known = self._known()
         try:
             storing = self._begin_store(request, attempts, known, stream, attended=True) if request.items else None
+            if storing is None and request.items:
+                storing = self._begin_in_order(request, known, stream)
             if storing is not None:
                 return Store(self, known, storing, lambda answer: _by_row(request.items, _stored(request.items, answer), return_errors))
             result = _by_row(request.items, self._store(request, attempts, known, stream), return_errors) if request.items else {}
@@ -337,10 +343,13 @@ class Arena:
 
     def _enter(self, stream: Any) -> None:
         """Conflict (FORKED) in a child, whose locks another thread may have had; on a GPU Conflict (STREAM_CAPTURING) while this stream, or the current
-        one, is captured into a graph: before anything is asked for, or the stream is waited for."""
+        one, is captured into a graph: before anything is asked for, or the stream is waited for. RowsLost."""
         if os.getpid() != self._pid:
             raise self._refusal()
         memory = self._memory if self._on_gpu else None
+        flags = self._flags
+        if flags is not None:
+            flags.check()
         if memory is not None and memory.gpu.is_capturing(memory.stream(stream)):  # type: ignore[union-attr]
             raise errors.made("FAILED_PRECONDITION", "STREAM_CAPTURING", "this stream is being captured into a graph, which can't have loads or stores: call "
                               "them before or after the capture, or give them another stream", "stream")
@@ -355,8 +364,10 @@ class Arena:
                 rest = request if len(left) == len(results) else pb.LoadRequest(items=[request.items[i] for i in left])
                 for item in rest.items:
                     item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
-                self._wait_for(stream)
-                answer = self._call("Load", rest, pb.LoadResponse.FromString, attempts, generation)
+                answer = self._load_in_order(rest, attempts, generation, stream)
+                if answer is None:
+                    self._wait_for(stream)
+                    answer = self._call("Load", rest, pb.LoadResponse.FromString, attempts, generation)
                 attachments = any(item.with_attachment for item in rest.items)
                 for i, item, r in zip(left, rest.items, answer.rows):
                     results[i] = _error(item, r.error) if r.HasField("error") else _loaded(r, attachments)
@@ -434,6 +445,8 @@ class Arena:
             answer = self._store_directly(request, attempts, generation, stream)
             if answer is None:
                 self._finish_stores()  # in the order of the calls
+                answer = self._store_in_order(request, attempts, generation, stream)
+            if answer is None:
                 self._wait_for(stream)
                 answer = self._call("Store", request, pb.StoreResponse.FromString, attempts, generation)
             results = _stored(request.items, answer)
@@ -547,6 +560,113 @@ class Arena:
         in_flight.add(storing, attended=attended)
         return storing
 
+    # ---- with flag words: the daemon copies, in the stream's order
+
+    def _begin_call(self, rows: frozenset[int], timeout: float, generation: int | None, stream: Any, *, is_load: bool) -> _flags.Call | None:
+        """The stream will tell the daemon when it has come here, and waits for it if this is a store. None: there are no words for it."""
+        with self._lock:  # while it is held nobody drops the words
+            self._check(generation)
+            flags, memory = self._flags, self._memory
+            if flags is None or memory is None or not memory.is_mapped:  # type: ignore[union-attr]
+                return None
+            return flags.begin(memory.stream(stream), rows, timeout, is_load=is_load)  # type: ignore[union-attr]
+
+    def _load_in_order(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None, stream: Any) -> pb.LoadResponse | None:
+        """A Load whose copies the stream waits for. None: it is to be done without words."""
+        flags = self._flags
+        if flags is None:
+            return None
+        if generation is None:
+            generation = self._generation
+        call = self._begin_call(frozenset(item.row for item in request.items), attempts.timeout(), generation, stream, is_load=True)
+        if call is None:
+            return None
+        told = pb.LoadRequest(items=request.items, after=call.after, done=call.done)
+        try:
+            answer = self._call("Load", told, pb.LoadResponse.FromString, Attempts(attempts.timeout(), 0), generation)
+        except errors.StatepoolError as error:
+            return self._without_words(flags, call, error)
+        except BaseException:
+            flags.settle(call)
+            raise
+        flags.answered(call)
+        with self._lock:
+            flags.follow(call, self._memory.stream(stream) if self._memory is not None else stream)  # type: ignore[union-attr]
+        return answer
+
+    def _store_in_order(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any) -> pb.StoreResponse | None:
+        """A Store that waits for the stream in the daemon. None: it is to be done without words."""
+        flags = self._flags
+        if flags is None:
+            return None
+        if generation is None:
+            generation = self._generation
+        call = self._begin_call(frozenset(item.row for item in request.items), attempts.timeout(), generation, stream, is_load=False)
+        if call is None:
+            return None
+        told = pb.StoreRequest(items=request.items, all_or_none=request.all_or_none, after=call.after, done=call.done)
+        try:
+            answer = self._call("Store", told, pb.StoreResponse.FromString, Attempts(attempts.timeout(), 0), generation)
+        except errors.StatepoolError as error:
+            return self._without_words(flags, call, error)
+        except BaseException:
+            flags.settle(call)
+            raise
+        flags.answered(call)
+        return answer
+
+    @staticmethod
+    def _without_words(flags: _flags.Flags, call: _flags.Call, error: errors.StatepoolError) -> None:
+        """After a call that failed, when nothing is left of it. Returns if it is worth a try without words, which may be repeated; raises `error`."""
+        if error.reason:
+            flags.refused(call)
+        else:
+            flags.settle(call)
+        if not isinstance(error, (errors.Exhausted, errors.Unavailable)):
+            raise error
+
+    def _begin_in_order(self, request: pb.StoreRequest, generation: int | None, stream: Any) -> _gpu_copies.Storing | None:
+        """A Store that the arena's thread asks for, and the stream waits for before it goes on. None: it is to be done without words."""
+        flags, in_flight = self._flags, self._in_flight
+        if flags is None or in_flight is None:
+            return None
+        if generation is None:
+            generation = self._generation
+        rows, first = frozenset(item.row for item in request.items), self._pool._attempts()
+        call = self._begin_call(rows, first.timeout(), generation, stream, is_load=False)
+        if call is None:
+            return None
+
+        def commit(_: list[str]) -> pb.StoreResponse:
+            told = pb.StoreRequest(items=request.items, all_or_none=request.all_or_none, after=call.after, done=call.done)
+            reopen = not in_flight.is_own_thread()  # under the feet of a model that is at work here
+            left = self._pool._attempts()
+            flags.extend(call, left.timeout())
+            try:
+                # Once: the stream may have gone on, and written to the rows, by the second time.
+                answer = self._call("Store", told, pb.StoreResponse.FromString, Attempts(left.timeout(), 0), generation, reopen=reopen)
+            except errors.StatepoolError as error:
+                if error.reason:
+                    flags.refused(call)
+                else:
+                    flags.settle(call)
+                raise
+            except BaseException:
+                flags.settle(call)
+                raise
+            flags.answered(call)
+            return answer
+
+        storing = _gpu_copies.Storing(rows, _flags.Enqueued(), commit, lambda: flags.refused(call))
+        in_flight.add(storing, attended=True)
+        try:
+            with self._lock:
+                flags.follow(call, self._memory.stream(stream) if self._memory is not None else stream)  # type: ignore[union-attr]
+        except BaseException:
+            in_flight.finish_through(storing)  # nothing keeps the stream off the rows: they are stored now
+            raise
+        return storing
+
     def _call(self, method: str, request: pb.LoadRequest | pb.StoreRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
               generation: int | None, *, reopen: bool = True) -> _Answer:
         """One call on the arena as it was in this generation (None: as it is now). reopen: if it is lost, which is ContentsGone then."""
@@ -602,6 +722,7 @@ class Arena:
             if self._closed:
                 raise self._refusal()
             assert self._memory is not None
+            self._drop_flags()
             self._memory.vacate()
             self._say_unmapped()
             self._end(self._name)
@@ -620,16 +741,20 @@ class Arena:
             if self._closed:
                 return
             memory = self._memory if self._on_gpu else None  # of host memory this would be one more who has it
+            flags, self._flags = self._flags, None
             self._drop()  # before the daemon hears of it: then it gets its memory back at once
             try:
+                if flags is not None:
+                    flags.close()
                 if memory is not None:
                     memory.vacate()
                     self._say_unmapped()
             finally:
                 try:
-                    if self._copies is not None and self._in_flight is not None:
+                    if self._in_flight is not None:
                         self._in_flight.close()
                         self._in_flight.release()  # all are done
+                    if self._copies is not None:
                         self._copies.close()
                 finally:
                     self._end(self._name)
@@ -645,6 +770,8 @@ class Arena:
         # No call to the daemon from wherever this happens: that the socket hangs up is enough.
         if not self._closed:
             self._closed = True
+            if self._flags is not None and os.getpid() == self._pid:
+                self._flags.release()
             self._drop_lease()
             if self._in_flight is not None and os.getpid() == self._pid:  # in a child somebody may have its lock for ever
                 self._in_flight.close()
@@ -682,9 +809,10 @@ class Arena:
 
         if self._memory is not None:
             _check_same(self._table, table)
-        lease, fd, mapped_bytes = _mapping.connect(table, attempts.timeout())
+        lease, fd, mapped_bytes, flags_fd, flag_bytes = _mapping.connect(table, attempts.timeout())
         assert fd is not None
         try:
+            self._drop_flags()
             if self._memory is None:
                 self._memory = self._range(table, mapped_bytes)
                 self._table = table
@@ -695,11 +823,16 @@ class Arena:
             elif _mapping.is_gpu(table.device) and self._memory.nbytes != mapped_bytes:
                 raise _changed()
             self._memory.put(fd)
+            if flags_fd is not None and self._on_gpu:
+                with contextlib.suppress(errors.StatepoolError):  # then CPUs wait
+                    self._flags = _flags.Flags(self._memory.words(flags_fd, flag_bytes), lease)  # type: ignore[union-attr]
         except BaseException:
             lease.close()
             raise
         finally:
             os.close(fd)
+            if flags_fd is not None:
+                os.close(flags_fd)
         self._drop_lease()
         self._lease = lease
         self._name = table.arena
@@ -731,6 +864,7 @@ class Arena:
                 if here and isinstance(error, errors.Unavailable):
                     raise error
                 assert self._memory is not None
+                self._drop_flags()
                 if here:  # its contents are gone, and this daemon counts it until nobody has it
                     self._memory.vacate()
                     self._say_unmapped()
@@ -789,6 +923,12 @@ class Arena:
             with contextlib.suppress(OSError):
                 self._lease.send(b"unmapped", socket.MSG_DONTWAIT)
 
+    def _drop_flags(self) -> None:
+        """Before the memory is unmapped, which waits for streams: those that wait for the daemon go on. REQUIRES: _lock, or that nobody else knows this."""
+        flags, self._flags = self._flags, None
+        if flags is not None:
+            flags.close()
+
     def _drop_lease(self) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
@@ -806,6 +946,8 @@ class Arena:
 
     def _make_plan(self) -> None:
         """REQUIRES: the arena is open. Its layout never changes, so neither does the plan."""
+        if self._flags is not None:
+            self._in_flight = _gpu_copies.InFlight(self._memory.gpu)  # type: ignore[union-attr]
         if not self._table.plan:
             return
         state_bytes = sum(segment.element_bytes * math.prod(segment.sizes) for segment in self._table.plan)

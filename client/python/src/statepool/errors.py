@@ -77,6 +77,18 @@ class ContentsGone(StatepoolError):
         return self.metadata.get("incarnation", "")
 
 
+class RowsLost(StatepoolError):
+    """Loads of an arena on a GPU that had returned failed before their copies came (Arena.load). What their rows hold is not known: they must be loaded
+    again, and a store of them is refused (ROW_NOT_LOADED) until then. Raised once, by the arena's next call, which did nothing.
+
+    rows  that may have lost their contents: of the loads among which the failed ones are
+    """
+
+    @property
+    def rows(self) -> list[int]:
+        return [int(row) for row in self.metadata.get("rows", "").split(",") if row]
+
+
 _CLASSES: Mapping[str, type[StatepoolError]] = {
     "NOT_FOUND": NotFound,
     "ABORTED": Conflict,

@@ -1,0 +1,426 @@
+# Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+"""Flag words as the Python package uses them, over a made-up GPU: the daemon's FarDevice, mapped as the host's memory, and streams that do what they were
+told when a test lets them, and wait for words. Real ones: tests/gpu."""
+import contextlib
+import ctypes
+import mmap
+import os
+import random
+import re
+import signal
+import threading
+import time
+import urllib.request
+
+import numpy as np
+import pytest
+
+import statepool
+import test_python_gpu_copies as made_up
+from daemon_process import Daemon, eventually
+from statepool import StoreItem, _flags, _kernels, _mapping, arenas, errors
+from test_python_gpu_copies import LAYOUT, Gpu, Range, Stream, image, put, read, write
+
+pytestmark = pytest.mark.skipif(not _kernels.available, reason="the kernels' library does the copies of the made-up GPU")
+
+
+class Words:
+    """What _cuda.GpuWords is."""
+
+    failures = 0  # so many writes and waits fail
+
+    def __init__(self, fd, nbytes):
+        self.memory = mmap.mmap(fd, nbytes)
+        self.words = np.frombuffer(self.memory, np.uint32)
+        self.count = self.words.size
+        self.closed = False
+
+    def get(self, word):
+        return int(self.words[word])
+
+    def set(self, word, value):
+        self.words[word] = value
+
+    def write(self, stream, word, value):
+        self.check()
+        stream.enqueue(lambda: self.set(word, value))
+
+    def wait(self, stream, word, value):
+        self.check()
+
+        def work():
+            while ctypes.c_int32(self.get(word) - value).value < 0:
+                assert not self.closed, "a stream waits for words that are unmapped"
+                time.sleep(0.0001)
+
+        stream.enqueue(work)
+
+    def check(self):
+        assert not self.closed
+        if Words.failures:
+            Words.failures -= 1
+            raise errors.made("UNKNOWN", "GPU_FAILED", "made up")
+
+    def close(self):
+        for stream in list(Gpu.streams.values()):
+            stream.synchronize()
+        self.closed = True
+
+
+class FlagRange(Range):
+    def words(self, fd, nbytes):
+        return Words(fd, nbytes)
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    Gpu.streams.clear()
+    Range.default = Stream()
+    monkeypatch.setattr(_mapping, "is_gpu", lambda device: device == "far")
+    monkeypatch.setattr(_mapping, "check_memory", lambda fd, nbytes: None)
+    monkeypatch.setattr(arenas, "on_host", lambda limits: False)
+    monkeypatch.setattr(arenas.Arena, "_range", staticmethod(lambda table, nbytes: FlagRange(nbytes)))
+    Stream.failures.clear()
+    Words.failures = 0
+    yield Range.default
+    for each in Gpu.streams.values():
+        each.open.set()
+        each.synchronize()
+    assert not Stream.failures
+
+
+@pytest.fixture
+def far(tmp_path):
+    daemon = Daemon(tmp_path, "--devices=far", "--chunk-bytes=65536").start()
+    yield daemon
+    daemon.stop()
+
+
+@pytest.fixture
+def pool(far, stream):
+    with statepool.connect(far.unix_address, timeout=20) as pool:
+        pool.register_layout(LAYOUT)
+        yield pool
+
+
+@pytest.fixture
+def arena(pool, stream):
+    with pool.open_arena(LAYOUT, rows=4, view=statepool.View("row_major")) as arena:
+        assert arena._flags is not None and arena._copies is None
+        yield arena
+        stream.open.set()
+
+
+def metric(daemon, name):
+    with urllib.request.urlopen(f"http://{daemon.ready['metrics']}/metrics") as scrape:
+        return int(float(re.search(rf"^{name} (\S+)$", scrape.read().decode(), re.M)[1]))
+
+
+def test_a_load_returns_before_its_copy_and_the_stream_finds_what_it_loaded(far, pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    write(arena, stream, 0, image(2))
+    stream.synchronize()
+    stream.open.clear()
+    assert arena.load({0: name, 2: name})[2].copied
+    seen = []
+    stream.enqueue(lambda: seen.append((read(arena, 0), read(arena, 2))))
+    time.sleep(0.05)
+    assert read(arena, 0) == image(2) and metric(far, "statepool_arena_flag_waits") == 1
+    stream.open.set()
+    stream.synchronize()
+    assert seen == [(image(1), image(1))]
+    eventually(lambda: metric(far, "statepool_arena_flag_pinned_bytes") == 0)
+
+
+def test_what_is_written_after_a_store_began_is_not_stored(pool, arena, stream, request):
+    name = request.node.name
+    stream.open.clear()
+    handles = []
+    for i in range(3):
+        write(arena, stream, 0, image(i))
+        handles.append(arena.store_async({0: StoreItem(f"{name}/{i}", whole_row=True)}, position=i))
+    write(arena, stream, 0, image(99))
+    assert not handles[0].done()
+    with pytest.raises(TimeoutError):
+        handles[0].wait(timeout=0.01)
+    with pytest.raises(statepool.NotFound):
+        pool.get(f"{name}/0")
+    stream.open.set()
+    assert handles[2].wait()[0].position == 2
+    assert handles[0].done() and handles[0].wait()[0].position == 0
+    assert [bytes(pool.get(f"{name}/{i}").data) for i in range(3)] == [image(i) for i in range(3)]
+
+
+def test_a_store_waits_for_the_stream_in_the_daemon(pool, arena, stream, request):
+    name = request.node.name
+    stream.open.clear()
+    write(arena, stream, 1, image(1))
+    threading.Timer(0.1, stream.open.set).start()
+    assert arena.store({1: StoreItem(name, whole_row=True)}, position=5)[1].position == 5
+    assert bytes(pool.get(name).data) == image(1)
+
+
+def test_random_work_in_several_streams_is_in_their_order(pool, arena, stream, request):
+    name, seed = request.node.name, 7
+    choose = random.Random(seed)
+    streams = [stream, Stream()]  # each has two rows of its own
+    expected, rows, seen, handles = {}, {}, [], []
+    for i in range(150):
+        mine = choose.randrange(2)
+        row = 2 * mine + choose.randrange(2)
+        sequence = f"{name}/{row}"
+        what = choose.random()
+        if what < 0.4 or row not in rows:
+            rows[row] = image(i)
+            write(arena, streams[mine], row, rows[row])
+        elif what < 0.7:
+            handle = arena.store_async({row: StoreItem(sequence, any_revision=True, whole_row=True)}, position=i, stream=streams[mine])
+            handles.append(handle)
+            expected[sequence] = (i, rows[row])
+            if choose.random() < 0.3:
+                handle.wait()
+        elif sequence in expected:
+            arena.load({row: sequence}, stream=streams[mine])
+            rows[row] = expected[sequence][1]
+            streams[mine].enqueue(lambda row=row, state=rows[row]: seen.append(read(arena, row) == state))
+        if choose.random() < 0.1:  # a stream that is behind
+            streams[mine].open.clear()
+            threading.Timer(0.02, streams[mine].open.set).start()
+    for handle in handles:
+        handle.wait()
+    for each in streams:
+        each.synchronize()
+    assert len(seen) > 10 and all(seen)
+    for sequence, (position, state) in expected.items():
+        got = pool.get(sequence)
+        assert (got.position, bytes(got.data)) == (position, state)
+
+
+def test_a_store_of_what_was_just_loaded_has_its_base(pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    for i in range(20):
+        arena.load({0: name})
+        write(arena, stream, 0, image(i))
+        handle = arena.store_async({0: name}, position=2 + i)  # on the revision that was loaded
+    assert handle.wait()[0].position == 21
+    arena.load({1: name})
+    stream.synchronize()
+    assert read(arena, 1) == image(19)
+
+
+def test_items_that_fail_do_not_hold_up_the_stream(pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    results = arena.load({0: name, 1: f"{name}/none"}, return_errors=True)
+    assert results[0].position == 1 and isinstance(results[1], statepool.NotFound)
+    with pytest.raises(statepool.NotFound):
+        arena.load({0: f"{name}/none"})
+    with pytest.raises(statepool.Conflict, match="ROW_NOT_LOADED"):
+        arena.store_async({2: name}, position=2).wait()
+    with pytest.raises(statepool.InvalidArgument, match="ROW_OUT_OF_RANGE"):
+        arena.load({9: name})
+    stream.synchronize()
+    assert read(arena, 0) == image(1)
+    arena.load({2: name})
+    assert arena._flags._busy[-1].is_load
+
+
+def test_pairs_are_used_again_and_wrap_around(pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    flags = arena._flags
+    while len(flags._free) > 2:
+        flags._free.pop()
+    for pair in flags._free:
+        flags._values[pair] = 0xFFFFFFFD
+        flags._words.set(pair, 0xFFFFFFFD)
+        flags._words.set(pair + 1, 0xFFFFFFFD)
+    for i in range(12):
+        arena.load({0: name})
+        assert arena._flags._busy, "it went without words"
+        stream.synchronize()
+    assert {flags._values[pair] for pair in flags._values} <= {2, 3, 4}
+    assert read(arena, 0) == image(1)
+
+
+def test_without_a_free_pair_the_cpu_waits(pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    arena._flags._free.clear()
+    stream.open.clear()
+    write(arena, stream, 0, image(2))
+    threading.Timer(0.1, stream.open.set).start()
+    arena.load({0: name})
+    assert stream.open.is_set() and read(arena, 0) == image(1) and not arena._flags._busy
+
+
+def test_what_pins_too_much_is_loaded_without_words(tmp_path, stream, request):
+    daemon = Daemon(tmp_path, "--devices=far", "--chunk-bytes=65536", "--hot-bytes=16MiB").start()
+    try:
+        with statepool.connect(daemon.unix_address) as pool:
+            pool.register_layout(LAYOUT)
+            assert pool.capabilities().max_flag_pinned_bytes == 2 << 20
+            for i in range(6):
+                pool.set(f"s/{i}", image(i), 1, layout=LAYOUT)
+            with pool.open_arena(LAYOUT, rows=6, view=statepool.View("row_major")) as arena:
+                arena.load({i: f"s/{i}" for i in range(6)})
+                assert [read(arena, i) for i in range(6)] == [image(i) for i in range(6)]
+                assert not [call for call in arena._flags._busy if call.is_load]
+                stream.open.clear()
+                arena.load({0: "s/1"})
+                arena.load({1: "s/2"})
+                threading.Timer(0.1, stream.open.set).start()
+                arena.load({i: "s/3" for i in range(2, 6)})
+                stream.synchronize()
+                assert [read(arena, i) for i in range(3)] == [image(1), image(2), image(3)]
+    finally:
+        daemon.stop()
+
+
+def test_a_load_that_fails_after_it_returned_is_told_by_the_next_call(far, pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    arena.load({0: name, 1: name})
+    stream.synchronize()
+    stream.open.clear()
+    short = arena._pool
+    arena._pool = pool.with_options(timeout=0.3)
+    arena.load({0: name, 2: name})
+    arena._pool = short
+    eventually(lambda: metric(far, "statepool_arena_late_failures_total") == 1)
+    stream.open.set()
+    stream.synchronize()  # the daemon has let it go
+    with pytest.raises(statepool.errors.RowsLost, match="load them again") as raised:
+        arena.store({1: name}, position=2)
+    assert {0, 2} <= set(raised.value.rows)
+    assert arena.store({1: name}, position=2)[1].position == 2
+    with pytest.raises(statepool.Conflict, match="ROW_NOT_LOADED"):
+        arena.store({0: name}, position=3)
+    arena.load({0: name})
+    stream.synchronize()
+    assert read(arena, 0) == image(1)
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_streams_go_on_when_the_daemon_dies_or_stops(far, pool, arena, stream, request, how):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    other = Stream()
+    other.open.clear()
+    arena.load({0: name}, stream=other)  # answered, and waits for its stream
+    handle = arena.store_async({1: StoreItem(f"{name}/b", whole_row=True)}, position=1, stream=other)
+    time.sleep(0.05)
+    if how == "kill":
+        far.kill()
+    else:
+        began = time.monotonic()
+        far.stop()
+        assert time.monotonic() - began < 8
+    other.open.set()
+    other.synchronize()
+    with pytest.raises(statepool.errors.StatepoolError) as raised:
+        handle.wait()
+    assert raised.value.code in ("UNAVAILABLE", "ABORTED")
+    far.start()
+    with pytest.raises((statepool.ContentsGone, statepool.errors.RowsLost)):
+        arena.load({0: name})
+    with contextlib.suppress(statepool.ContentsGone):
+        arena.load({0: name}) if how == "stop" else None
+    pool.set(f"{name}/c", image(3), 1, layout=LAYOUT)
+    arena.load({0: f"{name}/c"})
+    stream.synchronize()
+    assert read(arena, 0) == image(3) and arena._flags is not None
+
+
+def test_a_daemon_that_hangs_holds_streams_for_a_bounded_time(far, pool, arena, stream, request, monkeypatch):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    monkeypatch.setattr(_flags, "GRACE_S", 0.2)
+    arena._pool = pool.with_options(timeout=0.5)
+    stream.open.clear()
+    arena.load({0: name})
+    os.kill(far.process.pid, signal.SIGSTOP)
+    try:
+        stream.open.set()
+        stream.synchronize()
+    finally:
+        os.kill(far.process.pid, signal.SIGCONT)
+    arena._pool = pool
+    with pytest.raises(statepool.errors.RowsLost):
+        arena.load({0: name})
+    arena.load({0: name})
+    stream.synchronize()
+    assert read(arena, 0) == image(1)
+
+
+def test_close_and_reopen_let_streams_go(pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    other = Stream()
+    other.open.clear()
+    arena.load({0: name}, stream=other)
+    threading.Timer(0.1, other.open.set).start()
+    first = arena._flags
+    arena.reopen()
+    assert first._words.closed and arena._flags is not first
+    arena.load({0: name})
+    stream.synchronize()
+    assert read(arena, 0) == image(1)
+    other.open.clear()
+    arena.load({1: name}, stream=other)
+    threading.Timer(0.1, other.open.set).start()
+    arena.close()
+    other.synchronize()
+
+
+def test_an_arena_that_is_only_dropped_lets_its_streams_go(pool, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    arena = pool.open_arena(LAYOUT, rows=2)
+    stream.open.clear()
+    arena.load({0: name})
+    stream.open.set()
+    del arena
+    stream.synchronize()
+
+
+def test_what_a_gpu_refuses_is_an_error_and_leaves_nothing(pool, arena, stream, request):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    Words.failures = 1
+    with pytest.raises(statepool.errors.StatepoolError, match="GPU_FAILED"):
+        arena.load({0: name})
+    with pytest.raises(statepool.errors.StatepoolError, match="GPU_FAILED"):
+        Words.failures = 1
+        arena.store_async({0: StoreItem(name, whole_row=True)}, position=2).wait()
+    stream.synchronize()
+    arena.load({0: name})
+    stream.synchronize()
+    assert read(arena, 0) == image(1)
+
+
+def test_a_captured_stream_is_refused_before_anything_is_written(pool, arena, stream, request):
+    pool.set(request.node.name, image(1), 1, layout=LAYOUT)
+    stream.capturing = True
+    pieces = len(stream.work)
+    for call in (lambda: arena.load({0: request.node.name}), lambda: arena.store_async({0: request.node.name}, position=1)):
+        with pytest.raises(statepool.Conflict, match="STREAM_CAPTURING"):
+            call()
+    assert len(stream.work) == pieces
+    stream.capturing = False
+
+
+def test_an_old_daemon_gives_no_words_and_none_are_used(pool, stream, monkeypatch, request):
+    """Which a daemon does not know with_flags."""
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    monkeypatch.setattr(arenas, "on_host", lambda limits: True)
+    with pool.open_arena(LAYOUT, rows=2, view=statepool.View("row_major")) as arena:
+        assert arena._flags is None and not arena._table.flag_words
+        arena.load({0: name})
+        assert read(arena, 0) == image(1)
+        put(arena, 1, image(2))
+        arena.store({1: StoreItem(name, whole_row=True, any_revision=True)}, position=3)
+    assert made_up.LAYOUT is LAYOUT and bytes(pool.get(name).data) == image(2)

@@ -295,8 +295,14 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
     }
   }
   const uint64_t bytes = row_major ? rows * whole_row_stride : offset;
-  return ArenaShape{
-      rows, steps, bytes, row_bytes, std::move(tensors), CopyPlan(std::move(segments), layout.state_bytes())};
+  return ArenaShape{rows,
+                    steps,
+                    view.tp_size,
+                    view.tp_rank,
+                    bytes,
+                    row_bytes,
+                    std::move(tensors),
+                    CopyPlan(std::move(segments), layout.state_bytes())};
 }
 
 }  // namespace statepool

@@ -49,6 +49,7 @@ struct ArenaTensor {
 // of all ranks together are the state.
 struct ArenaShape {
   uint32_t rows = 0, steps = 0;  // as asked for
+  uint32_t tp_size = 1, tp_rank = 0;
   uint64_t bytes = 0;            // of all
   uint64_t row_bytes = 0;        // of one row of all tensors
   std::vector<ArenaTensor> tensors;

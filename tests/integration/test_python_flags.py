@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import pathlib
 import random
 import re
 import signal
@@ -343,6 +344,7 @@ def test_a_daemon_that_hangs_holds_streams_for_a_bounded_time(far, pool, arena, 
     arena.load({0: name})
     os.kill(far.process.pid, signal.SIGSTOP)
     try:
+        eventually(lambda: all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in pathlib.Path(f"/proc/{far.process.pid}/task").glob("*/stat")))
         stream.open.set()
         stream.synchronize()
     finally:

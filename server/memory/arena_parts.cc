@@ -41,7 +41,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
     PartAssemblies::Ref assembly;
   };
   std::vector<Scatter> scatters;
-  // What is not said to have arrived has not.
+  // What is not said to have arrived failed.
   const absl::Cleanup fail = [&] {
     for (const Scatter& scatter : scatters) {
       if (scatter.assembly != nullptr) parts_.Failed(scatter.assembly, rank);
@@ -51,7 +51,6 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
     const PartAssemblies::State state = parts_.StateOf(*assembly);
     StoredRow& row = answer->rows[stored[k]];
     row.info = state.info;
-    row.info.replayed = state.what == PartAssemblies::State::kPublished;
     row.parts_missing = state.missing;
     Arena::Row& base = arena->rows[items[stored[k]].row];
     base = {};
@@ -66,6 +65,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
       scatters.push_back({k, joined->assembly});
     } else {
       take_note(k, joined->assembly);
+      answer->rows[stored[k]].info.replayed = answer->rows[stored[k]].parts_missing == 0;
     }
   }
 

@@ -57,6 +57,7 @@ absl::StatusOr<PartAssemblies::Joined> PartAssemblies::JoinLocked(const Key& key
 }
 
 absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Join(const Key& key, uint32_t rank, absl::string_view arena) {
+  Expire();
   MutexLock lock(&mu_);
   return JoinLocked(key, rank, arena);
 }
@@ -145,7 +146,8 @@ void PartAssemblies::DropLocked(Assembly* assembly, std::unique_ptr<ImageWriter>
 PartAssemblies::State PartAssemblies::StateOf(const Assembly& assembly) const {
   MutexLock lock(&mu_);
   if (assembly.published.has_value()) return {State::kPublished, 0, *assembly.published};
-  return {assembly.dropped ? State::kDropped : State::kOpen, assembly.missing, {}};
+  const bool is_over = assembly.dropped || (assembly.missing > 0 && clock_->Now() >= assembly.expires);
+  return {is_over ? State::kDropped : State::kOpen, assembly.missing, {}};
 }
 
 void PartAssemblies::ArenaEnded(absl::string_view arena) {

@@ -349,11 +349,12 @@ CopyPlan::CopyPlan(std::vector<CopySegment> segments, uint64_t state_bytes)
   parts_.reserve(segments_.size());
   uint64_t end = 0;
   for (const CopySegment& segment : segments_) {
-    assert(segment.state_offset == end);
+    assert(segment.state_offset >= end);
     parts_.push_back(PartOf(segment));
-    end += segment.Bytes();
+    segment_bytes_ += segment.Bytes();
+    end = segment.state_offset + segment.Bytes();
   }
-  assert(end == state_bytes_);
+  assert(end <= state_bytes_);
   (void)end;
 }
 
@@ -433,6 +434,7 @@ void CopyPlan::ScatterLeaves(const char* arena, uint32_t row, uint32_t accepted,
   const auto place_of = [&](const Part& part) {
     return part.arena_offset + row * part.row_stride + (accepted - 1) * part.accept_stride;
   };
+  assert(is_whole());
   for (uint64_t i = first; i < last; ++i) {
     const uint64_t begin = i * kLeafBytes, end = std::min<uint64_t>(begin + kLeafBytes, state_bytes_);
     ForRange(begin, end, [&](const Part& part, uint64_t part_begin, uint64_t part_end) {

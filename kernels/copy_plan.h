@@ -2,10 +2,11 @@
 //
 // Copy plans: how a state in canonical order (the proto's BYTES) lies in the rows of an arena, and the copies between.
 //
-// A plan is a list of segments, one for each layer of each tensor. *Gather* (Load) copies a state into the first step
+// A plan is a list of segments, one for each layer of each tensor, or several where an arena has a part of it. *Gather* (Load) copies a state into the first step
 // of a row, *scatter* (Store) a row into a state, from the step that an accepted length names. Both can be run for any
 // range of the state's bytes, so that threads share one copy, and give exactly those bytes, whatever ranges are chosen.
-// Long ranges are faster where a row's axes are in another order than the state's.
+// Long ranges are faster where a row's axes are in another order than the state's. A plan that is not *whole* leaves
+// the rest of the state alone.
 //
 // This is the host's form; device_copy_plan.h runs the same plan on a device. A plan is immutable and thread-safe. No
 // copy fails: the plan was checked before, by whoever made its segments (server/core/view.h) or by CopyPlan::Checked.
@@ -70,10 +71,12 @@ class CopyPlan {
   static std::optional<CopyPlan> Checked(std::vector<CopySegment> segments, uint64_t state_bytes,
                                          const CopyArena& arena);
 
-  // REQUIRES: segments ascend in the state without gaps, from 0 to state_bytes.
+  // REQUIRES: segments ascend in the state and do not overlap; none ends beyond state_bytes.
   CopyPlan(std::vector<CopySegment> segments, uint64_t state_bytes);
 
   uint64_t state_bytes() const { return state_bytes_; }
+  uint64_t segment_bytes() const { return segment_bytes_; }  // of all segments together
+  bool is_whole() const { return segment_bytes_ == state_bytes_; }
   absl::Span<const CopySegment> segments() const { return segments_; }
   absl::Span<const Part> parts() const { return parts_; }  // one for each segment
 
@@ -92,7 +95,7 @@ class CopyPlan {
 
   // The same for whole leaves, into `state` (which points at byte 0), with the hash of each: leaves [first, last). The
   // hash is of the bytes that were written, also when the row changes meanwhile. hashes[0] is of leaf `first`.
-  // REQUIRES: last <= LeafCount.
+  // REQUIRES: is_whole(), last <= LeafCount.
   void ScatterLeaves(const char* arena, uint32_t row, uint32_t accepted, uint64_t first, uint64_t last, char* state,
                      LeafHash* hashes, CopyHint hint) const;
 
@@ -106,6 +109,7 @@ class CopyPlan {
 
   const std::vector<CopySegment> segments_;
   const uint64_t state_bytes_;
+  uint64_t segment_bytes_ = 0;
   std::vector<Part> parts_;
 };
 

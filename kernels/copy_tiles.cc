@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cassert>
 #include <limits>
 
 #include "absl/status/status.h"
@@ -357,6 +358,7 @@ TileAxis TileAxisOf(uint32_t size, uint64_t row_stride) {
 absl::StatusOr<CopyTiles> TilesOf(const CopyPlan& plan) { return Cutter(plan).Cut(); }
 
 absl::StatusOr<LeafTiles> LeafTilesOf(const CopyPlan& plan) {
+  assert(plan.is_whole());
   LeafTiles result;
   // What is transposed goes into the leaf's own memory.
   TileCutter cutter({kLeafTileBytes, std::numeric_limits<uint32_t>::max()}, &result.tiles, &result.axes);

@@ -109,7 +109,7 @@ struct LeafTiles {
   std::vector<TileAxis> axes;
 };
 
-// Fails for 2^32 tiles or more: UNIMPLEMENTED.
+// Fails for 2^32 tiles or more: UNIMPLEMENTED. REQUIRES: plan.is_whole().
 absl::StatusOr<LeafTiles> LeafTilesOf(const CopyPlan& plan);
 
 }  // namespace statepool

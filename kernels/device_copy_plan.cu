@@ -270,7 +270,7 @@ uint64_t BytesOf(const auto& vector) { return vector.size() * sizeof(vector[0]);
 absl::StatusOr<DeviceCopyPlan> DeviceCopyPlan::Create(const CopyPlan& plan) {
   const absl::StatusOr<CopyTiles> tiles = TilesOf(plan);
   if (!tiles.ok()) return tiles.status();
-  const absl::StatusOr<LeafTiles> leaves = LeafTilesOf(plan);
+  const absl::StatusOr<LeafTiles> leaves = plan.is_whole() ? LeafTilesOf(plan) : LeafTiles();
   if (!leaves.ok()) return leaves.status();
   constexpr size_t kMost = std::numeric_limits<int32_t>::max();
   if (tiles->tiles.size() > kMost || tiles->advance.size() > kMost || leaves->tiles.size() > kMost) {

@@ -65,7 +65,7 @@ class DeviceCopyPlan {
 
   // The same, and the hash of leaf i of item n's state to hashes[n * LeafCount(state_bytes) + i]: of the bytes that
   // were written, also when somebody writes to the row meanwhile. `hashes` are in memory that the device can reach, and
-  // live as states do.
+  // live as states do. REQUIRES: the plan is whole.
   absl::Status ScatterAndHash(absl::Span<const ScatterItem> items, const void* arena, LeafHash* hashes,
                               DeviceStream stream) const;
 

@@ -170,6 +170,7 @@ ArenaOptions ArenaOptionsOf(const DaemonFlags& flags, const Device& device) {
   // A GPU copies that much in a millisecond or two, and a pass more costs a part of that.
   if (!device.host_accessible()) options.max_pinned_bytes = flags.hot_bytes;
   options.max_pinned_bytes = std::min(options.max_pinned_bytes, flags.hot_bytes / 8);
+  options.parts.max_bytes = options.max_pinned_bytes;
   return options;
 }
 

@@ -19,6 +19,7 @@
 #include "client/cli/files.h"
 #include "client/cli/layout_size.h"
 #include "client/cli/output.h"
+#include "proto/presets.h"
 
 namespace statepool::cli {
 namespace {
@@ -50,6 +51,11 @@ std::vector<const FieldDescriptor*> Families() {
   return fields;
 }
 
+// Those of the command line; a hybrid is written in a file.
+constexpr char kFamilies[] =
+    "mamba1|mamba2|gated_delta_net|kda|linear_attention|short_conv|rwkv4|rwkv4_seed|rwkv5|rwkv6|rwkv7";
+bool IsHybrid(const FieldDescriptor& family) { return family.number() == v1::LayoutPreset::kHybrid; }
+
 absl::Status SetParameter(absl::string_view argument, Message* preset) {
   const std::vector<std::string> parts = absl::StrSplit(argument, absl::MaxSplits('=', 1));
   const google::protobuf::Descriptor* const type = preset->GetDescriptor();
@@ -75,6 +81,12 @@ absl::Status SetParameter(absl::string_view argument, Message* preset) {
     preset->GetReflection()->SetEnum(preset, field, value);
     return absl::OkStatus();
   }
+  if (field->cpp_type() == FieldDescriptor::CPPTYPE_BOOL) {
+    if (parts[1] != "true" && parts[1] != "false")
+      return UsageError(parts[0], absl::StrCat(parts[0], " is true or false, not '", parts[1], "'"));
+    preset->GetReflection()->SetBool(preset, field, parts[1] == "true");
+    return absl::OkStatus();
+  }
   const bool small = field->cpp_type() == FieldDescriptor::CPPTYPE_UINT32;
   if (!absl::SimpleAtoi(parts[1], &number) || number == 0 || (small && number > UINT32_MAX)) {
     return UsageError(parts[0], absl::StrCat(parts[0], " is a whole number above 0, not '", parts[1], "'"));
@@ -89,11 +101,17 @@ absl::StatusOr<v1::LayoutPreset> PresetFromArguments(const Arguments& args) {
   preset.set_model_id(args.Text("model-id"));
   std::vector<absl::string_view> known;
   for (const FieldDescriptor* family : Families()) {
+    if (IsHybrid(*family)) continue;
     known.push_back(family->name());
     if (family->name() != args.Text("preset")) continue;
     Message* const parameters = preset.GetReflection()->MutableMessage(&preset, family);
     for (const std::string& argument : args.operands) {
       if (absl::Status status = SetParameter(argument, parameters); !status.ok()) return status;
+    }
+    if (args.Has("layer-ids")) {
+      const absl::StatusOr<std::vector<uint32_t>> ids = ParseRanges("--layer-ids", args.Text("layer-ids"));
+      if (!ids.ok()) return ids.status();
+      preset.mutable_layer_ids()->Add(ids->begin(), ids->end());
     }
     return preset;
   }
@@ -146,9 +164,9 @@ absl::StatusOr<v1::Layout> LayoutToMeasure(const Context& context, std::string* 
   if (args.Has("preset")) {
     const absl::StatusOr<v1::LayoutPreset> preset = PresetFromArguments(args);
     if (!preset.ok()) return preset.status();
-    return LayoutOfPreset(*preset);
+    return FromPreset(*preset);
   }
-  if (args.operands.size() != 1) return UsageError("FILE", "give one FILE or LAYOUT, or --preset with its parameters");
+  if (args.operands.size() > 1) return UsageError("FILE", "give one FILE or LAYOUT, or --preset with its parameters");
   struct stat info = {};
   const std::string& operand = args.operands[0];
   if (operand != "-" && (stat(operand.c_str(), &info) != 0 || S_ISDIR(info.st_mode))) {
@@ -161,11 +179,17 @@ absl::StatusOr<v1::Layout> LayoutToMeasure(const Context& context, std::string* 
   if (!text.ok()) return text.status();
   absl::StatusOr<v1::RegisterLayoutRequest> request = LayoutFromJson(*text);
   if (!request.ok()) return request.status();
-  if (request->has_preset()) return LayoutOfPreset(request->preset());
+  if (request->has_preset()) return FromPreset(request->preset());
   return std::move(*request->mutable_layout());
 }
 
 int RunSize(Context& context) {
+  if (context.args.operands.empty() && !context.args.Has("preset")) {
+    ListPrinter printer(context.json, "models");
+    for (const Model& model : Models()) printer.Add(SizeOfModel(model));
+    printer.Finish();
+    return 0;
+  }
   std::string fingerprint;
   const absl::StatusOr<v1::Layout> layout = LayoutToMeasure(context, &fingerprint);
   if (!layout.ok()) return Fail(layout.status());
@@ -191,24 +215,24 @@ int RunDelete(Context& context) {
 int RunPresets(Context& context) {
   if (context.json) {
     Json presets = Json::Array();
-    for (const PresetHelp& preset : PresetHelps()) {
+    for (const PresetFamily& preset : PresetFamilies()) {
       Json parameters = Json::Array();
-      for (const PresetHelp::Parameter& p : preset.parameters) {
+      for (const PresetFamily::Parameter& p : preset.parameters) {
         parameters.Add(Json::Object().Set("name", p.name).Set("default", p.fallback).Set("help", p.help));
       }
       presets.Add(
-          Json::Object().Set("family", preset.family).Set("parameters", parameters).Set("example", preset.example));
+          Json::Object().Set("family", preset.name).Set("parameters", parameters).Set("example", preset.example));
     }
     Print(true, Json::Object().Set("presets", presets));
     return 0;
   }
-  for (const PresetHelp& preset : PresetHelps()) {
+  for (const PresetFamily& preset : PresetFamilies()) {
     std::vector<Json> rows;
-    for (const PresetHelp::Parameter& p : preset.parameters) {
+    for (const PresetFamily::Parameter& p : preset.parameters) {
       rows.push_back(Json::Object().Set("parameter", p.name).Set("default", p.fallback).Set("meaning", p.help));
     }
     const std::string text =
-        absl::StrCat(preset.family, ": ", preset.tensors, "\n\n", TableAsText("parameters", rows, StdoutColumns()),
+        absl::StrCat(preset.name, ": per layer ", preset.tensors, "\n\n", TableAsText("parameters", rows, StdoutColumns()),
                      "\nAs a file for 'statepool layout register FILE':\n  ", preset.example, "\n\n");
     fwrite(text.data(), 1, text.size(), stdout);
   }
@@ -241,43 +265,11 @@ absl::StatusOr<v1::RegisterLayoutRequest> LayoutFromJson(const std::string& text
   return request;
 }
 
-const std::vector<PresetHelp>& PresetHelps() {
-  static const auto* const helps = new std::vector<PresetHelp>{
-      {"mamba1",
-       "per layer conv [tap K-1, channel I], ssm [channel I, state N]",
-       {{"layers", "", "number of layers"},
-        {"intermediate_size", "", "I"},
-        {"state_size", "", "N"},
-        {"conv_kernel", "4", "K"},
-        {"conv_dtype", "BFLOAT16", "of conv"},
-        {"recurrent_dtype", "FLOAT32", "of ssm"}},
-       R"({"model_id":"sha256:…","mamba1":{"layers":24,"intermediate_size":1536,"state_size":16}})"},
-      {"mamba2",
-       "per layer conv [tap K-1, channel H*P + 2*G*N],\n  ssm [head H, head_dim P, state N]",
-       {{"layers", "", "number of layers"},
-        {"heads", "", "H"},
-        {"head_dim", "", "P"},
-        {"state_size", "", "N"},
-        {"groups", "1", "G"},
-        {"conv_kernel", "4", "K"},
-        {"conv_dtype", "BFLOAT16", "of conv"},
-        {"recurrent_dtype", "FLOAT32", "of ssm"}},
-       R"({"model_id":"sha256:…","mamba2":{"layers":24,"heads":24,"head_dim":64,"state_size":128}})"},
-      {"rwkv7",
-       "per layer att_shift [channel C], wkv [head C/D, value D, key D],\n  ffn_shift [channel C]",
-       {{"layers", "", "number of layers"},
-        {"hidden_size", "", "C, a multiple of D"},
-        {"head_size", "64", "D"},
-        {"shift_dtype", "BFLOAT16", "of att_shift and ffn_shift"},
-        {"wkv_dtype", "FLOAT32", "of wkv"}},
-       R"({"model_id":"sha256:…","rwkv7":{"layers":12,"hidden_size":768}})"},
-  };
-  return *helps;
-}
-
 std::vector<Command> LayoutCommands() {
-  const Flag preset = {"preset", Flag::kChoice, "mamba1|mamba2|rwkv7",
+  const Flag preset = {"preset", Flag::kChoice, kFamilies,
                        "make it from a family's parameters; 'layout presets' lists them"};
+  const Flag layer_ids = {"layer-ids", Flag::kText, "RANGES",
+                          "with --preset: the model's layers that have it, 0-3,7; else 0 to layers - 1"};
   return {
       {"layout register",
        "FILE | PARAMETER=VALUE...",
@@ -293,6 +285,7 @@ std::vector<Command> LayoutCommands() {
        "statepool layout register layout.json --alias=my-model",
        {{"alias", Flag::kText, "NAME", "a name for the layout, besides its fingerprint"},
         preset,
+        layer_ids,
         {"model-id", Flag::kText, "ID", "with --preset: digest of the weights, quantisation, adapter"}},
        RunRegister},
       {"layout presets",
@@ -324,16 +317,16 @@ std::vector<Command> LayoutCommands() {
        {},
        RunShow},
       {"layout size",
-       "FILE | LAYOUT | PARAMETER=VALUE...",
+       "[FILE | LAYOUT | PARAMETER=VALUE...]",
        0,
        -1,
        "Tell how many bytes a state has, tensor by tensor.",
-       "A FILE as for 'layout register' or a --preset is computed here, without a\n"
+       "Without anything: of models that are well known. A FILE as for 'layout register' or a --preset is computed here, without a\n"
        "daemon. What is no file is a registered layout's alias or fingerprint, and the\n"
        "daemon is asked.",
        "statepool layout size --preset=mamba2 layers=48 heads=80 head_dim=64 state_size=128\n"
        "statepool layout size my-model",
-       {preset},
+       {preset, layer_ids},
        RunSize},
       {"layout delete",
        "LAYOUT...",

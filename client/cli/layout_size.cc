@@ -1,53 +1,19 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "client/cli/layout_size.h"
 
-#include <initializer_list>
+#include <cmath>
+#include <optional>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "client/cli/args.h"
+#include "proto/presets.h"
 
 namespace statepool::cli {
 namespace {
 
-constexpr uint64_t kSizeMax = uint64_t{1} << 32;  // of a parameter, so that sums of products fit
-constexpr uint32_t kLayersMax = 65536;            // more than any model has
 constexpr uint64_t kStateBytesMax = uint64_t{1} << 63;
-
-// The first fault of a preset's parameters.
-class Parameters {
- public:
-  uint64_t Size(absl::string_view name, uint64_t value, uint64_t fallback = 0, uint64_t least = 1) {
-    if (value == 0) value = fallback;
-    if (value < least || value > kSizeMax) Fault(name, absl::StrCat("is ", least, "..2^32"));
-    return value;
-  }
-  uint32_t Layers(uint32_t layers) {
-    if (layers < 1 || layers > kLayersMax) Fault("layers", absl::StrCat("is 1..", kLayersMax));
-    return layers;
-  }
-  void Fault(absl::string_view name, absl::string_view what) {
-    if (status_.ok()) status_ = UsageError(name, absl::StrCat(name, " ", what));
-  }
-  const absl::Status& status() const { return status_; }
-
- private:
-  absl::Status status_;
-};
-
-void AddTensor(absl::string_view name, v1::TensorKind kind, uint32_t layers, v1::DType dtype, v1::DType fallback,
-               std::initializer_list<std::pair<const char*, uint64_t>> axes, v1::Layout* layout) {
-  v1::TensorSpec& tensor = *layout->add_tensors();
-  tensor.set_name(std::string(name));
-  tensor.set_kind(kind);
-  for (uint32_t layer = 0; layer < layers; ++layer) tensor.add_layers(layer);
-  tensor.set_dtype(dtype == v1::DTYPE_UNSPECIFIED ? fallback : dtype);
-  for (const auto& [axis_name, size] : axes) {
-    v1::Axis& axis = *tensor.add_axes();
-    axis.set_name(axis_name);
-    axis.set_size(size);
-  }
-}
 
 uint64_t BytesOf(v1::DType dtype) {
   switch (dtype) {
@@ -75,59 +41,12 @@ bool Multiply(uint64_t factor, uint64_t* product) {
 
 }  // namespace
 
-absl::StatusOr<v1::Layout> LayoutOfPreset(const v1::LayoutPreset& preset) {
+absl::StatusOr<v1::Layout> FromPreset(const v1::LayoutPreset& preset) {
   v1::Layout layout;
-  layout.set_model_id(preset.model_id());
-  Parameters check;
-  switch (preset.family_case()) {
-    case v1::LayoutPreset::kMamba1: {
-      const v1::Mamba1Preset& p = preset.mamba1();
-      const uint32_t layers = check.Layers(p.layers());
-      const uint64_t channels = check.Size("intermediate_size", p.intermediate_size());
-      const uint64_t states = check.Size("state_size", p.state_size());
-      const uint64_t kernel = check.Size("conv_kernel", p.conv_kernel(), 4, 2);
-      if (!check.status().ok()) break;
-      AddTensor("conv", v1::CONV, layers, p.conv_dtype(), v1::BFLOAT16, {{"tap", kernel - 1}, {"channel", channels}},
-                &layout);
-      AddTensor("ssm", v1::RECURRENT, layers, p.recurrent_dtype(), v1::FLOAT32,
-                {{"channel", channels}, {"state", states}}, &layout);
-      break;
-    }
-    case v1::LayoutPreset::kMamba2: {
-      const v1::Mamba2Preset& p = preset.mamba2();
-      const uint32_t layers = check.Layers(p.layers());
-      const uint64_t heads = check.Size("heads", p.heads());
-      const uint64_t head_dim = check.Size("head_dim", p.head_dim());
-      const uint64_t states = check.Size("state_size", p.state_size());
-      const uint64_t groups = check.Size("groups", p.groups(), 1);
-      const uint64_t kernel = check.Size("conv_kernel", p.conv_kernel(), 4, 2);
-      uint64_t x = heads, bc = groups;
-      if (!Multiply(head_dim, &x) || x > kStateBytesMax / 4) check.Fault("head_dim", "* heads is too large");
-      if (!Multiply(states, &bc) || bc > kStateBytesMax / 8) check.Fault("groups", "* state_size is too large");
-      if (!check.status().ok()) break;
-      AddTensor("conv", v1::CONV, layers, p.conv_dtype(), v1::BFLOAT16, {{"tap", kernel - 1}, {"channel", x + 2 * bc}},
-                &layout);
-      AddTensor("ssm", v1::RECURRENT, layers, p.recurrent_dtype(), v1::FLOAT32,
-                {{"head", heads}, {"head_dim", head_dim}, {"state", states}}, &layout);
-      break;
-    }
-    case v1::LayoutPreset::kRwkv7: {
-      const v1::Rwkv7Preset& p = preset.rwkv7();
-      const uint32_t layers = check.Layers(p.layers());
-      const uint64_t channels = check.Size("hidden_size", p.hidden_size());
-      const uint64_t size = check.Size("head_size", p.head_size(), 64);
-      if (size != 0 && channels % size != 0) check.Fault("hidden_size", "is a multiple of head_size");
-      if (!check.status().ok()) break;
-      AddTensor("att_shift", v1::SHIFT, layers, p.shift_dtype(), v1::BFLOAT16, {{"channel", channels}}, &layout);
-      AddTensor("wkv", v1::RECURRENT, layers, p.wkv_dtype(), v1::FLOAT32,
-                {{"head", channels / size}, {"value", size}, {"key", size}}, &layout);
-      AddTensor("ffn_shift", v1::SHIFT, layers, p.shift_dtype(), v1::BFLOAT16, {{"channel", channels}}, &layout);
-      break;
-    }
-    default: check.Fault("preset", "has no family");
-  }
-  if (!check.status().ok()) return check.status();
-  return layout;
+  const std::optional<PresetFault> fault = LayoutOfPreset(preset, &layout);
+  if (!fault.has_value()) return layout;
+  const std::string field = fault->field.empty() ? "preset" : fault->field;
+  return UsageError(field, absl::StrCat(field, " ", fault->what));
 }
 
 absl::StatusOr<Json> SizesOf(const v1::Layout& layout) {
@@ -155,6 +74,80 @@ absl::StatusOr<Json> SizesOf(const v1::Layout& layout) {
   Json sizes = Json::Object();
   sizes.Set("state_bytes", state_bytes).Set("tensors", std::move(tensors));
   return sizes;
+}
+
+const std::vector<Model>& Models() {
+  static const auto* const models = [] {
+    auto* const all = new std::vector<Model>;
+    const auto add = [&](const char* name) {
+      all->push_back({name, {}});
+      return &all->back().preset;
+    };
+    const auto mamba1 = [&](const char* name, uint32_t layers, uint64_t intermediate_size) {
+      v1::Mamba1Preset& p = *add(name)->mutable_mamba1();
+      p.set_layers(layers);
+      p.set_intermediate_size(intermediate_size);
+      p.set_state_size(16);
+    };
+    const auto mamba2 = [&](const char* name, uint32_t layers, uint64_t heads, uint64_t groups, uint64_t state_size) {
+      v1::Mamba2Preset& p = *add(name)->mutable_mamba2();
+      p.set_layers(layers);
+      p.set_heads(heads);
+      p.set_head_dim(64);
+      p.set_groups(groups);
+      p.set_state_size(state_size);
+    };
+    const auto gated_delta_net = [&](const char* name, uint32_t layers) {
+      v1::GatedDeltaNetPreset& p = *add(name)->mutable_gated_delta_net();
+      p.set_layers(layers);
+      p.set_key_heads(16);
+      p.set_key_dim(128);
+      p.set_value_heads(32);
+      p.set_value_dim(128);
+    };
+    v1::ShortConvPreset& lfm2 = *add("LFM2 1.2B")->mutable_short_conv();
+    lfm2.set_layers(10);
+    lfm2.set_channels(2048);
+    lfm2.set_conv_kernel(3);
+    mamba1("Mamba-130m", 24, 1536);
+    mamba1("Mamba-1.4b", 48, 4096);
+    v1::RwkvPreset& rwkv7 = *add("RWKV-7 2.9B")->mutable_rwkv7();
+    rwkv7.set_layers(32);
+    rwkv7.set_hidden_size(2560);
+    mamba1("Mamba-2.8b", 64, 5120);
+    mamba1("Falcon-Mamba-7B", 64, 8192);
+    v1::KdaPreset& kimi = *add("Kimi-Linear-48B")->mutable_kda();
+    kimi.set_layers(20);
+    kimi.set_heads(32);
+    kimi.set_head_dim(128);
+    mamba2("Nemotron-3-Nano", 23, 64, 8, 128);
+    gated_delta_net("Qwen3.5-35B-A3B", 30);
+    gated_delta_net("Qwen3-Next-80B", 36);
+    mamba2("Nemotron-H-8B", 24, 128, 8, 128);
+    mamba2("Granite-4 H-Small", 36, 128, 1, 128);
+    mamba2("Mamba2-2.7b", 64, 80, 1, 128);
+    mamba2("Codestral Mamba", 64, 128, 8, 128);
+    v1::LinearAttentionPreset& minimax = *add("MiniMax-Text-01")->mutable_linear_attention();
+    minimax.set_layers(70);
+    minimax.set_heads(64);
+    minimax.set_head_dim(128);
+    mamba2("Nemotron-H-56B", 54, 256, 8, 256);
+    return all;
+  }();
+  return *models;
+}
+
+Json SizeOfModel(const Model& model) {
+  v1::Layout layout;
+  LayoutOfPreset(model.preset, &layout);
+  const Json sizes = *SizesOf(layout);
+  uint64_t bytes = 0;
+  (void)absl::SimpleAtoi(sizes.Find("state_bytes")->text(), &bytes);
+  const auto* const family = v1::LayoutPreset::descriptor()->FindFieldByNumber(model.preset.family_case());
+  Json row = Json::Object();
+  row.Set("name", model.name).Set("family", family->name()).Set("layers", layout.tensors(0).layers_size());
+  row.Set("state_bytes", bytes).Set("megabytes", Json(std::round(static_cast<double>(bytes) / 1e4) / 100));
+  return row;
 }
 
 }  // namespace statepool::cli

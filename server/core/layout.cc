@@ -9,6 +9,7 @@
 #include <cstring>
 #include <set>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "server/core/error.h"
@@ -33,6 +34,8 @@ void PutString(std::string* out, absl::string_view s) {
   PutInteger(out, s.size());
   out->append(s.data(), s.size());
 }
+
+bool IsGrouped(const Sharding::Section& section) { return section.groups != section.size || section.shared; }
 
 std::string Encode(const LayoutSpec& spec) {
   std::string out;
@@ -59,11 +62,19 @@ std::string Encode(const LayoutSpec& spec) {
     } else {
       PutInteger(&out, 0);
     }
-    PutInteger(&out, t.sharding.has_value());
-    if (t.sharding.has_value()) {
-      PutInteger(&out, t.sharding->axis);
-      PutInteger(&out, t.sharding->sections.size());
-      for (uint64_t section : t.sharding->sections) PutInteger(&out, section);
+    if (!t.sharding.has_value()) {
+      PutInteger(&out, 0);
+      continue;
+    }
+    const bool grouped = absl::c_any_of(t.sharding->sections, IsGrouped);
+    PutInteger(&out, grouped ? 2 : 1);
+    PutInteger(&out, t.sharding->axis);
+    PutInteger(&out, t.sharding->sections.size());
+    for (const Sharding::Section& section : t.sharding->sections) {
+      PutInteger(&out, section.size);
+      if (!grouped) continue;
+      PutInteger(&out, section.groups);
+      PutInteger(&out, section.shared);
     }
   }
   return out;
@@ -125,11 +136,18 @@ LayoutSpec Decode(absl::string_view encoding, bool* ok) {
       case 2: t.initial = DataInitial{d.String()}; break;
       default: break;
     }
-    if (d.Bounded(1) == 1) {
+    if (const uint64_t form = d.Bounded(2); form > 0) {
       Sharding sharding;
       sharding.axis = static_cast<uint32_t>(d.Bounded(kMaxAxes));
       const uint64_t sections = d.Bounded(kMaxTensors);
-      for (uint64_t j = 0; d.ok && j < sections; ++j) sharding.sections.push_back(d.Integer());
+      for (uint64_t j = 0; d.ok && j < sections; ++j) {
+        Sharding::Section section{d.Integer()};
+        if (form == 2) {
+          section.groups = d.Integer();
+          section.shared = d.Bounded(1) == 1;
+        }
+        sharding.sections.push_back(section);
+      }
       t.sharding = std::move(sharding);
     }
     spec.tensors.push_back(std::move(t));
@@ -234,13 +252,17 @@ absl::Status ValidateTensor(const TensorSpec& t, const std::string& field, uint6
   }
   if (t.sharding.has_value()) {
     if (t.sharding->axis >= t.axes.size()) return Invalid(field + ".sharding.axis", "there is no such axis");
-    const std::vector<uint64_t>& sections = t.sharding->sections;
+    const std::vector<Sharding::Section>& sections = t.sharding->sections;
     if (sections.size() > kMaxTensors) return Invalid(field + ".sharding.sections", "too many");
     uint64_t sum = 0;
-    for (uint64_t section : sections) {
-      if (section == 0 || section > kMaxStateBytes)
+    for (const Sharding::Section& section : sections) {
+      if (section.size == 0 || section.size > kMaxStateBytes)
         return Invalid(field + ".sharding.sections", "each must be at least 1");
-      sum += section;
+      if (section.groups > 0 && section.size % section.groups != 0) {
+        return Invalid(field + ".sharding.section_groups",
+                       absl::StrCat("a section of ", section.size, " has no ", section.groups, " equal groups"));
+      }
+      sum += section.size;
     }
     if (!sections.empty() && sum != t.axes[t.sharding->axis].size) {
       return Invalid(field + ".sharding.sections",
@@ -294,7 +316,13 @@ absl::StatusOr<LayoutRef> Layout::Create(LayoutSpec spec) {
       t.initial = ZeroInitial{};
     }
     if (absl::Status s = ValidateTensor(t, field, &layout->state_bytes_); !s.ok()) return s;
-    if (t.sharding.has_value() && t.sharding->sections.empty()) t.sharding->sections = {t.axes[t.sharding->axis].size};
+    if (t.sharding.has_value()) {
+      std::vector<Sharding::Section>& sections = t.sharding->sections;
+      if (sections.empty()) sections.push_back({t.axes[t.sharding->axis].size});
+      for (Sharding::Section& section : sections) {
+        if (section.groups == 0) section.groups = section.size;
+      }
+    }
     if (!names.insert(t.name).second) return Invalid(field + ".name", "twice in one layout");
   }
   layout->canonical_ = Encode(spec);

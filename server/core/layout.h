@@ -43,11 +43,16 @@ struct Axis {
   uint64_t size = 0;
 };
 
-// How tensor parallelism divides an axis: each section among the ranks by itself; no sections means one, the whole
-// axis.
+// How tensor parallelism divides an axis: each section among the ranks by itself, between groups only. No sections:
+// one, the whole axis.
 struct Sharding {
+  struct Section {
+    uint64_t size = 0;
+    uint64_t groups = 0;  // equal parts, divisors of `size`; as many as `size`, or 0, and it may be divided anywhere
+    bool shared = false;  // may have fewer groups than there are ranks: neighbours have one together
+  };
   uint32_t axis = 0;
-  std::vector<uint64_t> sections;
+  std::vector<Section> sections;
 };
 
 struct ZeroInitial {};
@@ -113,29 +118,6 @@ class Layout {
   std::string canonical_;
   uint64_t state_bytes_ = 0;
 };
-
-// Presets. Errors: INVALID_LAYOUT with the parameter as field.
-struct Mamba1Params {
-  std::string model_id;
-  uint32_t layers = 0;
-  uint64_t intermediate_size = 0, state_size = 0, conv_kernel = 4;
-  DType conv_dtype = DType::kBFloat16, recurrent_dtype = DType::kFloat32;
-};
-struct Mamba2Params {
-  std::string model_id;
-  uint32_t layers = 0;
-  uint64_t heads = 0, head_dim = 0, state_size = 0, groups = 1, conv_kernel = 4;
-  DType conv_dtype = DType::kBFloat16, recurrent_dtype = DType::kFloat32;
-};
-struct Rwkv7Params {
-  std::string model_id;
-  uint32_t layers = 0;
-  uint64_t hidden_size = 0, head_size = 64;
-  DType shift_dtype = DType::kBFloat16, wkv_dtype = DType::kFloat32;
-};
-absl::StatusOr<LayoutSpec> Mamba1Layout(const Mamba1Params& params);
-absl::StatusOr<LayoutSpec> Mamba2Layout(const Mamba2Params& params);
-absl::StatusOr<LayoutSpec> Rwkv7Layout(const Rwkv7Params& params);
 
 }  // namespace statepool
 

@@ -20,8 +20,58 @@ absl::Status Refused(absl::string_view field, absl::string_view message) {
   return Error(absl::StatusCode::kInvalidArgument, "INVALID_VIEW", message).Field(absl::StrCat("view.", field));
 }
 
+// What a rank has of a tensor: ranges of one of the layout's axes, ascending. All of it where nothing is sharded.
+struct Part {
+  struct Range {
+    uint64_t begin = 0, size = 0;
+  };
+  size_t axis = 0;
+  std::vector<Range> ranges;
+  uint64_t size = 0;  // of the ranges together
+
+  uint64_t SizeOf(const TensorSpec& tensor, size_t of) const { return of == axis ? size : tensor.axes[of].size; }
+};
+
+// Sections go to ranks by whole groups: as many to each, or, where a shared section has fewer groups than there are
+// ranks, one to as many neighbours each.
+absl::StatusOr<Part> PartOf(const TensorSpec& tensor, const View& view) {
+  Part part;
+  if (view.tp_size == 1 || !tensor.sharding.has_value()) {
+    part.ranges = {{0, tensor.axes[0].size}};
+    part.size = tensor.axes[0].size;
+    return part;
+  }
+  part.axis = tensor.sharding->axis;
+  uint64_t begin = 0;
+  for (const Sharding::Section& section : tensor.sharding->sections) {
+    const uint64_t group_size = section.size / section.groups;
+    Part::Range range;
+    if (section.groups % view.tp_size == 0) {
+      range.size = section.groups / view.tp_size * group_size;
+      range.begin = begin + view.tp_rank * range.size;
+    } else if (section.shared && view.tp_size % section.groups == 0) {
+      range.size = group_size;
+      range.begin = begin + view.tp_rank / (view.tp_size / section.groups) * group_size;
+    } else {
+      return Refused("tp_size",
+                     absl::StrCat("the axis '", tensor.axes[part.axis].name, "' of tensor '", tensor.name,
+                                  "' has a section of ", section.groups, " groups, which ", view.tp_size,
+                                  " ranks can't divide", section.shared ? " nor share" : ""));
+    }
+    if (!part.ranges.empty() && part.ranges.back().begin + part.ranges.back().size == range.begin) {
+      part.ranges.back().size += range.size;
+    } else {
+      part.ranges.push_back(range);
+    }
+    part.size += range.size;
+    begin += section.size;
+  }
+  return part;
+}
+
 // One layer of a tensor, in one row and step: its axes as the view orders them.
 struct Block {
+  Part part;
   std::vector<size_t> order;      // index into the layout's axes, outermost first
   std::vector<uint64_t> shape;    // parallel to `order`: with the view's columns
   std::vector<uint64_t> strides;  // parallel to `order`, in bytes
@@ -35,7 +85,10 @@ struct Block {
 
 absl::StatusOr<Block> MakeBlock(const TensorSpec& tensor, const std::vector<size_t>& order, const View& view,
                                 uint32_t steps) {
+  absl::StatusOr<Part> part = PartOf(tensor, view);
+  if (!part.ok()) return part.status();
   Block block;
+  block.part = *std::move(part);
   block.order = order;
   block.shape.resize(order.size());
   block.strides.resize(order.size());
@@ -47,7 +100,7 @@ absl::StatusOr<Block> MakeBlock(const TensorSpec& tensor, const std::vector<size
     const Axis& axis = tensor.axes[order[i]];
     const bool is_tap = widened && axis.name == kTapAxis;
     if (is_tap) tap_stride = stride;
-    block.shape[i] = axis.size + (is_tap ? view.conv_padding + view.num_spec : 0);
+    block.shape[i] = block.part.SizeOf(tensor, order[i]) + (is_tap ? view.conv_padding + view.num_spec : 0);
     block.strides[i] = stride;
     block.strides_of_layout[order[i]] = stride;
     stride *= block.shape[i];
@@ -102,6 +155,61 @@ absl::StatusOr<std::vector<std::vector<size_t>>> Orders(const Layout& layout, co
   return orders;
 }
 
+// How many segments a layer of it is cut into: what the state has of a range is contiguous only behind the axis.
+uint64_t SegmentsOf(const TensorSpec& tensor, const Part& part) {
+  uint64_t segments = part.ranges.size();
+  if (part.size == tensor.axes[part.axis].size) return 1;
+  for (size_t i = 0; i < part.axis; ++i) segments *= tensor.axes[i].size;
+  return segments;
+}
+
+// The segments of one layer, which begins at these offsets of the state and of the arena.
+void AddSegments(const TensorSpec& tensor, const Block& block, uint64_t row_stride, uint64_t state_offset,
+                 uint64_t arena_offset, std::vector<CopySegment>* segments) {
+  CopySegment whole;
+  whole.state_offset = state_offset;
+  whole.arena_offset = arena_offset + block.first_offset;
+  whole.row_stride = row_stride;
+  whole.accept_stride = block.accept_stride;
+  whole.element_bytes = static_cast<uint32_t>(DTypeBytes(tensor.dtype));
+  for (size_t i = 0; i < tensor.axes.size(); ++i) whole.axes.push_back({tensor.axes[i].size, block.strides_of_layout[i]});
+  if (block.has_extra_columns) {
+    whole.clear_offset = arena_offset;
+    whole.clear_bytes = block.bytes;
+  }
+  const Part& part = block.part;
+  if (part.size == tensor.axes[part.axis].size) {
+    segments->push_back(std::move(whole));
+    return;
+  }
+  uint64_t stride_in_state = whole.element_bytes;  // along the part's axis
+  for (size_t i = part.axis + 1; i < tensor.axes.size(); ++i) stride_in_state *= tensor.axes[i].size;
+  CopySegment segment = whole;
+  segment.axes.erase(segment.axes.begin(), segment.axes.begin() + static_cast<ptrdiff_t>(part.axis));
+  const uint64_t blocks = SegmentsOf(tensor, part) / part.ranges.size();
+  for (uint64_t i = 0; i < blocks; ++i) {
+    const uint64_t block_in_state = state_offset + i * tensor.axes[part.axis].size * stride_in_state;
+    uint64_t in_arena = whole.arena_offset;
+    for (uint64_t axis = part.axis, rest = i; axis-- > 0; rest /= tensor.axes[axis].size)
+      in_arena += rest % tensor.axes[axis].size * block.strides_of_layout[axis];
+    for (const Part::Range& range : part.ranges) {
+      segment.state_offset = block_in_state + range.begin * stride_in_state;
+      segment.arena_offset = in_arena;
+      segment.axes[0].size = range.size;
+      segments->push_back(segment);
+      segment.clear_bytes = 0;  // once for all of the layer
+      in_arena += range.size * block.strides_of_layout[part.axis];
+    }
+  }
+}
+
+absl::Status CheckRank(const View& view) {
+  if (view.tp_size < 1 || view.tp_size > kMaxTpSize)
+    return Refused("tp_size", absl::StrCat("must be 1..", kMaxTpSize));
+  if (view.tp_rank >= view.tp_size) return Refused("tp_rank", absl::StrCat("must be 0..", view.tp_size - 1));
+  return absl::OkStatus();
+}
+
 absl::Status CheckColumns(const Layout& layout, const View& view, uint32_t steps) {
   if (view.conv_padding > kMaxConvPadding)
     return Refused("conv_padding", absl::StrCat("at most ", kMaxConvPadding, " columns"));
@@ -123,26 +231,30 @@ absl::Status CheckColumns(const Layout& layout, const View& view, uint32_t steps
 
 absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view, uint32_t rows, uint32_t steps) {
   if (absl::Status status = CheckColumns(layout, view, steps); !status.ok()) return status;
-  size_t segments_wanted = 0;
-  for (const TensorSpec& tensor : layout.spec().tensors) segments_wanted += tensor.layers.size();
-  const bool per_layer = view.layers == View::Layers::kPerLayer;
-  if (segments_wanted > (per_layer ? kMaxArenaTensors : kMaxArenaSegments)) {
-    return Refused("layers", per_layer ? absl::StrCat("a tensor for each layer makes ", segments_wanted, ", more than ",
-                                                      kMaxArenaTensors, "; take LAYER_MAJOR or ROW_MAJOR")
-                                       : absl::StrCat("the layout has ", segments_wanted,
-                                                      " layers of tensors, more than ", kMaxArenaSegments));
+  if (absl::Status status = CheckRank(view); !status.ok()) return status;
+  size_t layers = 0;
+  for (const TensorSpec& tensor : layout.spec().tensors) layers += tensor.layers.size();
+  if (view.layers == View::Layers::kPerLayer && layers > kMaxArenaTensors) {
+    return Refused("layers", absl::StrCat("a tensor for each layer makes ", layers, ", more than ", kMaxArenaTensors,
+                                          "; take LAYER_MAJOR or ROW_MAJOR"));
   }
   absl::StatusOr<std::vector<std::vector<size_t>>> orders = Orders(layout, view);
   if (!orders.ok()) return orders.status();
 
   const std::vector<TensorSpec>& specs = layout.spec().tensors;
   std::vector<Block> blocks;
-  uint64_t row_bytes = 0;
+  uint64_t row_bytes = 0, segments_wanted = 0;
   for (size_t t = 0; t < specs.size(); ++t) {
     absl::StatusOr<Block> block = MakeBlock(specs[t], (*orders)[t], view, steps);
     if (!block.ok()) return block.status();
     row_bytes += specs[t].layers.size() * block->steps * block->bytes;
+    segments_wanted += specs[t].layers.size() * SegmentsOf(specs[t], block->part);
     blocks.push_back(*std::move(block));
+  }
+  if (segments_wanted > kMaxArenaSegments) {
+    return Refused(view.tp_size > 1 ? "tp_size" : "layers",
+                   absl::StrCat("the arena would be ", segments_wanted, " pieces of a state, more than ",
+                                kMaxArenaSegments));
   }
 
   const bool row_major = view.layers == View::Layers::kRowMajor;
@@ -177,26 +289,20 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
           add_axis(spec.axes[block.order[i]].name, block.shape[i], block.strides[i]);
         tensors.push_back(std::move(tensor));
       }
-      CopySegment segment;
-      segment.state_offset = state_offset;
-      segment.arena_offset = offset + block.first_offset;
-      segment.row_stride = row_stride;
-      segment.accept_stride = block.accept_stride;
-      segment.element_bytes = static_cast<uint32_t>(DTypeBytes(spec.dtype));
-      for (size_t i = 0; i < spec.axes.size(); ++i)
-        segment.axes.push_back({spec.axes[i].size, block.strides_of_layout[i]});
-      if (block.has_extra_columns) {
-        segment.clear_offset = offset;
-        segment.clear_bytes = block.bytes;
-      }
-      state_offset += segment.Bytes();
-      segments.push_back(std::move(segment));
+      AddSegments(spec, block, row_stride, state_offset, offset, &segments);
+      state_offset += spec.LayerBytes();
       offset += layer_stride;
     }
   }
   const uint64_t bytes = row_major ? rows * whole_row_stride : offset;
-  return ArenaShape{
-      rows, steps, bytes, row_bytes, std::move(tensors), CopyPlan(std::move(segments), layout.state_bytes())};
+  return ArenaShape{rows,
+                    steps,
+                    view.tp_size,
+                    view.tp_rank,
+                    bytes,
+                    row_bytes,
+                    std::move(tensors),
+                    CopyPlan(std::move(segments), layout.state_bytes())};
 }
 
 }  // namespace statepool

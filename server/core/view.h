@@ -19,6 +19,7 @@ inline constexpr uint32_t kMaxArenaRows = 4096;
 inline constexpr uint32_t kMaxArenaSteps = 64;
 inline constexpr uint32_t kMaxConvPadding = 8;
 inline constexpr uint32_t kMaxNumSpec = 64;
+inline constexpr uint32_t kMaxTpSize = 1024;
 inline constexpr size_t kMaxArenaTensors = 8192;       // with a tensor for each layer
 inline constexpr size_t kMaxArenaSegments = 64 << 10;  // layers of all tensors
 
@@ -33,6 +34,7 @@ struct View {
   std::vector<AxisOrder> axis_orders = {};
   uint32_t conv_padding = 0;
   uint32_t num_spec = 0;
+  uint32_t tp_size = 1, tp_rank = 0;  // this rank's part of each tensor, as the layout shards it
 };
 
 struct ArenaTensor {
@@ -43,9 +45,11 @@ struct ArenaTensor {
   uint64_t offset = 0;                   // bytes from the arena's beginning
 };
 
-// What an arena of `rows` rows is made of.
+// What an arena of `rows` rows is made of. With tp_size > 1 its plan is not whole: it copies the rank's part, and those
+// of all ranks together are the state.
 struct ArenaShape {
   uint32_t rows = 0, steps = 0;  // as asked for
+  uint32_t tp_size = 1, tp_rank = 0;
   uint64_t bytes = 0;            // of all
   uint64_t row_bytes = 0;        // of one row of all tensors
   std::vector<ArenaTensor> tensors;

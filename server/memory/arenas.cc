@@ -68,6 +68,7 @@ Arenas::Arenas(ArenaOptions options, statepool::Store* store, ImageStore* images
       memory_(std::move(memory)),
       copies_(copies),
       clock_(clock),
+      parts_(options.parts, clock),
       waiter_(options.max_flag_waits, clock) {
   keeper_ = std::thread([this] { Loop(&Arenas::FreeOnce); });
   reserver_ = std::thread([this] { Loop(&Arenas::ReserveOnce); });
@@ -183,7 +184,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
   arena->layout = *layout;
   arena->shape = std::make_shared<const ArenaShape>(*std::move(shape));
   arena->memory_bytes = RoundUp(arena->shape->bytes, options_.granule_bytes);
-  arena->bytes = arena->memory_bytes + request.rows * SlotBytes((*layout)->state_bytes());
+  arena->bytes = arena->memory_bytes + arena->reserve_max() * SlotBytes((*layout)->state_bytes());
   arena->rows.resize(request.rows);
   {
     MutexLock lock(&mu_);
@@ -218,7 +219,7 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     status = copier.status();
     if (status.ok()) arena->copier = *std::move(copier);
   }
-  while (status.ok() && arena->reserve.size() < request.rows) {
+  while (status.ok() && arena->reserve.size() < arena->reserve_max()) {
     absl::StatusOr<std::unique_ptr<ImageWriter>> writer =
         images_->BeginWrite(op, *layout, /*attachment_bytes=*/0, arena->device);
     status = writer.status();
@@ -359,6 +360,7 @@ bool Arenas::FreeInTurn(const ArenaRef& arena) {
     reserve.swap(arena->reserve);
   }
   reserve.clear();
+  parts_.ArenaEnded(arena->id);
   arena->copier.reset();  // it waits for the device: not with the last reference, under the lock
   const bool revoked = arena->memory->Revoke() || !connected;
   {
@@ -391,6 +393,8 @@ absl::StatusOr<LoadAnswer> Arenas::LoadInTurn(const Op& op, absl::string_view id
   RETURN_IF_ERROR(Take(op, id, queue, &arena));
   const Turn turn(this, arena);
   RETURN_IF_ERROR(CheckItems(items, arena->shape->rows, arena->shape->rows));
+  if (hold && arena->is_of_parts())
+    return Invalid("INVALID_OPTION", "lease", "parts of states are copied by the daemon: leave the lease out");
 
   LoadAnswer answer;
   answer.rows.resize(items.size());
@@ -597,6 +601,8 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
                    absl::StrCat("'", items[i].set.sequence, "' is written twice in one call"));
   }
 
+  if (arena->is_of_parts() && all_or_none)
+    return Invalid("INVALID_OPTION", "all_or_none", "parts of states are stored one by one");
   StoreAnswer answer;
   answer.rows.resize(items.size());
   std::vector<SetItem> sets(items.size());
@@ -612,6 +618,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
       refuse(i, item.refused);
       continue;
     }
+    if (arena->is_of_parts()) SettleRow(arena.get(), item.row);
     const Arena::Row& row = arena->rows[item.row];
     SetRequest& set = sets[i].request = item.set;
     set.layout = arena->layout->fingerprint();
@@ -638,6 +645,10 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
         row.key == NameKey{op.tenant, NameKind::kSequence, set.sequence}) {
       set.if_revision = row.revision;
     }
+    if (const absl::Status part = arena->is_of_parts() ? CheckPart(item) : absl::OkStatus(); !part.ok()) {
+      refuse(i, part);
+      continue;
+    }
     if (item.image != nullptr) continue;  // nothing is copied for it, and the store looks at it once
     if (const absl::StatusOr<LayoutRef> may = store_->LayoutOfSet(op, set); !may.ok()) {
       refuse(i, may.status());
@@ -662,20 +673,30 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     if (answer.rows[i].status.ok()) stored.push_back(i);
   }
   if (stored.empty()) return answer;
-  absl::StatusOr<std::vector<ImageRef>> images = CopyFromRows(op, arena.get(), items, stored, &answer);
+  std::vector<PartAssemblies::Ref> assemblies(stored.size());
+  const absl::Cleanup drop = [&] {  // what was not published
+    for (const PartAssemblies::Ref& assembly : assemblies) {
+      if (assembly != nullptr) parts_.Drop(assembly);
+    }
+  };
+  absl::StatusOr<std::vector<ImageRef>> images =
+      arena->is_of_parts() ? CopyParts(op, arena.get(), items, stored, &assemblies, &answer)
+                           : CopyFromRows(op, arena.get(), items, stored, &answer);
   if (done != nullptr) done->Set();
   RETURN_IF_ERROR(images.status());
   std::vector<BatchItem> batch;
-  std::vector<size_t> published;
+  std::vector<size_t> published, at;  // parallel: indexes of items and of `stored`
   for (size_t k = 0; k < stored.size(); ++k) {
     const size_t i = stored[k];
-    if (!answer.rows[i].status.ok()) continue;
+    if (!answer.rows[i].status.ok() || (*images)[k] == nullptr) continue;
+    at.push_back(k);
     sets[i].bytes.image = (*images)[k];
     sets[i].bytes.attachment = items[i].attachment;
     batch.push_back(std::move(sets[i]));
     published.push_back(i);
   }
-  if (published.size() < items.size() && all_or_none) {
+  const bool any_refused = absl::c_any_of(answer.rows, [](const StoredRow& row) { return !row.status.ok(); });
+  if (any_refused && all_or_none) {
     abort_all();
     return answer;
   }
@@ -696,6 +717,8 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     const NameInfo& info = answer.rows[i].info;
     const bool row_holds_it = items[i].accepted_length.value_or(1) == 1;
     arena->rows[items[i].row] = {true, info.key, info.revision, row_holds_it ? info.version.id : 0};
+    if (PartAssemblies::Ref assembly = std::move(assemblies[at[k]]); assembly != nullptr)
+      parts_.Published(assembly, info);
   }
   return answer;
 }
@@ -719,7 +742,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
   const absl::Cleanup keep = [&] {
     MutexLock lock(&mu_);
     for (Scatter& scatter : scatters) {
-      if (scatter.reserved && scatter.writer != nullptr && arena->reserve.size() < arena->shape->rows)
+      if (scatter.reserved && scatter.writer != nullptr && arena->reserve.size() < arena->reserve_max())
         arena->reserve.push_back(std::move(scatter.writer));
     }
     changed_.SignalAll();  // to the keeper: there may be something to reserve
@@ -804,6 +827,10 @@ void Arenas::Loop(bool (Arenas::*once)()) {
 bool Arenas::FreeOnce() {
   const MonoTime now = clock_->Now();
   ScheduleAgain();
+  {
+    MutexUnlock unlock(&mu_);
+    parts_.Expire();
+  }
   for (const auto& [id, entry] : arenas_) {
     const ArenaRef arena = entry;
     if (arena->state == Arena::State::kWaiting && now >= arena->token_expires) {
@@ -824,7 +851,7 @@ bool Arenas::ReserveOnce() {
   const MonoTime now = clock_->Now();
   for (const auto& [id, entry] : arenas_) {
     const ArenaRef arena = entry;
-    const bool lacks_slots = arena->state == Arena::State::kLeased && arena->reserve.size() < arena->shape->rows;
+    const bool lacks_slots = arena->state == Arena::State::kLeased && arena->reserve.size() < arena->reserve_max();
     if (!lacks_slots || arena->busy || now < arena->reserve_at) continue;
     std::unique_ptr<ImageWriter> writer;
     {
@@ -839,7 +866,7 @@ bool Arenas::ReserveOnce() {
     }
     if (writer == nullptr) {
       arena->reserve_at = After(clock_->Now(), absl::FromChrono(kKeeperRound));
-    } else if (arena->state == Arena::State::kLeased && arena->reserve.size() < arena->shape->rows) {
+    } else if (arena->state == Arena::State::kLeased && arena->reserve.size() < arena->reserve_max()) {
       arena->reserve.push_back(std::move(writer));
     } else {
       MutexUnlock unlock(&mu_);
@@ -880,7 +907,7 @@ void Arenas::CheckInvariants() const {
   for (const auto& [id, arena] : arenas_) {
     bytes[arena->device] += arena->bytes;
     require(arena->id == id, "an arena under another's id");
-    require(arena->reserve.size() <= arena->shape->rows, "more is reserved than one Store needs");
+    require(arena->reserve.size() <= arena->reserve_max(), "more is reserved than one Store needs");
     require(arena->ready.size() <= arena->flagged, "calls with flag words are miscounted");
     require(arena->flagged <= options_.max_arena_flag_waits, "too many calls of an arena wait for flag words");
     require((arena->state == Arena::State::kEnded) == arena->ended.load(), "an arena ended and goes on");

@@ -11,6 +11,9 @@
 //
 // Of a row only its base is known here: which version of which name it was last loaded from or stored as.
 //
+// Arenas of the ranks of tensor parallelism store parts of states. A version of them is published by the Store that
+// brings its last part (part_assembly.h).
+//
 // One Load or Store runs on an arena at a time; others wait, within their deadlines. The bytes move on the
 // CopyScheduler's threads, or, where the CPU can't reach them, by the device itself (RowCopier). A thread of its own
 // ends what nobody connected to and frees what is in quarantine; another reserves slots anew, and may wait for the
@@ -47,6 +50,7 @@
 #include "server/memory/flag_waiter.h"
 #include "server/memory/flag_words.h"
 #include "server/memory/leases.h"
+#include "server/memory/part_assembly.h"
 
 namespace statepool {
 
@@ -61,6 +65,7 @@ struct ArenaOptions {
   // And what all Loads may have that were answered before their copies.
   uint64_t max_pinned_bytes = 256 << 20;
   uint64_t max_attachment_bytes = 16 << 20;  // that the answer of one Load has
+  PartAssemblyOptions parts{};
   uint32_t max_waiting = 16;                 // calls that wait for their turn, on all arenas; each holds a thread
   uint32_t max_flag_waits = 1024;            // calls that wait for flag words, on all arenas
   uint32_t max_arena_flag_waits = 64;
@@ -127,6 +132,7 @@ struct StoreItem {
 struct StoredRow {
   absl::Status status;
   NameInfo info;
+  uint32_t parts_missing = 0;  // of ranks that have not stored theirs: then there is no info
 };
 struct StoreAnswer {
   std::vector<StoredRow> rows;
@@ -254,6 +260,16 @@ class Arenas {
   absl::Status ReservePins(LateLoad* late, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
   void Copy(LateLoad* late, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // The same for an arena of a rank's parts (arena_parts.cc): null, too, where parts of other ranks are missing.
+  // *assemblies, parallel to `stored`, has those that the images complete, which are to be published or dropped.
+  absl::StatusOr<std::vector<ImageRef>> CopyParts(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
+                                                  absl::Span<const size_t> stored,
+                                                  std::vector<PartAssemblies::Ref>* assemblies, StoreAnswer* answer);
+
+  absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, Arena* arena, const SetRequest& set);
+  static absl::Status CheckPart(const StoreItem& item);
+  void SettleRow(Arena* arena, uint32_t row) const;  // takes note of what became of the version it is a part of
+
   void Loop(bool (Arenas::*once)());
   bool FreeOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool ReserveOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -273,6 +289,8 @@ class Arenas {
   absl::flat_hash_map<const Device*, uint64_t> bytes_ ABSL_GUARDED_BY(mu_);
   uint32_t opening_ ABSL_GUARDED_BY(mu_) = 0;
   ArenaStats stats_ ABSL_GUARDED_BY(mu_);  // its counters since the start
+
+  PartAssemblies parts_;
 
   uint32_t waiting_ ABSL_GUARDED_BY(mu_) = 0;               // calls that wait for their turn
   uint32_t runners_ ABSL_GUARDED_BY(mu_) = 0;               // arenas whose calls with flag words are being run

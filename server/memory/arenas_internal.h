@@ -59,6 +59,7 @@ struct Arenas::Arena {
     NameKey key;
     Revision revision = 0;
     VersionId holds = 0;  // the version whose state was left in the row; 0: none, though it may have a base
+    PartAssemblies::Ref stored_with{};  // the version that it was last stored as a part of, in the place of all these
   };
 
   std::string id, token;
@@ -93,6 +94,10 @@ struct Arenas::Arena {
   std::vector<Row> rows;
   std::unique_ptr<SharedExtent> memory;
   std::unique_ptr<RowCopier> copier;  // null: the CPU copies
+
+  bool is_of_parts() const { return shape->tp_size > 1; }
+  // Slots kept for a Store. Ranks take those of their versions in turn.
+  uint32_t reserve_max() const { return (shape->rows + shape->tp_size - 1) / shape->tp_size; }
 
   // Whether nothing need be copied for this item. REQUIRES: the turn.
   bool Holds(const LoadItem& item, const NameInfo& info) const {

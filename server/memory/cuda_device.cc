@@ -755,6 +755,7 @@ class CudaDevice::Copier final : public RowCopier {
     std::vector<DeviceCopyPlan::ScatterItem> batch;
     batch.reserve(items.size());
     for (const ScatterItem& item : items) batch.push_back({item.row, item.accepted, item.state});
+    if (leaves.empty()) return Run("scattering rows", [&] { return plan_->Scatter(batch, arena, stream_); });
     auto* const hashes = static_cast<LeafHash*>(hashes_);
     RETURN_IF_ERROR(Run("scattering rows", [&] { return plan_->ScatterAndHash(batch, arena, hashes, stream_); }));
     std::copy_n(hashes, leaves.size(), leaves.begin());

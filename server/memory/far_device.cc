@@ -273,10 +273,14 @@ class FarDevice::Copier final : public RowCopier {
     const absl::StatusOr<char*> rows = device_->Reach(arena, 1);
     if (!rows.ok()) return rows.status();
     const size_t each = LeafCount(plan_.state_bytes());
-    assert(items.size() <= rows_ && leaves.size() == items.size() * each);
+    assert(items.size() <= rows_ && (leaves.empty() || leaves.size() == items.size() * each));
     for (const ScatterItem& item : items) {
       const absl::StatusOr<char*> state = device_->Reach(item.state, plan_.state_bytes());
       if (!state.ok()) return state.status();
+      if (leaves.empty()) {
+        plan_.Scatter(*rows, item.row, item.accepted, 0, plan_.state_bytes(), *state, CopyHint::kCached);
+        continue;
+      }
       plan_.ScatterLeaves(*rows, item.row, item.accepted, 0, each, *state, leaves.data(), CopyHint::kCached);
       leaves.remove_prefix(each);
     }

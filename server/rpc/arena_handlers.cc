@@ -31,6 +31,8 @@ absl::StatusOr<View> ToView(const v1::View& in) {
   for (const v1::AxisOrder& order : in.axis_orders())
     view.axis_orders.push_back({order.tensor(), {order.axes().begin(), order.axes().end()}});
   view.conv_padding = in.conv_padding();
+  if (in.tp_size() != 0) view.tp_size = in.tp_size();
+  view.tp_rank = in.tp_rank();
   view.num_spec = in.num_spec();
   return view;
 }
@@ -115,10 +117,12 @@ void Fill(const StoreAnswer& answer, v1::StoreResponse* out) {
   for (size_t i = 0; i < answer.rows.size(); ++i) {
     const StoredRow& row = answer.rows[i];
     v1::StoredRow* to = out->add_rows();
-    if (row.status.ok()) {
-      FillNameInfo(row.info, to->mutable_info());
-    } else {
+    if (!row.status.ok()) {
       FillError(row.status, static_cast<int>(i), to->mutable_error());
+    } else if (row.parts_missing > 0) {
+      to->set_parts_missing(row.parts_missing);
+    } else {
+      FillNameInfo(row.info, to->mutable_info());
     }
   }
   out->set_done(answer.done);
@@ -147,7 +151,7 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
   out->set_steps(shape.steps);
   out->set_device(opened->device);
   out->set_flag_words(opened->flag_words);
-  if (in.with_plan()) {
+  if (in.with_plan() && shape.plan.is_whole()) {
     for (const CopySegment& segment : shape.plan.segments()) {
       v1::CopySegment* to = out->add_plan();
       to->set_state_offset(segment.state_offset);

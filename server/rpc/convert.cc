@@ -5,8 +5,10 @@
 #include <utility>
 #include <variant>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/checksum.h"
+#include "proto/presets.h"
 #include "server/core/error.h"
 #include "server/rpc/errors.h"
 
@@ -40,19 +42,6 @@ absl::StatusOr<DType> ToDType(v1::DType dtype, absl::string_view field) {
   return static_cast<DType>(dtype);
 }
 
-// A preset's dtype: unspecified keeps `*dtype`, the default.
-absl::Status SetDType(v1::DType proto, absl::string_view field, DType* dtype) {
-  if (proto == v1::DTYPE_UNSPECIFIED) return absl::OkStatus();
-  const absl::StatusOr<DType> given = ToDType(proto, field);
-  if (given.ok()) *dtype = *given;
-  return given.status();
-}
-
-template <typename T>
-void SetIfGiven(T proto, T* value) {
-  if (proto != 0) *value = proto;
-}
-
 // Fields of its errors are relative to the layout.
 absl::StatusOr<LayoutSpec> ToLayoutSpec(const v1::Layout& proto) {
   LayoutSpec spec;
@@ -79,75 +68,38 @@ absl::StatusOr<LayoutSpec> ToLayoutSpec(const v1::Layout& proto) {
     if (in.has_sharding()) {
       out.sharding.emplace();
       out.sharding->axis = in.sharding().axis();
-      out.sharding->sections.assign(in.sharding().sections().begin(), in.sharding().sections().end());
+      const v1::Sharding& sharding = in.sharding();
+      for (const auto& [name, size] : {std::pair("section_groups", sharding.section_groups_size()),
+                                       std::pair("section_shared", sharding.section_shared_size())}) {
+        if (size == 0 || size == sharding.sections_size()) continue;
+        return InvalidArgument("INVALID_LAYOUT", absl::StrCat(field, ".sharding.", name),
+                               absl::StrCat("there are ", size, " for ", sharding.sections_size(), " sections"));
+      }
+      for (int k = 0; k < sharding.sections_size(); ++k) {
+        Sharding::Section& section = out.sharding->sections.emplace_back();
+        section.size = sharding.sections(k);
+        if (sharding.section_groups_size() > 0) section.groups = sharding.section_groups(k);
+        if (sharding.section_shared_size() > 0) section.shared = sharding.section_shared(k);
+      }
     }
     spec.tensors.push_back(std::move(out));
   }
   return spec;
 }
 
-absl::StatusOr<LayoutSpec> FromPreset(const std::string& model_id, const v1::Mamba1Preset& in) {
-  Mamba1Params params;
-  params.model_id = model_id;
-  params.layers = in.layers();
-  params.intermediate_size = in.intermediate_size();
-  params.state_size = in.state_size();
-  SetIfGiven(in.conv_kernel(), &params.conv_kernel);
-  if (auto s = SetDType(in.conv_dtype(), "conv_dtype", &params.conv_dtype); !s.ok()) return s;
-  if (auto s = SetDType(in.recurrent_dtype(), "recurrent_dtype", &params.recurrent_dtype); !s.ok()) return s;
-  return Mamba1Layout(params);
-}
-
-absl::StatusOr<LayoutSpec> FromPreset(const std::string& model_id, const v1::Mamba2Preset& in) {
-  Mamba2Params params;
-  params.model_id = model_id;
-  params.layers = in.layers();
-  params.heads = in.heads();
-  params.head_dim = in.head_dim();
-  params.state_size = in.state_size();
-  SetIfGiven(in.groups(), &params.groups);
-  SetIfGiven(in.conv_kernel(), &params.conv_kernel);
-  if (auto s = SetDType(in.conv_dtype(), "conv_dtype", &params.conv_dtype); !s.ok()) return s;
-  if (auto s = SetDType(in.recurrent_dtype(), "recurrent_dtype", &params.recurrent_dtype); !s.ok()) return s;
-  return Mamba2Layout(params);
-}
-
-absl::StatusOr<LayoutSpec> FromPreset(const std::string& model_id, const v1::Rwkv7Preset& in) {
-  Rwkv7Params params;
-  params.model_id = model_id;
-  params.layers = in.layers();
-  params.hidden_size = in.hidden_size();
-  SetIfGiven(in.head_size(), &params.head_size);
-  if (auto s = SetDType(in.shift_dtype(), "shift_dtype", &params.shift_dtype); !s.ok()) return s;
-  if (auto s = SetDType(in.wkv_dtype(), "wkv_dtype", &params.wkv_dtype); !s.ok()) return s;
-  return Rwkv7Layout(params);
-}
-
 absl::StatusOr<LayoutRef> ToLayout(const v1::LayoutPreset& preset) {
-  absl::StatusOr<LayoutSpec> spec;
-  absl::string_view family;
-  switch (preset.family_case()) {
-    case v1::LayoutPreset::kMamba1:
-      family = "preset.mamba1";
-      spec = FromPreset(preset.model_id(), preset.mamba1());
-      break;
-    case v1::LayoutPreset::kMamba2:
-      family = "preset.mamba2";
-      spec = FromPreset(preset.model_id(), preset.mamba2());
-      break;
-    case v1::LayoutPreset::kRwkv7:
-      family = "preset.rwkv7";
-      spec = FromPreset(preset.model_id(), preset.rwkv7());
-      break;
-    case v1::LayoutPreset::FAMILY_NOT_SET:
-      return InvalidArgument("MISSING_FIELD", "preset", "the preset names no family that this daemon knows");
+  v1::Layout made;
+  if (const std::optional<PresetFault> fault = LayoutOfPreset(preset, &made); fault.has_value()) {
+    if (fault->field.empty()) return InvalidArgument("MISSING_FIELD", "preset", absl::StrCat("it ", fault->what));
+    const std::string field = absl::StrCat("preset.", fault->field);
+    return InvalidArgument("INVALID_LAYOUT", field, absl::StrCat(field, " ", fault->what));
   }
-  if (!spec.ok()) return BelowField(spec.status(), family);
-  absl::StatusOr<LayoutRef> layout = Layout::Create(*std::move(spec));
+  absl::StatusOr<LayoutSpec> spec = ToLayoutSpec(made);
+  const absl::StatusOr<LayoutRef> layout = spec.ok() ? Layout::Create(*std::move(spec)) : spec.status();
   if (layout.ok()) return layout;
   // The model's id is the one field that the preset shares with the layout it makes.
   if (GetErrorDetail(layout.status()).field == "model_id") return BelowField(layout.status(), "preset");
-  return InvalidArgument("INVALID_LAYOUT", family, layout.status().message());
+  return InvalidArgument("INVALID_LAYOUT", "preset", layout.status().message());
 }
 
 void FillLayout(const LayoutSpec& spec, v1::Layout* out) {
@@ -170,7 +122,15 @@ void FillLayout(const LayoutSpec& spec, v1::Layout* out) {
     }
     if (in.sharding.has_value()) {
       tensor->mutable_sharding()->set_axis(in.sharding->axis);
-      tensor->mutable_sharding()->mutable_sections()->Add(in.sharding->sections.begin(), in.sharding->sections.end());
+      const std::vector<Sharding::Section>& sections = in.sharding->sections;
+      const bool shared = absl::c_any_of(sections, [](const Sharding::Section& s) { return s.shared; });
+      const bool grouped =
+          shared || absl::c_any_of(sections, [](const Sharding::Section& s) { return s.groups != s.size; });
+      for (const Sharding::Section& section : sections) {
+        tensor->mutable_sharding()->add_sections(section.size);
+        if (grouped) tensor->mutable_sharding()->add_section_groups(section.groups);
+        if (shared) tensor->mutable_sharding()->add_section_shared(section.shared);
+      }
     }
   }
 }

@@ -46,7 +46,7 @@ LayoutSpec Spec() {
               DType::kFloat32,
               {{"state", 5}},
               ConstantInitial{0.5},
-              Sharding{0, {2, 3}}};
+              Sharding{0, {{2}, {3}}}};
   data = {"shift", TensorKind::kShift, {7}, DType::kInt8, {{"channel", 3}}, DataInitial{"abc"}, {}};
   return {"model", {zero, constant, data}};
 }

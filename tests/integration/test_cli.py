@@ -160,6 +160,14 @@ def test_layouts_are_registered_listed_shown_and_deleted(cli, name, tmp_path):
     ("mamba2", "layers=3", "heads=4", "head_dim=16", "state_size=32", "groups=2", "recurrent_dtype=float16"),
     ("rwkv7", *RWKV),
     ("rwkv7", "layers=1", "hidden_size=96", "head_size=32", "wkv_dtype=bfloat16"),
+    ("gated_delta_net", "layers=2", "key_heads=2", "key_dim=8", "value_heads=4", "value_dim=16", "--layer-ids=0,2"),
+    ("kda", "layers=2", "heads=4", "head_dim=16", "separate_convs=true"),
+    ("linear_attention", "layers=2", "heads=4", "head_dim=16"),
+    ("short_conv", "channels=64", "conv_kernel=3", "--layer-ids=1-3,7"),
+    ("rwkv4", "layers=2", "hidden_size=64"),
+    ("rwkv4_seed", "layers=2", "hidden_size=64"),
+    ("rwkv5", *RWKV),
+    ("rwkv6", *RWKV),
 ])
 def test_sizes_computed_without_a_daemon_are_those_of_the_daemon(cli, preset, tmp_path):
     absent = Cli("unix:/nonexistent/socket")
@@ -176,9 +184,29 @@ def test_sizes_computed_without_a_daemon_are_those_of_the_daemon(cli, preset, tm
     absent.fails(6, "UNREACHABLE", "layout", "size", made["layout"])
 
 
+def test_a_hybrid_is_registered_from_a_file(cli, name, tmp_path):
+    conv = {"layer_ids": [0, 2], "short_conv": {"channels": 32, "conv_kernel": 3}}
+    ssm = {"prefix": "m.", "layer_ids": [1], "mamba2": {"heads": 4, "head_dim": 16, "state_size": 8}}
+    preset = {"model_id": name, "hybrid": {"parts": [conv, ssm]}, "initial": {"m.ssm": {"constant": 0.5}}}
+    file = tmp_path / "preset.json"
+    file.write_text(json.dumps(preset))
+    made = cli.ok("layout", "register", file)
+    assert [(t["name"], t["layers"]) for t in made["schema"]["tensors"]] == [("conv", [0, 2]), ("m.conv", [1]), ("m.ssm", [1])]
+    assert cli.ok("layout", "size", file)["state_bytes"] == made["state_bytes"] == 2 * 2 * 32 * 2 + 3 * (64 + 16) * 2 + 4 * 16 * 8 * 4
+    preset["hybrid"]["parts"][1].pop("prefix")
+    file.write_text(json.dumps(preset))
+    assert cli.fails(2, "INVALID_LAYOUT", "layout", "register", file)["field"] == 'preset.initial["m.ssm"]'
+
+
+def test_models_that_are_known_have_their_sizes_without_a_daemon():
+    models = Cli("unix:/nonexistent/socket").ok("layout", "size")["models"]
+    assert {m["name"]: m["state_bytes"] for m in models}["Mamba-2.8b"] == 64 * 5120 * (3 * 2 + 16 * 4)
+
+
 def test_presets_are_described(cli):
     presets = cli.ok("layout", "presets")["presets"]
-    assert [p["family"] for p in presets] == ["mamba1", "mamba2", "rwkv7"]
+    assert [p["family"] for p in presets] == ["mamba1", "mamba2", "gated_delta_net", "kda", "linear_attention", "short_conv", "rwkv4", "rwkv4_seed", "rwkv5",
+                                              "rwkv6", "rwkv7", "hybrid"]
     text = cli("layout", "presets").out
     assert "PARAMETER" in text and "statepool layout register FILE" in text
 
@@ -422,7 +450,7 @@ def test_a_full_pool_is_exhausted(own_daemon, state):
 
 
 @pytest.mark.parametrize("line", ["", "seq", "seq gte a", "seq get", "seq get a", "seq get a --out=x --bogus", "seq set a --in=x --position=ten", "-o xml status",
-                                  "completion", "completion tcsh", "seq fork a", "layout register", "layout size", "layout register --preset=rwkv7 layers=1"])
+                                  "completion", "completion tcsh", "seq fork a", "layout register", "layout size a b", "layout register --preset=rwkv7 layers=1"])
 def test_a_wrong_command_line_is_a_usage_error(cli, line):
     result = cli(*line.split())
     assert result.code == 2 and result.out == ""

@@ -240,13 +240,39 @@ def test_an_alias_never_changes_its_layout(pool):
     (statepool.layouts.mamba1("m", layers=2, intermediate_size=96, state_size=16), {"conv": (2, 3, 96), "ssm": (2, 96, 16)}),
     (statepool.layouts.mamba2("m", layers=2, heads=4, head_dim=8, state_size=16, groups=2, conv_kernel=5, conv_dtype="float16"),
      {"conv": (2, 4, 96), "ssm": (2, 4, 8, 16)}),
+    (statepool.layouts.gated_delta_net("m", layers=2, key_heads=2, key_dim=8, value_heads=4, value_dim=16), {"conv": (2, 3, 96), "delta": (2, 4, 8, 16)}),
+    (statepool.layouts.kda("m", layers=2, heads=4, head_dim=16), {"conv": (2, 3, 192), "delta": (2, 4, 16, 16)}),
+    (statepool.layouts.kda("m", layers=1, heads=4, head_dim=16, key_heads=2, key_dim=8, separate_convs=True),
+     {"conv_q": (1, 3, 64), "conv_k": (1, 3, 16), "conv_v": (1, 3, 16), "delta": (1, 4, 16, 16)}),
+    (statepool.layouts.linear_attention("m", layers=2, heads=4, head_dim=16), {"kv": (2, 4, 16, 16)}),
+    (statepool.layouts.short_conv("m", layer_ids=[1, 4], channels=32, conv_kernel=3), {"conv": (2, 2, 32)}),
+    (statepool.layouts.rwkv4("m", layers=2, hidden_size=32), {"att_shift": (2, 32), "aa": (2, 32), "bb": (2, 32), "pp": (2, 32), "ffn_shift": (2, 32)}),
+    (statepool.layouts.rwkv4_seed("m", layers=2, hidden_size=32), {"aa": (2, 32), "ab": (2, 32), "att_x_prev": (2, 32), "ffn_x_prev": (2, 32)}),
+    (statepool.layouts.rwkv5("m", layers=2, hidden_size=128), {"att_shift": (2, 128), "wkv": (2, 2, 64, 64), "ffn_shift": (2, 128)}),
+    (statepool.layouts.rwkv6("m", layers=2, hidden_size=128), {"att_shift": (2, 128), "wkv": (2, 2, 64, 64), "ffn_shift": (2, 128)}),
     (statepool.layouts.rwkv7("m", layers=2, hidden_size=128), {"att_shift": (2, 128), "wkv": (2, 2, 64, 64), "ffn_shift": (2, 128)}),
-], ids=["mamba1", "mamba2", "rwkv7"])
+    (statepool.layouts.hybrid("m", [statepool.layouts.short_conv(layer_ids=[0], channels=8, prefix="c."), statepool.layouts.mamba1(
+        layer_ids=[1, 2], intermediate_size=8, state_size=4)]), {"c.conv": (1, 3, 8), "conv": (2, 3, 8), "ssm": (2, 8, 4)}),
+])
 def test_a_preset_has_the_shapes_of_the_contract(pool, preset, shapes):
     layout = pool.register_layout(preset)
     assert {t.name: t.shape for t in layout.tensors} == shapes
     assert Layout(layout.model_id, layout.tensors).fingerprint == layout.fingerprint
-    assert layout.state_bytes == sum(math.prod(s) * (4 if n in ("ssm", "wkv") else 2) for n, s in shapes.items())
+    in_four_bytes = ("ssm", "wkv", "delta", "kv", "aa", "ab", "bb", "pp")
+    assert layout.state_bytes == sum(math.prod(s) * (4 if n in in_four_bytes else 2) for n, s in shapes.items())
+
+
+def test_a_preset_begins_as_its_user_says(pool, name):
+    time_state = np.random.default_rng(1).standard_normal((2, 2, 64, 64)).astype(np.float32)
+    preset = statepool.layouts.rwkv7("tuned", layers=2, hidden_size=128, initial={"wkv": time_state, "ffn_shift": 2})
+    state = pool.create(pool.register_layout(preset), name).get()
+    assert (state.tensors["wkv"] == time_state).all() and not state.tensors["att_shift"].any()
+    assert (np.asarray(state.tensors["ffn_shift"]).view(np.uint16) == 0x4000).all()  # 2 in bfloat16
+    pp = pool.create(pool.register_layout(statepool.layouts.rwkv4("m", layers=1, hidden_size=8)), f"{name}/4").get().tensors["pp"]
+    assert (pp == np.float32(-1e30)).all()
+    with pytest.raises(statepool.InvalidArgument) as error:
+        pool.register_layout(statepool.layouts.rwkv7("m", layers=1, hidden_size=64, initial={"kv": 1}))
+    assert error.value.field == 'preset.initial["kv"]'
 
 
 # ------------------------------------------------------------------------------------------------------------ sequences

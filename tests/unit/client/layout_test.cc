@@ -12,7 +12,7 @@ namespace statepool::cli {
 namespace {
 
 std::string BytesOf(const v1::LayoutPreset& preset) {
-  const absl::StatusOr<v1::Layout> layout = LayoutOfPreset(preset);
+  const absl::StatusOr<v1::Layout> layout = FromPreset(preset);
   EXPECT_TRUE(layout.ok()) << layout.status();
   return SizesOf(*layout)->Find("state_bytes")->text();
 }
@@ -46,6 +46,21 @@ TEST(LayoutSizeTest, PresetsHaveTheContractsFormulas) {
   EXPECT_EQ(BytesOf(preset), std::to_string(12 * (768 * 2 + 12 * 64 * 64 * 4 + 768 * 2)));
 }
 
+// Decimal megabytes a sequence: one shard, convolutions in 2 bytes, recurrences in 4.
+TEST(LayoutSizeTest, KnownModelsHaveTheirSizes) {
+  const std::vector<std::pair<std::string, double>> expected = {
+      {"LFM2 1.2B", 0.08},       {"Mamba-130m", 2.58},       {"Mamba-1.4b", 13.76},       {"RWKV-7 2.9B", 21.3},
+      {"Mamba-2.8b", 22.94},     {"Falcon-Mamba-7B", 36.7},  {"Kimi-Linear-48B", 43.42},  {"Nemotron-3-Nano", 49.08},
+      {"Qwen3.5-35B-A3B", 64.39}, {"Qwen3-Next-80B", 77.27}, {"Nemotron-H-8B", 102.14},   {"Granite-4 H-Small", 152.82},
+      {"Mamba2-2.7b", 169.84},   {"Codestral Mamba", 272.37}, {"MiniMax-Text-01", 293.6}, {"Nemotron-H-56B", 912.61}};
+  ASSERT_EQ(Models().size(), expected.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const Json row = SizeOfModel(Models()[i]);
+    EXPECT_EQ(row.Find("name")->text(), expected[i].first);
+    EXPECT_DOUBLE_EQ(std::stod(row.Find("megabytes")->text()), expected[i].second) << expected[i].first;
+  }
+}
+
 TEST(LayoutSizeTest, EachTensorHasItsBytes) {
   v1::Layout layout;
   v1::TensorSpec& tensor = *layout.add_tensors();
@@ -66,22 +81,22 @@ TEST(LayoutSizeTest, EachTensorHasItsBytes) {
 
 TEST(LayoutSizeTest, WhatMakesNoSenseNamesItsParameter) {
   v1::LayoutPreset preset;
-  EXPECT_EQ(FieldOf(LayoutOfPreset(preset).status()), "preset");
+  EXPECT_EQ(FieldOf(FromPreset(preset).status()), "preset");
   preset.mutable_rwkv7()->set_hidden_size(768);
-  EXPECT_EQ(FieldOf(LayoutOfPreset(preset).status()), "layers");
+  EXPECT_EQ(FieldOf(FromPreset(preset).status()), "rwkv7.layers");
   preset.mutable_rwkv7()->set_layers(12);
   preset.mutable_rwkv7()->set_hidden_size(100);
-  EXPECT_EQ(FieldOf(LayoutOfPreset(preset).status()), "hidden_size");
+  EXPECT_EQ(FieldOf(FromPreset(preset).status()), "rwkv7.hidden_size");
   preset.mutable_mamba1()->set_layers(1);
   preset.mutable_mamba1()->set_intermediate_size(1);
   preset.mutable_mamba1()->set_state_size(1);
   preset.mutable_mamba1()->set_conv_kernel(1);
-  EXPECT_EQ(FieldOf(LayoutOfPreset(preset).status()), "conv_kernel");
+  EXPECT_EQ(FieldOf(FromPreset(preset).status()), "mamba1.conv_kernel");
   preset.mutable_mamba2()->set_layers(1);
   preset.mutable_mamba2()->set_heads(uint64_t{1} << 32);
   preset.mutable_mamba2()->set_head_dim(uint64_t{1} << 32);
   preset.mutable_mamba2()->set_state_size(1);
-  EXPECT_EQ(FieldOf(LayoutOfPreset(preset).status()), "head_dim");
+  EXPECT_EQ(FieldOf(FromPreset(preset).status()), "mamba2.head_dim");
 }
 
 TEST(LayoutSizeTest, NoSizeOverflows) {

@@ -18,8 +18,10 @@
 #include "client/cli/files.h"
 #include "client/cli/json.h"
 #include "client/cli/layout.h"
+#include "client/cli/layout_size.h"
 #include "client/cli/terminal.h"
 #include "client/cpp/errors.h"
+#include "proto/presets.h"
 
 namespace statepool::cli {
 namespace {
@@ -157,18 +159,19 @@ TEST(TableTest, ShowsTensorsCompactly) {
 }
 
 TEST(PresetTest, HelpNamesExactlyTheContractsParametersAndItsExamplesParse) {
-  EXPECT_EQ(static_cast<int>(PresetHelps().size()),
+  EXPECT_EQ(static_cast<int>(PresetFamilies().size()),
             v1::LayoutPreset::descriptor()->FindOneofByName("family")->field_count());
-  for (const PresetHelp& help : PresetHelps()) {
-    const auto* family = v1::LayoutPreset::descriptor()->FindFieldByName(std::string(help.family));
-    ASSERT_NE(family, nullptr) << help.family;
+  for (const PresetFamily& help : PresetFamilies()) {
+    const auto* family = v1::LayoutPreset::descriptor()->FindFieldByName(help.name);
+    ASSERT_NE(family, nullptr) << help.name;
     ASSERT_EQ(static_cast<int>(help.parameters.size()), family->message_type()->field_count());
     for (size_t i = 0; i < help.parameters.size(); ++i) {
       EXPECT_EQ(help.parameters[i].name, family->message_type()->field(static_cast<int>(i))->name());
     }
-    const auto request = LayoutFromJson(std::string(help.example));
+    const auto request = LayoutFromJson(help.example);
     ASSERT_TRUE(request.ok()) << request.status();
     EXPECT_EQ(request->preset().family_case(), family->number());
+    EXPECT_TRUE(FromPreset(request->preset()).ok()) << help.example;
   }
 }
 

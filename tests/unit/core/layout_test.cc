@@ -3,9 +3,9 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <cstring>
 #include <random>
+#include <set>
 
 #include "server/core/error.h"
 
@@ -22,9 +22,18 @@ std::string FieldOf(const absl::StatusOr<LayoutRef>& layout) {
 
 // Computed from the .proto's definition with another program.
 TEST(Layout, FingerprintIsSha256OverTheCanonicalEncoding) {
-  const auto rwkv = Layout::Create(*Rwkv7Layout({"sha256:abc", 2, 128}));
+  const auto shift = [](const char* name) {
+    return TensorSpec{name, TensorKind::kShift, {0, 1}, DType::kBFloat16, {{"channel", 128}}, {}, {}};
+  };
+  const TensorSpec wkv = {"wkv", TensorKind::kRecurrent, {0, 1}, DType::kFloat32,
+                          {{"head", 2}, {"value", 64}, {"key", 64}}, {}, Sharding{0, {}}};
+  const auto rwkv = Layout::Create({"sha256:abc", {shift("att_shift"), wkv, shift("ffn_shift")}});
   ASSERT_TRUE(rwkv.ok());
   EXPECT_EQ((*rwkv)->fingerprint(), "52af5b3fcc5e98e4441c5df1c9417645757b40c7ff95a00498918ea066dd4dde");
+  const TensorSpec conv = {"conv", TensorKind::kConv, {0}, DType::kBFloat16, {{"tap", 3}, {"channel", 112}}, {},
+                           Sharding{1, {{48, 6}, {32, 2, true}, {32, 2, true}}}};
+  EXPECT_EQ((*Layout::Create({"m", {conv}}))->fingerprint(),
+            "9bee9b54088b7d118cd69b69fcf7c9dd7b872847c4c42187c040c94b2e9335e4");
   TensorSpec pp = {"pp", TensorKind::kOther, {3, 7}, DType::kFloat32, {{"channel", 4}}, ConstantInitial{-1e30}, {}};
   TensorSpec t = {"t", TensorKind::kOther, {0}, DType::kUInt8, {{"x", 3}}, DataInitial{"abc"}, {}};
   EXPECT_EQ((*Layout::Create({"m", {pp, t}}))->fingerprint(),
@@ -42,20 +51,6 @@ TEST(Layout, AConstantOfZeroCountsAsZero) {
   zero.initial = ConstantInitial{-0.0};
   EXPECT_EQ((*Layout::Create({"m", {zero}}))->fingerprint(),
             (*Layout::Create({"m", {Tensor("s", {{"x", 4}})}}))->fingerprint());
-}
-
-// Decimal megabytes a sequence: one shard, conv 2 bytes, recurrent 4.
-TEST(Layout, PresetsHaveTheSizesOfRealModels) {
-  const auto megabytes = [](const absl::StatusOr<LayoutSpec>& spec) {
-    return std::round(static_cast<double>((*Layout::Create(*spec))->state_bytes()) / 1e5) / 10;
-  };
-  EXPECT_EQ(megabytes(Mamba1Layout({"mamba-130m", 24, 1536, 16})), 2.6);
-  EXPECT_EQ(megabytes(Mamba1Layout({"mamba-1.4b", 48, 4096, 16})), 13.8);
-  EXPECT_EQ(megabytes(Mamba1Layout({"mamba-2.8b", 64, 5120, 16})), 22.9);
-  EXPECT_EQ(megabytes(Mamba1Layout({"falcon-mamba-7b", 64, 8192, 16})), 36.7);
-  EXPECT_EQ(megabytes(Mamba2Layout({"mamba2-2.7b", 64, 80, 64, 128})), 169.8);
-  EXPECT_EQ(megabytes(Mamba2Layout({"codestral-mamba", 64, 128, 64, 128, 8})), 272.4);
-  EXPECT_EQ(megabytes(Rwkv7Layout({"rwkv-7-2.9b", 32, 2560})), 21.3);
 }
 
 TEST(Layout, EveryFieldIsChecked) {
@@ -83,22 +78,30 @@ TEST(Layout, EveryFieldIsChecked) {
   t = Tensor("s", {x});
   t.sharding = Sharding{1, {}};
   EXPECT_EQ(FieldOf(Layout::Create({"m", {t}})), "tensors[0].sharding.axis");
-  t.sharding = Sharding{0, {1, 2}};
+  t.sharding = Sharding{0, {{1}, {2}}};
   EXPECT_EQ(FieldOf(Layout::Create({"m", {t}})), "tensors[0].sharding.sections");
+  t.sharding = Sharding{0, {{4, 3}}};
+  EXPECT_EQ(FieldOf(Layout::Create({"m", {t}})), "tensors[0].sharding.section_groups");
 }
 
-TEST(Layout, PresetsRefuseParametersThatMakeNoSense) {
-  const auto field = [](const absl::StatusOr<LayoutSpec>& spec) { return GetErrorDetail(spec.status()).field; };
-  EXPECT_EQ(field(Mamba1Layout({"m", 0, 16, 16})), "layers");
-  EXPECT_EQ(field(Mamba1Layout({"m", 1, 0, 16})), "intermediate_size");
-  EXPECT_EQ(field(Mamba1Layout({"m", 1, 16, 16, 1})), "conv_kernel");
-  EXPECT_EQ(field(Mamba2Layout({"m", 1, uint64_t{1} << 32, uint64_t{1} << 32, 16})), "head_dim");
-  EXPECT_EQ(field(Rwkv7Layout({"m", 1, 100})), "hidden_size");
+TEST(Layout, HowAnAxisIsDividedIsPartOfItsIdentity) {
+  const auto fingerprint = [](std::vector<Sharding::Section> sections) {
+    TensorSpec t = Tensor("s", {{"x", 12}});
+    t.sharding = Sharding{0, std::move(sections)};
+    const absl::StatusOr<LayoutRef> layout = Layout::Create({"m", {t}});
+    EXPECT_TRUE(layout.ok()) << layout.status();
+    return (*layout)->fingerprint();
+  };
+  EXPECT_EQ(fingerprint({}), fingerprint({{12}}));
+  EXPECT_EQ(fingerprint({{12}}), fingerprint({{12, 12}}));
+  const std::set<std::string> all = {fingerprint({{12}}), fingerprint({{4}, {8}}), fingerprint({{12, 4}}),
+                                     fingerprint({{12, 4, true}}), fingerprint({{12, 12, true}})};
+  EXPECT_EQ(all.size(), 5u);
 }
 
-TEST(Layout, TheCanonicalEncodingIsReadBackAndNothingElseIs) {
+void CheckThatTheCanonicalEncodingAloneIsReadBack(Sharding sharding) {
   TensorSpec t = Tensor("s", {{"x", 4}, {"y", 6}}, DType::kBFloat16);
-  t.sharding = Sharding{1, {2, 4}};
+  t.sharding = std::move(sharding);
   t.initial = ConstantInitial{1.5};
   t.layers = {1, 5, 9};
   const LayoutRef layout = *Layout::Create({"m", {t, Tensor("u", {{"z", 3}})}});
@@ -117,6 +120,11 @@ TEST(Layout, TheCanonicalEncodingIsReadBackAndNothingElseIs) {
       EXPECT_EQ((*read)->canonical(), bad);
     }
   }
+}
+
+TEST(Layout, TheCanonicalEncodingIsReadBackAndNothingElseIs) {
+  CheckThatTheCanonicalEncodingAloneIsReadBack({1, {{2}, {4}}});
+  CheckThatTheCanonicalEncodingAloneIsReadBack({1, {{2}, {4, 2, true}}});
 }
 
 template <typename T>

@@ -53,7 +53,22 @@ uint64_t AddressOf(const Layout& layout, const ArenaTensor& tensor, uint32_t lay
   return at;
 }
 
-// Calls visit(state offset, arena offset, bytes) for each element of a state, as the table says.
+// Which indexes of its sharded axis a rank has, ascending: group by group.
+std::vector<uint64_t> IndexesOfRank(const TensorSpec& spec, uint32_t tp_size, uint32_t tp_rank) {
+  std::vector<uint64_t> indexes;
+  uint64_t index = 0;
+  for (const Sharding::Section& section : spec.sharding->sections) {
+    for (uint64_t i = 0; i < section.size; ++i, ++index) {
+      const uint64_t group = i / (section.size / section.groups);
+      const bool is_mine = section.groups >= tp_size ? group / (section.groups / tp_size) == tp_rank
+                                                     : tp_rank / (tp_size / section.groups) == group;
+      if (is_mine) indexes.push_back(index);
+    }
+  }
+  return indexes;
+}
+
+// Calls visit(state offset, arena offset, bytes) for each element of a state that the rank has, as the table says.
 template <typename Visit>
 void ForEachElement(const Layout& layout, const ArenaShape& shape, const View& view, uint32_t row, uint32_t accepted,
                     Visit visit) {
@@ -62,13 +77,25 @@ void ForEachElement(const Layout& layout, const ArenaShape& shape, const View& v
     const TensorSpec& spec = layout.spec().tensors[t];
     const bool is_conv = spec.kind == TensorKind::kConv;
     const bool shifts = is_conv && view.num_spec > 0;
+    const bool is_cut = view.tp_size > 1 && spec.sharding.has_value();
+    const std::vector<uint64_t> mine = is_cut ? IndexesOfRank(spec, view.tp_size, view.tp_rank) : std::vector<uint64_t>();
     for (const uint32_t layer : spec.layers) {
       const ArenaTensor& tensor = Tensor(shape, t, layer);
       std::vector<uint64_t> index(spec.axes.size(), 0);
       const size_t bytes = DTypeBytes(spec.dtype);
       for (uint64_t n = spec.LayerBytes() / bytes; n > 0; --n) {
         const uint64_t tap_shift = is_conv ? view.conv_padding + (shifts ? accepted - 1 : 0) : 0;
-        visit(state_offset, AddressOf(layout, tensor, layer, row, shifts ? 0 : accepted - 1, index, tap_shift), bytes);
+        std::vector<uint64_t> in_part = index;
+        bool is_mine = true;
+        if (is_cut) {
+          const auto at = std::find(mine.begin(), mine.end(), index[spec.sharding->axis]);
+          is_mine = at != mine.end();
+          in_part[spec.sharding->axis] = static_cast<uint64_t>(at - mine.begin());
+        }
+        if (is_mine) {
+          visit(state_offset, AddressOf(layout, tensor, layer, row, shifts ? 0 : accepted - 1, in_part, tap_shift),
+                bytes);
+        }
         state_offset += bytes;
         for (size_t a = index.size(); a-- > 0;) {
           if (++index[a] < spec.axes[a].size) break;
@@ -130,6 +157,8 @@ TEST(ViewTest, LoadAndStorePutEveryElementWhereTheTableSays) {
     LayoutSpec spec{"m", {}};
     View view;
     view.layers = static_cast<View::Layers>(any(3));
+    view.tp_size = static_cast<uint32_t>(1 + any(4));
+    view.tp_rank = static_cast<uint32_t>(any(view.tp_size));
     bool has_conv = false;
     for (uint64_t t = 0, tensors = 1 + any(3); t < tensors; ++t) {
       TensorSpec tensor;
@@ -144,6 +173,20 @@ TEST(ViewTest, LoadAndStorePutEveryElementWhereTheTableSays) {
       std::vector<std::string> names = {"tap", "a", "b"};
       for (uint64_t a = 0, axes = 1 + any(3); a < axes; ++a) tensor.axes.push_back({names[a], 1 + any(6)});
       std::shuffle(tensor.axes.begin(), tensor.axes.end(), random);
+      if (any(3) > 0) {
+        tensor.sharding.emplace();
+        tensor.sharding->axis = static_cast<uint32_t>(any(tensor.axes.size()));
+        Axis& axis = tensor.axes[tensor.sharding->axis];
+        axis.size = 0;
+        for (uint64_t k = 0, sections = 1 + any(3); k < sections; ++k) {
+          Sharding::Section section;
+          section.shared = any(2) == 0;
+          section.groups = section.shared && view.tp_size % 2 == 0 ? view.tp_size / 2 : view.tp_size * (1 + any(2));
+          section.size = section.groups * (1 + any(3));
+          axis.size += section.size;
+          tensor.sharding->sections.push_back(section);
+        }
+      }
       if (any(2) == 0) {
         View::AxisOrder order{tensor.name, {}};
         for (const Axis& axis : tensor.axes) order.axes.push_back(axis.name);
@@ -164,6 +207,7 @@ TEST(ViewTest, LoadAndStorePutEveryElementWhereTheTableSays) {
     for (char& c : arena) c = static_cast<char>(random());
     for (char& c : state) c = static_cast<char>(random());
     const uint32_t row = static_cast<uint32_t>(any(rows));
+    EXPECT_EQ(shape->plan.is_whole(), shape->plan.segment_bytes() == layout->state_bytes());
     std::string loaded = arena;
     shape->plan.Clear(loaded.data(), row);
     shape->plan.Gather(state.data(), 0, state.size(), loaded.data(), {&row, 1}, CopyHint::kCached);
@@ -180,12 +224,66 @@ TEST(ViewTest, LoadAndStorePutEveryElementWhereTheTableSays) {
     }
 
     const uint32_t accepted = static_cast<uint32_t>(1 + any(shape->max_accepted()));
-    std::string stored(state.size(), 0);
+    std::string stored = state;
     shape->plan.Scatter(arena.data(), row, accepted, 0, stored.size(), stored.data(), CopyHint::kCached);
     ForEachElement(*layout, *shape, view, row, accepted, [&](uint64_t at, uint64_t from, size_t bytes) {
       ASSERT_EQ(stored.substr(at, bytes), arena.substr(from, bytes));
+      stored.replace(at, bytes, state, at, bytes);
     });
+    ASSERT_EQ(stored, state) << "what other ranks have is left alone";
   }
+}
+
+// Like Mamba-2's convolution: x by heads, B and C by groups that ranks may share.
+TensorSpec Mamba2Conv(uint64_t heads, uint64_t groups) {
+  return {"conv",
+          TensorKind::kConv,
+          {0},
+          DType::kInt8,
+          {{"tap", 2}, {"channel", heads * 4 + 2 * groups * 3}},
+          {},
+          Sharding{1, {{heads * 4, heads}, {groups * 3, groups, true}, {groups * 3, groups, true}}}};
+}
+
+// The shapes of the engines' formula: (H*P + 2*g'*N) / t with g' = g + (g mod t ? t - g : 0).
+TEST(ViewTest, RanksShareGroupsWhereTheyAreMoreThanGroups) {
+  for (const uint64_t groups : {1, 2, 4, 8}) {
+    const LayoutRef layout = *Layout::Create({"m", {Mamba2Conv(8, groups)}});
+    for (const uint32_t tp_size : {1u, 2u, 4u, 8u}) {
+      std::string whole(layout->state_bytes(), 0), rebuilt(whole.size(), 0);
+      for (size_t i = 0; i < whole.size(); ++i) whole[i] = static_cast<char>(i + 1);
+      for (uint32_t rank = 0; rank < tp_size; ++rank) {
+        const ArenaShape shape = *MakeArenaShape(*layout, {.tp_size = tp_size, .tp_rank = rank}, 1, 0);
+        const uint64_t with_extra = groups + (groups % tp_size == 0 ? 0 : tp_size - groups);
+        EXPECT_EQ(shape.tensors[0].shape, (std::vector<uint64_t>{1, 2, (8 * 4 + 2 * with_extra * 3) / tp_size}));
+        std::string arena(shape.bytes, 0);
+        const uint32_t row = 0;
+        shape.plan.Gather(whole.data(), 0, whole.size(), arena.data(), {&row, 1}, CopyHint::kCached);
+        shape.plan.Scatter(arena.data(), row, 1, 0, rebuilt.size(), rebuilt.data(), CopyHint::kCached);
+      }
+      EXPECT_EQ(rebuilt, whole) << groups << " groups, " << tp_size << " ranks";
+    }
+  }
+}
+
+TEST(ViewTest, WhatRanksCantDivideIsRefused) {
+  const auto field_of = [](const TensorSpec& tensor, uint32_t tp_size, uint32_t tp_rank = 0) {
+    const absl::Status status =
+        MakeArenaShape(**Layout::Create({"m", {tensor}}), {.tp_size = tp_size, .tp_rank = tp_rank}, 1, 0).status();
+    return status.ok() ? "" : GetErrorDetail(status).field;
+  };
+  EXPECT_EQ(field_of(Mamba2Conv(6, 1), 3), "");
+  EXPECT_EQ(field_of(Mamba2Conv(6, 1), 4), "view.tp_size");   // heads
+  EXPECT_EQ(field_of(Mamba2Conv(12, 3), 2), "view.tp_size");  // more groups than ranks
+  EXPECT_EQ(field_of(Mamba2Conv(12, 3), 4), "view.tp_size");  // fewer, and not each by as many
+  EXPECT_EQ(field_of(Mamba2Conv(12, 3), 6), "");
+  EXPECT_EQ(field_of(Mamba2Conv(6, 1), 0), "view.tp_size");
+  EXPECT_EQ(field_of(Mamba2Conv(6, 1), kMaxTpSize + 1), "view.tp_size");
+  EXPECT_EQ(field_of(Mamba2Conv(6, 1), 2, 2), "view.tp_rank");
+  const TensorSpec whole = {"x", TensorKind::kOther, {0}, DType::kInt8, {{"a", 3}}, {}, {}};
+  EXPECT_EQ(field_of(whole, 2), "") << "every rank has it";
+  TensorSpec many = {"x", TensorKind::kOther, {0}, DType::kInt8, {{"a", kMaxArenaSegments + 1}, {"b", 2}}, {}, Sharding{1, {}}};
+  EXPECT_EQ(field_of(many, 2), "view.tp_size") << "too many pieces";
 }
 
 TEST(ViewTest, WhatDoesNotFitTheLayoutIsRefusedByItsField) {

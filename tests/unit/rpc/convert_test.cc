@@ -107,10 +107,38 @@ TEST(Convert, LayoutsThatMakeNoSenseNameTheirFieldFromTheRequestsRoot) {
   EXPECT_EQ(LayoutComplaint("layout { }"), "INVALID_LAYOUT layout.model_id");
   EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 intermediate_size: 1 } }"),
             "INVALID_LAYOUT preset.mamba1.state_size");
-  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 conv_dtype: 99 } }"),
+  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 intermediate_size: 1 state_size: 1 conv_dtype: 99 } }"),
             "INVALID_LAYOUT preset.mamba1.conv_dtype");
+  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' hybrid { parts { rwkv7 { layers: 1 hidden_size: 65 } } } }"),
+            "INVALID_LAYOUT preset.hybrid.parts[0].rwkv7.hidden_size");
+  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' rwkv7 { layers: 1 hidden_size: 64 } initial { key: 'wkv' "
+                            "value { data: 'short' } } }"),
+            "INVALID_LAYOUT preset");
   EXPECT_EQ(LayoutComplaint("preset { mamba1 { layers: 1 intermediate_size: 1 state_size: 1 } }"),
             "INVALID_LAYOUT preset.model_id");
+}
+
+TEST(Convert, HowAnAxisIsDividedIsToldAsItWasGiven) {
+  for (const char* sharding : {"axis: 1", "axis: 0 sections: 2 sections: 2", "axis: 1 sections: 6 section_groups: 3",
+                               "axis: 1 sections: 2 sections: 4 section_groups: 2 section_groups: 1 "
+                               "section_shared: false section_shared: true"}) {
+    const absl::StatusOr<LayoutRef> layout = ToLayout(Parse<v1::RegisterLayoutRequest>(
+        absl::StrCat("layout { model_id: 'm' tensors { name: 'x' kind: CONV dtype: INT8 layers: 0 axes { name: 'a' "
+                     "size: 4 } axes { name: 'b' size: 6 } sharding { ",
+                     sharding, " } } }")));
+    ASSERT_TRUE(layout.ok()) << layout.status();
+    v1::LayoutInfo told;
+    FillLayoutInfo({*layout, {}}, &told);
+    v1::RegisterLayoutRequest again;
+    *again.mutable_layout() = told.layout();
+    EXPECT_EQ((*ToLayout(again))->fingerprint(), (*layout)->fingerprint());
+    v1::Sharding given = Parse<v1::Sharding>(sharding);
+    if (given.sections().empty()) given.add_sections(6);
+    EXPECT_EQ(told.layout().tensors(0).sharding().SerializeAsString(), given.SerializeAsString());
+  }
+  EXPECT_EQ(LayoutComplaint("layout { model_id: 'm' tensors { name: 'x' kind: CONV dtype: INT8 layers: 0 axes { name: "
+                            "'a' size: 4 } sharding { sections: 4 section_shared: true section_shared: true } } }"),
+            "INVALID_LAYOUT layout.tensors[0].sharding.section_shared");
 }
 
 TEST(Convert, PresetsFillTheirDefaults) {

@@ -1,7 +1,8 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Layouts: which tensors one model's state consists of, and where each lies in its bytes.
 
-A `Layout` is written tensor by tensor; a `Preset` (mamba1, mamba2, rwkv7) is made into one by the daemon. Pool.register_layout takes
+A `Layout` is written tensor by tensor; a `Preset` (mamba1, mamba2, gated_delta_net, kda, linear_attention, short_conv, rwkv4, rwkv4_seed, rwkv5, rwkv6,
+rwkv7, and hybrid of these) is made into one by the daemon. Pool.register_layout takes
 either and returns the registered `Layout`. A `Part` is some of a layout's tensors and layers. Everything
 here is immutable and thread-safe, and needs no daemon.
 """
@@ -40,6 +41,20 @@ else:
 
 
 @dataclasses.dataclass(frozen=True)
+class Section:
+    """A stretch of an axis that tensor parallelism divides by itself.
+
+    size    of the axis
+    groups  how many equal groups it consists of (heads): each rank gets whole ones. 0: it may be divided anywhere
+    shared  with more ranks than groups, neighbouring ranks have a group together; otherwise such a number of ranks is refused
+    """
+
+    size: int
+    groups: int = 0
+    shared: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Tensor:
     """One tensor of a state, in all the layers that have it.
 
@@ -50,7 +65,7 @@ class Tensor:
     kind            "conv" (window of a short convolution, K-1 wide), "recurrent", "shift" (previous activations) or "other"
     initial         what a new sequence has: a number for every element, or the bytes of all layers
     shard_axis      the axis (by name) that tensor parallelism divides; None: every rank holds the whole tensor
-    shard_sections  sizes of the sections of that axis that are divided each by itself; empty: one section
+    shard_sections  the sections of that axis that are divided each by itself, or their sizes; empty: one section
     """
 
     name: str
@@ -60,14 +75,15 @@ class Tensor:
     kind: Kind = "other"
     initial: float | bytes = 0.0
     shard_axis: str | None = None
-    shard_sections: tuple[int, ...] = ()
+    shard_sections: tuple[Section, ...] = ()
 
     # Written out so that any iterable will do for the layers and sections.
     def __init__(self, name: str, layers: Iterable[int], dtype: str, axes: Mapping[str, int], kind: Kind = "other",
-                 initial: float | bytes = 0.0, shard_axis: str | None = None, shard_sections: Iterable[int] = ()) -> None:
+                 initial: float | bytes = 0.0, shard_axis: str | None = None, shard_sections: Iterable[Section | int] = ()) -> None:
         if shard_axis is not None and shard_axis not in axes:
             raise errors.invalid("INVALID_LAYOUT", f"tensor {name!r} has no axis {shard_axis!r}", "shard_axis")
-        values = (name, tuple(layers), dtype, dict(axes), kind, initial, shard_axis, tuple(shard_sections))
+        values = (name, tuple(layers), dtype, dict(axes), kind, initial, shard_axis,
+                  tuple(Section(s) if isinstance(s, int) else s for s in shard_sections))
         for field, value in zip(dataclasses.fields(self), values):
             object.__setattr__(self, field.name, value)
 
@@ -253,34 +269,130 @@ class Part(_Block):
         return out
 
 
+Initial = Mapping[str, "float | bytes | Array"]
+"""What tensors of a preset have at first, by name: a number for every element, or the values of all layers, as bytes or as an array [layers, *axes] of exactly
+the tensor's dtype. A tuned RWKV time_state is loaded transposed on its last two axes, if that is how its file has it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Hyper-parameters of a known family; the daemon makes a Layout of them. Made by mamba1, mamba2 and rwkv7."""
+    """Hyper-parameters of a known family; the daemon makes a Layout of them. Made by the functions below, which all take
+
+    layers      how many layers of the model have these tensors; may be left out where layer_ids are given
+    layer_ids   which of the model's layers these are, ascending: those of a hybrid, or of a pipeline's stage. None: 0, 1, ..., layers - 1
+    initial     in the place of the family's initial values
+    prefix      of the tensors' names: for the parts of a hybrid
+
+    and of which the .proto says the formulas. Sizes are in elements; a parameter that makes no sense is refused by the daemon, InvalidArgument (INVALID_LAYOUT).
+    """
 
     proto: pb.LayoutPreset
 
 
-def mamba1(model_id: str, *, layers: int, intermediate_size: int, state_size: int, conv_kernel: int = 4,
-           conv_dtype: str = "bfloat16", recurrent_dtype: str = "float32") -> Preset:
+def mamba1(model_id: str = "", *, layers: int = 0, intermediate_size: int, state_size: int, conv_kernel: int = 4, conv_dtype: str = "bfloat16",
+           recurrent_dtype: str = "float32", layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
     """Mamba: tensors "conv" [layers, conv_kernel-1, intermediate_size] and "ssm" [layers, intermediate_size, state_size]."""
-    return Preset(pb.LayoutPreset(model_id=model_id, mamba1=pb.Mamba1Preset(
+    return _preset(model_id, layer_ids, initial, prefix, mamba1=pb.Mamba1Preset(
         layers=layers, intermediate_size=intermediate_size, state_size=state_size, conv_kernel=conv_kernel,
-        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype))))
+        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
 
 
-def mamba2(model_id: str, *, layers: int, heads: int, head_dim: int, state_size: int, groups: int = 1, conv_kernel: int = 4,
-           conv_dtype: str = "bfloat16", recurrent_dtype: str = "float32") -> Preset:
+def mamba2(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, state_size: int, groups: int = 1, conv_kernel: int = 4,
+           conv_dtype: str = "bfloat16", recurrent_dtype: str = "float32", layer_ids: Iterable[int] | None = None, initial: Initial | None = None,
+           prefix: str = "") -> Preset:
     """Mamba-2: tensors "conv" [layers, conv_kernel-1, heads*head_dim + 2*groups*state_size] and "ssm" [layers, heads, head_dim, state_size]."""
-    return Preset(pb.LayoutPreset(model_id=model_id, mamba2=pb.Mamba2Preset(
+    return _preset(model_id, layer_ids, initial, prefix, mamba2=pb.Mamba2Preset(
         layers=layers, heads=heads, head_dim=head_dim, state_size=state_size, groups=groups, conv_kernel=conv_kernel,
-        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype))))
+        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
 
 
-def rwkv7(model_id: str, *, layers: int, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16",
-          wkv_dtype: str = "float32") -> Preset:
-    """RWKV-7: "att_shift" [layers, hidden_size], "wkv" [layers, hidden_size/head_size, head_size, head_size] (value, key), "ffn_shift" [layers, hidden_size]."""
-    return Preset(pb.LayoutPreset(model_id=model_id, rwkv7=pb.Rwkv7Preset(
-        layers=layers, hidden_size=hidden_size, head_size=head_size, shift_dtype=_dtype(shift_dtype), wkv_dtype=_dtype(wkv_dtype))))
+def gated_delta_net(model_id: str = "", *, layers: int = 0, key_heads: int, key_dim: int, value_heads: int, value_dim: int, conv_kernel: int = 4,
+                    conv_dtype: str = "bfloat16", recurrent_dtype: str = "float32", layer_ids: Iterable[int] | None = None, initial: Initial | None = None,
+                    prefix: str = "") -> Preset:
+    """Gated delta net: "conv" [layers, conv_kernel-1, 2*key_heads*key_dim + value_heads*value_dim] and "delta" [layers, value_heads, key_dim, value_dim]."""
+    return _preset(model_id, layer_ids, initial, prefix, gated_delta_net=pb.GatedDeltaNetPreset(
+        layers=layers, key_heads=key_heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, conv_kernel=conv_kernel,
+        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
+
+
+def kda(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, key_heads: int = 0, key_dim: int = 0, conv_kernel: int = 4,
+        conv_dtype: str = "bfloat16", separate_convs: bool = False, layer_ids: Iterable[int] | None = None, initial: Initial | None = None,
+        prefix: str = "") -> Preset:
+    """Kimi delta attention: "conv" [layers, conv_kernel-1, heads*head_dim + 2*key_heads*key_dim] and "delta" [layers, heads, head_dim, head_dim] (float32).
+
+    key_heads and key_dim are heads and head_dim by default. separate_convs: "conv_q", "conv_k" and "conv_v", as older engines have them.
+    """
+    return _preset(model_id, layer_ids, initial, prefix, kda=pb.KdaPreset(
+        layers=layers, heads=heads, head_dim=head_dim, key_heads=key_heads, key_dim=key_dim, conv_kernel=conv_kernel, conv_dtype=_dtype(conv_dtype),
+        separate_convs=separate_convs))
+
+
+def linear_attention(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, recurrent_dtype: str = "float32",
+                     layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
+    """Linear (lightning) attention: "kv" [layers, heads, head_dim (key), head_dim (value)]."""
+    return _preset(model_id, layer_ids, initial, prefix, linear_attention=pb.LinearAttentionPreset(
+        layers=layers, heads=heads, head_dim=head_dim, recurrent_dtype=_dtype(recurrent_dtype)))
+
+
+def short_conv(model_id: str = "", *, layers: int = 0, channels: int, conv_kernel: int = 4, conv_dtype: str = "bfloat16",
+               layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
+    """Short convolutions (LFM2): "conv" [layers, conv_kernel-1, channels]."""
+    return _preset(model_id, layer_ids, initial, prefix, short_conv=pb.ShortConvPreset(
+        layers=layers, channels=channels, conv_kernel=conv_kernel, conv_dtype=_dtype(conv_dtype)))
+
+
+def rwkv4(model_id: str = "", *, layers: int = 0, hidden_size: int, attention_size: int = 0, shift_dtype: str = "bfloat16",
+          layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
+    """RWKV-4: "att_shift" [layers, hidden_size], "aa", "bb", "pp" [layers, attention_size] (float32; "pp" begins at -1e30), "ffn_shift" [layers, hidden_size].
+
+    attention_size is hidden_size by default.
+    """
+    return _preset(model_id, layer_ids, initial, prefix, rwkv4=pb.Rwkv4Preset(
+        layers=layers, hidden_size=hidden_size, attention_size=attention_size, shift_dtype=_dtype(shift_dtype)))
+
+
+def rwkv4_seed(model_id: str = "", *, layers: int = 0, hidden_size: int, shift_dtype: str = "bfloat16", layer_ids: Iterable[int] | None = None,
+               initial: Initial | None = None, prefix: str = "") -> Preset:
+    """What some tools call the state of RWKV-4: "aa", "ab" (float32), "att_x_prev", "ffn_x_prev", each [layers, hidden_size]. Without "pp" no model goes on from it."""
+    return _preset(model_id, layer_ids, initial, prefix, rwkv4_seed=pb.Rwkv4SeedPreset(
+        layers=layers, hidden_size=hidden_size, shift_dtype=_dtype(shift_dtype)))
+
+
+def rwkv5(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16", wkv_dtype: str = "float32",
+          layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
+    """RWKV-5: "att_shift" [layers, hidden_size], "wkv" [layers, hidden_size/head_size, head_size (key), head_size (value)], "ffn_shift" [layers, hidden_size]."""
+    return _preset(model_id, layer_ids, initial, prefix, rwkv5=_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
+
+
+def rwkv6(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16", wkv_dtype: str = "float32",
+          layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
+    """RWKV-6: as rwkv5."""
+    return _preset(model_id, layer_ids, initial, prefix, rwkv6=_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
+
+
+def rwkv7(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16", wkv_dtype: str = "float32",
+          layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
+    """RWKV-7: as rwkv5, but for "wkv" [layers, hidden_size/head_size, head_size (value), head_size (key)]."""
+    return _preset(model_id, layer_ids, initial, prefix, rwkv7=_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
+
+
+def hybrid(model_id: str, parts: Iterable[Preset], *, initial: Initial | None = None) -> Preset:
+    """A model whose layers are of several families: the tensors of these presets, in their order. No two tensors may have one name: give the parts prefixes."""
+    return _preset(model_id, None, initial, "", hybrid=pb.HybridPreset(parts=[part.proto for part in parts]))
+
+
+def _preset(model_id: str, layer_ids: Iterable[int] | None, initial: Initial | None, prefix: str, **family: Any) -> Preset:
+    preset = pb.LayoutPreset(model_id=model_id, layer_ids=layer_ids or (), prefix=prefix, **family)
+    for name, value in (initial or {}).items():
+        if isinstance(value, (int, float)):
+            preset.initial[name].constant = value
+        else:
+            preset.initial[name].data = value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
+    return Preset(preset)
+
+
+def _rwkv(layers: int, hidden_size: int, head_size: int, shift_dtype: str, wkv_dtype: str) -> pb.RwkvPreset:
+    return pb.RwkvPreset(layers=layers, hidden_size=hidden_size, head_size=head_size, shift_dtype=_dtype(shift_dtype), wkv_dtype=_dtype(wkv_dtype))
 
 
 def _in_layers(t: Tensor, wanted: set[int] | None) -> Tensor:
@@ -317,7 +429,10 @@ def _tensor_to_proto(t: Tensor) -> pb.TensorSpec:
         spec.initial.constant = t.initial
     if t.shard_axis is not None:
         spec.sharding.axis = list(t.axes).index(t.shard_axis)
-        spec.sharding.sections.extend(t.shard_sections)
+        spec.sharding.sections.extend(s.size for s in t.shard_sections)
+        if any(s.groups or s.shared for s in t.shard_sections):
+            spec.sharding.section_groups.extend(s.groups for s in t.shard_sections)
+            spec.sharding.section_shared.extend(s.shared for s in t.shard_sections)
     return spec
 
 
@@ -328,7 +443,13 @@ def _tensor_from_proto(spec: pb.TensorSpec) -> Tensor:
     return Tensor(
         spec.name, spec.layers, dtypes.get(spec.dtype, f"dtype_{spec.dtype}"), axes, kinds.get(spec.kind, "other"),
         spec.initial.data if spec.initial.HasField("data") else spec.initial.constant,
-        list(axes)[spec.sharding.axis] if spec.HasField("sharding") else None, spec.sharding.sections)
+        list(axes)[spec.sharding.axis] if spec.HasField("sharding") else None, _sections(spec.sharding))
+
+
+def _sections(sharding: pb.Sharding) -> list[Section]:
+    count = len(sharding.sections)
+    groups, shared = sharding.section_groups or [0] * count, sharding.section_shared or [False] * count
+    return [Section(*section) for section in zip(sharding.sections, groups, shared)]
 
 
 def _fingerprint(layout: Layout) -> str:
@@ -354,7 +475,11 @@ def _fingerprint(layout: Layout) -> str:
             out += integer(0) if t.initial == 0 else integer(1) + struct.pack("<d", t.initial)
         if t.shard_axis is None:
             return out + integer(0)
-        return out + integer(1) + integer(list(t.axes).index(t.shard_axis)) + integers(t.shard_sections or [t.axes[t.shard_axis]])
+        sections = t.shard_sections or (Section(t.axes[t.shard_axis]),)
+        axis = integer(list(t.axes).index(t.shard_axis))
+        if all(s.groups in (0, s.size) and not s.shared for s in sections):
+            return out + integer(1) + axis + integers(s.size for s in sections)
+        return out + integer(2) + axis + integer(len(sections)) + b"".join(integers([s.size, s.groups or s.size, s.shared])[8:] for s in sections)
 
     encoded = text("statepool.layout.v1") + text(layout.model_id) + integer(len(layout.tensors)) + b"".join(map(tensor, layout.tensors))
     return hashlib.sha256(encoded).hexdigest()

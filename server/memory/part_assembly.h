@@ -1,0 +1,119 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Versions that the ranks of tensor parallelism store together (the .proto's PARTS). Each rank's Store writes its part
+// into one slot; the Store that brings the last part gets the slot, and publishes it. Before, nobody finds it.
+//
+// An assembly is *open* until its last part is there, then *whole* until it is published or refused. Open ones are
+// dropped when their time is over or an arena that brought a part ends: their ranks then begin anew. What was published
+// is remembered as long, for ranks that ask once more.
+#ifndef STATEPOOL_SERVER_MEMORY_PART_ASSEMBLY_H_
+#define STATEPOOL_SERVER_MEMORY_PART_ASSEMBLY_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/core/clock.h"
+#include "server/core/image_store.h"
+#include "server/core/mutex.h"
+#include "server/core/store.h"
+
+namespace statepool {
+
+class Device;
+
+struct PartAssemblyOptions {
+  uint32_t max_open = 4096;
+  uint64_t max_bytes = 256 << 20;  // of the states of open ones; one alone may have more
+  absl::Duration timeout = absl::Seconds(60);
+};
+
+// Thread-safe. Nothing blocks.
+class PartAssemblies {
+ public:
+  // What parts of one version have in common. All ranks give the same request_id, and never again for another version.
+  struct Key {
+    TenantId tenant = kDefaultTenant;
+    std::string sequence, request_id, layout;
+    int64_t position = 0;
+    uint32_t tp_size = 1;
+
+    auto Tuple() const { return std::tie(tenant, sequence, request_id, layout, position, tp_size); }
+    friend bool operator==(const Key& a, const Key& b) { return a.Tuple() == b.Tuple(); }
+    template <typename H>
+    friend H AbslHashValue(H h, const Key& key) {
+      return H::combine(std::move(h), key.Tuple());
+    }
+  };
+  class Assembly;
+  using Ref = std::shared_ptr<Assembly>;
+
+  struct Joined {
+    Ref assembly;        // null: there is none yet
+    bool copies = false;  // this rank's part is to be copied now, into room(); then Arrived or Failed is called
+  };
+  struct State {
+    enum What { kOpen, kPublished, kDropped };
+    What what = kOpen;
+    uint32_t missing = 0;  // parts that are not there yet
+    NameInfo info;         // of a published one
+  };
+
+  PartAssemblies(PartAssemblyOptions options, const Clock* clock) : options_(options), clock_(clock) {}
+  PartAssemblies(const PartAssemblies&) = delete;
+  PartAssemblies& operator=(const PartAssemblies&) = delete;
+
+  // A rank's part of the version `key`. Errors: UPLOAD_BUSY: another call brings this very part now.
+  absl::StatusOr<Joined> Join(const Key& key, uint32_t rank, absl::string_view arena);
+  // The same with room for a new one, on `device`: unless it has begun meanwhile, then *writer is left. Errors: those of
+  // Join; TOO_MANY_UPLOADS.
+  absl::StatusOr<Joined> Begin(const Key& key, uint32_t rank, absl::string_view arena, uint64_t state_bytes,
+                               Device* device, std::unique_ptr<ImageWriter>* writer);
+
+  // The slot, state_bytes() long, and its device.
+  static char* room(const Assembly& assembly);
+  static Device* device(const Assembly& assembly);
+
+  // The part is there. True for one caller, if none is missing any more: then it calls TakeWriter, Published or Drop.
+  // Errors: UPLOAD_UNKNOWN: it was dropped meanwhile.
+  absl::StatusOr<bool> Arrived(const Ref& assembly, uint32_t rank);
+  void Failed(const Ref& assembly, uint32_t rank);
+
+  std::unique_ptr<ImageWriter> TakeWriter(const Ref& assembly);  // REQUIRES: all parts are there
+  void Published(const Ref& assembly, const NameInfo& info);
+  void Drop(const Ref& assembly);
+
+  State StateOf(const Assembly& assembly) const;
+
+  void ArenaEnded(absl::string_view arena);  // drops open ones that it brought a part of
+  void Expire();                             // drops what is too old
+  void Clear();                              // drops all. REQUIRES: no copy into one is under way
+  uint64_t open() const;
+
+ private:
+  absl::StatusOr<Joined> JoinLocked(const Key& key, uint32_t rank, absl::string_view arena)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropLocked(Assembly* assembly, std::unique_ptr<ImageWriter>* writer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const PartAssemblyOptions options_;
+  const Clock* const clock_;
+
+  mutable Mutex mu_;
+  absl::flat_hash_map<Key, Ref> assemblies_ ABSL_GUARDED_BY(mu_);  // open, whole and published
+  uint64_t open_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t open_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+}  // namespace statepool
+
+#endif  // STATEPOOL_SERVER_MEMORY_PART_ASSEMBLY_H_

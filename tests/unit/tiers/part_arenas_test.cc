@@ -1,0 +1,213 @@
+// Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
+//
+// Arenas of the ranks of tensor parallelism: what they store together is the whole state, once it is whole, and each rank
+// of any number of them loads its part of it. Over memory of each kind.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/core/error.h"
+#include "tiers/device_arenas_fixture.h"
+
+namespace statepool {
+namespace {
+
+class PartArenasTest : public DeviceArenasTest {
+ protected:
+  PartArenasTest() : DeviceArenasTest({.parts = {.max_open = 3}}) {}
+
+  std::vector<Open> OpenRanks(uint32_t tp_size, View view = {}, const std::string& device = "") {
+    std::vector<Open> ranks;
+    for (uint32_t rank = 0; rank < tp_size; ++rank) {
+      view.tp_size = tp_size;
+      view.tp_rank = rank;
+      ranks.push_back(OpenArena(2, view, device));
+    }
+    return ranks;
+  }
+  StoredRow StorePart(const Open& arena, uint32_t row, const std::string& name, int64_t position,
+                      const std::string& request_id, bool whole_row = true) {
+    StoreItem item;
+    item.row = row;
+    item.set.sequence = name;
+    item.set.position = position;
+    item.set.request.id = request_id;
+    item.whole_row = whole_row;
+    absl::StatusOr<StoreAnswer> answer = arenas_.Store({}, arena.id, {&item, 1}, false);
+    if (answer.ok()) return std::move(answer->rows[0]);
+    StoredRow refused;
+    refused.status = answer.status();
+    return refused;
+  }
+  // What the rank has of a state; of the rest zeros.
+  std::string PartOf(const Open& arena, const std::string& state) {
+    std::string rows(arena.shape->bytes, 0), part(state.size(), 0);
+    arena.shape->plan.Gather(state.data(), 0, state.size(), rows.data(), {0}, CopyHint::kCached);
+    arena.shape->plan.Scatter(rows.data(), 0, 1, 0, part.size(), part.data(), CopyHint::kCached);
+    return part;
+  }
+  std::string ReasonOfGet(const std::string& name) {
+    return ReasonOf(store_.Get({}, {Key(name), std::nullopt, ""}).status());
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Memory, PartArenasTest, AllMemories(), MemoryKindName);
+
+TEST_P(PartArenasTest, WhatAllRanksStoreIsOneVersionAndAnyNumberOfRanksLoadsIt) {
+  const View turned{.axis_orders = {{"ssm", {"head", "dv", "dk"}}, {"conv", {"tap", "channel"}}}, .conv_padding = 1};
+  for (const uint32_t tp_size : {1u, 2u, 4u}) {
+    const std::string name = absl::StrCat("by ", tp_size), state = MakeBytes(layout_->state_bytes(), tp_size);
+    std::vector<Open> ranks = OpenRanks(tp_size, tp_size == 2 ? turned : View());
+    for (uint32_t rank = 0; rank < tp_size; ++rank) {
+      SetRow(ranks[rank], 1, state);
+      EXPECT_EQ(ReasonOfGet(name), "NEVER_CREATED") << rank << " of " << tp_size;
+      const StoredRow stored = StorePart(ranks[rank], 1, name, 7, "first");
+      ASSERT_EQ(stored.status, absl::OkStatus());
+      EXPECT_EQ(stored.parts_missing, tp_size - 1 - rank);
+    }
+    EXPECT_TRUE(Get(name) == state);
+    for (const Open& rank : ranks) EXPECT_EQ(arenas_.Close({}, rank.id), absl::OkStatus());
+    for (const uint32_t others : {1u, 2u, 4u}) {
+      for (const Open& rank : OpenRanks(others, others == 4 ? turned : View())) {
+        FillArena(rank, 0x5a);
+        ASSERT_EQ(Load(rank, 0, name), absl::OkStatus());
+        EXPECT_TRUE(RowOf(rank, 0) == PartOf(rank, state)) << tp_size << " ranks' state in an arena of " << others;
+        EXPECT_EQ(arenas_.Close({}, rank.id), absl::OkStatus());
+      }
+    }
+  }
+  residency_.CheckInvariants();
+  arenas_.CheckInvariants();
+}
+
+TEST_P(PartArenasTest, RanksComeInAnyOrderAndAtTheSameTime) {
+  const std::vector<Open> ranks = OpenRanks(4);
+  std::mt19937 random(4);
+  for (int round = 1; round <= 20; ++round) {
+    const std::string state = MakeBytes(layout_->state_bytes(), round);
+    std::vector<size_t> order = {0, 1, 2, 3};
+    std::shuffle(order.begin(), order.end(), random);
+    std::atomic<int> whole{0};
+    std::vector<std::thread> threads;
+    for (const size_t rank : order) {
+      SetRow(ranks[rank], 0, state);
+      threads.emplace_back([&, rank] {
+        const StoredRow stored = StorePart(ranks[rank], 0, "seq", round, absl::StrCat("step ", round));
+        EXPECT_EQ(stored.status, absl::OkStatus());
+        whole += stored.parts_missing == 0;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_GE(whole, 1) << "whoever comes last publishes it, and is told; others may see it already";
+    EXPECT_TRUE(Get("seq") == state);
+  }
+  EXPECT_EQ(store_.Describe({}, Key("seq"))->version.position, 20);
+  arenas_.CheckInvariants();
+}
+
+TEST_P(PartArenasTest, ARankThatAsksAgainBringsNothingTwice) {
+  const std::vector<Open> ranks = OpenRanks(2);
+  const std::string state = MakeBytes(layout_->state_bytes(), 1), other = MakeBytes(layout_->state_bytes(), 2);
+  SetRow(ranks[0], 0, state);
+  SetRow(ranks[1], 0, state);
+  EXPECT_EQ(StorePart(ranks[0], 0, "seq", 1, "a").parts_missing, 1u);
+  SetRow(ranks[0], 0, other);
+  EXPECT_EQ(StorePart(ranks[0], 0, "seq", 1, "a").parts_missing, 1u) << "it is there already";
+  const StoredRow last = StorePart(ranks[1], 0, "seq", 1, "a");
+  EXPECT_EQ(last.parts_missing, 0u);
+  EXPECT_TRUE(Get("seq") == state);
+  const StoredRow again = StorePart(ranks[0], 0, "seq", 1, "a");
+  ASSERT_EQ(again.status, absl::OkStatus());
+  EXPECT_TRUE(again.info.replayed);
+  EXPECT_EQ(again.info.revision, last.info.revision);
+  EXPECT_TRUE(Get("seq") == state);
+}
+
+TEST_P(PartArenasTest, PartsOfDifferentVersionsNeverMix) {
+  const std::vector<Open> ranks = OpenRanks(2);
+  const std::string first = MakeBytes(layout_->state_bytes(), 1), second = MakeBytes(layout_->state_bytes(), 2);
+  SetRow(ranks[0], 0, first);
+  EXPECT_EQ(StorePart(ranks[0], 0, "seq", 1, "first try").parts_missing, 1u);
+  for (const Open& rank : ranks) SetRow(rank, 0, second);
+  EXPECT_EQ(StorePart(ranks[1], 0, "seq", 1, "second try").parts_missing, 1u);
+  EXPECT_EQ(ReasonOfGet("seq"), "NEVER_CREATED");
+  EXPECT_EQ(StorePart(ranks[0], 0, "seq", 1, "second try").parts_missing, 0u);
+  EXPECT_TRUE(Get("seq") == second);
+}
+
+TEST_P(PartArenasTest, TheOthersRowsHaveTheVersionAsTheirBaseOnceItIsThere) {
+  const std::vector<Open> ranks = OpenRanks(2);
+  for (const Open& rank : ranks) SetRow(rank, 0, MakeBytes(layout_->state_bytes(), 1));
+  StorePart(ranks[0], 0, "seq", 1, "1");
+  StorePart(ranks[1], 0, "seq", 1, "1");
+  ASSERT_TRUE(Set("seq", 2, MakeBytes(layout_->state_bytes(), 2)).ok());  // somebody else
+  for (const Open& rank : ranks)
+    EXPECT_EQ(ReasonOf(StorePart(rank, 0, "seq", 3, "3", /*whole_row=*/false).status), "REVISION_MISMATCH");
+}
+
+TEST_P(PartArenasTest, WhereARankIsGoneOrLateTheOthersBeginAnew) {
+  std::vector<Open> ranks = OpenRanks(2);
+  const std::string state = MakeBytes(layout_->state_bytes(), 1);
+  for (const Open& rank : ranks) SetRow(rank, 0, state);
+  EXPECT_EQ(StorePart(ranks[0], 0, "seq", 1, "gone").parts_missing, 1u);
+  arenas_.LeaseEnded(ranks[0].id);
+  arenas_.ProcessGone(ranks[0].id);
+  for (int i = 0; i < 2'000 && !arenas_.IsGone(ranks[0].id); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_EQ(StorePart(ranks[1], 0, "seq", 1, "gone").parts_missing, 1u) << "the other's part went with its arena";
+
+  clock_.Advance(absl::Seconds(61));
+  EXPECT_EQ(ReasonOf(StorePart(ranks[1], 0, "seq", 1, "late", /*whole_row=*/false).status), "ROW_NOT_LOADED")
+      << "what it was stored as never became a version";
+  EXPECT_EQ(ReasonOfGet("seq"), "NEVER_CREATED");
+  ranks[0] = OpenArena(2, {.tp_size = 2, .tp_rank = 0});
+  SetRow(ranks[0], 0, state);
+  StorePart(ranks[0], 0, "seq", 1, "anew");
+  EXPECT_EQ(StorePart(ranks[1], 0, "seq", 1, "anew").parts_missing, 0u);
+  EXPECT_TRUE(Get("seq") == state);
+  arenas_.CheckInvariants();
+  residency_.CheckInvariants();
+}
+
+TEST_P(PartArenasTest, AVersionThatIsRefusedAtLastIsForgotten) {
+  const std::vector<Open> ranks = OpenRanks(2);
+  for (const Open& rank : ranks) SetRow(rank, 0, MakeBytes(layout_->state_bytes(), 1));
+  for (const Open& rank : ranks) StorePart(rank, 0, "seq", 1, "1");
+  EXPECT_EQ(StorePart(ranks[0], 0, "seq", 2, "2").parts_missing, 1u);
+  ASSERT_TRUE(Set("seq", 2, MakeBytes(layout_->state_bytes(), 2)).ok());
+  EXPECT_EQ(ReasonOf(StorePart(ranks[1], 0, "seq", 2, "2").status), "REVISION_MISMATCH");
+  EXPECT_TRUE(Get("seq") == MakeBytes(layout_->state_bytes(), 2));
+}
+
+TEST_P(PartArenasTest, TooManyUnfinishedVersionsAreRefused) {
+  const std::vector<Open> ranks = OpenRanks(2);
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(StorePart(ranks[0], 0, absl::StrCat("seq/", i), 1, "1").status, absl::OkStatus());
+  const absl::Status refused = StorePart(ranks[0], 0, "seq/3", 1, "1").status;
+  EXPECT_EQ(ReasonOf(refused), "TOO_MANY_UPLOADS");
+  EXPECT_TRUE(GetErrorDetail(refused).retry_after > absl::ZeroDuration());
+  EXPECT_EQ(StorePart(ranks[1], 0, "seq/1", 1, "1").parts_missing, 0u);
+  EXPECT_EQ(StorePart(ranks[0], 0, "seq/3", 1, "1").status, absl::OkStatus());
+}
+
+TEST_P(PartArenasTest, WhatAPartCantBeIsRefused) {
+  const Open rank = OpenArena(2, {.tp_size = 2, .tp_rank = 0});
+  EXPECT_EQ(GetErrorDetail(StorePart(rank, 0, "seq", 1, "").status).field, "request_id");
+  StoreItem item;
+  item.set.sequence = "seq";
+  item.set.request.id = "1";
+  item.whole_row = true;
+  EXPECT_EQ(GetErrorDetail(arenas_.Store({}, rank.id, {&item, 1}, /*all_or_none=*/true).status()).field, "all_or_none");
+  item.attachment = "logits";
+  EXPECT_EQ(GetErrorDetail(arenas_.Store({}, rank.id, {&item, 1}, false)->rows[0].status).field, "attachment");
+  if (memory_.devices().size() < 2) return;
+  const Open elsewhere = OpenArena(2, {.tp_size = 2, .tp_rank = 1}, memory_.devices()[1]->name());
+  const Open here = OpenArena(2, {.tp_size = 2, .tp_rank = 0}, memory_.devices()[0]->name());
+  EXPECT_EQ(StorePart(here, 0, "seq", 1, "1").parts_missing, 1u);
+  EXPECT_EQ(ReasonOf(StorePart(elsewhere, 0, "seq", 1, "1").status), "INVALID_OPTION");
+}
+
+}  // namespace
+}  // namespace statepool

@@ -69,7 +69,7 @@ std::string WithoutNonNumbers(absl::string_view json) {
   bool in_string = false;
   for (size_t i = 0; i < json.size(); ++i) {
     if (in_string && json[i] == '\\' && i + 1 < json.size()) {
-      out += json.substr(i++, 2);
+      absl::StrAppend(&out, json.substr(i++, 2));
       continue;
     }
     if (json[i] == '"') in_string = !in_string;

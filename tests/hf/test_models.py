@@ -70,15 +70,16 @@ def registered(pool, config, **options):
     return pool.register_layout(layouts.from_hf(config, **options))
 
 
+# Configs that say nothing have no recurrent layers here.
+LAYERS = {"lfm2": {"full_attn_idxs": [1]}, "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+          "lfm2_vl": {"text_config": {"model_type": "lfm2", "full_attn_idxs": [1]}}}
+
+
 @pytest.mark.parametrize("model_type", sorted(TABLE["models"]))
 def test_what_a_config_does_not_say_is_as_in_transformers(pool, model_type):
-    config = CONFIG_MAPPING[model_type]()
-    if model_type.startswith("lfm2"):  # whose layers are all attention then
-        for c in (config, config.get_text_config()):
-            c.layer_types = ["conv"] * c.num_hidden_layers
-    if model_type == "lfm2_moe" or not model_type.startswith("lfm2"):
-        said = {"model_type": model_type} | ({"layer_types": config.layer_types} if model_type == "lfm2_moe" else {})
-        assert registered(pool, said, model_id=model_type) == registered(pool, config, model_id=model_type)
+    said = LAYERS.get(model_type, {})
+    layout = registered(pool, CONFIG_MAPPING[model_type](**said), model_id=model_type)
+    assert registered(pool, {"model_type": model_type, **said}, model_id=model_type) == layout
 
 
 @pytest.mark.parametrize("model_type", sorted(small_models.ARCHITECTURES))

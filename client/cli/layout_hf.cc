@@ -159,14 +159,15 @@ class Reader {
       : type_(std::move(type)), keys_(std::move(keys)), entry_(std::move(entry)), dtype_(std::move(dtype)) {}
 
   absl::StatusOr<v1::Layout> Layout() {
-    v1::LayoutPreset preset;  // of parts
-    v1::Layout layout;        // of tensors
-    for (const Value& part : ListOf(entry_, "parts").values()) AddPart(part.struct_value(), preset.mutable_hybrid());
+    v1::LayoutPreset preset;
+    v1::HybridPreset& hybrid = *preset.mutable_hybrid();
+    v1::Layout layout;
+    for (const Value& part : ListOf(entry_, "parts").values()) AddPart(part.struct_value(), &hybrid);
     for (const Value& tensor : ListOf(entry_, "tensors").values()) AddTensor(tensor.struct_value(), &layout);
-    if (preset.hybrid().parts().empty() && layout.tensors().empty()) Wrong("layer_types", "has no recurrent layers");
+    if (hybrid.parts().empty() && layout.tensors().empty()) Wrong("layer_types", "has no recurrent layers");
     if (!status_.ok()) return status_;
-    if (layout.tensors().empty()) return FromPreset(preset);
-    return layout;
+    if (!layout.tensors().empty()) return layout;
+    return FromPreset(hybrid.parts_size() == 1 ? hybrid.parts(0) : preset);
   }
 
  private:
@@ -211,8 +212,9 @@ class Reader {
       added.set_size(Size(value.list_value().values(1), absl::StrCat(name, ".", axis)));
     }
     for (const Value& section : ListOf(tensor, "sections").values()) {
-      spec.mutable_sharding()->add_sections(Size(*Find(section.struct_value(), "size"), name));
-      spec.mutable_sharding()->add_section_groups(Size(*Find(section.struct_value(), "groups"), name));
+      const std::string what = absl::StrCat("a section of ", name);
+      spec.mutable_sharding()->add_sections(Size(*Find(section.struct_value(), "size"), what));
+      spec.mutable_sharding()->add_section_groups(Size(*Find(section.struct_value(), "groups"), what));
       spec.mutable_sharding()->add_section_shared(false);
     }
     const Value* const initial = Find(tensor, "initial");

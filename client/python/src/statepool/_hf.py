@@ -157,7 +157,7 @@ class _Reader:
             raise self._wrong(name, f"does not say what {name} is at first")
         return {"name": name, "kind": tensor["kind"], "dtype": self._dtype_of(tensor["dtype"]), "initial": float(initial),
                 "axes": {axis: self._size(size, f"{name}.{axis}") for axis, size in tensor["axes"]}, "shard_axis": tensor.get("shard_axis"),
-                "sections": [(self._size(s["size"], name), self._size(s["groups"], name)) for s in tensor.get("sections", ())]}
+                "sections": [tuple(self._size(s[key], f"a section of {name}") for key in ("size", "groups")) for s in tensor.get("sections", ())]}
 
     # ---- sizes
 
@@ -240,6 +240,8 @@ class _Reader:
             values = self._key(key)
             if not isinstance(values, (list, tuple)):
                 return None
+            if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+                raise self._wrong(key, f"{key} is no list of numbers")
             listed = {self._size(value, key, rule["first"], _LAYERS_MAX) - rule["first"] for value in values}
             return tuple(sorted(listed)) if "listed" in rule else tuple(i for i in range(self._count(rule["of"])) if i not in listed)
         period, offset = self._size(rule.get("every", rule.get("not_every")), "the period of layers"), self._size(rule["offset"], "the offset of layers", 0)

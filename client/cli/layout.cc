@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// layout: register, presets, list, show, size, delete.
+// layout: register, from-hf, presets, list, show, size, delete.
 #include "client/cli/layout.h"
 
 #include <google/protobuf/descriptor.h>
@@ -17,6 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "client/cli/commands.h"
 #include "client/cli/files.h"
+#include "client/cli/layout_hf.h"
 #include "client/cli/layout_size.h"
 #include "client/cli/output.h"
 #include "proto/presets.h"
@@ -30,6 +31,7 @@ using google::protobuf::Message;
 using google::protobuf::Struct;
 
 constexpr size_t kLayoutFileBytesMax = 64 << 20;
+constexpr size_t kConfigBytesMax = 1 << 20;
 constexpr char kFile[] = "FILE";
 
 template <typename Text>  // std::string or protobuf's own view
@@ -139,6 +141,29 @@ int RunRegister(Context& context) {
   }
   if (args.Has("alias")) request.set_alias(args.Text("alias"));
   return Answer(context, context.pool.RegisterLayout(request));
+}
+
+int RunFromHf(Context& context) {
+  const Arguments& args = context.args;
+  if (args.Has("register") && !args.Has("model-id"))
+    return Fail(UsageError("--model-id", "--register needs --model-id: whose state this is"));
+  if (args.Has("alias") && !args.Has("register")) return Fail(UsageError("--alias", "--alias goes with --register"));
+  const absl::StatusOr<std::string> config = ReadFile("CONFIG", args.operands[0], kConfigBytesMax);
+  if (!config.ok()) return Fail(config.status());
+  absl::StatusOr<v1::Layout> layout = LayoutFromHf(*config, args.Text("model-id"), args.Text("dtype"));
+  if (!layout.ok()) return Fail(layout.status());
+  if (args.Has("register")) {
+    v1::RegisterLayoutRequest request;
+    request.set_alias(args.Text("alias"));
+    *request.mutable_layout() = *std::move(layout);
+    return Answer(context, context.pool.RegisterLayout(request));
+  }
+  const absl::StatusOr<Json> sizes = SizesOf(*layout);
+  if (!sizes.ok()) return Fail(sizes.status());
+  Json answer = Json::Object();
+  if (context.json) answer.Set("schema", ToJson(*layout));
+  Print(context.json, answer.Merge(*sizes));
+  return 0;
 }
 
 int RunList(Context& context) {
@@ -288,6 +313,22 @@ std::vector<Command> LayoutCommands() {
         layer_ids,
         {"model-id", Flag::kText, "ID", "with --preset: digest of the weights, quantisation, adapter"}},
        RunRegister},
+      {"layout from-hf",
+       "CONFIG",
+       1,
+       1,
+       "Make the layout of a Hugging Face model from its config.json.",
+       "The tensors are those of the cache of transformers, for every architecture with\n"
+       "recurrent layers; the attention's cache of a hybrid is not part of it. Prints\n"
+       "sizes, and with -o json the schema too, which 'layout register' takes. Without\n"
+       "--register no daemon is asked.",
+       "statepool layout from-hf config.json\n"
+       "statepool layout from-hf config.json --register --model-id=sha256:0a1b --alias=my-model",
+       {{"register", Flag::kSwitch, "", "register it, as 'layout register' does"},
+        {"alias", Flag::kText, "NAME", "with --register: a name for the layout"},
+        {"model-id", Flag::kText, "ID", "digest of the weights, quantisation, adapter"},
+        {"dtype", Flag::kChoice, "float32|float16|bfloat16", "of the weights; else what the config says"}},
+       RunFromHf},
       {"layout presets",
        "",
        0,

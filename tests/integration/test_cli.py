@@ -472,7 +472,7 @@ def test_help_is_there_at_every_level():
 
 
 def test_every_command_of_the_contract_is_there(cli):
-    for group, commands in {"layout": "register presets list show size delete",
+    for group, commands in {"layout": "register from-hf presets list show size delete",
                             "seq": "create get set fork rollback describe list touch ttl flush delete",
                             "snapshot": "create restore list describe touch ttl delete",
                             "prefix": "publish match list describe touch ttl delete"}.items():

@@ -2,7 +2,7 @@
 """Layouts: which tensors one model's state consists of, and where each lies in its bytes.
 
 A `Layout` is written tensor by tensor; a `Preset` (mamba1, mamba2, gated_delta_net, kda, linear_attention, short_conv, rwkv4, rwkv4_seed, rwkv5, rwkv6,
-rwkv7, and hybrid of these) is made into one by the daemon. Pool.register_layout takes
+rwkv7, and hybrid of these) is made into one by the daemon; from_hf makes either from a Hugging Face config. Pool.register_layout takes
 either and returns the registered `Layout`. A `Part` is some of a layout's tensors and layers. Everything
 here is immutable and thread-safe, and needs no daemon.
 """
@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _wire, errors
+from . import _hf, _wire, errors
 from .v1 import statepool_pb2 as pb
+
+if TYPE_CHECKING:
+    from .arenas import View
 
 Kind = Literal["conv", "recurrent", "shift", "other"]
 Array = npt.NDArray[Any]
@@ -379,6 +382,55 @@ def rwkv7(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: i
 def hybrid(model_id: str, parts: Iterable[Preset], *, initial: Initial | None = None) -> Preset:
     """A model whose layers are of several families: the tensors of these presets, in their order. No two tensors may have one name: give the parts prefixes."""
     return _preset(model_id, None, initial, "", hybrid=pb.HybridPreset(parts=[part.proto for part in parts]))
+
+
+def from_hf(config: _hf.Config, *, model_id: str = "", layer_ids: Iterable[int] | None = None, dtype: str | None = None,
+            initial: Initial | None = None) -> Layout | Preset:
+    """What Pool.register_layout takes for a model of Hugging Face's transformers. Needs neither transformers nor the weights.
+
+    config     a config object of transformers, a dict, or the path of a config.json or of its folder
+    model_id   whose state it is: a digest of the weights, the quantisation, the adapter
+    layer_ids  those of the model's layers that are wanted, a pipeline's stage; layers without a recurrent state among them don't count. None: all
+    dtype      of the weights: "bfloat16", "float16" or "float32" (torch's dtypes will do). None: the config's, and float32 if it says nothing
+    initial    as for presets
+
+    Keys that are not there are what transformers takes then. A model of one of the presets' families has that preset's layout, the same fingerprint included; others
+    are written tensor by tensor. Dtypes are those of transformers' own cache, filled by its PyTorch code: convolutions mostly that of the weights, recurrent states
+    mostly float32. A cache of attention in a hybrid is not part of the layout. Raises InvalidArgument (INVALID_LAYOUT) for a model_type that is not known,
+    one without recurrent layers, and for sizes that make no sense; the field is the config's key. hf_models.json lists the models, and how each is read.
+    """
+    parts = _hf.read(config, dtype=dtype, layer_ids=layer_ids).parts
+    if not parts[0].family:
+        return _with_initial(Layout(model_id, [_tensor_of(part) for part in parts]), initial)
+    make = {f.__name__: f for f in (mamba1, mamba2, gated_delta_net, kda, linear_attention, short_conv, rwkv4)}
+    if len(parts) > 1:
+        return hybrid(model_id, [make[p.family](layer_ids=p.layers, prefix=p.prefix, **p.parameters) for p in parts], initial=initial)
+    return make[parts[0].family](model_id, layer_ids=parts[0].layers, initial=initial, prefix=parts[0].prefix, **parts[0].parameters)
+
+
+def hf_view(config: _hf.Config, *, layer_ids: Iterable[int] | None = None) -> View:
+    """How transformers' cache has the tensors of from_hf(config, layer_ids=...): in an arena with this view a layer's array without its first axis, the row, has the shape of one
+    batch row of the cache's tensor. Convolutions have the channels first, and K columns in most models, of which the first is never read.
+
+    RWKV's cache has one tensor for all layers, [batch, channel, layer]: the shape is that of one layer of it.
+    """
+    from .arenas import View
+
+    return View(**_hf.read(config, layer_ids=layer_ids).view)
+
+
+def _tensor_of(part: _hf.Part) -> Tensor:
+    parameters = dict(part.parameters)
+    sections = [Section(size, groups) for size, groups in parameters.pop("sections")]
+    return Tensor(layers=part.layers, shard_sections=sections, **parameters)
+
+
+def _with_initial(layout: Layout, initial: Initial | None) -> Layout:
+    values = {name: value if isinstance(value, (int, float)) else value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
+              for name, value in (initial or {}).items()}
+    if unknown := values.keys() - {t.name for t in layout.tensors}:
+        raise errors.invalid("INVALID_LAYOUT", f"initial names no tensor of the layout: {', '.join(sorted(unknown))}", "initial")
+    return Layout(layout.model_id, tuple(dataclasses.replace(t, initial=values.get(t.name, t.initial)) for t in layout.tensors))
 
 
 def _preset(model_id: str, layer_ids: Iterable[int] | None, initial: Initial | None, prefix: str, **family: Any) -> Preset:

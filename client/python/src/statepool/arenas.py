@@ -58,15 +58,20 @@ class View:
     conv_padding  columns of conv tensors (axis "tap") before the K-1 that the layout has, 0..8. Zeros after a load, not stored
     num_spec      columns after them, for the inputs of speculative tokens: at least steps - 1. Such a tensor has one step, and what is stored are the
                   K-1 columns that end accepted - 1 columns later
+    tp_size       tensor parallelism: the part of each tensor that the rank tp_rank of so many has, as the layout divides it. See Arena.store
+    tp_rank
     """
 
     layers: Literal["per_layer", "layer_major", "row_major"] = "per_layer"
     axis_orders: Mapping[str, Iterable[str]] = dataclasses.field(default_factory=dict)
     conv_padding: int = 0
     num_spec: int = 0
+    tp_size: int = 1
+    tp_rank: int = 0
 
     def to_proto(self) -> pb.View:
         return pb.View(layers=_requests.enum(pb.View.Layers, self.layers, "view.layers"), conv_padding=self.conv_padding, num_spec=self.num_spec,
+                       tp_size=self.tp_size, tp_rank=self.tp_rank,
                        axis_orders=[pb.AxisOrder(tensor=tensor, axes=axes) for tensor, axes in self.axis_orders.items()])
 
 
@@ -130,6 +135,13 @@ class StoreItem:
     expire_at: Expiry | None = None
     max_history: int | None = None
     request_id: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PartStored:
+    """What Arena.store tells of a row of a rank's part while parts of other ranks are missing: the version is there when the last of them is."""
+
+    missing: int  # parts that were not there yet
 
 
 class Store:
@@ -249,7 +261,7 @@ class Arena:
         self.on_reopen: Callable[[Arena], object] | None = None
         self._closed = False
         try:
-            lease = pool._direct.lease(pool, attempts) if direct else None
+            lease = pool._direct.lease(pool, attempts) if direct and view.tp_size <= 1 else None
             self._request.with_plan = lease is not None and (_kernels.available or not lease.on_host)
             self._request.with_flags = lease is None and not on_host(pool.capabilities())
             self._open(attempts)
@@ -313,7 +325,12 @@ class Arena:
         sequence that a row was loaded from or stored as must still have that revision: Conflict (REVISION_MISMATCH). Errors of items have "row" in
         their metadata. Conflict (ROW_NOT_LOADED, LAYOUT_MISMATCH), InvalidArgument (INVALID_ACCEPTED_LENGTH, INVALID_POSITION ...), Exhausted;
         ContentsGone. Retries are safe: each item has a request_id.
+
+        Where the view is of a rank of several (View.tp_size) the ranks store a version together: all of them under the same name, position and
+        StoreItem.request_id, which must be given, and never again for another version. The last one's result is the Info, that of those before it PartStored;
+        until then nobody finds the version. Parts that stay alone for a minute are dropped: then the rows have no base any more, and all ranks store again.
         """
+        self._check_parts(items)
         request = _store_request(items, position, accepted, all_or_none)
         if not request.items:
             return {}
@@ -332,6 +349,7 @@ class Arena:
         to be stored again, if it still holds the state.
         Wait for what has to be there: a process that ends takes along what was not published.
         """
+        self._check_parts(items)
         request = _store_request(items, position, accepted, all_or_none)
         rows = list(items)
         self._enter(stream)
@@ -347,6 +365,15 @@ class Arena:
         except errors.StatepoolError as error:
             return Store(self, known, error, None)
         return Store(self, known, None, lambda _: result)
+
+    def _check_parts(self, items: Mapping[int, StoreItem | Sequence | str]) -> None:
+        """InvalidArgument (MISSING_FIELD) for a part without what tells which version it is of: an id made here would be this rank's alone."""
+        if self.view.tp_size <= 1:
+            return
+        for i, item in enumerate(items.values()):
+            if not isinstance(item, StoreItem) or not item.request_id:
+                raise errors.invalid("MISSING_FIELD", "a part of a version needs the request_id that all ranks give for it: StoreItem(..., request_id=...)",
+                                     f"items[{i}].request_id")
 
     def _enter(self, stream: Any) -> None:
         """Conflict (FORKED) in a child, whose locks another thread may have had; on a GPU Conflict (STREAM_CAPTURING) while this stream, or the current
@@ -460,7 +487,7 @@ class Arena:
             event = self._copies.gather(states, [row for _, rows in pinned for row in rows], self._memory.stream(stream))  # type: ignore[union-attr]
         self._in_flight.hold(event, lease, [pin for pin, _ in pinned])
 
-    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Info | errors.StatepoolError]:
+    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Info | PartStored | errors.StatepoolError]:
         while True:
             answer = self._store_directly(request, attempts, generation, stream)
             if answer is None:
@@ -1092,8 +1119,9 @@ def _loaded(row: pb.LoadedRow, attachments: bool) -> Loaded:
     return Loaded(Info.from_proto(row.info, copy=True), row.attachment, row.copied) if attachments else Loaded.of(row)
 
 
-def _stored(items: SequenceOf[pb.StoreItem], answer: pb.StoreResponse) -> list[Info | errors.StatepoolError]:
-    return [_error(items[i], r.error) if r.HasField("error") else Info.of(r.info) for i, r in enumerate(answer.rows)]
+def _stored(items: SequenceOf[pb.StoreItem], answer: pb.StoreResponse) -> list[Info | PartStored | errors.StatepoolError]:
+    return [_error(items[i], r.error) if r.HasField("error") else PartStored(r.parts_missing) if r.parts_missing else Info.of(r.info)
+            for i, r in enumerate(answer.rows)]
 
 
 def _accepted(item: pb.StoreItem) -> int:

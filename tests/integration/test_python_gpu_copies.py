@@ -123,7 +123,7 @@ class Gpu:
             Gpu.thread.depth -= 1
 
     def is_capturing(self, stream):
-        return stream.capturing
+        return (stream or Range.default).capturing
 
     @staticmethod
     def check_relaxed():

@@ -60,9 +60,12 @@ class Gpu:
         return self.torch.as_tensor(_Holder(address, nbytes, keep), device=f"cuda:{self.ordinal}")
 
     def is_capturing(self, stream: Any) -> bool:
-        """Whether this torch stream is being captured into a graph."""
-        with self.torch.cuda.stream(stream):
-            return bool(self.torch.cuda.is_current_stream_capturing())
+        """Whether this torch stream is being captured into a graph; None: torch's current one in this thread, on this GPU."""
+        cuda = self.torch.cuda
+        if stream is None and cuda.current_device() == self.ordinal:
+            return bool(cuda.is_current_stream_capturing())  # to change streams for it takes ten times as long
+        with cuda.stream(cuda.current_stream(self.ordinal) if stream is None else stream):
+            return bool(cuda.is_current_stream_capturing())
 
     def _ordinal_of(self, device: str) -> int:
         self.must("cuInit", 0)

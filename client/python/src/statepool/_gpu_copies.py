@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 LOOK_MIN_S, LOOK_MAX_S = 0.0001, 0.001
 """How often the thread looks whether a store is written: less and less often."""
 LOOK_AT_LOADS_S = 0.005
-"""The same for the pins of loads, which the arena's calls look at, too."""
+"""The same for the pins of loads."""
+LINGER_S = 1.0
+"""So long after it had something to do the thread looks by itself for loads that were added: to wake it would take the caller's time."""
 _WORDS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 
 
@@ -238,12 +240,14 @@ class InFlight:
         self._loads: collections.deque[tuple[Any, Lease, list[Pin]]] = collections.deque()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._sleeps = False  # the thread: nothing but being told wakes it
 
     def hold(self, event: Any, lease: Lease, pins: list[Pin]) -> None:
         """Keeps pins until the event has fired."""
         with self._changed:
             self._loads.append((event, lease, pins))
-            self._wake()
+            if self._thread is None or self._sleeps:
+                self._wake()
 
     def add(self, storing: Storing, *, attended: bool) -> None:
         """attended: the thread commits it; else whoever calls finish_through()."""
@@ -280,6 +284,8 @@ class InFlight:
 
     def release(self) -> bool:
         """Gives back the pins of loads that are done; whether all are. Never waits."""
+        if not self._loads:
+            return True
         done: list[tuple[Any, Lease, list[Pin]]] = []
         with self._gpu.current(), self._changed:
             while self._loads and _has_fired(self._loads[0][0]):
@@ -310,21 +316,27 @@ class InFlight:
     def _run(self) -> None:
         looked_at: Storing | None = None
         pause = LOOK_MIN_S
+        busy_at = time.monotonic()
         while True:
+            self.release()
             with self._changed:
-                while not self._stores and not self._loads and not self._closed:
-                    self._changed.wait()
-                first = self._stores[0] if self._stores else None
-                if first is None and not self._loads:
+                if self._loads or self._stores:
+                    busy_at = time.monotonic()
+                elif self._closed:
                     self._thread = None
                     return
-            if first is not None and first.is_written():
+                if not self._stores:
+                    self._sleeps = not self._loads and time.monotonic() - busy_at > LINGER_S
+                    self._changed.wait(None if self._sleeps else LOOK_AT_LOADS_S)
+                    self._sleeps = False
+                    continue
+                first = self._stores[0]
+            if first.is_written():
                 self.finish_through(first)
                 continue
-            self.release()
             pause = min(2 * pause, LOOK_MAX_S) if first is looked_at else LOOK_MIN_S
             looked_at = first
-            time.sleep(LOOK_AT_LOADS_S if first is None else pause)
+            time.sleep(pause)
 
 
 def _has_fired(event: Any) -> bool:

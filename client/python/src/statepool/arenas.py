@@ -282,7 +282,7 @@ class Arena:
         DeadlineExceeded: then it counts as never loaded. The others are loaded. Errors of items have "row" in their metadata. NotFound (also
         LAYOUT_MISMATCH, POSITION_MISMATCH ...), DataLoss, Exhausted; InvalidArgument (ROW_OUT_OF_RANGE); ContentsGone.
         """
-        request = pb.LoadRequest(items=[_load_item(row, item) for row, item in items.items()])
+        request = _load_request(items)
         if not request.items:
             return {}
         self._enter(stream)
@@ -341,7 +341,7 @@ class Arena:
         if os.getpid() != self._pid:
             raise self._refusal()
         memory = self._memory if self._on_gpu else None
-        if memory is not None and memory.gpu.is_capturing(memory.stream(stream)):  # type: ignore[union-attr]
+        if memory is not None and memory.gpu.is_capturing(stream):  # type: ignore[union-attr]
             raise errors.made("FAILED_PRECONDITION", "STREAM_CAPTURING", "this stream is being captured into a graph, which can't have loads or stores: call "
                               "them before or after the capture, or give them another stream", "stream")
 
@@ -353,15 +353,17 @@ class Arena:
             left = [i for i, result in enumerate(results) if result is None]
             if left:
                 rest = request if len(left) == len(results) else pb.LoadRequest(items=[request.items[i] for i in left])
-                for item in rest.items:
-                    item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
+                self._doubt(rest)
                 self._wait_for(stream)
                 answer = self._call("Load", rest, pb.LoadResponse.FromString, attempts, generation)
-                attachments = any(item.with_attachment for item in rest.items)
+                attachments = any([item.with_attachment for item in rest.items])
                 for i, item, r in zip(left, rest.items, answer.rows):
-                    results[i] = _error(item, r.error) if r.HasField("error") else _loaded(r, attachments)
-                    if not r.HasField("error"):
-                        self._doubtful.discard(item.row)
+                    if r.HasField("error"):
+                        results[i] = _error(item, r.error)
+                    else:
+                        results[i] = _loaded(r, attachments)
+                        if self._doubtful:
+                            self._doubtful.discard(item.row)
             again = next((r for r in results if isinstance(r, errors.StatepoolError) and r.retry_after is not None), None)
             if again is None:
                 return results
@@ -379,9 +381,8 @@ class Arena:
         if generation is None:
             generation = self._generation
         direct = pb.LoadRequest(items=request.items, lease=lease.id)
-        rows = {item.row for item in request.items}
-        for item in direct.items:
-            item.row_unmodified = item.row_unmodified and item.row not in self._doubtful
+        self._doubt(direct)
+        rows = [item.row for item in request.items]
         self._doubtful.update(rows)
         try:
             answer = self._call("Load", direct, pb.LoadResponse.FromString, Attempts(attempts.timeout(), 0), generation)
@@ -389,29 +390,39 @@ class Arena:
             if _direct.goes_on(lease, error):
                 return [None] * len(request.items)
             raise
-        slots: dict[int, tuple[pb.Slot, list[int]]] = {}  # by pin
-        for r, item in zip(answer.rows, request.items):
+        slots: list[pb.Slot] = []
+        rows_of: dict[int, list[int]] = {}  # by pin
+        for row, r in zip(rows, answer.rows):
             if r.HasField("slot"):
-                slots.setdefault(r.slot.id, (r.slot, []))[1].append(item.row)
+                slot = r.slot
+                if slot.id not in rows_of:
+                    slots.append(slot)
+                rows_of.setdefault(slot.id, []).append(row)
             else:
-                self._doubtful.discard(item.row)  # what it holds is what it held
-        pins = lease.pin_all([slot for slot, _ in slots.values()], plan.state_bytes, self._gpu_name())
-        pinned = [(pin, of_slot) for pin, (_, of_slot) in zip(pins, slots.values()) if pin is not None]
+                self._doubtful.discard(row)  # what it holds is what it held
+        pins = lease.pin_all(slots, plan.state_bytes, self._gpu_name())
+        pinned = [(pin, of_pin) for pin, of_pin in zip(pins, rows_of.values()) if pin is not None]
         if pinned:
             self._gather(lease, pinned, generation, stream)
-        for _, of_slot in pinned:
-            self._doubtful.difference_update(of_slot)
+        self._doubtful.difference_update(*[of_pin for _, of_pin in pinned])
         results: list[Any] = []
-        attachments = any(item.with_attachment for item in request.items)
-        for item, r in zip(request.items, answer.rows):
+        attachments = any([item.with_attachment for item in request.items])
+        for i, (row, r) in enumerate(zip(rows, answer.rows)):
             if r.HasField("error"):
-                refusal = _error(item, r.error)
+                refusal = _error(request.items[i], r.error)
                 results.append(None if refusal.reason in _direct.SHORTAGES else refusal)
-            elif item.row in self._doubtful:
+            elif row in self._doubtful:
                 results.append(None)
             else:
                 results.append(_loaded(r, attachments))
         return results
+
+    def _doubt(self, request: pb.LoadRequest) -> None:
+        """Takes `row_unmodified` from rows that the daemon may be wrong about."""
+        if self._doubtful:
+            for item in request.items:
+                if item.row_unmodified and item.row in self._doubtful:
+                    item.row_unmodified = False
 
     def _gather(self, lease: _direct.Lease, pinned: list[tuple[_direct.Pin, list[int]]], generation: int, stream: Any) -> None:
         """Copies pinned states into rows; on a GPU enqueues that, and keeps the pins until it is done. ContentsGone, Conflict (ARENA_CLOSED)."""
@@ -421,7 +432,6 @@ class Arena:
                 self._plan.gather(pin.address, self._memory.address, rows)
             lease.unpin_all([pin for pin, _ in pinned])  # at one time
             return
-        self._in_flight.release()
         with self._lock:  # while it is held nobody unmaps the arena
             self._check(generation)
             if not self._memory.is_mapped:  # type: ignore[union-attr]
@@ -507,7 +517,6 @@ class Arena:
         if copies is None or in_flight is None or any(
                 item.attachment or item.row >= copies.rows or not 1 <= _accepted(item) <= copies.accepted_max for item in request.items):
             return None
-        in_flight.release()
         if generation is None:
             generation = self._generation
         lease = self._pool._direct.lease(self._pool, attempts)
@@ -849,49 +858,92 @@ class Arena:
         self._tensors.update((tensor, MappingProxyType(arrays)) for tensor, arrays in per_layer.items())
 
 
-def _load_item(row: SupportsIndex, item: LoadItem | Name | Match | str) -> pb.LoadItem:
-    if not isinstance(item, LoadItem):
-        return pb.LoadItem(row=_row(row), name=names.ref_of(item))
-    return pb.LoadItem(row=_row(row), name=names.ref_of(item.source), position=item.position, version_id=item.version_id or 0,
-                       row_unmodified=item.row_unmodified, with_attachment=item.attachment)
+# A batch may have many rows, of which each costs the caller time: their messages are made in place, for one that is made by itself is copied, and nothing
+# is set to what it is anyway.
+
+
+def _load_request(items: Mapping[int, LoadItem | Name | Match | str]) -> pb.LoadRequest:
+    request = pb.LoadRequest()
+    add = request.items.add
+    for row, item in items.items():
+        to = add(row=_row(row))
+        source = item.source if isinstance(item, LoadItem) else item
+        if isinstance(source, str):
+            to.name.sequence = source
+        else:
+            to.name.CopyFrom(names.ref_of(source))
+        if isinstance(item, LoadItem):
+            if item.position is not None:
+                to.position = item.position
+            if item.version_id:
+                to.version_id = item.version_id
+            if item.row_unmodified:
+                to.row_unmodified = True
+            if item.attachment:
+                to.with_attachment = True
+    return request
 
 
 def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None,
                    accepted: int | Mapping[int, int] | None, all_or_none: bool) -> pb.StoreRequest:
-    return pb.StoreRequest(items=[_store_item(i, row, item, position, accepted) for i, (row, item) in enumerate(items.items())], all_or_none=all_or_none)
+    request = pb.StoreRequest(all_or_none=all_or_none)
+    add = request.items.add
+    position_of, accepted_of = _by_row_of(position), _by_row_of(accepted)
+    request_ids = os.urandom(14).hex()  # what those of this call begin with
+    options: dict[Any, pb.NameOptions | None] = {}  # most items of a call want the same
+    for i, (row, item) in enumerate(items.items()):
+        more = item if isinstance(item, StoreItem) else None
+        sequence: Any = item if more is None else more.sequence
+        if not isinstance(sequence, str):
+            if not isinstance(sequence, Sequence):
+                raise errors.invalid("INVALID_NAME", f"{sequence!r} is no sequence", f"items[{i}].sequence")
+            sequence = sequence.name
+        at = position_of(row) if more is None or more.position is None else more.position
+        if at is None:
+            raise errors.invalid("MISSING_FIELD", f"row {row} has no position", f"items[{i}].position")
+        request_id = f"{request_ids}{i:04x}" if more is None or more.request_id is None else more.request_id
+        to = add(row=_row(row), sequence=sequence, position=at, request_id=request_id)
+        length = accepted_of(row) if more is None or more.accepted is None else more.accepted
+        if length is not None:
+            to.accepted_length = length
+        if more is None:
+            continue
+        if more.if_revision is not None:
+            to.if_revision = more.if_revision
+        if more.any_revision:
+            to.any_revision = True
+        if more.whole_row:
+            to.whole_row = True
+        if more.attachment:
+            to.attachment = more.attachment
+        if more.exactness is not None:
+            to.exactness = _requests.enum(pb.Exactness, more.exactness, "exactness")
+        wish = more.durability, more.ttl, more.expire_at, more.max_history
+        if wish not in options:
+            options[wish] = _requests.options(*wish)
+        chosen = options[wish]
+        if chosen is not None:
+            to.options.CopyFrom(chosen)
+    return request
+
+
+def _by_row_of(given: int | Mapping[int, int] | None) -> Callable[[int], int | None]:
+    return given.get if isinstance(given, Mapping) else lambda _: given
 
 
 def _loaded(row: pb.LoadedRow, attachments: bool) -> Loaded:
     """attachments: the answer may have some."""
-    return Loaded(Info.from_proto(row.info, copy=attachments), row.attachment, row.copied)
+    made = object.__new__(Loaded)  # its own constructor takes three times as long
+    made.__dict__.update(info=Info.from_proto(row.info, copy=attachments), attachment=row.attachment if attachments else b"", copied=row.copied)
+    return made
 
 
 def _stored(items: Iterable[pb.StoreItem], answer: pb.StoreResponse) -> list[Info | errors.StatepoolError]:
     return [_error(item, r.error) if r.HasField("error") else Info.from_proto(r.info) for item, r in zip(items, answer.rows)]
 
 
-def _store_item(i: int, row: SupportsIndex, item: StoreItem | Sequence | str, position: int | Mapping[int, int] | None,
-                accepted: int | Mapping[int, int] | None) -> pb.StoreItem:
-    if not isinstance(item, StoreItem):
-        item = StoreItem(item)
-    if not isinstance(item.sequence, (str, Sequence)):
-        raise errors.invalid("INVALID_NAME", f"{item.sequence!r} is no sequence", f"items[{i}].sequence")
-    at = _of_row(row, item.position, position)
-    if at is None:
-        raise errors.invalid("MISSING_FIELD", f"row {row} has no position", f"items[{i}].position")
-    return pb.StoreItem(
-        row=_row(row), sequence=item.sequence if isinstance(item.sequence, str) else item.sequence.name, position=at,
-        accepted_length=_of_row(row, item.accepted, accepted), if_revision=item.if_revision, any_revision=item.any_revision, whole_row=item.whole_row,
-        options=_requests.options(item.durability, item.ttl, item.expire_at, item.max_history), request_id=_requests.id_or_new(item.request_id),
-        attachment=item.attachment, exactness=_requests.enum(pb.Exactness, item.exactness, "exactness"))
-
-
 def _accepted(item: pb.StoreItem) -> int:
     return item.accepted_length if item.HasField("accepted_length") else 1
-
-
-def _of_row(row: Any, own: int | None, given: int | Mapping[int, int] | None) -> int | None:
-    return own if own is not None else given.get(row) if isinstance(given, Mapping) else given
 
 
 def _row(row: SupportsIndex) -> int:
@@ -972,7 +1024,7 @@ class Row:
     def load(self, item: LoadItem, attempts: Attempts) -> Loaded:
         """REQUIRES: is_shared_by()."""
         assert self._shelf is not None
-        request = pb.LoadRequest(items=[_load_item(self._index, item)])
+        request = _load_request({self._index: item})
         arena = self._shelf.arena
         while True:
             try:
@@ -986,7 +1038,7 @@ class Row:
     def store(self, item: StoreItem, attempts: Attempts) -> Info:
         """REQUIRES: is_shared_by()."""
         assert self._shelf is not None
-        request = pb.StoreRequest(items=[_store_item(0, self._index, item, None, None)], all_or_none=True)
+        request = _store_request({self._index: item}, None, None, all_or_none=True)
         arena = self._shelf.arena
         try:
             result, = arena._store(request, attempts, self._generation)

@@ -84,7 +84,7 @@ class Info:
             own.CopyFrom(info)
             info = own
         made = object.__new__(Info)
-        object.__setattr__(made, "_message", info)
+        made.__dict__["_message"] = info
         return made
 
     def __getstate__(self) -> dict[str, Any]:

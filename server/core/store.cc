@@ -367,13 +367,14 @@ absl::Duration Store::FlushLagLocked() const {
   return absl::Nanoseconds(clock_->Now() - dirty_.begin()->second->dirty_since);
 }
 
-absl::Status Store::AdmitLocked(const NameState& state, const Image* image, WriteBehind::Adding* adding) const {
-  if (state.durability != Durability::kWriteBehind) return absl::OkStatus();
+absl::Status Store::AdmitLocked(Durability durability, const Layout& layout, const Image* image,
+                                WriteBehind::Adding* adding) const {
+  if (durability != Durability::kWriteBehind) return absl::OkStatus();
   if (image != nullptr && images_->persisted(*image)) return absl::OkStatus();
   const ImageId id = image == nullptr ? 0 : image->info().id;
   const uint64_t attachment_bytes = image == nullptr ? 0 : image->info().attachment_bytes;
   const absl::Status behind =
-      write_behind_.Admit(id, state.layout->state_bytes() + attachment_bytes, FlushLagLocked(), adding);
+      write_behind_.Admit(id, layout.state_bytes() + attachment_bytes, FlushLagLocked(), adding);
   // Why it is behind helps more.
   return behind.ok() || ReasonOf(flush_status_) != "COLD_FULL" ? behind : flush_status_;
 }

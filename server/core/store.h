@@ -356,6 +356,11 @@ class Store {
  private:
   // The next state of a name; nothing: the name goes.
   using Next = std::optional<NameState>;
+  static std::vector<Next> One(Next next) {  // a list of initializers would copy it
+    std::vector<Next> out;
+    out.push_back(std::move(next));
+    return out;
+  }
   // What becomes of some names. `decide` runs under the lock, perhaps several times, and gives their next states,
   // parallel to `keys`, or none when there is nothing to do.
   struct Change {
@@ -405,6 +410,15 @@ class Store {
 
   // The parts of a Set. `request` with the body hash of all it writes, once the bytes are known.
   absl::Status ValidateSet(const SetRequest& request, absl::string_view attachment) const;
+  // What a Set finds: all that can be refused without its image is refused then.
+  struct SetLook {
+    bool replayed = false;  // it was answered before, and there is nothing to do
+    Name* name = nullptr;   // null: it makes one
+    LayoutRef layout = nullptr;
+    Durability durability = Durability::kWriteBehind;  // that the name will have
+  };
+  absl::StatusOr<SetLook> LookAtSetLocked(const NameKey& key, const SetRequest& request, const RequestId& request_id,
+                                          const LayoutRef& layout, NameInfo* answer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::vector<Next>> DecideSetLocked(const NameKey& key, const SetRequest& request,
                                                     const RequestId& request_id, const LayoutRef& layout,
                                                     const ImageRef& image, Exactness exactness, NameInfo* answer)
@@ -433,7 +447,10 @@ class Store {
   void Advance(const RequestId& request, NameState* state);
   VersionRef NewVersion(VersionId parent, int64_t position, Exactness exactness, ImageRef image);
   NameState NewState(LayoutRef layout) const;
-  bool IsExpired(const Name& name) const { return clock_->Now() >= name.Deadline(); }
+  bool IsExpired(const Name& name) const {
+    const MonoTime deadline = name.Deadline();
+    return deadline != kNever && clock_->Now() >= deadline;
+  }
   void UseLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { name->last_used = clock_->Now(); }
   // For Change::published: this name, if it is still there, was used to make `forks` others.
   std::function<void()> UseOf(const NameKey& key, size_t forks = 0);
@@ -457,10 +474,10 @@ class Store {
   void ScheduleExpiryLocked(Name* name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SetDirtyLocked(Name* name, DirtyTicket ticket, MonoTime since) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Duration FlushLagLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // FLUSH_BEHIND if a name must not come into this state now, because too much waits to be recorded. `image`: the
-  // head's, null if it is not made yet. `adding`: as WriteBehind::Admit.
-  absl::Status AdmitLocked(const NameState& state, const Image* image, WriteBehind::Adding* adding) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // FLUSH_BEHIND if a name of this durability and layout must not change now, because too much waits to be recorded.
+  // `image`: the new head's, null if it is not made yet. `adding`: as WriteBehind::Admit.
+  absl::Status AdmitLocked(Durability durability, const Layout& layout, const Image* image,
+                           WriteBehind::Adding* adding) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Takes a name out of all tables. REQUIRES: not busy.
   void ForgetLocked(Name* name, std::optional<TombstoneTable::Reason> reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckLostLocked(absl::Span<const NameKey> keys) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -284,7 +284,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
       state.ring.push_back(NewVersion(0, 0, Exactness::kExact, image));
       Advance(request.request, &state);
     }
-    return std::vector<Next>{std::move(state)};
+    return One(std::move(state));
   };
   {
     MutexLock lock(&mu_);
@@ -318,16 +318,14 @@ absl::Status Store::ValidateSet(const SetRequest& request, absl::string_view att
   return absl::OkStatus();
 }
 
-// What the name's state becomes; everything that can be refused is refused here. With no image yet it only looks.
-absl::StatusOr<std::vector<Store::Next>> Store::DecideSetLocked(const NameKey& key, const SetRequest& request,
-                                                                const RequestId& request_id, const LayoutRef& layout,
-                                                                const ImageRef& image, Exactness exactness,
-                                                                NameInfo* answer) {
+absl::StatusOr<Store::SetLook> Store::LookAtSetLocked(const NameKey& key, const SetRequest& request,
+                                                      const RequestId& request_id, const LayoutRef& layout,
+                                                      NameInfo* answer) {
   Name* name = FindLocked(key);
   if (name != nullptr) {
     const absl::StatusOr<bool> replayed = ReplayLocked(*name, request_id, answer);
     RETURN_IF_ERROR(replayed.status());
-    if (*replayed) return std::vector<Next>();
+    if (*replayed) return SetLook{.replayed = true, .name = name};
   }
   RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
   if (name == nullptr && (request.layout.empty() || request.select.has_value())) {
@@ -338,13 +336,26 @@ absl::StatusOr<std::vector<Store::Next>> Store::DecideSetLocked(const NameKey& k
   if (name != nullptr && layout != nullptr && name->state.layout->fingerprint() != layout->fingerprint()) {
     return LayoutMismatch(absl::StatusCode::kFailedPrecondition, *name->state.layout, *layout);
   }
+  NameState wanted;
+  wanted.durability = name != nullptr ? name->state.durability : options_.default_durability;
+  RETURN_IF_ERROR(ApplyOptions(request.options, &wanted));
+  return SetLook{false, name, name != nullptr ? name->state.layout : layout, wanted.durability};
+}
+
+// What the name's state becomes.
+absl::StatusOr<std::vector<Store::Next>> Store::DecideSetLocked(const NameKey& key, const SetRequest& request,
+                                                                const RequestId& request_id, const LayoutRef& layout,
+                                                                const ImageRef& image, Exactness exactness,
+                                                                NameInfo* answer) {
+  const absl::StatusOr<SetLook> look = LookAtSetLocked(key, request, request_id, layout, answer);
+  RETURN_IF_ERROR(look.status());
+  if (look->replayed) return std::vector<Next>();
+  const Name* const name = look->name;
   NameState state = name != nullptr ? name->state : NewState(layout);
   RETURN_IF_ERROR(ApplyOptions(request.options, &state));
-  if (image != nullptr) {
-    state.ring.push_back(NewVersion(name != nullptr ? name->state.head()->id : 0, request.position, exactness, image));
-    Advance(request_id, &state);
-  }
-  return std::vector<Next>{std::move(state)};
+  state.ring.push_back(NewVersion(name != nullptr ? name->state.head()->id : 0, request.position, exactness, image));
+  Advance(request_id, &state);
+  return One(std::move(state));
 }
 
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, NameInfo* answer) {
@@ -365,27 +376,27 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SetItem& item, 
     request_id.body_hash = HashWithData(request_id.body_hash, *data_checksum);
   };
   if (request.select.has_value()) hash_data();
-  // A first look, so that a refused request costs no copy, and to know the layout and the head of a name that exists.
+  // A first look, so that a refused request costs no copy, and to know the layout and the head of a name that exists:
+  // not for an image that is there, of a layout that was told.
   // Hashing what came costs a pass over it, so a request_id that nobody knows waits for the hash that the copy makes.
   // But whoever finds it unknown and whoever refuses must see one state of the name: else a retry that meets its first
   // attempt is refused for what that one did.
   VersionRef base;
   Revision durable_revision = 0;
-  for (bool looked = false; !looked;) {
+  for (bool looked = item.bytes.image != nullptr && layout != nullptr && !request.select.has_value(); !looked;) {
     {
       MutexLock lock(&mu_);
       const Name* name = FindLocked(key);
       looked = data_checksum.has_value() || name == nullptr || !KnowsRequest(name->state, request.request.id);
       if (looked) {
-        absl::StatusOr<std::vector<Next>> look =
-            DecideSetLocked(key, request, data_checksum.has_value() ? request_id : RequestId{}, layout, nullptr,
-                            Exactness::kExact, answer);
+        const absl::StatusOr<SetLook> look =
+            LookAtSetLocked(key, request, data_checksum.has_value() ? request_id : RequestId{}, layout, answer);
         RETURN_IF_ERROR(look.status());
-        if (look->empty()) return Change{};
+        if (look->replayed) return Change{};
         WriteBehind::Adding adding;
-        RETURN_IF_ERROR(AdmitLocked(*look->front(), nullptr, &adding));
-        layout = look->front()->layout;
-        if (request.select.has_value()) base = look->front()->head();
+        RETURN_IF_ERROR(AdmitLocked(look->durability, *look->layout, nullptr, &adding));
+        layout = look->layout;
+        if (request.select.has_value()) base = name->state.head();
         if (name != nullptr) durable_revision = name->durable_revision;
       }
     }
@@ -464,12 +475,11 @@ absl::StatusOr<LayoutRef> Store::LayoutOfSet(const Op& op, const SetRequest& req
   if (name != nullptr && KnowsRequest(name->state, request.request.id))
     return layout != nullptr ? layout : name->state.layout;
   NameInfo ignored;
-  absl::StatusOr<std::vector<Next>> look =
-      DecideSetLocked(key, request, RequestId{}, layout, nullptr, Exactness::kExact, &ignored);
+  const absl::StatusOr<SetLook> look = LookAtSetLocked(key, request, RequestId{}, layout, &ignored);
   RETURN_IF_ERROR(look.status());
   WriteBehind::Adding adding;
-  RETURN_IF_ERROR(AdmitLocked(*look->front(), nullptr, &adding));
-  return look->front()->layout;
+  RETURN_IF_ERROR(AdmitLocked(look->durability, *look->layout, nullptr, &adding));
+  return look->layout;
 }
 
 absl::StatusOr<PendingSet> Store::BeginSet(const Op& op, SetRequest request, LayoutRef layout, std::string attachment,
@@ -612,7 +622,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RollbackRequest
                       NameState state = found->name->state;
                       state.ring.resize(found->index + 1);
                       Advance(request.request, &state);
-                      return std::vector<Next>{std::move(state)};
+                      return One(std::move(state));
                     },
                 answer,
                 absl::OkStatus()};
@@ -639,7 +649,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SnapshotRequest
                       state.max_history = 1;
                       state.ring.push_back(found->version());
                       Advance(request.request, &state);
-                      return std::vector<Next>{std::move(state)};
+                      return One(std::move(state));
                     },
                 answer,
                 absl::OkStatus(),
@@ -671,7 +681,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RestoreRequest&
         RETURN_IF_ERROR(ApplyOptions(request.options, &state));
         state.ring.push_back(found->version());
         Advance(request.request, &state);
-        return std::vector<Next>{std::move(state)};
+        return One(std::move(state));
       },
       answer,
       absl::OkStatus(),
@@ -693,7 +703,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op&, const DeleteRequest& req
                   if (!*answer && !request.allow_missing) return MissLocked(request.key, "name");
                   // What is left on disk of an earlier name goes before the answer.
                   if (!*answer && grave == graves_.end()) return std::vector<Next>();
-                  return std::vector<Next>{std::nullopt};
+                  return One(std::nullopt);
                 },
                 nullptr,
                 absl::OkStatus()};
@@ -790,7 +800,7 @@ absl::StatusOr<NameInfo> Store::SetTtl(const Op& op, const SetTtlRequest& reques
                                      RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
                                      NameState state = name->state;
                                      RETURN_IF_ERROR(ApplyOptions(request.options, &state));
-                                     return std::vector<Next>{std::move(state)};
+                                     return One(std::move(state));
                                    },
                                    &info,
                                    absl::OkStatus()}));

@@ -82,7 +82,7 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
                    if (!same) state.ring.push_back(found->version());
                    answer.already_published = same;
                    Advance({}, &state);
-                   return std::vector<Next>{std::move(state)};
+                   return One(std::move(state));
                  },
                  &answer.info,
                  absl::OkStatus(),

@@ -40,7 +40,8 @@ bool Store::DecideLocked(absl::Span<Change> changes, std::vector<WriteItem>* ite
     }
     for (size_t i = 0; change.status.ok() && i < decided->size(); ++i) {
       const Next& next = (*decided)[i];
-      if (next.has_value()) change.status = AdmitLocked(*next, next->head()->image.get(), &adding);
+      if (next.has_value())
+        change.status = AdmitLocked(next->durability, *next->layout, next->head()->image.get(), &adding);
     }
     if (!change.status.ok()) {
       all = false;

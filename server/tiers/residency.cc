@@ -693,7 +693,7 @@ Tier Residency::tier(const Image& of) const {
 void Residency::HeadsChanged(Resident* image) {
   MutexLock lock(&mu_);
   image->was_head = image->was_head || image->is_head();
-  if (!image->listed) return;
+  if (!image->listed || image->listed->victim_class == VictimClassOf(*image)) return;
   Unlist(image);
   List(image);
 }

@@ -321,14 +321,16 @@ absl::Status Residency::loss(const Image& of) const {
 
 // ---- the lists of victims
 
+Residency::VictimClass Residency::VictimClassOf(const Resident& image) {
+  const bool clean = image.dirty_in == nullptr;
+  if (image.was_head && !image.is_head()) return clean ? VictimClass::kBehindClean : VictimClass::kBehindDirty;
+  return clean ? VictimClass::kHeadClean : VictimClass::kHeadDirty;
+}
+
 void Residency::List(Resident* image) {
   assert(!image->listed);
   if (image->copies.empty()) return;
-  const bool behind = image->was_head && !image->is_head();
-  const bool clean = image->dirty_in == nullptr;
-  const VictimClass victim_class = behind ? (clean ? VictimClass::kBehindClean : VictimClass::kBehindDirty)
-                                          : (clean ? VictimClass::kHeadClean : VictimClass::kHeadDirty);
-  const VictimKey key{victim_class, image->used_at, image};
+  const VictimKey key{VictimClassOf(*image), image->used_at, image};
   bool all = true;
   for (const auto& copy : image->copies) {
     Pool* const pool = copy->pool;

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import functools
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .client import Pool
     from .streams import Progress, Source, StateStream
 
+_T = TypeVar("_T", bound="FromMessage")
 Kind = Literal["sequence", "snapshot", "prefix"]
 Durability = Literal["volatile", "write_behind", "sync"]
 """volatile: lives until the daemon dies. write_behind (default): on disk soon after the answer. sync: on disk before the answer."""
@@ -49,8 +50,39 @@ class Version:
     tier: str
 
 
+class FromMessage:
+    """A dataclass whose fields are taken out of a message of the daemon's when the first of them is asked for: of a large batch most never are. Until then
+    the message keeps all of the answer that it is a part of."""
+
+    @classmethod
+    def of(cls: type[_T], message: Any) -> _T:
+        made = object.__new__(cls)
+        object.__setattr__(made, "_message", message)
+        return made
+
+    @staticmethod
+    def _fields_of(message: Any) -> dict[str, Any]:
+        """Of the message."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        message = self.__dict__.get("_message")
+        return {k: v for k, v in self.__dict__.items() if k != "_message"} if message is None else self._fields_of(message)
+
+    if not TYPE_CHECKING:  # to a type checker there are the dataclass's fields, and no others
+        def __getattr__(self, field):
+            fields = self.__dict__
+            message = fields.get("_message")
+            if message is not None:
+                fields.update(self._fields_of(message))
+                fields.pop("_message", None)
+            if field not in fields:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {field!r}")
+            return fields[field]
+
+
 @dataclasses.dataclass(frozen=True)
-class Info:
+class Info(FromMessage):
     """What a name points at, when the daemon answered."""
 
     kind: str
@@ -77,47 +109,28 @@ class Info:
 
     @staticmethod
     def from_proto(info: pb.NameInfo, *, copy: bool = False) -> Info:
-        """Takes the fields out of the message when the first of them is asked for: of a large batch most never are. Until then the message keeps all of
-        the answer that it is a part of. copy: it does not, for an answer that has bytes of states or attachments."""
+        """copy: it does not keep the answer, which has bytes of states or attachments."""
         if copy:
             own = pb.NameInfo()
             own.CopyFrom(info)
             info = own
-        made = object.__new__(Info)
-        made.__dict__["_message"] = info
-        return made
+        return Info.of(info)
 
-    def __getstate__(self) -> dict[str, Any]:
-        message = self.__dict__.get("_message")
-        return {k: v for k, v in self.__dict__.items() if k != "_message"} if message is None else _fields_of(message)
-
-    if not TYPE_CHECKING:  # to a type checker there are the fields above, and no others
-        def __getattr__(self, field):
-            fields = self.__dict__
-            message = fields.get("_message")
-            if message is not None:
-                fields.update(_fields_of(message))
-                fields.pop("_message", None)
-            if field not in fields:
-                raise AttributeError(f"'Info' object has no attribute {field!r}")
-            return fields[field]
-
-
-def _fields_of(info: pb.NameInfo) -> dict[str, Any]:
-    """Those of Info."""
-    return {
-        "kind": info.name.WhichOneof("name") or "", "name": _name_of(info.name), "layout": info.layout, "position": info.position,
-        "revision": info.revision, "durable_revision": info.durable_revision, "checksum": info.checksum,
-        "exactness": enum_name(pb.Exactness, info.exactness), "tier": enum_name(pb.Tier, info.tier), "version_id": info.version_id,
-        "parent_version_id": info.parent_version_id, "state_bytes": info.state_bytes, "attachment_bytes": info.attachment_bytes,
-        "durability": enum_name(pb.Durability, info.durability), "max_history": info.max_history,
-        "history": tuple(Version(v.position, v.version_id, v.parent_version_id, enum_name(pb.Exactness, v.exactness), v.checksum,
-                                 enum_name(pb.Tier, v.tier)) for v in info.history),
-        "ttl": info.ttl.ToTimedelta().total_seconds() if info.HasField("ttl") else None,
-        "expire_time": info.expire_time.ToDatetime(datetime.timezone.utc) if info.HasField("expire_time") else None,
-        "create_time": info.create_time.ToDatetime(datetime.timezone.utc) if info.HasField("create_time") else None,
-        "replayed": info.replayed,
-        "flush_lag": info.flush_lag.ToTimedelta().total_seconds() if info.HasField("flush_lag") else None}
+    @staticmethod
+    def _fields_of(info: pb.NameInfo) -> dict[str, Any]:
+        return {
+            "kind": info.name.WhichOneof("name") or "", "name": _name_of(info.name), "layout": info.layout, "position": info.position,
+            "revision": info.revision, "durable_revision": info.durable_revision, "checksum": info.checksum,
+            "exactness": enum_name(pb.Exactness, info.exactness), "tier": enum_name(pb.Tier, info.tier), "version_id": info.version_id,
+            "parent_version_id": info.parent_version_id, "state_bytes": info.state_bytes, "attachment_bytes": info.attachment_bytes,
+            "durability": enum_name(pb.Durability, info.durability), "max_history": info.max_history,
+            "history": tuple(Version(v.position, v.version_id, v.parent_version_id, enum_name(pb.Exactness, v.exactness), v.checksum,
+                                     enum_name(pb.Tier, v.tier)) for v in info.history),
+            "ttl": info.ttl.ToTimedelta().total_seconds() if info.HasField("ttl") else None,
+            "expire_time": info.expire_time.ToDatetime(datetime.timezone.utc) if info.HasField("expire_time") else None,
+            "create_time": info.create_time.ToDatetime(datetime.timezone.utc) if info.HasField("create_time") else None,
+            "replayed": info.replayed,
+            "flush_lag": info.flush_lag.ToTimedelta().total_seconds() if info.HasField("flush_lag") else None}
 
 
 @dataclasses.dataclass(frozen=True)

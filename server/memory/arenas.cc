@@ -668,10 +668,9 @@ absl::StatusOr<StoreAnswer> Arenas::Store(const Op& op, absl::string_view id, ab
         row.key == NameKey{op.tenant, NameKind::kSequence, set.sequence}) {
       set.if_revision = row.revision;
     }
+    if (item.image != nullptr) continue;  // nothing is copied for it, and the store looks at it once
     if (const absl::StatusOr<LayoutRef> may = store_->LayoutOfSet(op, set); !may.ok()) {
       refuse(i, may.status());
-    } else if (item.image != nullptr && !item.attachment.empty()) {
-      refuse(i, Invalid("INVALID_OPTION", "attachment", "a granted slot has no room for an attachment"));
     } else if (item.attachment.size() > store_->options().max_attachment_bytes) {
       refuse(i, Invalid("INVALID_OPTION", "attachment",
                         absl::StrCat("an attachment has at most ", store_->options().max_attachment_bytes, " bytes")));

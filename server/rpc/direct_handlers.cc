@@ -56,7 +56,7 @@ absl::Status Handlers::FillSlotResponse(const Op& op, GetAnswer answer, const v1
 
 absl::StatusOr<ImageRef> Handlers::Filled(const Op& op, absl::string_view lease, uint64_t grant,
                                           absl::string_view checksum, bool has_attachment) const {
-  if (absl::Status status = CheckLease(op, lease); !status.ok()) return status;
+  if (leases_ == nullptr) return DirectOff();
   Checksum root;
   if (checksum.empty())
     return InvalidArgument("MISSING_FIELD", "checksum", "the daemon does not look at the bytes of a granted slot");

@@ -896,7 +896,7 @@ def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: in
     add = request.items.add
     position_of, accepted_of = _by_row_of(position), _by_row_of(accepted)
     request_ids = os.urandom(14).hex()  # what those of this call begin with
-    options: dict[Any, pb.NameOptions | None] = {}  # most items of a call want the same
+    alike: dict[Any, pb.StoreItem] = {}  # what items say besides, of which most of a call say the same
     for i, (row, item) in enumerate(items.items()):
         more = item if isinstance(item, StoreItem) else None
         sequence: Any = item if more is None else more.sequence
@@ -907,29 +907,25 @@ def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: in
         at = position_of(row) if more is None or more.position is None else more.position
         if at is None:
             raise errors.invalid("MISSING_FIELD", f"row {row} has no position", f"items[{i}].position")
-        request_id = f"{request_ids}{i:04x}" if more is None or more.request_id is None else more.request_id
-        to = add(row=_row(row), sequence=sequence, position=at, request_id=request_id)
+        to = add()
+        if more is not None:
+            wish = more.any_revision, more.whole_row, more.exactness, more.durability, more.ttl, more.expire_at, more.max_history
+            like = alike.get(wish)
+            if like is None:
+                like = alike[wish] = pb.StoreItem(any_revision=more.any_revision, whole_row=more.whole_row, options=_requests.options(*wish[3:]),
+                                                  exactness=_requests.enum(pb.Exactness, more.exactness, "exactness"))
+            to.CopyFrom(like)
+            if more.if_revision is not None:
+                to.if_revision = more.if_revision
+            if more.attachment:
+                to.attachment = more.attachment
         length = accepted_of(row) if more is None or more.accepted is None else more.accepted
         if length is not None:
             to.accepted_length = length
-        if more is None:
-            continue
-        if more.if_revision is not None:
-            to.if_revision = more.if_revision
-        if more.any_revision:
-            to.any_revision = True
-        if more.whole_row:
-            to.whole_row = True
-        if more.attachment:
-            to.attachment = more.attachment
-        if more.exactness is not None:
-            to.exactness = _requests.enum(pb.Exactness, more.exactness, "exactness")
-        wish = more.durability, more.ttl, more.expire_at, more.max_history
-        if wish not in options:
-            options[wish] = _requests.options(*wish)
-        chosen = options[wish]
-        if chosen is not None:
-            to.options.CopyFrom(chosen)
+        to.row = _row(row)
+        to.sequence = sequence
+        to.position = at
+        to.request_id = f"{request_ids}{i:04x}" if more is None or more.request_id is None else more.request_id
     return request
 
 

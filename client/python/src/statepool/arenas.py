@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import math
 import operator
 import os
@@ -896,7 +897,6 @@ def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: in
     add = request.items.add
     position_of, accepted_of = _by_row_of(position), _by_row_of(accepted)
     request_ids = os.urandom(14).hex()  # what those of this call begin with
-    alike: dict[Any, pb.StoreItem] = {}  # what items say besides, of which most of a call say the same
     for i, (row, item) in enumerate(items.items()):
         more = item if isinstance(item, StoreItem) else None
         sequence: Any = item if more is None else more.sequence
@@ -909,12 +909,7 @@ def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: in
             raise errors.invalid("MISSING_FIELD", f"row {row} has no position", f"items[{i}].position")
         to = add()
         if more is not None:
-            wish = more.any_revision, more.whole_row, more.exactness, more.durability, more.ttl, more.expire_at, more.max_history
-            like = alike.get(wish)
-            if like is None:
-                like = alike[wish] = pb.StoreItem(any_revision=more.any_revision, whole_row=more.whole_row, options=_requests.options(*wish[3:]),
-                                                  exactness=_requests.enum(pb.Exactness, more.exactness, "exactness"))
-            to.CopyFrom(like)
+            to.CopyFrom(_alike(more.any_revision, more.whole_row, more.exactness, more.durability, more.ttl, more.expire_at, more.max_history))
             if more.if_revision is not None:
                 to.if_revision = more.if_revision
             if more.attachment:
@@ -927,6 +922,14 @@ def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: in
         to.position = at
         to.request_id = f"{request_ids}{i:04x}" if more is None or more.request_id is None else more.request_id
     return request
+
+
+@functools.lru_cache(maxsize=64)
+def _alike(any_revision: bool, whole_row: bool, exactness: Exactness | None, durability: Durability | None, ttl: Ttl, expire_at: Expiry | None,
+           max_history: int | None) -> pb.StoreItem:
+    """What most items of a worker's stores have in common. Nobody may change it."""
+    return pb.StoreItem(any_revision=any_revision, whole_row=whole_row, options=_requests.options(durability, ttl, expire_at, max_history),
+                        exactness=_requests.enum(pb.Exactness, exactness, "exactness"))
 
 
 def _by_row_of(given: int | Mapping[int, int] | None) -> Callable[[int], int | None]:

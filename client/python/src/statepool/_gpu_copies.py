@@ -25,6 +25,8 @@ LOOK_MIN_S, LOOK_MAX_S = 0.0001, 0.001
 """How often the thread looks whether a store is written: less and less often."""
 LOOK_AT_LOADS_S = 0.005
 """The same for the pins of loads."""
+PINS_MAX = 32
+"""When so many are held a load looks at them itself: they count for Capabilities.max_pinned_bytes."""
 LINGER_S = 1.0
 """So long after it had something to do the thread looks by itself for loads that were added: to wake it would take the caller's time."""
 _WORDS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
@@ -248,6 +250,11 @@ class InFlight:
             self._loads.append((event, lease, pins))
             if self._thread is None or self._sleeps:
                 self._wake()
+
+    def relieve(self) -> None:
+        """Before more is pinned."""
+        if sum(len(pins) for _, _, pins in list(self._loads)) >= PINS_MAX:
+            self.release()
 
     def add(self, storing: Storing, *, attended: bool) -> None:
         """attended: the thread commits it; else whoever calls finish_through()."""

@@ -385,6 +385,8 @@ class Arena:
         lease = None if plan is None else self._pool._direct.lease(self._pool, attempts)
         if plan is None or lease is None:
             return [None] * len(request.items)
+        if self._in_flight is not None:
+            self._in_flight.relieve()
         if generation is None:
             generation = self._generation
         direct = pb.LoadRequest(items=request.items, lease=lease.id)

@@ -317,6 +317,9 @@ std::optional<v1::LeaseEvent> DirectLease::ReceiveLocked(absl::Time deadline, st
     it->second.wanted_back = true;
     any_wanted_back_ = true;
   }
+  if (event.short_of_room()) {
+    for (auto& [layout, stock] : stock_) stock.last_use = {};  // it counts as idle
+  }
   return event;
 }
 

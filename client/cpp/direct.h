@@ -65,8 +65,8 @@ class Extent {
 // back. Thread-safe: a lock is held while the daemon is asked for a descriptor, at most kAnswerTimeout.
 //
 // A thread of its own reads what the daemon sends, so that a client without calls gives back too what the daemon wants:
-// extents, as soon as nothing there is in use. It also gives back grants that nobody took for kStockIdle. It does not
-// own the lease, and ends with it.
+// extents, as soon as nothing there is in use. It also gives back grants that nobody took for kStockIdle, or all that
+// wait when the daemon had to refuse somebody room. It does not own the lease, and ends with it.
 //
 // In a forked child it is the parent's: nothing is sent, and nothing can be had. What it consists of there, but for the
 // connection, is never freed: the thread may have been at work on it when the process forked.

@@ -384,6 +384,35 @@ def test_pins_are_kept_while_another_thread_captures(far, pool, arena, stream, r
     eventually(lambda: slots(far, "pinned") == 0)
 
 
+def test_pins_go_back_whether_the_arenas_thread_sleeps_or_not(far, pool, arena, stream, request, monkeypatch):
+    name = request.node.name
+    pool.set(name, image(1), 1, layout=LAYOUT)
+    for linger_s in (0.0, 600.0):
+        monkeypatch.setattr(_gpu_copies, "LINGER_S", linger_s)
+        for _ in range(3):
+            arena.load({0: name})
+            eventually(lambda: slots(far, "pinned") == 0)
+            if not linger_s:
+                eventually(lambda: arena._in_flight._sleeps)
+    assert not arena._in_flight._sleeps
+
+
+def test_a_load_gives_back_the_pins_of_others_when_there_are_many(far, pool, arena, stream, request, monkeypatch):
+    name = request.node.name
+    for i in range(3):
+        pool.set(f"{name}/{i}", image(i), 1, layout=LAYOUT)
+    monkeypatch.setattr(_gpu_copies, "PINS_MAX", 3)
+    monkeypatch.setattr(arena._in_flight, "_wake", lambda: None)  # there is no thread
+    arena.load({0: f"{name}/0", 1: f"{name}/1"})
+    arena.load({2: f"{name}/2"})
+    stream.synchronize()
+    assert slots(far, "pinned") == 3
+    arena.load({3: f"{name}/2"})
+    eventually(lambda: slots(far, "pinned") == 1)
+    stream.synchronize()
+    assert arena._in_flight.release()
+
+
 def test_errors_of_a_store_come_with_wait(pool, arena, stream, request):
     name = request.node.name
     pool.set(name, image(1), 1, layout=LAYOUT)

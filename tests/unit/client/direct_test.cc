@@ -114,6 +114,11 @@ class FakeDaemon final : public v1::StatePool::Service {
     event.mutable_drop()->Add(extents.begin(), extents.end());
     Send(event, -1);
   }
+  void SayShortOfRoom() const {
+    v1::LeaseEvent event;
+    event.set_short_of_room(true);
+    Send(event, -1);
+  }
   void HangUp() const { shutdown(socket_, SHUT_RDWR); }
 
   // What was told, once it all was.
@@ -487,6 +492,18 @@ TEST_F(GrantTest, AStockThatNobodyUsesIsGivenBack) {
   EXPECT_EQ(given_back.count(grants->front().slot.id()), 0u);
   EXPECT_TRUE(Take(1).ok());
   EXPECT_EQ(daemon_.grants.size(), 2u);
+}
+
+TEST_F(GrantTest, AStockIsGivenBackAtOnceWhenSomebodyWasRefusedRoom) {
+  daemon_.writable = true;
+  const absl::Time start = absl::Now();
+  const auto grants = Take(1);
+  ASSERT_TRUE(grants.ok()) << grants.status();
+  daemon_.SayShortOfRoom();
+  const Ids given_back = daemon_.Unpinned(DirectLease::kStockMax - 1);
+  EXPECT_LT(absl::Now() - start, absl::FromChrono(DirectLease::kStockIdle)) << "at once";
+  EXPECT_EQ(given_back.count(grants->front().slot.id()), 0u) << "that is in use";
+  EXPECT_TRUE(Take(1).ok());
 }
 
 TEST_F(GrantTest, ExtentsThatTheDaemonWantsBackAreUnmappedWhenNoCallUsesThem) {

@@ -137,8 +137,7 @@ void World::Start() {
                                            [this](const Op& op, TenantId tenant, uint64_t bytes, const Device* on) {
                                              return residency_->AllocateShared(op, tenant, bytes, on);
                                            },
-                                           [this] { residency_->SharedMemoryFreed(); },
-                                           [this] { return residency_->refusals(); }},
+                                           [this] { residency_->SharedMemoryFreed(); }},
                                copies_.get(), &clock_);
   LeaseOptions lease_options;
   lease_options.max_leases = 4;

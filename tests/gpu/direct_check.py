@@ -5,6 +5,7 @@
 Lines of the contract on stdout: "gpu-direct" counts checks that failed, "gpu-direct-kills" what 200 killed workers left behind; the others are times.
 Needs a GPU, torch and cuda-bindings. With --worker it is what starts the workers that are killed, with --by-torch one that has no kernels' library."""
 import argparse
+import collections
 import contextlib
 import itertools
 import json
@@ -167,6 +168,32 @@ def check_stream_order(checks, daemon, pool):
         torch.cuda.synchronize()
     checks.expect(f"pins are given back {slots(daemon)}", wait_until(lambda: slots(daemon)["pinned"] == 0) is not None)
     checks.expect(f"grants are used or given back {slots(daemon)}", wait_until(lambda: slots(daemon)["granted"] == 0) is not None)
+
+
+def check_stock(checks, daemon, pool):
+    layout = pool.register_layout(LARGE)
+    calls, call = collections.Counter(), pool._connection.call
+
+    def counted(method, *arguments):
+        calls[method] += 1
+        return call(method, *arguments)
+
+    with pool.open_arena(layout, rows=4, direct=True) as arena:
+        pool._connection.call = counted
+        try:
+            for value in range(1, 9):
+                for row in range(4):
+                    fill(arena, layout, row, 10 * value + row)
+                items = {row: StoreItem(f"stock/{row}", whole_row=True, any_revision=True, max_history=1) for row in range(4)}
+                handle = arena.store_async(items, position=value) if value % 2 else arena.store(items, position=value)
+                if value % 2:
+                    handle.wait()
+        finally:
+            pool._connection.call = call
+        checks.expect(f"a store brings the slots of the next {dict(calls)}", calls["Store"] == 8 and calls["Grant"] <= 1)
+        for row in range(4):
+            checks.expect("what they were written with", set(bytes(pool.get(f"stock/{row}").data)) == {80 + row})
+    checks.expect(f"stock goes back {slots(daemon)}", wait_until(lambda: slots(daemon)["granted"] == 0) is not None)
 
 
 def check_capture(checks, pool):
@@ -509,6 +536,7 @@ def run_checks(directory, seed):
         checks.expect("copy_mode", pool.capabilities().copy_mode == "direct")
         attempt(check_views, pool, rng.randbytes)
         attempt(check_stream_order, daemon, pool)
+        attempt(check_stock, daemon, pool)
         attempt(check_capture, pool)
         attempt(check_threads, pool)
         attempt(base.check_inline, pool, rng.randbytes)

@@ -333,6 +333,7 @@ TEST_F(CppGpuCopiesTest, TheDaemonCopiesWhenTheStreamIsDone) {
     });
     if (is_load) {
       EXPECT_TRUE(arena_->Load({LoadRow(0, SequenceRef(Name("/in")))}).ok());
+      gpu_->legacy.Synchronize();
       EXPECT_TRUE(Read(0) == Image(1)) << "what the stream was told before is done before";
     } else {
       const PendingStore store = Begin(Whole(0, Name("/out"), 1));
@@ -490,6 +491,21 @@ TEST_F(CppGpuCopiesTest, ReopenFinishesWhatBeganAndTheAddressesStay) {
   ASSERT_TRUE(arena_->Load({LoadRow(1, SequenceRef(Name()))}).ok());
   gpu_->legacy.Synchronize();
   EXPECT_EQ(Read(1), Image(7));
+}
+
+TEST_F(CppGpuCopiesTest, NothingIsEnqueuedOverRowsThatAreNotMapped) {
+  Set(Name("/in"), Image(1));
+  gpu_->refuses_memory = true;
+  EXPECT_EQ(ReasonOf(arena_->Reopen()), "MAPPING_FAILED");
+  EXPECT_EQ(ReasonOf(arena_->StoreAsync({Whole(0, Name(), 1)})->Wait().status()), "MAPPING_FAILED");
+  EXPECT_EQ(ReasonOf(arena_->Store({Whole(0, Name(), 1)}).status()), "MAPPING_FAILED");
+  EXPECT_EQ(ReasonOf(arena_->Load({LoadRow(0, SequenceRef(Name("/in")))}).status()), "MAPPING_FAILED");
+  EXPECT_EQ(gpu_->legacy.enqueued(), 0u);
+  gpu_->refuses_memory = false;
+  EXPECT_EQ(ReasonOf(arena_->Load({LoadRow(0, SequenceRef(Name("/in")))}).status()), "CONTENTS_GONE");
+  ASSERT_TRUE(arena_->Load({LoadRow(0, SequenceRef(Name("/in")))}).ok());
+  EXPECT_TRUE(StatusOf(Begin(StoreRow(0, Name(), 1)).Wait()).ok());
+  EXPECT_EQ(Get(Name()), Image(1));
 }
 
 TEST_F(CppGpuCopiesTest, AnArenaThatIsDroppedFinishesWhatBegan) {

@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <random>
@@ -243,7 +244,7 @@ TEST_F(CppGpuCopiesTest, ALoadIntoARowThatIsBeingStoredComesAfterTheStore) {
   const PendingStore store = Begin(Whole(0, Name("/a"), 1));
   ASSERT_TRUE(arena_->Load({LoadRow(1, SequenceRef(Name("/b")))}).ok());  // another row
   EXPECT_FALSE(store.done());
-  std::thread later([this] {
+  std::jthread later([this] {
     absl::SleepFor(absl::Milliseconds(100));
     gpu_->legacy.Open();
   });
@@ -306,7 +307,7 @@ TEST_F(CppGpuCopiesTest, AStoreThatTheDaemonCopiesComesAfterThoseThatBeganBefore
   Write(0, Image(1));
   const PendingStore first = Begin(Whole(0, Name(), 1));
   Write(1, Image(2), &other_);
-  std::thread later([this] {
+  std::jthread later([this] {
     absl::SleepFor(absl::Milliseconds(100));
     gpu_->legacy.Open();
   });
@@ -317,6 +318,51 @@ TEST_F(CppGpuCopiesTest, AStoreThatTheDaemonCopiesComesAfterThoseThatBeganBefore
   later.join();
   EXPECT_EQ(pool_->Describe(SequenceRef(Name()))->position(), 2);
   EXPECT_EQ(Get(Name()), Image(2));
+}
+
+TEST_F(CppGpuCopiesTest, TheDaemonCopiesWhenTheStreamIsDone) {
+  arena_ = Open(RowMajor(2, /*direct=*/false));
+  ASSERT_NE(arena_, nullptr);
+  Set(Name("/in"), Image(1));
+  for (const bool is_load : {false, true}) {
+    gpu_->legacy.Hold();
+    Write(0, Image(2));
+    const std::jthread later([this] {
+      absl::SleepFor(absl::Milliseconds(100));
+      gpu_->legacy.Open();
+    });
+    if (is_load) {
+      EXPECT_TRUE(arena_->Load({LoadRow(0, SequenceRef(Name("/in")))}).ok());
+      gpu_->legacy.Synchronize();
+      EXPECT_TRUE(Read(0) == Image(1)) << "what the stream was told before is done before";
+    } else {
+      const PendingStore store = Begin(Whole(0, Name("/out"), 1));
+      EXPECT_TRUE(store.done() && StatusOf(store.Wait()).ok());
+      EXPECT_TRUE(Get(Name("/out")) == Image(2));
+    }
+  }
+}
+
+TEST_F(CppGpuCopiesTest, AnotherThreadIsToldThatTheContentsAreGone) {
+  std::promise<void> is_known, is_reopened;
+  std::string reasons[3];
+  std::jthread other([&] {
+    EXPECT_TRUE(StatusOf(arena_->Store({Whole(0, Name(), 1)}, false, {}, other_.handle())).ok());
+    is_known.set_value();
+    is_reopened.get_future().wait();
+    reasons[0] = ReasonOf(StatusOf(Begin(Whole(0, Name(), 2), &other_).Wait()));
+    reasons[1] = ReasonOf(StatusOf(Begin(Whole(0, Name(), 3), &other_).Wait()));
+    reasons[2] = absl::StrCat(other_.enqueued());
+  });
+  is_known.get_future().wait();
+  const uint64_t before = other_.enqueued();
+  EXPECT_TRUE(arena_->Reopen().ok());
+  is_reopened.set_value();
+  other.join();
+  EXPECT_EQ(reasons[0], "CONTENTS_GONE");
+  EXPECT_EQ(reasons[1], "") << "once";
+  EXPECT_EQ(reasons[2], absl::StrCat(before + 2)) << "one copy, and its event";
+  EXPECT_EQ(pool_->Describe(SequenceRef(Name()))->position(), 3);
 }
 
 TEST_F(CppGpuCopiesTest, AStreamThatIsGivenIsTheOne) {
@@ -445,6 +491,21 @@ TEST_F(CppGpuCopiesTest, ReopenFinishesWhatBeganAndTheAddressesStay) {
   ASSERT_TRUE(arena_->Load({LoadRow(1, SequenceRef(Name()))}).ok());
   gpu_->legacy.Synchronize();
   EXPECT_EQ(Read(1), Image(7));
+}
+
+TEST_F(CppGpuCopiesTest, NothingIsEnqueuedOverRowsThatAreNotMapped) {
+  Set(Name("/in"), Image(1));
+  gpu_->refuses_memory = true;
+  EXPECT_EQ(ReasonOf(arena_->Reopen()), "MAPPING_FAILED");
+  EXPECT_EQ(ReasonOf(arena_->StoreAsync({Whole(0, Name(), 1)})->Wait().status()), "MAPPING_FAILED");
+  EXPECT_EQ(ReasonOf(arena_->Store({Whole(0, Name(), 1)}).status()), "MAPPING_FAILED");
+  EXPECT_EQ(ReasonOf(arena_->Load({LoadRow(0, SequenceRef(Name("/in")))}).status()), "MAPPING_FAILED");
+  EXPECT_EQ(gpu_->legacy.enqueued(), 0u);
+  gpu_->refuses_memory = false;
+  EXPECT_EQ(ReasonOf(arena_->Load({LoadRow(0, SequenceRef(Name("/in")))}).status()), "CONTENTS_GONE");
+  ASSERT_TRUE(arena_->Load({LoadRow(0, SequenceRef(Name("/in")))}).ok());
+  EXPECT_TRUE(StatusOf(Begin(StoreRow(0, Name(), 1)).Wait()).ok());
+  EXPECT_EQ(Get(Name()), Image(1));
 }
 
 TEST_F(CppGpuCopiesTest, AnArenaThatIsDroppedFinishesWhatBegan) {

@@ -165,6 +165,7 @@ class FakeGpu final : public Gpu {
 
   std::atomic<bool> refuses_copies = false;    // from now on, after the first of a call
   std::atomic<bool> fails_next_event = false;  // the copies of the next call fail when they are waited for
+  std::atomic<bool> refuses_memory = false;    // of arenas
 
   absl::StatusOr<std::unique_ptr<Range>> Reserve(uint64_t bytes) override {
     return std::make_unique<ArenaRange>(this, NewAddresses(bytes), bytes);
@@ -219,6 +220,7 @@ class FakeGpu final : public Gpu {
     }
     absl::Status Put(int fd) override {
       (void)Vacate();
+      if (gpu_->refuses_memory) return MakeError(absl::StatusCode::kResourceExhausted, "MAPPING_FAILED", "", "no room");
       Note();
       is_mapped_ = mmap(data_, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) != MAP_FAILED;
       return is_mapped_ ? absl::OkStatus() : Failed();

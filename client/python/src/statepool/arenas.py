@@ -205,7 +205,8 @@ class Arena:
     waits for the stream. None may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait for all work of
     this process on the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error
     of CUDA's; until then graphs that touch rows stay valid, whatever is loaded, stored or opened again. Close the arena: of one that is only dropped the
-    memory counts until this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU refuses to copy.
+    memory counts until this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU
+    refuses to copy.
 
     Restarts: when the daemon has lost the arena, load and store open it again at the same addresses and raise ContentsGone: all rows are zeros. So
     does the next load or store of every other thread that used it before. When it can't be had again, the call's own error is raised, and the next

@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-from . import errors
+from . import _gpu_copies, errors
 from .v1 import statepool_pb2 as pb
 
 GRACE_S = 1.0
@@ -60,8 +60,11 @@ class Call:
         self.is_retired = False  # the daemon may still set its word: the pair is not used again
 
 
-class Enqueued:
-    """What _gpu_copies.Written is, of a store that the daemon copies: here there is nothing to wait for."""
+class Enqueued(_gpu_copies.Written):
+    """Of a store that the daemon copies: here there is nothing to wait for."""
+
+    def __init__(self) -> None:  # no event, and no hashes
+        pass
 
     def is_done(self) -> bool:
         return True

@@ -219,10 +219,12 @@ class Arena:
     returns when it is done. *Direct* (Pool.open_arena) this process copies. Otherwise the daemon does, when the stream has come to the call, and the stream
     waits for the daemon (flag words, ARENAS in statepool.proto). Such a load can fail after it returned, when the stream is too late (the timeout, at most
     60 s), or the daemon: the arena's next call raises RowsLost, once, and does nothing else. When the daemon is gone, or does not answer in time, the stream
-    goes on all the same. Where neither is to be had now the daemon copies while the CPU waits for the stream. None may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait
-    for all work of this process on the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error of CUDA's; until
-    then graphs that touch rows stay valid, whatever is loaded, stored or opened again. Close the arena: of one that is only dropped the memory counts until
-    this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU refuses to copy.
+    goes on all the same. Where neither is to be had now (also: a load of very many bytes, Capabilities.max_flag_pinned_bytes) the daemon copies while the CPU
+    waits for the stream. None may be called while the stream is captured into a graph: Conflict (STREAM_CAPTURING). close() and reopen() wait for all work of
+    this process on the GPU, and unmap the memory: after close(), and after a reopen() that failed, a tensor or a captured graph that touches it is an error
+    of CUDA's; until then graphs that touch rows stay valid, whatever is loaded, stored or opened again. Close the arena: of one that is only dropped the
+    memory counts until this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU
+    refuses to copy.
 
     Restarts: when the daemon has lost the arena, load and store open it again at the same addresses and raise ContentsGone: all rows are zeros. So
     does the next load or store of every other thread that used it before. When it can't be had again, the call's own error is raised, and the next
@@ -250,6 +252,7 @@ class Arena:
         self._copies: _gpu_copies.Copies | None = None  # nor on a GPU
         self._in_flight: _gpu_copies.InFlight | None = None  # what those copies, and stores with flag words, are
         self._flags: _flags.Flags | None = None  # None: streams and the daemon have no words for each other
+        self._late_bytes_max = 0  # of states that a load may have which returns before its copies
         self._doubtful: set[int] = set()  # rows that the daemon may take for loaded, and nobody copied to
         self._on_gpu = False
         self._table: pb.Arena  # as the daemon told it first
@@ -263,7 +266,10 @@ class Arena:
         try:
             lease = pool._direct.lease(pool, attempts) if direct and view.tp_size <= 1 else None
             self._request.with_plan = lease is not None and (_kernels.available or not lease.on_host)
-            self._request.with_flags = lease is None and not on_host(pool.capabilities())
+            if lease is None:
+                limits = pool.capabilities()
+                self._request.with_flags = not on_host(limits)
+                self._late_bytes_max = limits.max_flag_pinned_bytes
             self._open(attempts)
             self._make_arrays()
             self._make_plan()
@@ -302,7 +308,7 @@ class Arena:
         stream         on a GPU: the torch stream that the rows are for; None: the current one
         What each row holds then, as Loaded, in the order of the items. The row of an item that fails is as it was, unless it is DataLoss or
         DeadlineExceeded: then it counts as never loaded. The others are loaded. Errors of items have "row" in their metadata. NotFound (also
-        LAYOUT_MISMATCH, POSITION_MISMATCH ...), DataLoss, Exhausted; InvalidArgument (ROW_OUT_OF_RANGE); ContentsGone.
+        LAYOUT_MISMATCH, POSITION_MISMATCH ...), DataLoss, Exhausted; InvalidArgument (ROW_OUT_OF_RANGE); ContentsGone; RowsLost of an earlier load.
         """
         request = _load_request(items)
         if not request.items:
@@ -342,11 +348,11 @@ class Arena:
                     accepted: int | Mapping[int, int] | None = None, all_or_none: bool = False, return_errors: bool = False, stream: Any = None) -> Store:
         """store(), which is done when the handle's wait() returns, or done() is true; without either a thread of the arena's does it soon.
 
-        In a direct arena on a GPU this returns when the copies are enqueued: what the stream does afterwards may write to the rows, and is not stored. The
-        versions are published when the stream has passed them: those of one arena in the order of the calls; until then everybody finds what was there
-        before. A load into one of these rows waits for its store. Elsewhere all of it has happened when this returns. What is invalid in itself is raised
-        here, and so are Conflict (STREAM_CAPTURING, FORKED); every other error of store() by wait(): then nothing of the item was stored, and the row has
-        to be stored again, if it still holds the state.
+        On a GPU this returns when the copies are enqueued, or the stream waits for them: what the stream does afterwards may write to the rows, and is not
+        stored. The versions are published when the stream has passed them: those of one arena in the order of the calls; until then everybody finds what
+        was there before. A load into one of these rows waits for its store. Elsewhere all of it has happened when this returns. What is invalid in itself is
+        raised here, and so are Conflict (STREAM_CAPTURING, FORKED) and RowsLost; every other error of store() by wait(): then nothing of the item was
+        stored, and the row has to be stored again, if it still holds the state.
         Wait for what has to be there: a process that ends takes along what was not published.
         """
         self._check_parts(items)
@@ -624,7 +630,7 @@ class Arena:
     def _load_in_order(self, request: pb.LoadRequest, attempts: Attempts, generation: int | None, stream: Any) -> pb.LoadResponse | None:
         """A Load whose copies the stream waits for. None: it is to be done without words."""
         flags = self._flags
-        if flags is None:
+        if flags is None or self._is_too_large(request):
             return None
         if generation is None:
             generation = self._generation
@@ -643,6 +649,11 @@ class Arena:
         flags.answered(call)
         self._follow(flags, call, stream)
         return answer
+
+    def _is_too_large(self, request: pb.LoadRequest) -> bool:
+        """Whether the daemon would not pin all of these states for a load that returns before its copies, as far as their names tell."""
+        most = max(self._late_bytes_max * max(self._table.steps, 1) // self._table.row_bytes, 1)
+        return len(request.items) > most and len({item.name.SerializeToString() for item in request.items}) > most
 
     def _store_in_order(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any) -> pb.StoreResponse | None:
         """A Store that waits for the stream in the daemon. None: it is to be done without words."""

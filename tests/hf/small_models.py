@@ -95,8 +95,9 @@ def zamba(rng: random.Random) -> Config:
     layers = rng.randint(3, 5)
     heads = rng.choice([2, 4])
     types = ["hybrid", *layers_of(rng, "linear_attention", "hybrid", layers - 1)]
-    return common(rng, num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=layers, layers_block_type=types, n_mamba_heads=rng.choice([1, 2]), mamba_d_state=rng.choice([4, 6]),
-                  mamba_d_conv=rng.randint(2, 5), mamba_expand=rng.randint(1, 3), mamba_dt_rank=4, use_mamba_kernels=False)
+    return common(rng, num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=layers, layers_block_type=types,
+                  n_mamba_heads=rng.choice([1, 2]), mamba_d_state=rng.choice([4, 6]), mamba_d_conv=rng.randint(2, 5),
+                  mamba_expand=rng.randint(1, 3), mamba_dt_rank=4, use_mamba_kernels=False)
 
 
 def jamba(rng: random.Random) -> Config:

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -181,7 +182,8 @@ class Reader {
     preset.mutable_layer_ids()->Add(layers.begin(), layers.end());
     const FieldDescriptor* const family = v1::LayoutPreset::descriptor()->FindFieldByName(TextOf(part, "family"));
     Message* const message = preset.GetReflection()->MutableMessage(&preset, family);
-    for (const auto& [name, value] : StructOf(part, "parameters").fields()) {
+    const auto& fields = StructOf(part, "parameters").fields();
+    for (const auto& [name, value] : std::map<std::string, Value>(fields.begin(), fields.end())) {
       const FieldDescriptor* const field = message->GetDescriptor()->FindFieldByName(name);
       if (field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM) {
         message->GetReflection()->SetEnumValue(message, field, DtypeOf(value.string_value()));

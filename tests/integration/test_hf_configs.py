@@ -116,7 +116,7 @@ def test_a_model_of_no_family_is_written_tensor_by_tensor():
     ({"model_type": "jamba", "attn_layer_period": 0}, "attn_layer_period", "is 0"),
     ({"model_type": "kimi_linear", "linear_attn_config": {"kda_layers": [0]}}, "linear_attn_config.kda_layers", "is 0, and must be a whole number 1..4096"),
     ({"model_type": "xlstm", "qk_dim_factor": 1e308}, "c.key", "c.key can't be told"),
-    ({"model_type": "zamba2", "n_mamba_heads": 0}, "n_mamba_heads", "is 0"),
+    ({"model_type": "zamba2", "n_mamba_heads": 0, "mamba_d_state": 0}, "head_dim", "head_dim can't be told"),
     ({"model_type": ""}, "model_type", "no model_type"),
     ({"model_type": "zamba", "n_mamba_heads": 0}, "n_mamba_heads", "a section of conv is 0"),
     ({"model_type": "qwen4_exp_text", "ple_layer_ids": [1]}, "ple_tokens", "does not say what ple_tokens is at first"),

@@ -166,7 +166,8 @@ class _Reader:
     def _part(self, part: Mapping[str, Any], layers: tuple[int, ...]) -> Part:
         if "family" not in part:
             return Part("", layers, "", self._tensor(part))
-        parameters = {name: self._dtype_of(value) if name.endswith("_dtype") else self._size(value, name) for name, value in part["parameters"].items()}
+        # In order, so that of several faults the tool names the same.
+        parameters = {name: self._dtype_of(value) if name.endswith("_dtype") else self._size(value, name) for name, value in sorted(part["parameters"].items())}
         return Part(part["family"], layers, part.get("prefix", ""), parameters)
 
     def _tensor(self, tensor: Mapping[str, Any]) -> dict[str, Any]:

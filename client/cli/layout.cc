@@ -256,9 +256,9 @@ int RunPresets(Context& context) {
     for (const PresetFamily::Parameter& p : preset.parameters) {
       rows.push_back(Json::Object().Set("parameter", p.name).Set("default", p.fallback).Set("meaning", p.help));
     }
-    const std::string text =
-        absl::StrCat(preset.name, ": per layer ", preset.tensors, "\n\n", TableAsText("parameters", rows, StdoutColumns()),
-                     "\nAs a file for 'statepool layout register FILE':\n  ", preset.example, "\n\n");
+    const std::string text = absl::StrCat(
+        preset.name, ": per layer ", preset.tensors, "\n\n", TableAsText("parameters", rows, StdoutColumns()),
+        "\nAs a file for 'statepool layout register FILE':\n  ", preset.example, "\n\n");
     fwrite(text.data(), 1, text.size(), stdout);
   }
   return 0;
@@ -362,9 +362,9 @@ std::vector<Command> LayoutCommands() {
        0,
        -1,
        "Tell how many bytes a state has, tensor by tensor.",
-       "Without anything: of models that are well known. A FILE as for 'layout register' or a --preset is computed here, without a\n"
-       "daemon. What is no file is a registered layout's alias or fingerprint, and the\n"
-       "daemon is asked.",
+       "Without anything: of models that are well known. A FILE as for 'layout\n"
+       "register' or a --preset is computed here, without a daemon. What is no file is a\n"
+       "registered layout's alias or fingerprint, and the daemon is asked.",
        "statepool layout size --preset=mamba2 layers=48 heads=80 head_dim=64 state_size=128\n"
        "statepool layout size my-model",
        {preset, layer_ids},

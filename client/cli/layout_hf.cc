@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <set>
@@ -136,9 +137,9 @@ absl::StatusOr<std::string> TextConfig(Struct* keys) {
     const bool has_inner = inner != nullptr && inner->has_struct_value();
     if (entry.has_value() && Find(*entry, "text_config") != nullptr) {
       const Value* const flat = Find(*entry, "flat");
-      Struct text = has_inner                                 ? inner->struct_value()
-                    : flat != nullptr && flat->bool_value() ? *keys
-                                                            : Struct();
+      Struct text;
+      if (has_inner) text = inner->struct_value();
+      else if (flat != nullptr && flat->bool_value()) text = *keys;
       Value& named = (*text.mutable_fields())["model_type"];
       if (named.string_value().empty() || named.string_value() == model_type) named = *Find(*entry, "text_config");
       *keys = std::move(text);
@@ -179,10 +180,10 @@ class Reader {
     v1::LayoutPreset& preset = *hybrid->add_parts();
     preset.set_prefix(TextOf(part, "prefix"));
     preset.mutable_layer_ids()->Add(layers.begin(), layers.end());
-    const FieldDescriptor* const family =
-        v1::LayoutPreset::descriptor()->FindFieldByName(TextOf(part, "family"));
+    const FieldDescriptor* const family = v1::LayoutPreset::descriptor()->FindFieldByName(TextOf(part, "family"));
     Message* const message = preset.GetReflection()->MutableMessage(&preset, family);
-    for (const auto& [name, value] : StructOf(part, "parameters").fields()) {
+    const auto& fields = StructOf(part, "parameters").fields();
+    for (const auto& [name, value] : std::map<std::string, Value>(fields.begin(), fields.end())) {
       const FieldDescriptor* const field = message->GetDescriptor()->FindFieldByName(name);
       if (field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM) {
         message->GetReflection()->SetEnumValue(message, field, DtypeOf(value.string_value()));
@@ -250,6 +251,7 @@ class Reader {
     return value;
   }
 
+  // Nothing: the config does not have it, or it is no finite number.
   std::optional<double> Number(const Value& size) const {
     if (size.kind_case() == Value::kStringValue) {
       const Value* const value = Key(size.string_value());
@@ -262,16 +264,19 @@ class Reader {
     for (const Value& operand : operands.list_value().values()) {
       const std::optional<double> number = Number(operand);
       if (number.has_value()) known.push_back(*number);
-      if (number.has_value() && operation == "first") return number;
     }
-    if (operation == "first" || known.size() < static_cast<size_t>(operands.list_value().values_size()))
-      return std::nullopt;
-    if (operation == "sum") return std::accumulate(known.begin(), known.end(), 0.0);
-    if (operation == "product") return std::accumulate(known.begin(), known.end(), 1.0, std::multiplies<>());
-    if (operation == "least") return *std::min_element(known.begin(), known.end());
-    if (known[1] == 0) return std::nullopt;
-    return operation == "quotient" ? std::floor(known[0] / known[1])
-                                   : std::ceil(known[0] / known[1]) * known[1];  // round_up
+    if (operation == "first") return known.empty() ? std::nullopt : std::optional(known[0]);
+    if (known.size() < static_cast<size_t>(operands.list_value().values_size())) return std::nullopt;
+    const double result = Apply(operation, known);
+    return std::isfinite(result) ? std::optional(result) : std::nullopt;
+  }
+
+  static double Apply(const std::string& operation, const std::vector<double>& of) {
+    if (operation == "sum") return std::accumulate(of.begin(), of.end(), 0.0);
+    if (operation == "product") return std::accumulate(of.begin(), of.end(), 1.0, std::multiplies<>());
+    if (operation == "least") return *std::min_element(of.begin(), of.end());
+    if (operation == "quotient") return std::floor(of[0] / of[1]);
+    return std::ceil(of[0] / of[1]) * of[1];  // round_up
   }
 
   // `least` after a fault, so that whoever goes on divides by nothing.
@@ -310,9 +315,8 @@ class Reader {
     const uint64_t period = Size(*Find(rule, every ? "every" : "not_every"), "the period of layers");
     const uint64_t offset = Size(*Find(rule, "offset"), "the offset of layers", 0);
     const double from = NumberOf(rule, "from");
-    return Where(Count(*Find(rule, "of")), [&](uint64_t i) {
-      return every == (static_cast<double>(i) >= from && i % period == offset);
-    });
+    return Where(Count(*Find(rule, "of")),
+                 [&](uint64_t i) { return every == (static_cast<double>(i) >= from && i % period == offset); });
   }
 
   std::optional<std::vector<uint32_t>> LayersIn(const Struct& rule) {
@@ -377,8 +381,7 @@ absl::StatusOr<std::string> DtypeOfModel(const std::string& wanted, const Struct
   const std::string& first = *std::find_if(said.begin(), said.end(), [](const std::string& s) { return !s.empty(); });
   const std::string name(absl::StripPrefix(first, "torch."));
   if (name == "float32" || name == "float16" || name == "bfloat16") return name;
-  return UsageError("dtype",
-                    absl::StrCat("'", name, "' is no dtype of a model: one of float32, float16, bfloat16"));
+  return UsageError("dtype", absl::StrCat("'", name, "' is no dtype of a model: one of float32, float16, bfloat16"));
 }
 
 }  // namespace

@@ -95,8 +95,9 @@ def zamba(rng: random.Random) -> Config:
     layers = rng.randint(3, 5)
     heads = rng.choice([2, 4])
     types = ["hybrid", *layers_of(rng, "linear_attention", "hybrid", layers - 1)]
-    return common(rng, num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=layers, layers_block_type=types, n_mamba_heads=rng.choice([1, 2]), mamba_d_state=rng.choice([4, 6]),
-                  mamba_d_conv=rng.randint(2, 5), mamba_expand=rng.randint(1, 3), mamba_dt_rank=4, use_mamba_kernels=False)
+    return common(rng, num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=layers, layers_block_type=types,
+                  n_mamba_heads=rng.choice([1, 2]), mamba_d_state=rng.choice([4, 6]), mamba_d_conv=rng.randint(2, 5),
+                  mamba_expand=rng.randint(1, 3), mamba_dt_rank=4, use_mamba_kernels=False)
 
 
 def jamba(rng: random.Random) -> Config:
@@ -189,10 +190,13 @@ def lfm2_moe(rng: random.Random) -> Config:
 
 def inkling(rng: random.Random) -> Config:
     layers = rng.randint(1, 3)
-    return common(rng, num_hidden_layers=layers, head_dim=rng.choice([4, 8]), swa_num_attention_heads=2, swa_num_key_value_heads=1,
-                  swa_head_dim=rng.choice([4, 8]), sliding_window_size=8, d_rel=2, rel_extent=16, conv_kernel_size=rng.randint(2, 5),
-                  mlp_layer_types=["dense"] * layers, moe_intermediate_size=16, n_routed_experts=2, num_experts_per_tok=1, n_shared_experts=1,
-                  layer_types=rng.choices(["hybrid", "hybrid_sliding"], k=layers))
+    config = common(rng, num_hidden_layers=layers, head_dim=rng.choice([4, 8]), swa_num_attention_heads=2, swa_num_key_value_heads=1,
+                    swa_head_dim=rng.choice([4, 8]), sliding_window_size=8, d_rel=2, rel_extent=16, mlp_layer_types=["dense"] * layers,
+                    moe_intermediate_size=16, n_routed_experts=2, num_experts_per_tok=1, n_shared_experts=1)
+    config[rng.choice(["conv_kernel_size", "sconv_kernel_size"])] = rng.choice([2, 3, 5])
+    if rng.random() < 0.5:
+        return config | {"local_layer_ids": rng.sample(range(layers), rng.randint(0, layers))}
+    return config | {"layer_types": rng.choices(["hybrid", "hybrid_sliding"], k=layers)}
 
 
 def minimax(rng: random.Random) -> Config:

@@ -116,6 +116,12 @@ def test_a_tensor_that_is_written_out_has_the_presets_fingerprint(pool):
     assert pool.register_layout(preset) == written
 
 
+def test_the_tokens_before_the_first_are_ends_of_sequences():
+    for eos, first in ((7, 7), ([3, 2], 3)):  # as Qwen4ExpTextNGramEmbedding takes it
+        layout = layouts.from_hf({"model_type": "qwen4_exp_text", "ple_layer_ids": [2], "eos_token_id": eos})
+        assert {t.name: (t.layers, t.initial) for t in layout.tensors if t.name.startswith("ple_")} == {"ple_inputs": ((1,), 0), "ple_tokens": ((1,), first)}
+
+
 def test_transformers_is_the_one_that_the_table_was_made_with():
     assert transformers.__version__ == (REPOSITORY / "tests/hf/requirements.txt").read_text().split("transformers==")[1].split()[0]
 

@@ -115,6 +115,9 @@ def test_a_model_of_no_family_is_written_tensor_by_tensor():
     ({"model_type": "lfm2", "full_attn_idxs": ["a"]}, "full_attn_idxs", "no list of numbers"),
     ({"model_type": "jamba", "attn_layer_period": 0}, "attn_layer_period", "is 0"),
     ({"model_type": "kimi_linear", "linear_attn_config": {"kda_layers": [0]}}, "linear_attn_config.kda_layers", "is 0, and must be a whole number 1..4096"),
+    ({"model_type": "xlstm", "qk_dim_factor": 1e308}, "c.key", "c.key can't be told"),
+    ({"model_type": "zamba2", "n_mamba_heads": 0, "mamba_d_state": 0}, "head_dim", "head_dim can't be told"),
+    ({"model_type": ""}, "model_type", "no model_type"),
     ({"model_type": "zamba", "n_mamba_heads": 0}, "n_mamba_heads", "a section of conv is 0"),
     ({"model_type": "qwen4_exp_text", "ple_layer_ids": [1]}, "ple_tokens", "does not say what ple_tokens is at first"),
     ({"model_type": "mamba", "dtype": "int8"}, "dtype", "one of float32, float16, bfloat16"),
@@ -126,6 +129,12 @@ def test_what_makes_no_sense_is_refused_in_the_same_words_by_python_and_tool(con
     done = tool(config=config)
     error = json.loads(done.stderr)
     assert (done.returncode, done.stdout, error["reason"], error["field"], error["message"]) == (2, "", "USAGE", field, refused.value.message)
+
+
+def test_a_number_beyond_floats_is_refused():
+    with pytest.raises(statepool.InvalidArgument):
+        layouts.from_hf({"model_type": "mamba", "state_size": 10**400})
+    assert tool(config={"model_type": "mamba", "state_size": 10**400}).returncode == 2
 
 
 def test_what_is_no_config_is_refused(tmp_path):

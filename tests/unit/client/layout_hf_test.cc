@@ -46,9 +46,9 @@ TEST(LayoutHfTest, TheDtypeOfTheWeightsIsTheCallersThenTheConfigsThenThatOfTheCo
 }
 
 TEST(LayoutHfTest, NumbersThatJsonDoesNotHaveAreReadOverButNotInStrings) {
-  const v1::Layout layout = Read(
-      R"({"model_type":"mamba2","limit":[-Infinity,Infinity],"eps":NaN,"say":"\"NaN","layer_types":"Infinity",)"
-      R"("num_hidden_layers":2})");
+  const v1::Layout layout =
+      Read(R"({"model_type":"mamba2","limit":[-Infinity,Infinity],"eps":NaN,"say":"\"NaN","layer_types":"Infinity",)"
+           R"("num_hidden_layers":2})");
   EXPECT_THAT(layout.tensors(0).layers(), ElementsAre(0, 1));
   EXPECT_EQ(FieldOf(R"({"model_type":"NaN"})"), "model_type");
   EXPECT_EQ(FieldOf(R"({"model_type":"mamba","state_size":NaN})"), "state_size");

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, Union
 
 from . import errors
@@ -20,6 +20,16 @@ from . import errors
 _LAYERS_MAX = 4096
 _SIZE_MAX = 1 << 32
 _DTYPES = ("float32", "float16", "bfloat16")
+
+
+# In floats, as the tool does; what is not finite is no size.
+_OPERATORS: Mapping[str, Callable[[list[float]], float]] = {
+    "sum": sum,
+    "product": math.prod,
+    "least": min,
+    "quotient": lambda of: math.nan if of[1] == 0 else of[0] // of[1],
+    "round_up": lambda of: math.nan if not math.isfinite(of[0]) else math.ceil(of[0] / of[1]) * of[1],
+}
 
 
 class Transformers(Protocol):
@@ -71,6 +81,14 @@ def _table() -> dict[str, Any]:
     return table
 
 
+def _finite(number: float) -> float | None:
+    try:
+        number = float(number)
+    except OverflowError:  # an integer beyond floats
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _keys_of(config: Config) -> Mapping[str, Any]:
     if isinstance(config, Mapping):
         return config
@@ -101,17 +119,18 @@ def _entry(model_type: str) -> dict[str, Any] | None:
 def _text_config(keys: Mapping[str, Any], outer: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], Mapping[str, Any]]:
     """The model whose state it is, its keys, and those of the config around it."""
     model_type = keys.get("model_type")
-    if not isinstance(model_type, str):
+    if not isinstance(model_type, str) or not model_type:
         raise errors.invalid("INVALID_LAYOUT", "the config has no model_type", "model_type")
     entry, inner = _entry(model_type), keys.get("text_config")
     if entry is not None and "text_config" in entry:
         if not isinstance(inner, Mapping):
             inner = keys if entry.get("flat") else {}
         named = inner.get("model_type")
-        return _text_config({**inner, "model_type": named if isinstance(named, str) and named != model_type else entry["text_config"]}, outer)
+        is_named = isinstance(named, str) and named not in ("", model_type)
+        return _text_config({**inner, "model_type": named if is_named else entry["text_config"]}, outer)
     if entry is not None:
         return model_type, keys, outer
-    if isinstance(inner, Mapping) and "model_type" in inner:
+    if isinstance(inner, Mapping) and inner.get("model_type"):
         return _text_config(inner, outer)
     why = _table()["not_supported"].get(model_type)
     if why is not None:
@@ -147,7 +166,8 @@ class _Reader:
     def _part(self, part: Mapping[str, Any], layers: tuple[int, ...]) -> Part:
         if "family" not in part:
             return Part("", layers, "", self._tensor(part))
-        parameters = {name: self._dtype_of(value) if name.endswith("_dtype") else self._size(value, name) for name, value in part["parameters"].items()}
+        # In order, so that of several faults the tool names the same.
+        parameters = {name: self._dtype_of(value) if name.endswith("_dtype") else self._size(value, name) for name, value in sorted(part["parameters"].items())}
         return Part(part["family"], layers, part.get("prefix", ""), parameters)
 
     def _tensor(self, tensor: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,27 +193,18 @@ class _Reader:
         return value
 
     def _number(self, size: Any) -> float | None:
-        """None: the config does not have it."""
+        """None: the config does not have it, or it is no finite number."""
         if isinstance(size, str):
             size = self._key(size)
-        if not isinstance(size, dict):
-            return size if isinstance(size, (int, float)) and not isinstance(size, bool) and math.isfinite(size) else None
+            size = None if isinstance(size, Mapping) else size
+        if not isinstance(size, Mapping):
+            return _finite(size) if isinstance(size, (int, float)) and not isinstance(size, bool) else None
         (operator, operands), = size.items()
         numbers = [self._number(operand) for operand in operands]
         known = [n for n in numbers if n is not None]
         if operator == "first":
             return known[0] if known else None
-        if len(known) < len(numbers):
-            return None
-        if operator == "sum":
-            return sum(known)
-        if operator == "product":
-            return math.prod(known)
-        if operator == "least":
-            return min(known)
-        if known[1] == 0:
-            return None
-        return known[0] // known[1] if operator == "quotient" else math.ceil(known[0] / known[1]) * known[1]  # round_up
+        return _finite(_OPERATORS[operator](known)) if len(known) == len(numbers) else None
 
     def _size(self, size: Any, what: str, least: int = 1, most: int = _SIZE_MAX) -> int:
         number = self._number(size)
@@ -206,7 +217,7 @@ class _Reader:
 
     def _model_dtype(self, outer: Mapping[str, Any], dtype: str | None) -> str:
         said = [dtype, *(keys.get(key) for keys in (self._keys, outer) for key in ("dtype", "torch_dtype"))]
-        name = str(next((d for d in said if d is not None), "float32")).removeprefix("torch.")
+        name = str(next((d for d in said if d not in (None, "")), "float32")).removeprefix("torch.")
         if name not in _DTYPES:
             raise errors.invalid("INVALID_LAYOUT", f"{name!r} is no dtype of a model: one of {', '.join(_DTYPES)}", "dtype")
         return name

@@ -394,14 +394,15 @@ def from_hf(config: _hf.Config, *, model_id: str = "", layer_ids: Iterable[int] 
     dtype      of the weights: "bfloat16", "float16" or "float32" (torch's dtypes will do). None: the config's, and float32 if it says nothing
     initial    as for presets
 
-    Keys that are not there are what transformers takes then. A model of one of the presets' families has that preset's layout, the same fingerprint included; others
-    are written tensor by tensor. Dtypes are those of transformers' own cache, filled by its PyTorch code: convolutions mostly that of the weights, recurrent states
-    mostly float32. A cache of attention in a hybrid is not part of the layout. Raises InvalidArgument (INVALID_LAYOUT) for a model_type that is not known,
-    one without recurrent layers, and for sizes that make no sense; the field is the config's key. hf_models.json lists the models, and how each is read.
+    Keys that are not there are what transformers takes then. A model of one of the presets' families has that preset's layout, the same fingerprint included;
+    others are written tensor by tensor. Dtypes are those of transformers' own cache, filled by its PyTorch code: convolutions mostly that of the weights,
+    recurrent states mostly float32. A cache of attention in a hybrid is not part of the layout. Raises InvalidArgument (INVALID_LAYOUT) for a model_type that
+    is not known, one without recurrent layers, and for sizes that make no sense; the field is the config's key. hf_models.json lists the models, and how each
+    is read.
     """
     parts = _hf.read(config, dtype=dtype, layer_ids=layer_ids).parts
     if not parts[0].family:
-        return _with_initial(Layout(model_id, [_tensor_of(part) for part in parts]), initial)
+        return _with_initial(Layout(model_id, tuple(_tensor_of(part) for part in parts)), initial)
     make = {f.__name__: f for f in (mamba1, mamba2, gated_delta_net, kda, linear_attention, short_conv, rwkv4)}
     if len(parts) > 1:
         return hybrid(model_id, [make[p.family](layer_ids=p.layers, prefix=p.prefix, **p.parameters) for p in parts], initial=initial)
@@ -409,8 +410,8 @@ def from_hf(config: _hf.Config, *, model_id: str = "", layer_ids: Iterable[int] 
 
 
 def hf_view(config: _hf.Config, *, layer_ids: Iterable[int] | None = None) -> View:
-    """How transformers' cache has the tensors of from_hf(config, layer_ids=...): in an arena with this view a layer's array without its first axis, the row, has the shape of one
-    batch row of the cache's tensor. Convolutions have the channels first, and K columns in most models, of which the first is never read.
+    """How transformers' cache has the tensors of from_hf(config, layer_ids=...): in an arena with this view a layer's array [row, ...] has the shape of the
+    cache's tensor [batch, ...]. Convolutions have the channels first, and K columns in most models, of which the first is never read.
 
     RWKV's cache has one tensor for all layers, [batch, channel, layer]: the shape is that of one layer of it.
     """
@@ -426,11 +427,14 @@ def _tensor_of(part: _hf.Part) -> Tensor:
 
 
 def _with_initial(layout: Layout, initial: Initial | None) -> Layout:
-    values = {name: value if isinstance(value, (int, float)) else value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
-              for name, value in (initial or {}).items()}
+    values = {name: value if isinstance(value, (int, float)) else _initial_bytes(value) for name, value in (initial or {}).items()}
     if unknown := values.keys() - {t.name for t in layout.tensors}:
         raise errors.invalid("INVALID_LAYOUT", f"initial names no tensor of the layout: {', '.join(sorted(unknown))}", "initial")
     return Layout(layout.model_id, tuple(dataclasses.replace(t, initial=values.get(t.name, t.initial)) for t in layout.tensors))
+
+
+def _initial_bytes(value: bytes | Array) -> bytes:
+    return value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
 
 
 def _preset(model_id: str, layer_ids: Iterable[int] | None, initial: Initial | None, prefix: str, **family: Any) -> Preset:
@@ -439,7 +443,7 @@ def _preset(model_id: str, layer_ids: Iterable[int] | None, initial: Initial | N
         if isinstance(value, (int, float)):
             preset.initial[name].constant = value
         else:
-            preset.initial[name].data = value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
+            preset.initial[name].data = _initial_bytes(value)
     return Preset(preset)
 
 

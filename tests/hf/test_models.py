@@ -107,6 +107,14 @@ def test_a_config_around_another_has_its_layout(pool):
         assert registered(pool, config, model_id="m") == layout
 
 
+def test_a_config_around_none_has_its_keys_in_itself_where_transformers_reads_them_there(pool):
+    for model_type, text in (("glm5_next", "glm5_next_text"), ("qwen3_5", "qwen3_5_text")):
+        said = {"num_hidden_layers": 8, "linear_num_heads": 2, "linear_num_value_heads": 16}
+        layout = registered(pool, CONFIG_MAPPING[model_type](**said), model_id="m")
+        assert registered(pool, {"model_type": model_type, **said}, model_id="m") == layout
+        assert (registered(pool, {"model_type": text, **said}, model_id="m") == layout) == (model_type == "glm5_next")
+
+
 def test_a_tensor_that_is_written_out_has_the_presets_fingerprint(pool):
     said = {"num_hidden_layers": 8, "linear_num_key_heads": 4, "ple_layer_ids": None, "eos_token_id": None}
     written = layouts.from_hf({"model_type": "qwen4_exp_text", **said}, model_id="m")

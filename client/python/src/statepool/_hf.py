@@ -20,15 +20,13 @@ from . import errors
 _LAYERS_MAX = 4096
 _SIZE_MAX = 1 << 32
 _DTYPES = ("float32", "float16", "bfloat16")
-
-
-# In floats, as the tool does; what is not finite is no size.
+# Of finite numbers, in floats, as the tool does; what is not finite then is no size.
 _OPERATORS: Mapping[str, Callable[[list[float]], float]] = {
     "sum": sum,
     "product": math.prod,
     "least": min,
     "quotient": lambda of: math.nan if of[1] == 0 else of[0] // of[1],
-    "round_up": lambda of: math.nan if not math.isfinite(of[0]) else math.ceil(of[0] / of[1]) * of[1],
+    "round_up": lambda of: math.ceil(of[0] / of[1]) * of[1],
 }
 
 

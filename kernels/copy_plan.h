@@ -2,11 +2,11 @@
 //
 // Copy plans: how a state in canonical order (the proto's BYTES) lies in the rows of an arena, and the copies between.
 //
-// A plan is a list of segments, one for each layer of each tensor, or several where an arena has a part of it. *Gather* (Load) copies a state into the first step
-// of a row, *scatter* (Store) a row into a state, from the step that an accepted length names. Both can be run for any
-// range of the state's bytes, so that threads share one copy, and give exactly those bytes, whatever ranges are chosen.
-// Long ranges are faster where a row's axes are in another order than the state's. A plan that is not *whole* leaves
-// the rest of the state alone.
+// A plan is a list of segments, one for each layer of each tensor, or several where an arena has a part of it. *Gather*
+// (Load) copies a state into the first step of a row, *scatter* (Store) a row into a state, from the step that an
+// accepted length names. Both can be run for any range of the state's bytes, so that threads share one copy, and give
+// exactly those bytes, whatever ranges are chosen. Long ranges are faster where a row's axes are in another order than
+// the state's. A plan that is not *whole* leaves the rest of the state alone.
 //
 // This is the host's form; device_copy_plan.h runs the same plan on a device. A plan is immutable and thread-safe. No
 // copy fails: the plan was checked before, by whoever made its segments (server/core/view.h) or by CopyPlan::Checked.

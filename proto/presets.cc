@@ -15,7 +15,7 @@ namespace {
 using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 
-constexpr uint64_t kSizeMax = uint64_t{1} << 32;    // of a parameter
+constexpr uint64_t kSizeMax = uint64_t{1} << 32;     // of a parameter
 constexpr uint64_t kProductMax = uint64_t{1} << 40;  // no state has more bytes
 constexpr uint32_t kLayersMax = 4096;
 constexpr int kPartsMax = 16;
@@ -241,9 +241,11 @@ std::vector<Family> MakeFamilies() {
   const auto recurrent_dtype = [](const char* tensor) {
     return PresetFamily::Parameter{"recurrent_dtype", "FLOAT32", absl::StrCat("of ", tensor)};
   };
-  const std::vector<PresetFamily::Parameter> rwkv = {
-      layers, {"hidden_size", "", "C, a multiple of D"}, {"head_size", "64", "D"}, shift_dtype,
-      {"wkv_dtype", "FLOAT32", "of wkv"}};
+  const std::vector<PresetFamily::Parameter> rwkv = {layers,
+                                                     {"hidden_size", "", "C, a multiple of D"},
+                                                     {"head_size", "64", "D"},
+                                                     shift_dtype,
+                                                     {"wkv_dtype", "FLOAT32", "of wkv"}};
   return {
       {v1::LayoutPreset::kMamba1,
        Mamba1,

@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Presets: the families of recurrent models, and the layout that a family's hyper-parameters make. Daemon and tool share
-// it, so that a preset is one layout everywhere. What each family's parameters mean stands in the .proto.
+// Presets: the families of recurrent models, and the layout that a family's hyper-parameters make. Daemon and tool
+// share it, so that a preset is one layout everywhere. What each family's parameters mean stands in the .proto.
 #ifndef STATEPOOL_PROTO_PRESETS_H_
 #define STATEPOOL_PROTO_PRESETS_H_
 
@@ -19,8 +19,8 @@ struct PresetFault {
   std::string what;   // "must be 1..2^32"
 };
 
-// Writes to `*layout` what the preset stands for; nothing to be said if that succeeded. What only a layout is checked for
-// (its model_id, its bytes together) is not checked here. Thread-safe.
+// Writes to `*layout` what the preset stands for; nothing to be said if that succeeded. What only a layout is checked
+// for (its model_id, its bytes together) is not checked here. Thread-safe.
 std::optional<PresetFault> LayoutOfPreset(const v1::LayoutPreset& preset, v1::Layout* layout);
 
 // A family as a person reads it.

@@ -53,10 +53,9 @@ absl::StatusOr<Part> PartOf(const TensorSpec& tensor, const View& view) {
       range.size = group_size;
       range.begin = begin + view.tp_rank / (view.tp_size / section.groups) * group_size;
     } else {
-      return Refused("tp_size",
-                     absl::StrCat("the axis '", tensor.axes[part.axis].name, "' of tensor '", tensor.name,
-                                  "' has a section of ", section.groups, " groups, which ", view.tp_size,
-                                  " ranks can't divide", section.shared ? " nor share" : ""));
+      return Refused("tp_size", absl::StrCat("the axis '", tensor.axes[part.axis].name, "' of tensor '", tensor.name,
+                                             "' has a section of ", section.groups, " groups, which ", view.tp_size,
+                                             " ranks can't divide", section.shared ? " nor share" : ""));
     }
     if (!part.ranges.empty() && part.ranges.back().begin + part.ranges.back().size == range.begin) {
       part.ranges.back().size += range.size;
@@ -172,7 +171,8 @@ void AddSegments(const TensorSpec& tensor, const Block& block, uint64_t row_stri
   whole.row_stride = row_stride;
   whole.accept_stride = block.accept_stride;
   whole.element_bytes = static_cast<uint32_t>(DTypeBytes(tensor.dtype));
-  for (size_t i = 0; i < tensor.axes.size(); ++i) whole.axes.push_back({tensor.axes[i].size, block.strides_of_layout[i]});
+  for (size_t i = 0; i < tensor.axes.size(); ++i)
+    whole.axes.push_back({tensor.axes[i].size, block.strides_of_layout[i]});
   if (block.has_extra_columns) {
     whole.clear_offset = arena_offset;
     whole.clear_bytes = block.bytes;
@@ -204,8 +204,7 @@ void AddSegments(const TensorSpec& tensor, const Block& block, uint64_t row_stri
 }
 
 absl::Status CheckRank(const View& view) {
-  if (view.tp_size < 1 || view.tp_size > kMaxTpSize)
-    return Refused("tp_size", absl::StrCat("must be 1..", kMaxTpSize));
+  if (view.tp_size < 1 || view.tp_size > kMaxTpSize) return Refused("tp_size", absl::StrCat("must be 1..", kMaxTpSize));
   if (view.tp_rank >= view.tp_size) return Refused("tp_rank", absl::StrCat("must be 0..", view.tp_size - 1));
   return absl::OkStatus();
 }
@@ -252,9 +251,9 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
     blocks.push_back(*std::move(block));
   }
   if (segments_wanted > kMaxArenaSegments) {
-    return Refused(view.tp_size > 1 ? "tp_size" : "layers",
-                   absl::StrCat("the arena would be ", segments_wanted, " pieces of a state, more than ",
-                                kMaxArenaSegments));
+    return Refused(
+        view.tp_size > 1 ? "tp_size" : "layers",
+        absl::StrCat("the arena would be ", segments_wanted, " pieces of a state, more than ", kMaxArenaSegments));
   }
 
   const bool row_major = view.layers == View::Layers::kRowMajor;
@@ -295,14 +294,8 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
     }
   }
   const uint64_t bytes = row_major ? rows * whole_row_stride : offset;
-  return ArenaShape{rows,
-                    steps,
-                    view.tp_size,
-                    view.tp_rank,
-                    bytes,
-                    row_bytes,
-                    std::move(tensors),
-                    CopyPlan(std::move(segments), layout.state_bytes())};
+  return ArenaShape{rows,  steps,     view.tp_size,       view.tp_rank,
+                    bytes, row_bytes, std::move(tensors), CopyPlan(std::move(segments), layout.state_bytes())};
 }
 
 }  // namespace statepool

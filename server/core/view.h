@@ -50,8 +50,8 @@ struct ArenaTensor {
 struct ArenaShape {
   uint32_t rows = 0, steps = 0;  // as asked for
   uint32_t tp_size = 1, tp_rank = 0;
-  uint64_t bytes = 0;            // of all
-  uint64_t row_bytes = 0;        // of one row of all tensors
+  uint64_t bytes = 0;      // of all
+  uint64_t row_bytes = 0;  // of one row of all tensors
   std::vector<ArenaTensor> tensors;
   CopyPlan plan;
 

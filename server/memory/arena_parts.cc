@@ -124,12 +124,8 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
 }
 
 absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, Arena* arena, const SetRequest& set) {
-  const PartAssemblies::Key key = {arena->tenant,
-                                   set.sequence,
-                                   set.request.id,
-                                   arena->layout->fingerprint(),
-                                   set.position,
-                                   arena->shape->tp_size};
+  const PartAssemblies::Key key = {arena->tenant, set.sequence,         set.request.id, arena->layout->fingerprint(),
+                                   set.position,  arena->shape->tp_size};
   const uint32_t rank = arena->shape->tp_rank;
   absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(key, rank, arena->id);
   if (joined.ok() && joined->assembly == nullptr) {
@@ -158,10 +154,10 @@ absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, Arena* ar
   }
   if (joined.ok() && joined->copies && PartAssemblies::device(*joined->assembly) != arena->device) {
     parts_.Failed(joined->assembly, rank);
-    return Invalid("INVALID_OPTION", "arena",
-                   absl::StrCat("another rank's part is on ", PartAssemblies::device(*joined->assembly)->name(),
-                                ", this one on ", arena->device->name(),
-                                ": the arenas of a version's ranks are on one device"));
+    return Invalid(
+        "INVALID_OPTION", "arena",
+        absl::StrCat("another rank's part is on ", PartAssemblies::device(*joined->assembly)->name(), ", this one on ",
+                     arena->device->name(), ": the arenas of a version's ranks are on one device"));
   }
   return joined;
 }

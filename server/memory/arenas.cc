@@ -679,9 +679,9 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
       if (assembly != nullptr) parts_.Drop(assembly);
     }
   };
-  absl::StatusOr<std::vector<ImageRef>> images =
-      arena->is_of_parts() ? CopyParts(op, arena.get(), items, stored, &assemblies, &answer)
-                           : CopyFromRows(op, arena.get(), items, stored, &answer);
+  absl::StatusOr<std::vector<ImageRef>> images = arena->is_of_parts()
+                                                     ? CopyParts(op, arena.get(), items, stored, &assemblies, &answer)
+                                                     : CopyFromRows(op, arena.get(), items, stored, &answer);
   if (done != nullptr) done->Set();
   RETURN_IF_ERROR(images.status());
   std::vector<BatchItem> batch;

@@ -66,8 +66,8 @@ struct ArenaOptions {
   uint64_t max_pinned_bytes = 256 << 20;
   uint64_t max_attachment_bytes = 16 << 20;  // that the answer of one Load has
   PartAssemblyOptions parts{};
-  uint32_t max_waiting = 16;                 // calls that wait for their turn, on all arenas; each holds a thread
-  uint32_t max_flag_waits = 1024;            // calls that wait for flag words, on all arenas
+  uint32_t max_waiting = 16;       // calls that wait for their turn, on all arenas; each holds a thread
+  uint32_t max_flag_waits = 1024;  // calls that wait for flag words, on all arenas
   uint32_t max_arena_flag_waits = 64;
   absl::Duration max_late_wait = absl::Seconds(60);  // of a Load that was answered, for its word
 };

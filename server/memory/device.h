@@ -117,9 +117,8 @@ class RowCopier {
   // Each state into its row, and zeros into what the row has beside it. REQUIRES: no row twice.
   virtual absl::Status Gather(absl::Span<const GatherItem> items, char* arena) = 0;
   // Each row into its state, and the hash of leaf i of item n's to leaves[n * LeafCount(state_bytes) + i]: of what was
-  // written there, whoever writes to the row meanwhile. Without `leaves` nothing is hashed, as must be with a plan that is
-  // not whole. REQUIRES: no two states overlap; not more items than the
-  // arena has rows; leaves.size() is theirs.
+  // written there, whoever writes to the row meanwhile. Without `leaves` nothing is hashed, as must be with a plan that
+  // is not whole. REQUIRES: no two states overlap; not more items than the arena has rows; leaves.size() is theirs.
   virtual absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena, absl::Span<LeafHash> leaves) = 0;
 };
 

@@ -59,7 +59,7 @@ class PartAssemblies {
   using Ref = std::shared_ptr<Assembly>;
 
   struct Joined {
-    Ref assembly;        // null: there is none yet
+    Ref assembly;         // null: there is none yet
     bool copies = false;  // this rank's part is to be copied now, into room(); then Arrived or Failed is called
   };
   struct State {
@@ -75,8 +75,8 @@ class PartAssemblies {
 
   // A rank's part of the version `key`. Errors: UPLOAD_BUSY: another call brings this very part now.
   absl::StatusOr<Joined> Join(const Key& key, uint32_t rank, absl::string_view arena);
-  // The same with room for a new one, on `device`: unless it has begun meanwhile, then *writer is left. Errors: those of
-  // Join; TOO_MANY_UPLOADS.
+  // The same with room for a new one, on `device`: unless it has begun meanwhile, then *writer is left. Errors: those
+  // of Join; TOO_MANY_UPLOADS.
   absl::StatusOr<Joined> Begin(const Key& key, uint32_t rank, absl::string_view arena, uint64_t state_bytes,
                                Device* device, std::unique_ptr<ImageWriter>* writer);
 

@@ -330,7 +330,7 @@ class Residency final : public ImageStore {
   void NoticeFailures() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void GiveUp(Memory* memory) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void LoseCopy(Resident* image, Copy* copy, uint64_t* lost) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  static VictimClass VictimClassOf(const Resident& image);  // under the lock
+  static VictimClass VictimClassOf(const Resident& image);        // under the lock
   void List(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);  // its copies among those that may leave, if they may
   void Unlist(Resident* image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CheckMemory(const Memory& memory) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -320,7 +320,7 @@ def check_flags_and_dead_daemons(checks, directory, randbytes):
         state = randbytes(layout.state_bytes)
         pool.set("kept", state, 1, layout=layout, durability="sync")
         with pool.open_arena(layout, rows=2) as arena, Behind() as behind:
-            for i in range(6):
+            for i in range(3):
                 behind.sleep(200)
                 arena.load({0: "kept"})
                 handle = arena.store_async({1: StoreItem(f"never/{i}", whole_row=True)}, position=1)

@@ -49,10 +49,12 @@ TEST(LayoutSizeTest, PresetsHaveTheContractsFormulas) {
 // Decimal megabytes a sequence: one shard, convolutions in 2 bytes, recurrences in 4.
 TEST(LayoutSizeTest, KnownModelsHaveTheirSizes) {
   const std::vector<std::pair<std::string, double>> expected = {
-      {"LFM2 1.2B", 0.08},       {"Mamba-130m", 2.58},       {"Mamba-1.4b", 13.76},       {"RWKV-7 2.9B", 21.3},
-      {"Mamba-2.8b", 22.94},     {"Falcon-Mamba-7B", 36.7},  {"Kimi-Linear-48B", 43.42},  {"Nemotron-3-Nano", 49.08},
-      {"Qwen3.5-35B-A3B", 64.39}, {"Qwen3-Next-80B", 77.27}, {"Nemotron-H-8B", 102.14},   {"Granite-4 H-Small", 152.82},
-      {"Mamba2-2.7b", 169.84},   {"Codestral Mamba", 272.37}, {"MiniMax-Text-01", 293.6}, {"Nemotron-H-56B", 912.61}};
+      {"LFM2 1.2B", 0.08},        {"Mamba-130m", 2.58},        {"Mamba-1.4b", 13.76},
+      {"RWKV-7 2.9B", 21.3},      {"Mamba-2.8b", 22.94},       {"Falcon-Mamba-7B", 36.7},
+      {"Kimi-Linear-48B", 43.42}, {"Nemotron-3-Nano", 49.08},  {"Qwen3.5-35B-A3B", 64.39},
+      {"Qwen3-Next-80B", 77.27},  {"Nemotron-H-8B", 102.14},   {"Granite-4 H-Small", 152.82},
+      {"Mamba2-2.7b", 169.84},    {"Codestral Mamba", 272.37}, {"MiniMax-Text-01", 293.6},
+      {"Nemotron-H-56B", 912.61}};
   ASSERT_EQ(Models().size(), expected.size());
   for (size_t i = 0; i < expected.size(); ++i) {
     const Json row = SizeOfModel(Models()[i]);

@@ -25,12 +25,18 @@ TEST(Layout, FingerprintIsSha256OverTheCanonicalEncoding) {
   const auto shift = [](const char* name) {
     return TensorSpec{name, TensorKind::kShift, {0, 1}, DType::kBFloat16, {{"channel", 128}}, {}, {}};
   };
-  const TensorSpec wkv = {"wkv", TensorKind::kRecurrent, {0, 1}, DType::kFloat32,
-                          {{"head", 2}, {"value", 64}, {"key", 64}}, {}, Sharding{0, {}}};
+  const TensorSpec wkv = {
+      "wkv", TensorKind::kRecurrent, {0, 1}, DType::kFloat32, {{"head", 2}, {"value", 64}, {"key", 64}},
+      {},    Sharding{0, {}}};
   const auto rwkv = Layout::Create({"sha256:abc", {shift("att_shift"), wkv, shift("ffn_shift")}});
   ASSERT_TRUE(rwkv.ok());
   EXPECT_EQ((*rwkv)->fingerprint(), "52af5b3fcc5e98e4441c5df1c9417645757b40c7ff95a00498918ea066dd4dde");
-  const TensorSpec conv = {"conv", TensorKind::kConv, {0}, DType::kBFloat16, {{"tap", 3}, {"channel", 112}}, {},
+  const TensorSpec conv = {"conv",
+                           TensorKind::kConv,
+                           {0},
+                           DType::kBFloat16,
+                           {{"tap", 3}, {"channel", 112}},
+                           {},
                            Sharding{1, {{48, 6}, {32, 2, true}, {32, 2, true}}}};
   EXPECT_EQ((*Layout::Create({"m", {conv}}))->fingerprint(),
             "9bee9b54088b7d118cd69b69fcf7c9dd7b872847c4c42187c040c94b2e9335e4");

@@ -78,7 +78,8 @@ void ForEachElement(const Layout& layout, const ArenaShape& shape, const View& v
     const bool is_conv = spec.kind == TensorKind::kConv;
     const bool shifts = is_conv && view.num_spec > 0;
     const bool is_cut = view.tp_size > 1 && spec.sharding.has_value();
-    const std::vector<uint64_t> mine = is_cut ? IndexesOfRank(spec, view.tp_size, view.tp_rank) : std::vector<uint64_t>();
+    const std::vector<uint64_t> mine =
+        is_cut ? IndexesOfRank(spec, view.tp_size, view.tp_rank) : std::vector<uint64_t>();
     for (const uint32_t layer : spec.layers) {
       const ArenaTensor& tensor = Tensor(shape, t, layer);
       std::vector<uint64_t> index(spec.axes.size(), 0);
@@ -282,7 +283,8 @@ TEST(ViewTest, WhatRanksCantDivideIsRefused) {
   EXPECT_EQ(field_of(Mamba2Conv(6, 1), 2, 2), "view.tp_rank");
   const TensorSpec whole = {"x", TensorKind::kOther, {0}, DType::kInt8, {{"a", 3}}, {}, {}};
   EXPECT_EQ(field_of(whole, 2), "") << "every rank has it";
-  TensorSpec many = {"x", TensorKind::kOther, {0}, DType::kInt8, {{"a", kMaxArenaSegments + 1}, {"b", 2}}, {}, Sharding{1, {}}};
+  TensorSpec many = {"x", TensorKind::kOther, {0}, DType::kInt8, {{"a", kMaxArenaSegments + 1}, {"b", 2}},
+                     {},  Sharding{1, {}}};
   EXPECT_EQ(field_of(many, 2), "view.tp_size") << "too many pieces";
 }
 

@@ -27,11 +27,14 @@ v1::Layout Made(const std::string& preset) {
 
 // "name KIND DTYPE [axis size, ...] /axis sizes:groups", "+" behind a shared section's.
 std::string Describe(const v1::TensorSpec& tensor) {
-  std::string text = absl::StrCat(tensor.name(), " ", v1::TensorKind_Name(tensor.kind()), " ",
-                                  v1::DType_Name(tensor.dtype()), " [");
-  absl::StrAppend(&text, absl::StrJoin(tensor.axes(), ", ", [](std::string* out, const v1::Axis& axis) {
-                    absl::StrAppend(out, axis.name(), " ", axis.size());
-                  }), "]");
+  std::string text =
+      absl::StrCat(tensor.name(), " ", v1::TensorKind_Name(tensor.kind()), " ", v1::DType_Name(tensor.dtype()), " [");
+  absl::StrAppend(&text,
+                  absl::StrJoin(tensor.axes(), ", ",
+                                [](std::string* out, const v1::Axis& axis) {
+                                  absl::StrAppend(out, axis.name(), " ", axis.size());
+                                }),
+                  "]");
   if (!tensor.has_sharding()) return text;
   const v1::Sharding& s = tensor.sharding();
   absl::StrAppend(&text, " /", tensor.axes(static_cast<int>(s.axis())).name());
@@ -51,7 +54,8 @@ using Tensors = std::vector<std::string>;
 
 TEST(PresetsTest, EachFamilyHasItsTensors) {
   EXPECT_EQ(TensorsOf("mamba1 { layers: 2 intermediate_size: 48 state_size: 16 }"),
-            (Tensors{"conv CONV BFLOAT16 [tap 3, channel 48] /channel", "ssm RECURRENT FLOAT32 [channel 48, state 16] /channel"}));
+            (Tensors{"conv CONV BFLOAT16 [tap 3, channel 48] /channel",
+                     "ssm RECURRENT FLOAT32 [channel 48, state 16] /channel"}));
   // The convolution runs over x, B and C.
   EXPECT_EQ(TensorsOf("mamba2 { layers: 2 heads: 6 head_dim: 8 state_size: 16 groups: 2 conv_dtype: FLOAT16 }"),
             (Tensors{"conv CONV FLOAT16 [tap 3, channel 112] /channel 48:6 32:2+ 32:2+",
@@ -66,8 +70,10 @@ TEST(PresetsTest, EachFamilyHasItsTensors) {
             (Tensors{"conv CONV BFLOAT16 [tap 3, channel 192] /channel 64:4 64:4 64:4",
                      "delta RECURRENT FLOAT32 [head 4, key 16, value 16] /head"}));
   EXPECT_EQ(TensorsOf("kda { layers: 2 heads: 4 head_dim: 16 key_heads: 2 key_dim: 8 separate_convs: true }"),
-            (Tensors{"conv_q CONV BFLOAT16 [tap 3, channel 64] /channel 64:4", "conv_k CONV BFLOAT16 [tap 3, channel 16] /channel 16:2",
-                     "conv_v CONV BFLOAT16 [tap 3, channel 16] /channel 16:2", "delta RECURRENT FLOAT32 [head 4, key 16, value 16] /head"}));
+            (Tensors{"conv_q CONV BFLOAT16 [tap 3, channel 64] /channel 64:4",
+                     "conv_k CONV BFLOAT16 [tap 3, channel 16] /channel 16:2",
+                     "conv_v CONV BFLOAT16 [tap 3, channel 16] /channel 16:2",
+                     "delta RECURRENT FLOAT32 [head 4, key 16, value 16] /head"}));
   EXPECT_EQ(TensorsOf("linear_attention { layers: 2 heads: 4 head_dim: 16 recurrent_dtype: BFLOAT16 }"),
             (Tensors{"kv RECURRENT BFLOAT16 [head 4, key 16, value 16] /head"}));
   EXPECT_EQ(TensorsOf("short_conv { layers: 2 channels: 32 conv_kernel: 3 }"),
@@ -133,7 +139,8 @@ TEST(PresetsTest, WhatMakesNoSenseNamesItsField) {
       {"mamba1 { layers: 1 intermediate_size: 4 state_size: 2 conv_kernel: 1 }", "mamba1.conv_kernel"},
       {"mamba2 { layers: 1 heads: 4294967296 head_dim: 4294967296 state_size: 2 }", "mamba2.head_dim"},
       {"mamba2 { layers: 1 heads: 4 head_dim: 4 state_size: 4294967296 groups: 4294967296 }", "mamba2.groups"},
-      {"gated_delta_net { layers: 1 key_heads: 4 key_dim: 4 value_heads: 6 value_dim: 4 }", "gated_delta_net.value_heads"},
+      {"gated_delta_net { layers: 1 key_heads: 4 key_dim: 4 value_heads: 6 value_dim: 4 }",
+       "gated_delta_net.value_heads"},
       {"gated_delta_net { layers: 1 key_heads: 4 key_dim: 4 value_heads: 8 }", "gated_delta_net.value_dim"},
       {"kda { layers: 1 heads: 4 }", "kda.head_dim"},
       {"linear_attention { layers: 1 head_dim: 4 }", "linear_attention.heads"},

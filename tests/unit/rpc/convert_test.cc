@@ -107,7 +107,8 @@ TEST(Convert, LayoutsThatMakeNoSenseNameTheirFieldFromTheRequestsRoot) {
   EXPECT_EQ(LayoutComplaint("layout { }"), "INVALID_LAYOUT layout.model_id");
   EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 intermediate_size: 1 } }"),
             "INVALID_LAYOUT preset.mamba1.state_size");
-  EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' mamba1 { layers: 1 intermediate_size: 1 state_size: 1 conv_dtype: 99 } }"),
+  EXPECT_EQ(LayoutComplaint(
+                "preset { model_id: 'm' mamba1 { layers: 1 intermediate_size: 1 state_size: 1 conv_dtype: 99 } }"),
             "INVALID_LAYOUT preset.mamba1.conv_dtype");
   EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' hybrid { parts { rwkv7 { layers: 1 hidden_size: 65 } } } }"),
             "INVALID_LAYOUT preset.hybrid.parts[0].rwkv7.hidden_size");

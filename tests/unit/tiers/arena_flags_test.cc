@@ -132,6 +132,10 @@ class ArenaFlagsTest : public DeviceArenasTest {
   }
 
   // The worker's hands on its rows.
+  std::string BytesOfArena(const Open& arena) {
+    const AsAnotherProcess worker;
+    return DeviceArenasTest::BytesOfArena(arena);
+  }
   std::string RowOf(const Open& arena, uint32_t row) {
     const AsAnotherProcess worker;
     return DeviceArenasTest::RowOf(arena, row);
@@ -269,6 +273,26 @@ TEST_P(ArenaFlagsTest, WhatIsReachedAlreadyIsDoneAtOnce) {
   ASSERT_TRUE(arena.words->Gets({2, 2}));
   EXPECT_TRUE(RowOf(arena, 1) == State(2));
   EXPECT_EQ(StatusOf(StoreWith(arena, {FlagValue{1, 8}, std::nullopt}, {ToStore(1, "b", 2, false)})), absl::OkStatus());
+}
+
+TEST_P(ArenaFlagsTest, WhoSeesDoneFindsWhatWasLoadedInEveryRow) {
+  constexpr uint32_t kRows = 6;
+  const Flagged arena = OpenFlagged(kRows);
+  std::vector<LoadItem> items;
+  for (uint32_t row = 0; row < kRows; ++row) items.push_back(ToLoad(row, "b"));
+  for (uint32_t i = 1; i <= 200; ++i) {
+    ASSERT_TRUE(Set("b", i, State(i)).ok());
+    ASSERT_EQ(StatusOf(LoadWith(arena, {FlagValue{1, i}, FlagValue{2, i}}, items)), absl::OkStatus());
+    arena.words->Set({1, i});
+    while (!arena.words->Has({2, i})) {
+    }
+    const std::string bytes = BytesOfArena(arena);
+    for (const uint32_t row : {kRows - 1, 0u}) {
+      std::string state(layout_->state_bytes(), 0);
+      arena.shape->plan.Scatter(bytes.data(), row, 1, 0, state.size(), state.data(), CopyHint::kCached);
+      ASSERT_TRUE(state == State(i)) << "row " << row << ", round " << i;
+    }
+  }
 }
 
 TEST_P(ArenaFlagsTest, ALoadWithoutDoneWaitsAndIsThenAsAlways) {

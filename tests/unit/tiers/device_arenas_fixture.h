@@ -101,23 +101,23 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
   MemoryDisk images_on_disk_;
   MemoryColdStore cold_{&images_on_disk_, 256_MiB};
   // A convolution, which views pad, a matrix, which they transpose, and what every rank has. One, two or four ranks.
-  const LayoutRef layout_ = *Layout::Create(
-      {"m",
-       {{"conv",
-         TensorKind::kConv,
-         {0, 1, 2},
-         DType::kBFloat16,
-         {{"channel", 48}, {"tap", 3}},
-         {},
-         Sharding{0, {{32, 4}, {16, 2, true}}}},
-        {"ssm",
-         TensorKind::kRecurrent,
-         {0, 2},
-         DType::kFloat32,
-         {{"head", 4}, {"dk", 16}, {"dv", 24}},
-         {},
-         Sharding{0, {}}},
-        {"shift", TensorKind::kShift, {1}, DType::kBFloat16, {{"channel", 10}}, {}, {}}}});
+  const LayoutRef layout_ =
+      *Layout::Create({"m",
+                       {{"conv",
+                         TensorKind::kConv,
+                         {0, 1, 2},
+                         DType::kBFloat16,
+                         {{"channel", 48}, {"tap", 3}},
+                         {},
+                         Sharding{0, {{32, 4}, {16, 2, true}}}},
+                        {"ssm",
+                         TensorKind::kRecurrent,
+                         {0, 2},
+                         DType::kFloat32,
+                         {{"head", 4}, {"dk", 16}, {"dv", 24}},
+                         {},
+                         Sharding{0, {}}},
+                        {"shift", TensorKind::kShift, {1}, DType::kBFloat16, {{"channel", 10}}, {}, {}}}});
   Residency residency_{{}, memory_.memories(), &cold_, &clock_};
   statepool::Store store_{StoreOptions(), &residency_, &cold_, &clock_};  // which takes names, and forgets them
   CopyScheduler copies_{{}, &clock_};

@@ -1,7 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Arenas of the ranks of tensor parallelism: what they store together is the whole state, once it is whole, and each rank
-// of any number of them loads its part of it. Over memory of each kind.
+// Arenas of the ranks of tensor parallelism: what they store together is the whole state, once it is whole, and each
+// rank of any number of them loads its part of it. Over memory of each kind.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -155,7 +155,8 @@ TEST_P(PartArenasTest, WhereARankIsGoneOrLateTheOthersBeginAnew) {
   EXPECT_EQ(StorePart(ranks[0], 0, "seq", 1, "gone").parts_missing, 1u);
   arenas_.LeaseEnded(ranks[0].id);
   arenas_.ProcessGone(ranks[0].id);
-  for (int i = 0; i < 2'000 && !arenas_.IsGone(ranks[0].id); ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  for (int i = 0; i < 2'000 && !arenas_.IsGone(ranks[0].id); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
   EXPECT_EQ(StorePart(ranks[1], 0, "seq", 1, "gone").parts_missing, 1u) << "the other's part went with its arena";
 
   clock_.Advance(absl::Seconds(61));

@@ -64,6 +64,11 @@ void AppendFlags(absl::Span<const Flag> flags, std::string* out) {
   for (const Flag& flag : flags) {
     const std::string letter = flag.letter == 0 ? "" : absl::StrCat("-", absl::string_view(&flag.letter, 1), ", ");
     std::string line = absl::StrCat("  ", letter, Spelled(flag));
+    const size_t value_column = line.find('=') + 1;
+    for (size_t end; line.size() > kColumns && (end = line.rfind('|', kColumns - 1)) != line.npos;) {
+      absl::StrAppend(out, line.substr(0, end + 1), "\n");
+      line.replace(0, end + 1, std::string(value_column, ' '));
+    }
     if (line.size() + 2 > kFlagColumn) {
       absl::StrAppend(out, line, "\n");
       line.clear();

@@ -24,6 +24,7 @@ absl::Status Refused(absl::string_view field, absl::string_view message) {
 struct Part {
   struct Range {
     uint64_t begin = 0, size = 0;
+    bool is_first = true;  // of the ranks that have it
   };
   size_t axis = 0;
   std::vector<Range> ranges;
@@ -37,7 +38,7 @@ struct Part {
 absl::StatusOr<Part> PartOf(const TensorSpec& tensor, const View& view) {
   Part part;
   if (view.tp_size == 1 || !tensor.sharding.has_value()) {
-    part.ranges = {{0, tensor.axes[0].size}};
+    part.ranges = {{0, tensor.axes[0].size, view.tp_rank == 0}};
     part.size = tensor.axes[0].size;
     return part;
   }
@@ -50,15 +51,18 @@ absl::StatusOr<Part> PartOf(const TensorSpec& tensor, const View& view) {
       range.size = section.groups / view.tp_size * group_size;
       range.begin = begin + view.tp_rank * range.size;
     } else if (section.shared && view.tp_size % section.groups == 0) {
+      const uint32_t neighbours = view.tp_size / static_cast<uint32_t>(section.groups);
       range.size = group_size;
-      range.begin = begin + view.tp_rank / (view.tp_size / section.groups) * group_size;
+      range.begin = begin + view.tp_rank / neighbours * group_size;
+      range.is_first = view.tp_rank % neighbours == 0;
     } else {
       return Refused("tp_size", absl::StrCat("the axis '", tensor.axes[part.axis].name, "' of tensor '", tensor.name,
                                              "' has a section of ", section.groups, " groups, which ", view.tp_size,
                                              " ranks can't divide", section.shared ? " nor share" : ""));
     }
-    if (!part.ranges.empty() && part.ranges.back().begin + part.ranges.back().size == range.begin) {
-      part.ranges.back().size += range.size;
+    Part::Range* const last = part.ranges.empty() ? nullptr : &part.ranges.back();
+    if (last != nullptr && last->begin + last->size == range.begin && last->is_first == range.is_first) {
+      last->size += range.size;
     } else {
       part.ranges.push_back(range);
     }
@@ -162,9 +166,10 @@ uint64_t SegmentsOf(const TensorSpec& tensor, const Part& part) {
   return segments;
 }
 
-// The segments of one layer, which begins at these offsets of the state and of the arena.
+// The segments of one layer, which begins at these offsets of the state and of the arena; to `stored` those that the
+// rank is the first to have.
 void AddSegments(const TensorSpec& tensor, const Block& block, uint64_t row_stride, uint64_t state_offset,
-                 uint64_t arena_offset, std::vector<CopySegment>* segments) {
+                 uint64_t arena_offset, std::vector<CopySegment>* segments, std::vector<CopySegment>* stored) {
   CopySegment whole;
   whole.state_offset = state_offset;
   whole.arena_offset = arena_offset + block.first_offset;
@@ -179,6 +184,7 @@ void AddSegments(const TensorSpec& tensor, const Block& block, uint64_t row_stri
   }
   const Part& part = block.part;
   if (part.size == tensor.axes[part.axis].size) {
+    if (part.ranges[0].is_first) stored->push_back(whole);
     segments->push_back(std::move(whole));
     return;
   }
@@ -197,6 +203,7 @@ void AddSegments(const TensorSpec& tensor, const Block& block, uint64_t row_stri
       segment.arena_offset = in_arena;
       segment.axes[0].size = range.size;
       segments->push_back(segment);
+      if (range.is_first) stored->push_back(segment);
       segment.clear_bytes = 0;  // once for all of the layer
       in_arena += range.size * block.strides_of_layout[part.axis];
     }
@@ -259,7 +266,7 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
   const bool row_major = view.layers == View::Layers::kRowMajor;
   const uint64_t whole_row_stride = RoundUp(row_bytes, row_bytes < (64 << 10) ? kTensorAlignment : kPageBytes);
   std::vector<ArenaTensor> tensors;
-  std::vector<CopySegment> segments;
+  std::vector<CopySegment> segments, stored;
   uint64_t state_offset = 0, offset = 0;
   for (size_t t = 0; t < specs.size(); ++t) {
     const TensorSpec& spec = specs[t];
@@ -288,14 +295,17 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
           add_axis(spec.axes[block.order[i]].name, block.shape[i], block.strides[i]);
         tensors.push_back(std::move(tensor));
       }
-      AddSegments(spec, block, row_stride, state_offset, offset, &segments);
+      AddSegments(spec, block, row_stride, state_offset, offset, &segments, &stored);
       state_offset += spec.LayerBytes();
       offset += layer_stride;
     }
   }
   const uint64_t bytes = row_major ? rows * whole_row_stride : offset;
-  return ArenaShape{rows,  steps,     view.tp_size,       view.tp_rank,
-                    bytes, row_bytes, std::move(tensors), CopyPlan(std::move(segments), layout.state_bytes())};
+  ArenaShape shape{rows,        steps,     view.tp_size,       view.tp_rank,
+                   bytes,       row_bytes, std::move(tensors), CopyPlan(std::move(segments), layout.state_bytes()),
+                   std::nullopt};
+  if (view.tp_size > 1) shape.store_plan.emplace(std::move(stored), layout.state_bytes());
+  return shape;
 }
 
 }  // namespace statepool

@@ -6,6 +6,7 @@
 #define STATEPOOL_SERVER_CORE_VIEW_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,8 @@ struct ArenaShape {
   uint64_t row_bytes = 0;  // of one row of all tensors
   std::vector<ArenaTensor> tensors;
   CopyPlan plan;
+  // What a rank's Store copies, with tp_size > 1: of bytes that several ranks have the first of them brings them.
+  std::optional<CopyPlan> store_plan;
 
   uint32_t max_accepted() const { return steps == 0 ? 1 : steps; }
 };

@@ -34,7 +34,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
                                                         absl::Span<const size_t> stored,
                                                         std::vector<PartAssemblies::Ref>* assemblies,
                                                         StoreAnswer* answer) {
-  const CopyPlan& plan = arena->shape->plan;
+  const CopyPlan& plan = *arena->shape->store_plan;
   const uint32_t rank = arena->shape->tp_rank;
   struct Scatter {
     size_t k;  // index into `stored`
@@ -81,7 +81,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
       const StoreItem& item = item_of(scatter);
       batch.push_back({item.row, item.accepted_length.value_or(1), PartAssemblies::room(*scatter.assembly)});
     }
-    RETURN_IF_ERROR(arena->copier->Scatter(batch, memory, {}));
+    if (arena->store_copier != nullptr) RETURN_IF_ERROR(arena->store_copier->Scatter(batch, memory, {}));
   } else {
     constexpr uint64_t kTaskStateBytes = 1 << 20;  // a range of the state: what the rank has of it is copied
     const uint64_t tasks_each = (plan.state_bytes() + kTaskStateBytes - 1) / kTaskStateBytes;

@@ -218,6 +218,11 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     absl::StatusOr<std::unique_ptr<RowCopier>> copier = arena->device->NewRowCopier(arena->shape->plan, request.rows);
     status = copier.status();
     if (status.ok()) arena->copier = *std::move(copier);
+    if (const auto& plan = arena->shape->store_plan; status.ok() && plan.has_value() && plan->segment_bytes() > 0) {
+      absl::StatusOr<std::unique_ptr<RowCopier>> store_copier = arena->device->NewRowCopier(*plan, request.rows);
+      status = store_copier.status();
+      if (status.ok()) arena->store_copier = *std::move(store_copier);
+    }
   }
   while (status.ok() && arena->reserve.size() < arena->reserve_max()) {
     absl::StatusOr<std::unique_ptr<ImageWriter>> writer =
@@ -361,6 +366,7 @@ bool Arenas::FreeInTurn(const ArenaRef& arena) {
   }
   reserve.clear();
   parts_.ArenaEnded(arena->id);
+  arena->store_copier.reset();
   arena->copier.reset();  // it waits for the device: not with the last reference, under the lock
   const bool revoked = arena->memory->Revoke() || !connected;
   {

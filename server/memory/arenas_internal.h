@@ -93,7 +93,8 @@ struct Arenas::Arena {
   // Whoever has the turn.
   std::vector<Row> rows;
   std::unique_ptr<SharedExtent> memory;
-  std::unique_ptr<RowCopier> copier;  // null: the CPU copies
+  std::unique_ptr<RowCopier> copier;        // null: the CPU copies
+  std::unique_ptr<RowCopier> store_copier;  // of shape->store_plan; null, too, if that has nothing
 
   bool is_of_parts() const { return shape->tp_size > 1; }
   // Slots kept for a Store. Ranks take those of their versions in turn.

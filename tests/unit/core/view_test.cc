@@ -252,6 +252,7 @@ TEST(ViewTest, RanksShareGroupsWhereTheyAreMoreThanGroups) {
     const LayoutRef layout = *Layout::Create({"m", {Mamba2Conv(8, groups)}});
     for (const uint32_t tp_size : {1u, 2u, 4u, 8u}) {
       std::string whole(layout->state_bytes(), 0), rebuilt(whole.size(), 0);
+      uint64_t stored_bytes = 0;
       for (size_t i = 0; i < whole.size(); ++i) whole[i] = static_cast<char>(i + 1);
       for (uint32_t rank = 0; rank < tp_size; ++rank) {
         const ArenaShape shape = *MakeArenaShape(*layout, {.tp_size = tp_size, .tp_rank = rank}, 1, 0);
@@ -260,8 +261,11 @@ TEST(ViewTest, RanksShareGroupsWhereTheyAreMoreThanGroups) {
         std::string arena(shape.bytes, 0);
         const uint32_t row = 0;
         shape.plan.Gather(whole.data(), 0, whole.size(), arena.data(), {&row, 1}, CopyHint::kCached);
-        shape.plan.Scatter(arena.data(), row, 1, 0, rebuilt.size(), rebuilt.data(), CopyHint::kCached);
+        const CopyPlan& stored = tp_size > 1 ? *shape.store_plan : shape.plan;
+        stored.Scatter(arena.data(), row, 1, 0, rebuilt.size(), rebuilt.data(), CopyHint::kCached);
+        stored_bytes += stored.segment_bytes();
       }
+      EXPECT_EQ(stored_bytes, whole.size()) << "every byte once";
       EXPECT_EQ(rebuilt, whole) << groups << " groups, " << tp_size << " ranks";
     }
   }

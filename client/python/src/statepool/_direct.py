@@ -268,7 +268,7 @@ class Lease:
         if os.getpid() != self._pid or sys.is_finalizing():
             return
         self.retired = True
-        self._give_up(self._stock.take_all())
+        self._release(self._stock.take_all())
         with self._lock:
             self._end_if_idle()
         self.settle()
@@ -281,7 +281,7 @@ class Lease:
             self._tell()
             pauses = [TELL_PAUSE_S] if self._untold and not self.ended else []
         idle, pause = self._stock.look()
-        self._give_up(idle)
+        self._release(idle)
         self.settle()
         if pause is not None:
             pauses.append(pause)
@@ -351,7 +351,7 @@ class Lease:
         self.settle()
         is_first = self._stock.add(layout, grants)
         if self.ended or self.retired:
-            self._give_up(self._stock.take_all())
+            self._release(self._stock.take_all())
             self.settle()
         elif is_first:
             with self._lock:
@@ -366,10 +366,10 @@ class Lease:
 
     def give_back(self, grants: Sequence[Grant]) -> None:
         """No call named them, or one that failed: it may have used them up, which the daemon knows. REQUIRES: nobody writes to them any more."""
-        self._give_up(grants)
+        self._release(grants)
         self.settle()
 
-    def _give_up(self, grants: Sequence[Grant]) -> None:
+    def _release(self, grants: Sequence[Grant]) -> None:
         """What nobody writes to any more: the next settle() gives it back."""
         self._released.extend((grant.id, grant.extent) for grant in grants)
 
@@ -550,7 +550,7 @@ class Lease:
                     self._unmap(extent)
         if event.short_of_room:
             self._no_stock_until = time.monotonic() + STOCK_PAUSE_S
-            self._give_up(self._stock.take_all())
+            self._release(self._stock.take_all())
         return event, fds
 
 

@@ -236,8 +236,9 @@ class Arena:
     """
 
     def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts, *, direct: bool = False,
-                 device: str = "") -> None:
-        """attempts: those of opening it. direct: this process copies where it may. device: its name, as the daemon tells it; "": the daemon's choice."""
+                 device: str = "", is_host: bool = False) -> None:
+        """attempts: those of opening it. direct: this process copies where it may. device: its name, as the daemon tells it; "": the daemon's choice.
+        is_host: it is known to be in the host's memory."""
         self._closed = True
         self._pool = pool
         self._connection = pool._connection
@@ -266,7 +267,7 @@ class Arena:
         try:
             lease = pool._direct.lease(pool, attempts) if direct and view.tp_size <= 1 else None
             self._request.with_plan = lease is not None and (_kernels.available or not lease.on_host)
-            if lease is None:
+            if lease is None and not is_host:
                 limits = pool.capabilities()
                 self._request.with_flags = not on_host(limits)
                 self._late_bytes_max = limits.max_flag_pinned_bytes
@@ -1247,7 +1248,7 @@ class _Shelf:
     """An arena whose rows are buffers. free: those that nobody has, to take from and give back without a lock."""
 
     def __init__(self, pool: Pool, layout: Layout, rows: int, attempts: Attempts) -> None:
-        self.arena = Arena(pool, layout, rows, 0, View("row_major"), attempts)
+        self.arena = Arena(pool, layout, rows, 0, View("row_major"), attempts, is_host=True)
         self.free = collections.deque(range(rows))
         first = self.arena[layout.tensors[0].name]
         base = np.asarray(self.arena._memory).__array_interface__["data"][0]

@@ -43,14 +43,26 @@ absl::StatusOr<Arenas::ArenaRef> Arenas::FindFlagged(const Op& op, absl::string_
 // ----
 // the calls
 
+// How long it may wait for its word.
+Op Arenas::WaitOf(const Op& op) const {
+  Op wait = op;
+  wait.deadline = std::min(op.deadline, After(clock_->Now(), options_.max_late_wait));
+  return wait;
+}
+
 void Arenas::Store(const Op& op, absl::string_view id, std::vector<StoreItem> items, bool all_or_none,
                    const CallFlags& flags, Answered<StoreAnswer> answered) {
   const absl::StatusOr<ArenaRef> arena = FindFlagged(op, id, flags);
   if (!arena.ok()) return answered(arena.status());
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (items[i].attachment.empty()) continue;
+    return answered(Invalid("INVALID_OPTION", absl::StrCat("items[", i, "].attachment"),
+                            "a call that may wait for a word keeps no attachments: leave the words out"));
+  }
   const auto answer_with = std::make_shared<Answered<StoreAnswer>>(std::move(answered));
   auto done = std::make_unique<Done>((*arena)->words, flags.done);
   const absl::StatusOr<bool> is_next =
-      Enqueue(*arena, op, flags.after,
+      Enqueue(*arena, WaitOf(op), flags.after,
               [this, op, id = (*arena)->id, items = std::move(items), all_or_none, done = std::move(done),
                answer_with](absl::Status why) {
                 absl::StatusOr<StoreAnswer> answer =
@@ -69,7 +81,8 @@ void Arenas::Load(const Op& op, absl::string_view id, std::vector<LoadItem> item
   if (flags.done.has_value()) return LoadLate(op, *arena, std::move(items), flags, std::move(answered));
   const auto answer_with = std::make_shared<Answered<LoadAnswer>>(std::move(answered));
   const absl::StatusOr<bool> is_next = Enqueue(
-      *arena, op, flags.after, [this, op, id = (*arena)->id, items = std::move(items), answer_with](absl::Status why) {
+      *arena, WaitOf(op), flags.after,
+      [this, op, id = (*arena)->id, items = std::move(items), answer_with](absl::Status why) {
         (*answer_with)(why.ok() ? LoadInTurn(op, id, items, /*hold=*/nullptr, Queue::kUnlimited) : std::move(why));
       });
   if (!is_next.ok()) return (*answer_with)(is_next.status());
@@ -100,7 +113,7 @@ absl::StatusOr<LoadAnswer> Arenas::Prepare(const Op& op, LateLoad* late) {
   std::vector<LoadItem>& items = late->items;
   RETURN_IF_ERROR(CheckItems(absl::MakeConstSpan(items), arena->shape->rows, arena->shape->rows));
   late->op.tenant = op.tenant;
-  late->op.deadline = std::min(op.deadline, After(clock_->Now(), options_.max_late_wait));
+  late->op.deadline = WaitOf(op).deadline;
   LoadAnswer answer;
   answer.rows.resize(items.size());
   std::vector<size_t> wanted;

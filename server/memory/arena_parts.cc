@@ -24,7 +24,8 @@ void Arenas::SettleRow(Arena* arena, uint32_t index) const {
   if (row->stored_with == nullptr) return;
   const PartAssemblies::State state = parts_.StateOf(*row->stored_with);
   switch (state.what) {
-    case PartAssemblies::State::kOpen: break;  // it has a base, whose revision nobody knows yet
+    case PartAssemblies::State::kOpen:
+    case PartAssemblies::State::kWhole: break;  // it has a base, whose revision nobody knows yet
     case PartAssemblies::State::kPublished: *row = {true, state.info.key, state.info.revision, 0}; break;
     case PartAssemblies::State::kDropped: *row = {}; break;
   }
@@ -47,11 +48,8 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
       if (scatter.assembly != nullptr) parts_.Failed(scatter.assembly, rank);
     }
   };
-  const auto take_note = [&](size_t k, const PartAssemblies::Ref& assembly) {
-    const PartAssemblies::State state = parts_.StateOf(*assembly);
-    StoredRow& row = answer->rows[stored[k]];
-    row.info = state.info;
-    row.parts_missing = state.missing;
+  const auto take_note = [&](size_t k, const PartAssemblies::Ref& assembly, uint32_t missing) {
+    answer->rows[stored[k]].parts_missing = missing;
     Arena::Row& base = arena->rows[items[stored[k]].row];
     base = {};
     base.loaded = true;
@@ -64,8 +62,17 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
     } else if (joined->copies) {
       scatters.push_back({k, joined->assembly});
     } else {
-      take_note(k, joined->assembly);
-      answer->rows[stored[k]].info.replayed = answer->rows[stored[k]].parts_missing == 0;
+      const PartAssemblies::State state = parts_.StateOf(*joined->assembly);
+      StoredRow& row = answer->rows[stored[k]];
+      switch (state.what) {
+        case PartAssemblies::State::kOpen: take_note(k, joined->assembly, state.missing); break;
+        case PartAssemblies::State::kWhole: row.status = PartAssemblies::BeingPublished(); break;
+        case PartAssemblies::State::kDropped: row.status = PartAssemblies::Unknown(); break;
+        case PartAssemblies::State::kPublished:
+          take_note(k, joined->assembly, 0);
+          row.info = state.info;
+          row.info.replayed = true;
+      }
     }
   }
 
@@ -97,13 +104,13 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
 
   for (Scatter& scatter : scatters) {
     const PartAssemblies::Ref assembly = std::move(scatter.assembly);
-    const absl::StatusOr<bool> is_whole = parts_.Arrived(assembly, rank);
-    if (!is_whole.ok()) {
-      answer->rows[stored[scatter.k]].status = is_whole.status();
+    const absl::StatusOr<uint32_t> missing = parts_.Arrived(assembly, rank);
+    if (!missing.ok()) {
+      answer->rows[stored[scatter.k]].status = missing.status();
       continue;
     }
-    if (!*is_whole) {
-      take_note(scatter.k, assembly);
+    if (*missing > 0) {
+      take_note(scatter.k, assembly, *missing);
       continue;
     }
     (*assemblies)[scatter.k] = assembly;
@@ -123,33 +130,43 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
   return images;
 }
 
+// A slot that was reserved for it or, for whichever rank comes first begins all versions, for another rank.
+std::unique_ptr<ImageWriter> Arenas::TakeReserved(Arena* arena) {
+  MutexLock lock(&mu_);
+  Arena* from = arena->reserve.empty() ? nullptr : arena;
+  for (auto it = arenas_.begin(); from == nullptr && it != arenas_.end(); ++it) {
+    Arena& other = *it->second;
+    const bool is_alike = other.tenant == arena->tenant && other.device == arena->device &&
+                          other.shape->tp_size == arena->shape->tp_size &&
+                          other.layout->fingerprint() == arena->layout->fingerprint();
+    if (is_alike && !other.reserve.empty()) from = &other;
+  }
+  if (from == nullptr) return nullptr;
+  std::unique_ptr<ImageWriter> writer = std::move(from->reserve.back());
+  from->reserve.pop_back();
+  changed_.SignalAll();  // to the keeper: there is something to reserve
+  return writer;
+}
+
 absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, Arena* arena, const SetRequest& set) {
   const PartAssemblies::Key key = {arena->tenant, set.sequence,         set.request.id, arena->layout->fingerprint(),
                                    set.position,  arena->shape->tp_size};
   const uint32_t rank = arena->shape->tp_rank;
   absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(key, rank, arena->id);
   if (joined.ok() && joined->assembly == nullptr) {
-    std::unique_ptr<ImageWriter> writer;
-    bool is_reserved = false;
-    {
-      MutexLock lock(&mu_);
-      if (!arena->reserve.empty()) {
-        writer = std::move(arena->reserve.back());
-        arena->reserve.pop_back();
-        is_reserved = true;
-        changed_.SignalAll();
-      }
-    }
+    std::unique_ptr<ImageWriter> writer = TakeReserved(arena);
+    const bool is_reserved = writer != nullptr;
     if (writer == nullptr) {
       absl::StatusOr<std::unique_ptr<ImageWriter>> begun =
           images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0, arena->device);
       RETURN_IF_ERROR(begun.status());
       writer = *std::move(begun);
     }
-    joined = parts_.Begin(key, rank, arena->id, arena->layout->state_bytes(), arena->device, &writer);
+    const uint64_t bytes = is_reserved ? 0 : arena->layout->state_bytes();
+    joined = parts_.Begin(key, rank, arena->id, bytes, arena->device, &writer);
     if (writer != nullptr && is_reserved) {
       MutexLock lock(&mu_);
-      arena->reserve.push_back(std::move(writer));
+      if (arena->reserve.size() < arena->reserve_max()) arena->reserve.push_back(std::move(writer));
     }
   }
   if (joined.ok() && joined->copies && PartAssemblies::device(*joined->assembly) != arena->device) {

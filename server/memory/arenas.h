@@ -69,7 +69,7 @@ struct ArenaOptions {
   uint32_t max_waiting = 16;       // calls that wait for their turn, on all arenas; each holds a thread
   uint32_t max_flag_waits = 1024;  // calls that wait for flag words, on all arenas
   uint32_t max_arena_flag_waits = 64;
-  absl::Duration max_late_wait = absl::Seconds(60);  // of a Load that was answered, for its word
+  absl::Duration max_late_wait = absl::Seconds(60);  // for a word
 };
 
 // Where arenas' memory comes from: the devices of hot slots, at least one. An arena copies to and from slots of its own
@@ -256,6 +256,7 @@ class Arenas {
   void Schedule(const ArenaRef& arena) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ScheduleAgain() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RunReady(const ArenaRef& arena) ABSL_LOCKS_EXCLUDED(mu_);
+  Op WaitOf(const Op& op) const;
   absl::StatusOr<LoadAnswer> Prepare(const Op& op, LateLoad* late) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status ReservePins(LateLoad* late, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
   void Copy(LateLoad* late, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
@@ -267,6 +268,7 @@ class Arenas {
                                                   std::vector<PartAssemblies::Ref>* assemblies, StoreAnswer* answer);
 
   absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, Arena* arena, const SetRequest& set);
+  std::unique_ptr<ImageWriter> TakeReserved(Arena* arena);
   static absl::Status CheckPart(const StoreItem& item);
   void SettleRow(Arena* arena, uint32_t row) const;  // takes note of what became of the version it is a part of
 

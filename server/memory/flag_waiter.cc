@@ -81,14 +81,17 @@ void FlagWaiter::Run() {
     std::list<Waiting> over;
     std::list<absl::Status> whys;
     const MonoTime now = clock_->Now();
-    for (auto it = waiting_.begin(); it != waiting_.end();) {
-      const auto next = std::next(it);
+    // From the newest to the oldest: where words are set in the order of the calls, those before one that is reached
+    // are reached as well, and are seen so.
+    for (auto after = waiting_.end(); after != waiting_.begin();) {
+      const auto it = std::prev(after);
       absl::Status why;
       if (IsOver(*it, now, &why)) {
-        over.splice(over.end(), waiting_, it);
-        whys.push_back(std::move(why));
+        over.splice(over.begin(), waiting_, it);
+        whys.push_front(std::move(why));
+      } else {
+        after = it;
       }
-      it = next;
     }
     if (!over.empty()) {
       telling_ = true;

@@ -29,27 +29,30 @@ class PartAssemblies::Assembly {
   std::optional<NameInfo> published;
 };
 
-namespace {
-
-absl::Status Unknown() {
+absl::Status PartAssemblies::Unknown() {
   return Error(absl::StatusCode::kNotFound, "UPLOAD_UNKNOWN",
                "the other ranks' parts did not come in time, or a rank is gone: all ranks store the version again")
       .Field("request_id");
 }
 
-}  // namespace
+absl::Status PartAssemblies::BeingPublished() {
+  return Error(absl::StatusCode::kAborted, "UPLOAD_BUSY", "the version is being published now")
+      .Field("request_id")
+      .RetryAfter(absl::Milliseconds(20));
+}
 
 absl::StatusOr<PartAssemblies::Joined> PartAssemblies::JoinLocked(const Key& key, uint32_t rank,
                                                                   absl::string_view arena) {
   const auto it = assemblies_.find(key);
   if (it == assemblies_.end()) return Joined();
   Assembly& assembly = *it->second;
-  if (assembly.published.has_value() || assembly.parts[rank] == Assembly::Part::kThere) return Joined{it->second};
+  if (assembly.missing == 0 && !assembly.published.has_value()) return BeingPublished();
   if (assembly.parts[rank] == Assembly::Part::kCopied) {
     return Error(absl::StatusCode::kAborted, "UPLOAD_BUSY", "another call brings this very part now")
         .Field("request_id")
         .RetryAfter(absl::Milliseconds(20));
   }
+  if (assembly.parts[rank] == Assembly::Part::kThere) return Joined{it->second};
   assembly.parts[rank] = Assembly::Part::kCopied;
   assembly.arenas.emplace(arena);
   ++assembly.copying;
@@ -63,13 +66,13 @@ absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Join(const Key& key, uint
 }
 
 absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Begin(const Key& key, uint32_t rank, absl::string_view arena,
-                                                             uint64_t state_bytes, Device* device,
+                                                             uint64_t bytes, Device* device,
                                                              std::unique_ptr<ImageWriter>* writer) {
   MutexLock lock(&mu_);
   const absl::StatusOr<Joined> joined = JoinLocked(key, rank, arena);
   if (!joined.ok() || joined->assembly != nullptr) return joined;
   const bool too_many = open_ >= options_.max_open;
-  if (too_many || (open_ > 0 && state_bytes > options_.max_bytes - std::min(open_bytes_, options_.max_bytes))) {
+  if (too_many || (open_bytes_ > 0 && bytes > options_.max_bytes - std::min(open_bytes_, options_.max_bytes))) {
     return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_UPLOADS",
                  "too many versions wait for parts of other ranks")
         .Field("request_id")
@@ -80,13 +83,14 @@ absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Begin(const Key& key, uin
   assembly->key = key;
   assembly->device = device;
   assembly->room = (*writer)->room();
-  assembly->bytes = state_bytes;
+  assembly->bytes = bytes;
   assembly->expires = After(clock_->Now(), options_.timeout);
   assembly->parts.resize(key.tp_size, Assembly::Part::kMissing);
   assembly->missing = key.tp_size;
   assembly->writer = std::move(*writer);
   ++open_;
-  open_bytes_ += state_bytes;
+  open_bytes_ += bytes;
+  begun_.push_back(assembly);
   assemblies_.emplace(key, std::move(assembly));
   return JoinLocked(key, rank, arena);
 }
@@ -94,13 +98,13 @@ absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Begin(const Key& key, uin
 char* PartAssemblies::room(const Assembly& assembly) { return assembly.room; }
 Device* PartAssemblies::device(const Assembly& assembly) { return assembly.device; }
 
-absl::StatusOr<bool> PartAssemblies::Arrived(const Ref& assembly, uint32_t rank) {
+absl::StatusOr<uint32_t> PartAssemblies::Arrived(const Ref& assembly, uint32_t rank) {
   std::unique_ptr<ImageWriter> writer;  // goes after the lock
   MutexLock lock(&mu_);
   assembly->parts[rank] = Assembly::Part::kThere;
   --assembly->missing;
   --assembly->copying;
-  if (!assembly->dropped) return assembly->missing == 0;
+  if (!assembly->dropped) return assembly->missing;
   if (assembly->copying == 0) writer = std::move(assembly->writer);
   return Unknown();
 }
@@ -119,11 +123,14 @@ std::unique_ptr<ImageWriter> PartAssemblies::TakeWriter(const Ref& assembly) {
 }
 
 void PartAssemblies::Published(const Ref& assembly, const NameInfo& info) {
+  std::unique_ptr<ImageWriter> none;  // theirs are taken
   MutexLock lock(&mu_);
   assembly->published = info;
-  if (assembly->dropped) return;  // forgotten, and published nevertheless
   --open_;
   open_bytes_ -= assembly->bytes;
+  published_.push_back(assembly);
+  for (; published_.size() > options_.max_remembered; published_.pop_front())
+    DropLocked(published_.front().get(), &none);
 }
 
 void PartAssemblies::Drop(const Ref& assembly) {
@@ -146,8 +153,8 @@ void PartAssemblies::DropLocked(Assembly* assembly, std::unique_ptr<ImageWriter>
 PartAssemblies::State PartAssemblies::StateOf(const Assembly& assembly) const {
   MutexLock lock(&mu_);
   if (assembly.published.has_value()) return {State::kPublished, 0, *assembly.published};
-  const bool is_over = assembly.dropped || (assembly.missing > 0 && clock_->Now() >= assembly.expires);
-  return {is_over ? State::kDropped : State::kOpen, assembly.missing, {}};
+  if (assembly.dropped || (assembly.missing > 0 && clock_->Now() >= assembly.expires)) return {State::kDropped, 0, {}};
+  return {assembly.missing > 0 ? State::kOpen : State::kWhole, assembly.missing, {}};
 }
 
 void PartAssemblies::ArenaEnded(absl::string_view arena) {
@@ -165,26 +172,14 @@ void PartAssemblies::Expire() {
   std::vector<std::unique_ptr<ImageWriter>> writers;
   const MonoTime now = clock_->Now();
   MutexLock lock(&mu_);
-  std::vector<Ref> gone;
-  for (const auto& [key, assembly] : assemblies_) {
-    const bool is_whole = assembly->missing == 0 && !assembly->published.has_value();  // about to be published
-    if (!is_whole && now >= assembly->expires) gone.push_back(assembly);
+  const auto may_go = [now](const Assembly& begun) {
+    return begun.missing == 0 || begun.dropped || now >= begun.expires;
+  };
+  for (; !begun_.empty() && may_go(*begun_.front()); begun_.pop_front()) {
+    if (begun_.front()->missing > 0) DropLocked(begun_.front().get(), &writers.emplace_back());
   }
-  for (const Ref& assembly : gone) DropLocked(assembly.get(), &writers.emplace_back());
-}
-
-void PartAssemblies::Clear() {
-  std::vector<std::unique_ptr<ImageWriter>> writers;
-  MutexLock lock(&mu_);
-  while (!assemblies_.empty()) {
-    const Ref assembly = assemblies_.begin()->second;
-    DropLocked(assembly.get(), &writers.emplace_back());
-  }
-}
-
-uint64_t PartAssemblies::open() const {
-  MutexLock lock(&mu_);
-  return open_;
+  for (; !published_.empty() && now >= published_.front()->expires; published_.pop_front())
+    DropLocked(published_.front().get(), &writers.emplace_back());
 }
 
 }  // namespace statepool

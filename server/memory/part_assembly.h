@@ -10,6 +10,7 @@
 #define STATEPOOL_SERVER_MEMORY_PART_ASSEMBLY_H_
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -34,7 +35,8 @@ class Device;
 
 struct PartAssemblyOptions {
   uint32_t max_open = 4096;
-  uint64_t max_bytes = 256 << 20;  // of the states of open ones; one alone may have more
+  uint64_t max_bytes = 256 << 20;  // of open ones' states, but for those in slots that arenas had reserved
+  uint32_t max_remembered = 4096;  // published ones; the oldest are forgotten first
   absl::Duration timeout = absl::Seconds(60);
 };
 
@@ -63,7 +65,7 @@ class PartAssemblies {
     bool copies = false;  // this rank's part is to be copied now, into room(); then Arrived or Failed is called
   };
   struct State {
-    enum What { kOpen, kPublished, kDropped };
+    enum What { kOpen, kWhole, kPublished, kDropped };
     What what = kOpen;
     uint32_t missing = 0;  // parts that are not there yet
     NameInfo info;         // of a published one
@@ -73,20 +75,21 @@ class PartAssemblies {
   PartAssemblies(const PartAssemblies&) = delete;
   PartAssemblies& operator=(const PartAssemblies&) = delete;
 
-  // A rank's part of the version `key`. Errors: UPLOAD_BUSY: another call brings this very part now.
+  // A rank's part of the version `key`. Errors: UPLOAD_BUSY: another call brings this very part now, or publishes the
+  // version.
   absl::StatusOr<Joined> Join(const Key& key, uint32_t rank, absl::string_view arena);
-  // The same with room for a new one, on `device`: unless it has begun meanwhile, then *writer is left. Errors: those
-  // of Join; TOO_MANY_UPLOADS.
-  absl::StatusOr<Joined> Begin(const Key& key, uint32_t rank, absl::string_view arena, uint64_t state_bytes,
-                               Device* device, std::unique_ptr<ImageWriter>* writer);
+  // The same with room for a new one, on `device`: unless it has begun meanwhile, then *writer is left. `bytes` count
+  // against max_bytes. Errors: those of Join; TOO_MANY_UPLOADS.
+  absl::StatusOr<Joined> Begin(const Key& key, uint32_t rank, absl::string_view arena, uint64_t bytes, Device* device,
+                               std::unique_ptr<ImageWriter>* writer);
 
   // The slot, state_bytes() long, and its device.
   static char* room(const Assembly& assembly);
   static Device* device(const Assembly& assembly);
 
-  // The part is there. True for one caller, if none is missing any more: then it calls TakeWriter, Published or Drop.
+  // The part is there: how many are missing. 0 is told to one caller: it calls TakeWriter, and then Published or Drop.
   // Errors: UPLOAD_UNKNOWN: it was dropped meanwhile.
-  absl::StatusOr<bool> Arrived(const Ref& assembly, uint32_t rank);
+  absl::StatusOr<uint32_t> Arrived(const Ref& assembly, uint32_t rank);
   void Failed(const Ref& assembly, uint32_t rank);
 
   std::unique_ptr<ImageWriter> TakeWriter(const Ref& assembly);  // REQUIRES: all parts are there
@@ -95,10 +98,11 @@ class PartAssemblies {
 
   State StateOf(const Assembly& assembly) const;
 
+  static absl::Status BeingPublished();  // UPLOAD_BUSY
+  static absl::Status Unknown();         // UPLOAD_UNKNOWN: dropped
+
   void ArenaEnded(absl::string_view arena);  // drops open ones that it brought a part of
   void Expire();                             // drops what is too old
-  void Clear();                              // drops all. REQUIRES: no copy into one is under way
-  uint64_t open() const;
 
  private:
   absl::StatusOr<Joined> JoinLocked(const Key& key, uint32_t rank, absl::string_view arena)
@@ -110,6 +114,8 @@ class PartAssemblies {
 
   mutable Mutex mu_;
   absl::flat_hash_map<Key, Ref> assemblies_ ABSL_GUARDED_BY(mu_);  // open, whole and published
+  // Those that may be open, and those that were published, oldest first. Some were dropped meanwhile.
+  std::deque<Ref> begun_ ABSL_GUARDED_BY(mu_), published_ ABSL_GUARDED_BY(mu_);
   uint64_t open_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t open_ ABSL_GUARDED_BY(mu_) = 0;
 };

@@ -82,6 +82,9 @@ CallFlags FlagsOf(const Request& in) {
   return flags;
 }
 
+absl::Status WithALeaseOnly() {
+  return InvalidArgument("INVALID_OPTION", "grants", "with a lease, at most one slot for each item");
+}
 absl::Status NotWithALease() {
   return InvalidArgument("INVALID_OPTION", "lease", "flag words are for copies of the daemon's: leave the lease out");
 }
@@ -151,7 +154,7 @@ absl::Status Handlers::OpenArena(const Op& op, const v1::OpenArenaRequest& in, v
   out->set_steps(shape.steps);
   out->set_device(opened->device);
   out->set_flag_words(opened->flag_words);
-  if (in.with_plan() && shape.plan.is_whole()) {
+  if (in.with_plan() && shape.tp_size == 1) {
     for (const CopySegment& segment : shape.plan.segments()) {
       v1::CopySegment* to = out->add_plan();
       to->set_state_offset(segment.state_offset);
@@ -220,13 +223,12 @@ absl::Status Handlers::Store(const Op& op, const v1::StoreRequest& in, v1::Store
   if (!in.lease().empty()) {
     if (absl::Status status = CheckLease(op, in.lease()); !status.ok()) return status;
   }
-  if (in.grants() > (in.lease().empty() ? 0 : static_cast<uint32_t>(in.items_size())))
-    return InvalidArgument("INVALID_OPTION", "grants", "with a lease, at most one slot for each item");
+  if (in.grants() > (in.lease().empty() ? 0 : static_cast<uint32_t>(in.items_size()))) return WithALeaseOnly();
   const absl::StatusOr<StoreAnswer> answer = arenas_->Store(op, in.arena(), ItemsOf(op, in), in.all_or_none());
   if (!answer.ok()) return answer.status();
   Fill(*answer, out);
-  const auto stored =
-      std::find_if(answer->rows.begin(), answer->rows.end(), [](const StoredRow& row) { return row.status.ok(); });
+  const auto stored = std::find_if(answer->rows.begin(), answer->rows.end(),
+                                   [](const StoredRow& row) { return row.info.layout != nullptr; });
   if (in.grants() > 0 && stored != answer->rows.end()) {
     for (const LeasedSlot& slot : leases_->GrantStock(op, in.lease(), stored->info.layout, in.grants()))
       FillSlot(slot, out->add_grants());
@@ -248,6 +250,7 @@ void Handlers::LoadWithFlags(const Op& op, const v1::LoadRequest& in, v1::LoadRe
 void Handlers::StoreWithFlags(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out, Finish finish) {
   if (arenas_ == nullptr) return finish(ArenasOff());
   if (!in.lease().empty()) return finish(NotWithALease());
+  if (in.grants() > 0) return finish(WithALeaseOnly());
   arenas_->Store(op, in.arena(), ItemsOf(op, in), in.all_or_none(), FlagsOf(in),
                  [out, finish = std::move(finish)](const absl::StatusOr<StoreAnswer>& answer) mutable {
                    if (!answer.ok()) return finish(answer.status());

@@ -371,6 +371,7 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op
   Require(memory != nullptr, "an arena of no hot device");
   Device* const device = memory->device;
   const uint64_t chunks = (bytes + device->chunk_bytes() - 1) / device->chunk_bytes();
+  const auto free_chunks = [&] { return (device->budget_bytes() - device->used_bytes()) / device->chunk_bytes(); };
   Keep keep;
   MutexLock lock(&mu_);
   absl::Status spill_error;
@@ -380,7 +381,7 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op
     if (absl::Status status = Usable(*memory); !status.ok()) return status;
     const uint64_t progress = progress_;
     absl::Status refused;
-    if (chunks <= (device->budget_bytes() - device->used_bytes()) / device->chunk_bytes()) {
+    if (chunks <= free_chunks()) {
       ++memory->moving;
       absl::StatusOr<std::unique_ptr<SharedExtent>> extent;
       {
@@ -396,8 +397,8 @@ absl::StatusOr<std::unique_ptr<SharedExtent>> Residency::AllocateShared(const Op
       GiveBack(memory, std::move(empty));
       continue;
     }
-    // The budget had room: it is the machine that is short of something, and images that leave would not help.
-    if (!refused.ok()) return refused;
+    // The budget has room: it is the machine that is short of something, and images that leave would not help.
+    if (!refused.ok() && chunks <= free_chunks()) return refused;
     absl::Status error;
     const Step step = DrainFor(op, memory, /*except=*/nullptr, chunks, !spill_error.ok(), &keep, &error);
     if (step == Step::kSpillFailed) spill_error = error;
@@ -476,6 +477,7 @@ Residency::Step Residency::Evict(const Op& op, Resident* image, Memory* memory, 
 // Empties an extent and gives it back. REQUIRES: NewestIfDrainable.
 Residency::Step Residency::Drain(const Op& op, Pool* pool, SlotExtent* extent, Keep* keep, absl::Status* error) {
   Memory* const memory = pool->memory;
+  const uint64_t used = extent->used();
   pool->slots.SetDraining(extent, true);
   ++memory->moving;
   Step step = Step::kProgress;
@@ -489,7 +491,8 @@ Residency::Step Residency::Drain(const Op& op, Pool* pool, SlotExtent* extent, K
   --memory->moving;
   const bool emptied = extent->used() == 0;
   pool->slots.SetDraining(extent, false);
-  Progress();
+  // Who waits for what is coming is told when it has come: told now as well, two would keep each other awake.
+  if (step != Step::kComing || extent->used() < used) Progress();
   if (emptied) GiveBack(memory, pool->slots.TakeEmpty(/*keep=*/0));
   return emptied ? Step::kProgress : step;
 }

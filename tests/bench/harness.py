@@ -22,7 +22,7 @@ REDIS_SERVER = BUILD / "redis-server" if BUNDLE else "redis-server"
 FIELDS = ("name", "value", "unit", "n", "p50", "p99", "baseline", "baseline_name", "ratio", "goal", "aim", "ok",
           "commit", "machine", "seed")
 PLANT_SOURCES = ("CMakeLists.txt", "cmake", "kernels", "proto", "server",
-                 "client/CMakeLists.txt", "client/cpp", "client/cli")
+                 "client/CMakeLists.txt", "client/cpp", "client/cli", "client/python/src/statepool/hf_models.json")
 PLANT_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2", "-DSTATEPOOL_TESTS=OFF")
 OK, FALLS_SHORT, NOT_MEASURABLE = 0, 1, 2
 

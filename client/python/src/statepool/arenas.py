@@ -659,7 +659,7 @@ class Arena:
     def _store_in_order(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any) -> pb.StoreResponse | None:
         """A Store that waits for the stream in the daemon. None: it is to be done without words."""
         flags = self._flags
-        if flags is None:
+        if flags is None or any([item.attachment for item in request.items]):
             return None
         if generation is None:
             generation = self._generation
@@ -698,7 +698,7 @@ class Arena:
     def _begin_in_order(self, request: pb.StoreRequest, generation: int | None, stream: Any) -> _gpu_copies.Storing | None:
         """A Store that the arena's thread asks for, and the stream waits for before it goes on. None: it is to be done without words."""
         flags, in_flight = self._flags, self._in_flight
-        if flags is None or in_flight is None:
+        if flags is None or in_flight is None or any([item.attachment for item in request.items]):
             return None
         if generation is None:
             generation = self._generation

@@ -272,7 +272,7 @@ def test_a_worker_that_dies_or_hangs_while_its_calls_wait_holds_nothing_up(stubs
     other = workers()
     other.set("b", 2)
     with another_process(stubs, daemon, CHILD) as child:
-        assert metric(daemon, "statepool_arena_flag_waits") == 2 and metric(daemon, "statepool_arena_flag_pinned_bytes") == BYTES
+        eventually(lambda: metric(daemon, "statepool_arena_flag_waits") == 2 and metric(daemon, "statepool_arena_flag_pinned_bytes") == BYTES)
         os.kill(child.pid, how)
         other.load_with("b", done=(1, 1)).result(timeout=30)
         other.reaches(1, 1)
@@ -292,6 +292,7 @@ def test_closing_the_arena_ends_what_waits(daemon, workers):
     worker.set("b", 2)
     store = worker.store_with("never", after=(1, 1), done=(2, 1))
     worker.load_with("b", after=(1, 1), done=(3, 1)).result(timeout=30)
+    eventually(lambda: metric(daemon, "statepool_arena_flag_waits") == 2)
     assert plain.Client.close(worker, worker.arena)
     assert refused(store) == "ARENA_UNKNOWN"
     worker.reaches(2, 1)
@@ -304,6 +305,7 @@ def test_a_daemon_that_is_told_to_stop_waits_for_no_word(daemon, workers):
     worker.set("b", 2)
     store = worker.store_with("never", after=(1, 1), done=(2, 1), timeout=100)
     worker.load_with("b", after=(1, 1), done=(3, 1)).result(timeout=30)
+    eventually(lambda: metric(daemon, "statepool_arena_flag_waits") == 2)
     start = time.monotonic()
     daemon.stop()
     assert time.monotonic() - start < 5

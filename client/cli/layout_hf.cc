@@ -375,7 +375,13 @@ class Reader {
 absl::StatusOr<std::string> DtypeOfModel(const std::string& wanted, const Struct& keys, const Struct& outer) {
   std::vector<std::string> said = {wanted};
   for (const Struct* config : {&keys, &outer}) {
-    for (const char* key : {"dtype", "torch_dtype"}) said.push_back(TextOf(*config, key));
+    for (const char* key : {"dtype", "torch_dtype"}) {
+      const auto it = config->fields().find(key);
+      if (it == config->fields().end() || it->second.has_null_value()) continue;
+      if (!it->second.has_string_value())
+        return UsageError("dtype", "the dtype is no text: one of float32, float16, bfloat16");
+      said.push_back(it->second.string_value());
+    }
   }
   said.emplace_back("float32");
   const std::string& first = *std::find_if(said.begin(), said.end(), [](const std::string& s) { return !s.empty(); });

@@ -98,7 +98,7 @@ def _keys_of(config: Config) -> Mapping[str, Any]:
         keys = json.loads(path.read_text())
     except OSError as error:
         raise errors.invalid("INVALID_LAYOUT", f"{path} can't be read: {error.strerror}", "config") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.invalid("INVALID_LAYOUT", f"{path} is no JSON: {error}", "config") from None
     if not isinstance(keys, dict):
         raise errors.invalid("INVALID_LAYOUT", f"{path} has no JSON object", "config")

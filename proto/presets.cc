@@ -381,12 +381,13 @@ std::optional<PresetFault> LayoutOfPreset(const v1::LayoutPreset& preset, v1::La
   layout->Clear();
   layout->set_model_id(preset.model_id());
   if (std::optional<PresetFault> fault = Build(preset, layout); fault.has_value()) return fault;
-  for (const auto& [name, value] : preset.initial()) {
+  for (const auto& entry : preset.initial()) {
+    const std::string& name = entry.first;
     const auto tensor = std::find_if(layout->mutable_tensors()->begin(), layout->mutable_tensors()->end(),
                                      [&](const v1::TensorSpec& t) { return t.name() == name; });
     if (tensor == layout->mutable_tensors()->end())
       return PresetFault{absl::StrCat("initial[\"", name, "\"]"), "names no tensor that the preset makes"};
-    *tensor->mutable_initial() = value;
+    *tensor->mutable_initial() = entry.second;
   }
   return std::nullopt;
 }

@@ -57,7 +57,7 @@ def serve(users: list[dict[str, Any]], tokens: int, worker: Worker) -> Result:
                 for row in rows:
                     written[row] += readers[row].write(1, samplers[row])
             items = {row: StoreItem(names[row], readers[row].position, attachment=to_attachment(readers[row].logits, samplers[row])) for row in rows}
-            infos = worker.timed("store", lambda: arena.store(items))
+            infos = worker.timed("store", lambda: arena.store(items, all_or_none=True))  # waits where the disk is behind
             checkpoints += 1
     return {"arenas": why_not, "checkpoints": checkpoints,
             "users": {names[row]: {**said(readers[row], written[row]), "loaded_position": loaded[row].position, "checksum": infos[row].checksum}
@@ -95,7 +95,7 @@ class OwnMemory:
     def load(self, items: Mapping[int, LoadItem]) -> dict[int, statepool.State]:
         return {row: self._pool.get(item.source, out=self._rows[row]) for row, item in items.items()}
 
-    def store(self, items: Mapping[int, StoreItem]) -> dict[int, statepool.Info]:
+    def store(self, items: Mapping[int, StoreItem], *, all_or_none: bool) -> dict[int, statepool.Info]:  # one by one, each with its retries
         return {row: self._pool.set(item.sequence, self._rows[row], item.position or 0, attachment=item.attachment) for row, item in items.items()}
 
     def __enter__(self) -> OwnMemory:

@@ -286,7 +286,7 @@ class StalledPeer {
 
 Options Impatient() {
   Options options;
-  options.timeout = absl::Seconds(1);  // on a busy machine even a connection takes its time
+  options.timeout = absl::Seconds(1);       // on a busy machine even a connection takes its time
   options.arenas = options.direct = false;  // what a message does is the question here
   return options;
 }

@@ -83,10 +83,10 @@ TensorSpec TensorOf(Input* input) {
     const size_t sections = input->Rarely(64) ? 257 : input->Pick(4);
     uint64_t left = tensor.sharding->axis < tensor.axes.size() ? tensor.axes[tensor.sharding->axis].size : 1;
     for (size_t i = 0; i + 1 < sections; ++i) {
-      tensor.sharding->sections.push_back(input->Pick(4));
-      left -= tensor.sharding->sections.back();
+      tensor.sharding->sections.push_back({input->Pick(4), input->Pick(4), input->Pick(2) == 0});
+      left -= tensor.sharding->sections.back().size;
     }
-    if (sections > 0) tensor.sharding->sections.push_back(left);
+    if (sections > 0) tensor.sharding->sections.push_back({left});
   }
   return tensor;
 }

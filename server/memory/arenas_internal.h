@@ -97,7 +97,7 @@ struct Arenas::Arena {
   std::unique_ptr<RowCopier> store_copier;  // of shape->store_plan; null, too, if that has nothing
 
   bool is_of_parts() const { return shape->tp_size > 1; }
-  // Slots kept for a Store. Ranks take those of their versions in turn.
+  // Slots kept for a Store: of ranks each has a share of them, and takes the others' too (TakeReserved).
   uint32_t reserve_max() const { return (shape->rows + shape->tp_size - 1) / shape->tp_size; }
 
   // Whether nothing need be copied for this item. REQUIRES: the turn.

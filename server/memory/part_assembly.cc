@@ -4,13 +4,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "server/core/error.h"
 
 namespace statepool {
 
 class PartAssemblies::Assembly {
  public:
-  enum class Part : uint8_t { kMissing, kCopied, kThere };
+  enum class Part : uint8_t { kMissing, kCopying, kThere };
 
   // Set once.
   Key key;
@@ -22,7 +23,7 @@ class PartAssemblies::Assembly {
   // Guarded by PartAssemblies::mu_.
   std::vector<Part> parts;  // of each rank
   uint32_t missing = 0;     // that are not kThere
-  uint32_t copying = 0;     // that are kCopied
+  uint32_t copying = 0;     // that are kCopying
   absl::flat_hash_set<std::string> arenas;
   std::unique_ptr<ImageWriter> writer;  // until all parts are there, or it was dropped and nobody copies
   bool dropped = false;
@@ -47,13 +48,13 @@ absl::StatusOr<PartAssemblies::Joined> PartAssemblies::JoinLocked(const Key& key
   if (it == assemblies_.end()) return Joined();
   Assembly& assembly = *it->second;
   if (assembly.missing == 0 && !assembly.published.has_value()) return BeingPublished();
-  if (assembly.parts[rank] == Assembly::Part::kCopied) {
+  if (assembly.parts[rank] == Assembly::Part::kCopying) {
     return Error(absl::StatusCode::kAborted, "UPLOAD_BUSY", "another call brings this very part now")
         .Field("request_id")
         .RetryAfter(absl::Milliseconds(20));
   }
   if (assembly.parts[rank] == Assembly::Part::kThere) return Joined{it->second};
-  assembly.parts[rank] = Assembly::Part::kCopied;
+  assembly.parts[rank] = Assembly::Part::kCopying;
   assembly.arenas.emplace(arena);
   ++assembly.copying;
   return Joined{it->second, true};

@@ -270,7 +270,8 @@ absl::Status Residency::AcquireOwned(const Op& op, OwnerId owner, bool at_once, 
       GiveBack(memory, std::move(empty));
       continue;
     }
-    const bool clean_only = at_once || !spill_error.ok();
+    // Nothing is spilled for want of what leases may have: who is refused has the daemon copy into other memory.
+    const bool clean_only = at_once || !spill_error.ok() || !may_grow;
     Step step = Step::kNothingMayLeave;
     absl::Status error;
     if (may_grow) step = DrainFor(op, memory, /*except=*/nullptr, pool->slots.min_chunks(), clean_only, &keep, &error);

@@ -217,7 +217,7 @@ def check_flags(checks, pool, daemon, rng):
     """Isolated loads and stores are in the stream's order, and the CPU does not wait for it."""
     layout = pool.register_layout(LARGE)
     pool.set("flags/a", rng.randbytes(layout.state_bytes), 1, layout=layout)
-    with pool.open_arena(layout, rows=4, view=VIEWS["layer_major"]) as arena, Behind() as behind:
+    with pool.open_arena(layout, rows=4, view=View("layer_major")) as arena, Behind() as behind:
         if not arena._flags:
             return checks.expect("an arena has flag words", False)
         expected = bytes(pool.get("flags/a").data)

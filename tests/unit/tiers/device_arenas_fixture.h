@@ -52,6 +52,16 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
     close(lease->fd);
     return {opened->id, newest_memory_, opened->shape};
   }
+  // As by a worker that has unmapped it, until its memory is there again.
+  void CloseArena(const Open& arena) {
+    EXPECT_EQ(arenas_.Close({}, arena.id), absl::OkStatus());
+    arenas_.Unmapped(arena.id);
+    for (int i = 0; i < 2'000 && !arenas_.IsGone(arena.id); ++i) {
+      clock_.Advance(absl::Milliseconds(1));
+      usleep(1'000);
+    }
+    EXPECT_TRUE(arenas_.IsGone(arena.id));
+  }
   // The arena's bytes, as its worker would see and change them.
   std::string BytesOfArena(const Open& arena) { return memory_.Read(arena.memory, arena.shape->bytes); }
   void FillArena(const Open& arena, char byte) { memory_.Write(arena.memory, std::string(arena.shape->bytes, byte)); }

@@ -420,13 +420,19 @@ TEST_P(LeasesTest, WhatDeadWorkersHadLeavesRoomForOthers) {
   }
 }
 
-TEST_P(LeasesTest, WhereThereIsNoRoomOnlyWhatLiesInItsOwnExtentsLeavesForAGrant) {
+TEST_P(LeasesTest, WhereLeasesHaveAllTheyMayOnlyWhatIsOnTheDiskLeavesItsExtentsForAGrant) {
   Start(4, {.max_granted_bytes = 2 * kChunk});
   const std::string lease = Lease();
   std::vector<ImageRef> own;
   const ImageRef foreign = Write('a');
   std::map<uint64_t, std::unique_ptr<Mapping>> mappings;
   for (char fill = 'p'; fill < 'v'; ++fill) {
+    if (own.size() >= 2) {
+      EXPECT_EQ(ReasonOf(leases_->Grant({}, lease, "m", 1).status()), "TOO_MUCH_GRANTED") << "neither is on the disk";
+      const ImageRef& older = own[own.size() - 2];
+      EXPECT_EQ(residency_->tier(*older), Tier::kHot);
+      EXPECT_TRUE(residency_->Persist({}, older).ok());
+    }
     const LeasedSlot slot = GrantOne(lease);
     if (!mappings.contains(slot.extent)) mappings[slot.extent] = Map(lease, slot.extent);
     std::memset(mappings[slot.extent]->at(slot), fill, kState);

@@ -69,13 +69,13 @@ TEST_P(PartArenasTest, WhatAllRanksStoreIsOneVersionAndAnyNumberOfRanksLoadsIt) 
       EXPECT_EQ(stored.parts_missing, tp_size - 1 - rank);
     }
     EXPECT_TRUE(Get(name) == state);
-    for (const Open& rank : ranks) EXPECT_EQ(arenas_.Close({}, rank.id), absl::OkStatus());
+    for (const Open& rank : ranks) CloseArena(rank);
     for (const uint32_t others : {1u, 2u, 4u}) {
       for (const Open& rank : OpenRanks(others, others == 4 ? turned : View())) {
         FillArena(rank, 0x5a);
         ASSERT_EQ(Load(rank, 0, name), absl::OkStatus());
         EXPECT_TRUE(RowOf(rank, 0) == PartOf(rank, state)) << tp_size << " ranks' state in an arena of " << others;
-        EXPECT_EQ(arenas_.Close({}, rank.id), absl::OkStatus());
+        CloseArena(rank);
       }
     }
   }

@@ -4,6 +4,7 @@
 --part=disk     until states that lie in the GPU's memory alone are on the disk, beside direct writes
 --part=warm     GPU to pinned memory and back, beside torch's pinned copies; of a daemon with a warm tier
 --part=trips    every dtype through all tiers, bit for bit"""
+import concurrent.futures
 import mmap
 import os
 import pathlib
@@ -19,13 +20,13 @@ import torch
 from statepool import StoreItem
 
 MODEL = "mamba-2.8b"
-DISK_ROWS, WARM_ROWS = 16, 64                       # of an arena; a call takes all. An RPC is little beside 64 rows to and from pinned memory
+DISK_ROWS, WARM_ROWS, WARM_WORKERS = 16, 32, 2      # of an arena; a call takes all its rows
 BLOCKS, QUICK_BLOCKS, BLOCK_STORES = 6, 3, 4        # a block of the disk's: so many Stores
 PIECE_BYTES, GROUP_BYTES = 1 << 20, 64 << 20        # of direct writes: a write, and what is synced at a time
 REALLY_MIN = 0.95                                   # of the bytes must have gone to the block device
 WARM_PASSES, QUICK_WARM_PASSES, WARM_STATES = 8, 4, 320
-WARM_CALLS_MIN = 8                                  # Loads that moved as many bytes as they have: some states stay on the GPU
-WARM_PASS_MIN = 0.5                                 # of the bytes of a pass of Stores must have been driven out meanwhile
+WARM_FIRST_PASSES = 3                               # of Stores: until the warm tier has pinned what it uses
+WARM_PASS_MIN = 0.5                                 # of the bytes of a pass must have moved: some states stay on the GPU
 DISK_GOAL, WARM_GOAL = 0.8, 0.9
 TRIP_STATES, TRIP_ROUNDS, QUICK_TRIP_ROUNDS = 96, 16, 8
 TRIPS = statepool.Layout("bench/trips", tuple(       # every dtype, 4 MB together
@@ -151,54 +152,64 @@ def pinned_rates(nbytes):
         yield [nbytes / us / 1e3 for us in taken[3:]]
 
 
+class Workers:
+    """Threads with an arena and a stream each, which take the blocks of a pass in turns: so the daemon has work while one of them is busy with itself."""
+
+    def __init__(self, pool):
+        self.writers = [Writer(pool, WARM_ROWS) for _ in range(WARM_WORKERS)]
+        for writer in self.writers[1:]:
+            writer.stamps = self.writers[0].stamps
+        self._streams = [torch.cuda.Stream() for _ in self.writers]
+
+    def each(self, blocks, call):
+        """call(writer, names) for each block. Seconds that all of it took."""
+        def work(index):
+            with torch.cuda.stream(self._streams[index]):
+                for names in blocks[index::len(self.writers)]:
+                    call(self.writers[index], names)
+
+        with concurrent.futures.ThreadPoolExecutor(len(self.writers)) as threads:
+            start = time.perf_counter()
+            for done in [threads.submit(work, index) for index in range(len(self.writers))]:
+                done.result()
+            return time.perf_counter() - start
+
+
 def warm(options, pool):
     """More states than the GPU has room for, none of which may go to the disk. First all are stored, again and again: each Store drives others out, to
-    memory that was pinned in the first round, which does not count. The daemon does that between calls too, for the next one: so what it moved in a pass
-    counts over the time of all of the pass, in which the worker also writes its rows. Then all are loaded: what comes back was driven out before, those
-    that must leave for it have their copy still, and nothing comes back between calls."""
-    writer = Writer(pool, WARM_ROWS)
-    state_bytes = writer.layout.state_bytes
-    per_call = WARM_ROWS * state_bytes
-    out, back = pinned_rates(per_call)
-    moved, out_rates, back_rates, out_beside, back_beside = worker.moved(options.metrics), [], [], [], []
-    blocks = [[f"spill/{i}/{row}" for row in writer.every] for i in range(WARM_STATES // WARM_ROWS)]
+    memory that was pinned in the first rounds, which do not count. Then all are loaded: what comes back was driven out before, and those that must leave
+    for it have their copy still. What moved in a pass counts over the time of all of the pass, in which the workers also write and compare their rows."""
+    workers = Workers(pool)
+    state_bytes = workers.writers[0].layout.state_bytes
+    out, back = pinned_rates(64 * state_bytes)
+    blocks = [[f"spill/{i}/{row}" for row in range(WARM_ROWS)] for i in range(WARM_STATES // WARM_ROWS)]
     passes = QUICK_WARM_PASSES if options.quick else WARM_PASSES
 
-    def moved_since(way):
-        nonlocal moved
-        before, moved = moved, worker.moved(options.metrics)
-        return moved.get(way, 0) - before.get(way, 0)
+    def rates_of(way, first, call, theirs):
+        """GB/s of each pass, and microseconds that a state took beside its copy."""
+        found, beside = [], []
+        for i in range(first + passes):
+            before = worker.moved(options.metrics).get(way, 0)
+            taken = workers.each(blocks, call)
+            nbytes = worker.moved(options.metrics).get(way, 0) - before
+            if i >= first and nbytes >= WARM_PASS_MIN * WARM_STATES * state_bytes:
+                found.append(nbytes / taken / 1e9)
+                beside.append((taken * 1e6 - nbytes / worker.median(theirs) / 1e3) / (nbytes / state_bytes))
+            if pool.describe(blocks[0][0]).tier == "cold":
+                raise harness.NotMeasurable("the daemon has no warm tier behind this device, or too small a one: what left the GPU is COLD")
+        if len(found) < passes:
+            raise harness.NotMeasurable(f"too little moved: {len(found)} of {passes} passes")
+        return found, beside
 
-    def beside_us(nbytes, taken, theirs):
-        """Microseconds that a state took beside its copy."""
-        return (taken * 1e6 - nbytes / worker.median(theirs) / 1e3) / (nbytes / state_bytes)
-
-    for i in range(1 + passes):
-        moved_since(None)
-        start = time.perf_counter()
-        for names in blocks:
-            writer.store(names, "volatile")
-        taken = time.perf_counter() - start
-        nbytes = moved_since(("hot", "warm"))
-        if i > 0 and nbytes >= WARM_PASS_MIN * len(blocks) * per_call:
-            out_rates.append(nbytes / taken / 1e9)
-            out_beside.append(beside_us(nbytes, taken, out))
-        if pool.describe(blocks[0][0]).tier != "warm":
-            raise harness.NotMeasurable("the daemon has no warm tier behind this device: what left the GPU is not WARM")
-    for _ in range(passes):
-        for names in blocks:
-            taken = writer.load(names)
-            nbytes = moved_since(("warm", "hot"))
-            if nbytes >= 0.9 * per_call:
-                back_rates.append(nbytes / taken / 1e9)
-                back_beside.append(beside_us(nbytes, taken, back))
-    if len(out_rates) < passes or len(back_rates) < WARM_CALLS_MIN:
-        raise harness.NotMeasurable(f"too little moved: {len(out_rates)} of {passes} passes of Stores, {len(back_rates)} Loads")
-    yield rates("gpu_spill_to_pinned", out_rates, out, "torch's copy to pinned memory", WARM_GOAL, bytes=len(blocks) * per_call,
-                beside_copy_us=worker.median(out_beside))
-    yield rates("gpu_spill_from_pinned", back_rates, back, "torch's copy from pinned memory", WARM_GOAL, bytes=per_call,
-                beside_copy_us=worker.median(back_beside))
-    yield writer.check_line("gpu_spill_warm_wrong")
+    stored, stored_beside = rates_of(("hot", "warm"), WARM_FIRST_PASSES, lambda writer, names: writer.store(names, "volatile"), out)
+    loaded, loaded_beside = rates_of(("warm", "hot"), 1, lambda writer, names: writer.load(names), back)
+    nbytes = WARM_STATES * state_bytes
+    yield rates("gpu_spill_to_pinned", stored, out, "torch's copy to pinned memory", WARM_GOAL, bytes=nbytes, beside_copy_us=worker.median(stored_beside),
+                each=[round(rate, 1) for rate in stored])
+    yield rates("gpu_spill_from_pinned", loaded, back, "torch's copy from pinned memory", WARM_GOAL, bytes=nbytes,
+                beside_copy_us=worker.median(loaded_beside), each=[round(rate, 1) for rate in loaded])
+    yield {"name": "gpu_spill_warm_wrong", "value": sum(writer.wrong for writer in workers.writers), "unit": "states",
+           "n": sum(writer.checked for writer in workers.writers), "goal": 0}
 
 
 def trips(options, pool):

@@ -33,38 +33,41 @@ class Rows:
     def __init__(self, arena, layout):
         first = arena.layer(layout.tensors[0].name, layout.tensors[0].layers[0])
         self._library, self._place = (np, {}) if isinstance(first, np.ndarray) else (_torch(), {"device": first.device})
-        self._cells, at = [], 0  # (index of the first word in the state, [row, word])
+        self._cells, at = [], 0  # (what the state's words here are above its first, [row, word])
         for tensor in layout.tensors:
             for layer in tensor.layers:
                 cell = arena.layer(tensor.name, layer).reshape(arena.rows, -1).view(self._library.int64)
-                self._cells.append((at, cell))
-                at += cell.shape[1]
+                count = cell.shape[1]
+                self._cells.append((self._library.arange(at, at + count, dtype=self._library.int64, **self._place) * _signed(B), cell))
+                at += count
         assert at * 8 == layout.state_bytes, "a layer is no multiple of 8 bytes"
 
     def write(self, rows, stamps):
         """On a GPU this is enqueued on the current stream, and so is what the others read."""
-        index, firsts = self._array(rows), self._firsts(stamps)
-        for at, cell in self._cells:
-            cell[index] = self._words(firsts, at, cell.shape[1])
+        index, firsts = self._index(rows), self._firsts(stamps)
+        for above, cell in self._cells:
+            cell[index] = firsts + above
 
     def stamps(self, rows):
         """What the first word of each row tells, whatever the others do."""
-        firsts = self._cells[0][1][self._array(rows), 0]
+        firsts = self._cells[0][1][self._index(rows), 0]
         return [first * A_INVERSE % (1 << 64) for first in firsts.tolist()]
 
     def wrong(self, rows, stamps):
         """Those of the rows that are not the states of these stamps."""
-        index, firsts, right = self._array(rows), self._firsts(stamps), True
-        for at, cell in self._cells:
-            right = (cell[index] == self._words(firsts, at, cell.shape[1])).all(1) & right
+        index, firsts, right = self._index(rows), self._firsts(stamps), True
+        for above, cell in self._cells:
+            right = (cell[index] == firsts + above).all(1) & right
         return [row for row, is_right in zip(rows, right.tolist()) if not is_right]
 
     def _firsts(self, stamps):
         """The first words of these states: [row, 1]. Once for all cells, for it waits for the GPU."""
         return self._array([_signed(stamp * A) for stamp in stamps])[:, None]
 
-    def _words(self, firsts, at, count):
-        return firsts + self._library.arange(at, at + count, dtype=self._library.int64, **self._place) * _signed(B)
+    def _index(self, rows):
+        """A slice where it can be: that is no copy."""
+        rows = list(rows)
+        return slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else self._array(rows)
 
     def _array(self, values):
         return self._library.asarray(values, dtype=self._library.int64, **self._place)

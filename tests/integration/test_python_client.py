@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import subprocess
+import sys
 import threading
 import time
 
@@ -200,6 +201,37 @@ def test_a_call_is_not_retried_when_that_is_not_wanted_or_not_safe(fake_pool, ca
     assert len(fake.requests) == 1
     e = error.value
     assert (e.code, e.reason, e.field, e.message, e.metadata, e.retry_after) == (code, "DRAINING", "f", "no", {"limit": "7"}, retry_after)
+
+
+@pytest.mark.parametrize("before, left", [("", None), ("os.environ['GRPC_EXPERIMENTS'] = 'event_engine_client'", "event_engine_client")])
+def test_a_small_call_wakes_no_threads_of_grpcs_unless_somebody_decided_before(daemon, before, left):
+    program = f"""
+import glob, os, re
+{before}
+import statepool
+def switches():
+    found = 0
+    for path in glob.glob("/proc/self/task/*/status"):
+        try:
+            status = open(path).read()
+        except OSError:  # it has ended
+            continue
+        if status.startswith("Name:\\tevent_engine"):
+            found += int(re.search("\\nvoluntary_ctxt_switches:\\s(.*)", status)[1])
+    return found
+with statepool.connect({daemon.address!r}) as pool:
+    pool.capabilities()
+    before = switches()
+    for _ in range(500):
+        pool.capabilities()
+print(switches() - before, os.environ.get("GRPC_EXPERIMENTS"))
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "GRPC_EXPERIMENTS"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    switches, said = done.stdout.split()
+    assert said == str(left)
+    assert left is not None or int(switches) < 50, "500 calls"
 
 
 def test_retries_are_bounded(fake_pool):

@@ -1,6 +1,6 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Client of Statepool, the daemon that keeps the recurrent states of sequence models. Begin at connect()."""
-from . import errors, layouts
+from . import _grpc, errors, layouts  # _grpc: before what imports gRPC
 from .arenas import Arena, Buffers, Loaded, LoadItem, PartStored, Store, StoreItem, View
 from .batches import Batch, Get
 from .client import Pool, connect

@@ -24,6 +24,8 @@ LATE_S = 60.0
 """The daemon's own limit for copies after the answer."""
 LOOK_S = 0.0005
 """How often a CPU looks at a word that it waits for; less often by and by."""
+WATCH_S = 0.5
+"""How often the thread looks at calls of its own accord: less than GRACE_S, so that one that begins meanwhile need not wake it."""
 _FAILURES = 0  # the daemon's word: loads that failed after their answer
 
 
@@ -98,6 +100,7 @@ class Flags:
         self._forced = 0  # loads whose word this side has set
         self._closed = False
         self._thread: threading.Thread | None = None
+        self._sleeps = False  # the thread, until it is woken
 
     def begin(self, stream: Any, rows: frozenset[int], timeout: float, *, is_load: bool) -> Call | None:
         """A call's pair: `after` is in the stream. timeout: seconds, of the call. None: there is no pair, or none any more. StatepoolError (GPU_FAILED)."""
@@ -231,7 +234,9 @@ class Flags:
             thread = threading.Thread(target=self._run, name="statepool-flags", daemon=True)
             thread.start()
             self._thread = thread
-        self._tell()
+        elif self._sleeps:
+            self._sleeps = False
+            self._tell()
 
     def _tell(self) -> None:
         with contextlib.suppress(BlockingIOError):  # it is full: the thread will look
@@ -247,14 +252,18 @@ class Flags:
             with self._lock:
                 if self._closed:
                     return
-                late = [call for call in self._busy if call.is_watched and not self._has_reached(call.done)]
+                self._reclaim()
+                watched = [call for call in self._busy if call.is_watched]
+                late = [call for call in watched if not self._has_reached(call.done)]
+                self._sleeps = not watched
                 lease, now = self._lease.fileno(), time.monotonic()
                 for call in late:
                     if now >= call.deadline:
                         self._give_up(call)
                         self._forced += call.is_load
-            left = [call.deadline - now for call in late if now < call.deadline]
-            hung_up, woken = _poll(lease, self._changed.fileno(), min(left) if left else None)
+            left = [WATCH_S] if watched else []
+            left += [call.deadline - now for call in late if now < call.deadline]
+            hung_up, woken = _poll(lease, self._changed.fileno(), min(left, default=None))
             with self._lock:
                 if hung_up:
                     for call in self._busy:

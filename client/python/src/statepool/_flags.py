@@ -101,6 +101,7 @@ class Flags:
         self._closed = False
         self._thread: threading.Thread | None = None
         self._sleeps = False  # the thread, until it is woken
+        self._had_news = False  # since it looked
 
     def begin(self, stream: Any, rows: frozenset[int], timeout: float, *, is_load: bool) -> Call | None:
         """A call's pair: `after` is in the stream. timeout: seconds, of the call. None: there is no pair, or none any more. StatepoolError (GPU_FAILED)."""
@@ -227,7 +228,7 @@ class Flags:
         self._busy = busy
 
     def _watch(self, call: Call) -> None:
-        call.is_watched = True
+        call.is_watched = self._had_news = True
         if self._closed:
             return
         if self._thread is None:
@@ -252,18 +253,18 @@ class Flags:
             with self._lock:
                 if self._closed:
                     return
-                self._reclaim()
-                watched = [call for call in self._busy if call.is_watched]
-                late = [call for call in watched if not self._has_reached(call.done)]
-                self._sleeps = not watched
+                late = [call for call in self._busy if call.is_watched and not self._has_reached(call.done)]
+                self._sleeps, self._had_news = not late and not self._had_news, False
+                pause = None if self._sleeps else WATCH_S
                 lease, now = self._lease.fileno(), time.monotonic()
                 for call in late:
                     if now >= call.deadline:
                         self._give_up(call)
                         self._forced += call.is_load
-            left = [WATCH_S] if watched else []
-            left += [call.deadline - now for call in late if now < call.deadline]
-            hung_up, woken = _poll(lease, self._changed.fileno(), min(left, default=None))
+            for call in late:
+                if now < call.deadline:
+                    pause = min(pause or WATCH_S, call.deadline - now)
+            hung_up, woken = _poll(lease, self._changed.fileno(), pause)
             with self._lock:
                 if hung_up:
                     for call in self._busy:

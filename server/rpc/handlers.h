@@ -62,6 +62,8 @@ class Handlers {
   absl::Status Delete(const Op& op, const v1::DeleteRequest& in, v1::DeleteResponse* out);
   absl::Status DeleteMany(const Op& op, const v1::DeleteManyRequest& in, v1::DeleteManyResponse* out);
   absl::Status Rollback(const Op& op, const v1::RollbackRequest& in, v1::NameInfo* out);
+  absl::Status RemoveRange(const Op& op, const v1::RemoveRangeRequest& in, v1::RemoveRangeResponse* out);
+  absl::Status Renumber(const Op& op, const v1::RenumberRequest& in, v1::NameInfo* out);
   absl::Status Snapshot(const Op& op, const v1::SnapshotRequest& in, v1::NameInfo* out);
   absl::Status Restore(const Op& op, const v1::RestoreRequest& in, v1::NameInfo* out);
   absl::Status PublishPrefix(const Op& op, const v1::PublishPrefixRequest& in, v1::PublishPrefixResponse* out);

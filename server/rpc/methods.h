@@ -29,6 +29,8 @@
   X(Delete)                        \
   X(DeleteMany)                    \
   X(Rollback)                      \
+  X(RemoveRange)                   \
+  X(Renumber)                      \
   X(Snapshot)                      \
   X(Restore)                       \
   X(PublishPrefix)                 \

@@ -35,6 +35,7 @@ size_t RequestBytesMax(Method method) {
     case Method::kBatchGet:
     case Method::kTouch: return 2 * kMiB;
     case Method::kFork:
+    case Method::kDeleteMany:
     case Method::kFlush:
     case Method::kLoad:
     case Method::kPublishPrefix:
@@ -308,6 +309,8 @@ STATEPOOL_SERVE(List, Where::kInline)
 STATEPOOL_SERVE(Delete, Where::kExecutor)
 STATEPOOL_SERVE(DeleteMany, Where::kExecutor)
 STATEPOOL_SERVE(Rollback, Where::kExecutor)
+STATEPOOL_SERVE(RemoveRange, Where::kExecutor)
+STATEPOOL_SERVE(Renumber, Where::kExecutor)
 STATEPOOL_SERVE(Snapshot, Where::kExecutor)
 STATEPOOL_SERVE(Restore, Where::kExecutor)
 STATEPOOL_SERVE(PublishPrefix, Where::kExecutor)

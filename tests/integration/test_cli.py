@@ -250,14 +250,17 @@ def test_a_state_is_set_got_rolled_back_and_described(cli, layout, name, state, 
 
 
 def test_ranges_of_tokens(cli, layout, name, state):
+    def now(answer):
+        return [answer.get(key) for key in ("done", "deleted", "position", "revision")]
+
     for position in (10, 11, 14):
-        info = cli.ok("seq", "set", name, "--layout=small", f"--in={state(position)}", f"--position={position}")
-    assert cli.ok("seq", "remove-range", name, "--begin=3", "--end=9") == {"done": True, "deleted": False, "info": info}
+        revision = cli.ok("seq", "set", name, "--layout=small", f"--in={state(position)}", f"--position={position}")["revision"]
+    assert now(cli.ok("seq", "remove-range", name, "--begin=3", "--end=9")) == [True, False, 14, revision]
     refused = cli("seq", "remove-range", name, "--begin=12", "-o", "json")
-    assert (refused.code, refused.err, json.loads(refused.out)) == (3, "", {"done": False, "deleted": False, "info": info})
-    assert cli.ok("seq", "remove-range", name, "--begin=11")["info"]["position"] == 11
+    assert (refused.code, refused.err, now(json.loads(refused.out))) == (3, "", [False, False, 14, revision])
+    assert cli.ok("seq", "remove-range", name, "--begin=11")["position"] == 11
     moved = cli.ok("seq", "renumber", name, "--begin=9", "--add=-2")
-    assert [v["position"] for v in moved["history"]] == [9, 8] and moved["exactness"] == "edited" and moved["rollback_tokens"] == 1
+    assert [v["position"] for v in moved["history"]] == [9, 8] and moved["exactness"] == "EDITED" and moved["rollback_tokens"] == 1
     assert cli.ok("seq", "renumber", name, "--divide=4")["position"] == 3
     cli.fails(2, "INVALID_POSITION", "seq", "renumber", name, "--add=-3")
     cli.fails(2, "USAGE", "seq", "renumber", name)

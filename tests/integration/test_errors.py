@@ -271,7 +271,7 @@ def test_names(pb, client, errors):
 
 
 @pytest.mark.provokes(("INVALID_ARGUMENT", "INVALID_POSITION"))
-def test_positions(client, errors, name):
+def test_positions(pb, client, errors, name):
     for position in (-1, 2**53 + 1):
         with errors.expected("INVALID_ARGUMENT", "INVALID_POSITION", "position"):
             client.set(name, position)

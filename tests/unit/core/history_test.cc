@@ -334,10 +334,12 @@ TEST_F(RemoveRangeTest, ConditionsAndRetries) {
 TEST_F(RemoveRangeTest, ARecordedSequenceThatIsRemovedStaysAway) {
   Steps("a", {1, 2}, SyncHistory(4));
   Steps("b", {1, 2}, SyncHistory(4));
-  images_->persist_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
+  log_->commit_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
   EXPECT_EQ(Remove("a", 1, -1), "COLD_FULL");
-  images_->persist_error = absl::OkStatus();
+  EXPECT_EQ(Remove("b", 0, -1), "COLD_FULL");
+  log_->commit_error = absl::OkStatus();
   EXPECT_EQ(RingOf("a"), "1b 2c");
+  EXPECT_EQ(RingOf("b"), "1b 2c");
   EXPECT_EQ(Remove("a", 1, -1), "done 1b");
   EXPECT_EQ(Remove("b", 0, -1), "deleted");
   LosePower();

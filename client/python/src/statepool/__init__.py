@@ -6,11 +6,11 @@ from .batches import Batch, Get
 from .client import Pool, connect
 from .errors import Conflict, ContentsGone, DataLoss, DeadlineExceeded, Exhausted, InvalidArgument, NotFound, StatepoolError, Unavailable
 from .layouts import Layout, Part, Tensor
-from .names import Deletion, Info, Match, Name, Prefix, Sequence, Snapshot, State, Upload, Version
+from .names import Deletion, Info, Match, Name, Prefix, Removal, Sequence, Snapshot, State, Upload, Version
 from .streams import StateStream
 
 __all__ = [
     "Arena", "Batch", "Buffers", "Conflict", "ContentsGone", "DataLoss", "DeadlineExceeded", "Deletion", "Exhausted", "Get", "Info",
-    "InvalidArgument", "Layout", "LoadItem", "Loaded", "Match", "Name", "NotFound", "Part", "PartStored", "Pool", "Prefix", "Sequence", "Snapshot", "State",
-    "StateStream", "StatepoolError", "Store", "StoreItem", "Tensor", "Unavailable", "Upload", "Version", "View", "connect", "errors", "layouts",
+    "InvalidArgument", "Layout", "LoadItem", "Loaded", "Match", "Name", "NotFound", "Part", "PartStored", "Pool", "Prefix", "Removal", "Sequence", "Snapshot",
+    "State", "StateStream", "StatepoolError", "Store", "StoreItem", "Tensor", "Unavailable", "Upload", "Version", "View", "connect", "errors", "layouts",
 ]

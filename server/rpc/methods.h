@@ -37,6 +37,7 @@
   X(OpenArena)                     \
   X(Load)                          \
   X(Store)                         \
+  X(Advance)                       \
   X(CloseArena)                    \
   X(OpenDirect)                    \
   X(Grant)

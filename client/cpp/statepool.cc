@@ -456,6 +456,11 @@ absl::StatusOr<v1::StoreResponse> Pool::Store(const v1::StoreRequest& request, c
   return Unary(&Stub::Store, request, call, true);
 }
 
+// Repeated safely: with a request_id.
+absl::StatusOr<v1::AdvanceResponse> Pool::Advance(const v1::AdvanceRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Advance, request, call, true);
+}
+
 absl::StatusOr<v1::LoadResponse> Pool::LoadOnce(const v1::LoadRequest& request, const CallOptions& call) const {
   return Unary(&Stub::Load, request, call, false);
 }

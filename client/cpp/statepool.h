@@ -402,6 +402,7 @@ class Pool {
   absl::StatusOr<v1::Arena> OpenArena(const v1::OpenArenaRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::LoadResponse> Load(const v1::LoadRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::StoreResponse> Store(const v1::StoreRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::AdvanceResponse> Advance(const v1::AdvanceRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::LoadResponse> LoadOnce(const v1::LoadRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::StoreResponse> StoreOnce(const v1::StoreRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::CloseArenaResponse> CloseArena(const v1::CloseArenaRequest& request,

@@ -39,6 +39,7 @@
   X(OpenArena)                     \
   X(Load)                          \
   X(Store)                         \
+  X(Advance)                       \
   X(CloseArena)                    \
   X(OpenDirect)                    \
   X(Grant)

@@ -32,6 +32,7 @@ size_t RequestBytesMax(Method method) {
     case Method::kBatchWrite: return SIZE_MAX;
     case Method::kStore: return 64 * kMiB;  // attachments
     case Method::kRegisterLayout: return kMaxCanonicalBytes + kMiB;
+    case Method::kAdvance:  // max_arena_rows paths
     case Method::kBatchGet:
     case Method::kTouch: return 2 * kMiB;
     case Method::kFork:
@@ -332,6 +333,12 @@ grpc::ServerUnaryReactor* StatePoolService::Store(grpc::CallbackServerContext* c
                                                   grpc::ByteBuffer* response) {
   return ServeArena(new Call(this, Method::kStore, context, request, response), &Handlers::Store,
                     &Handlers::StoreWithFlags);
+}
+
+grpc::ServerUnaryReactor* StatePoolService::Advance(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  return ServeArena(new Call(this, Method::kAdvance, context, request, response), &Handlers::Advance,
+                    &Handlers::AdvanceWithFlags);
 }
 
 grpc::ServerUnaryReactor* StatePoolService::Set(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,

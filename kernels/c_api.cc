@@ -115,6 +115,51 @@ int statepool_kernels_scatter(const statepool_kernels_plan* plan, const void* ar
   });
 }
 
+statepool_kernels_advance* statepool_kernels_advance_create(const statepool_kernels_advance_segment* segments,
+                                                            size_t count, uint64_t arena_bytes, uint32_t rows,
+                                                            uint32_t steps_max) {
+  if (count > statepool::kSegmentsMax) return nullptr;
+  statepool_kernels_advance* plan = nullptr;
+  statepool::Guarded([&] {
+    std::vector<statepool::AdvanceSegment> moved;
+    moved.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      const statepool_kernels_advance_segment& from = segments[i];
+      if (from.axis_count > statepool::kAxesMax) return;
+      statepool::AdvanceSegment& to = moved.emplace_back();
+      to.arena_offset = from.arena_offset;
+      to.row_stride = from.row_stride;
+      to.step_stride = from.step_stride;
+      to.steps = from.steps;
+      to.window = from.window;
+      to.element_bytes = from.element_bytes;
+      for (uint32_t axis = 0; axis < from.axis_count; ++axis)
+        to.axes.push_back({.size = from.sizes[axis], .row_stride = from.strides[axis]});
+    }
+    std::optional<statepool::AdvancePlan> checked =
+        statepool::AdvancePlan::Checked(moved, {arena_bytes, rows, steps_max});
+    if (checked) plan = new statepool_kernels_advance{*std::move(checked), rows};
+  });
+  return plan;
+}
+
+void statepool_kernels_advance_destroy(statepool_kernels_advance* plan) { delete plan; }
+
+int statepool_kernels_advance_rows(const statepool_kernels_advance* plan, void* arena,
+                                   const statepool_kernels_move* moves, size_t count) {
+  int result = STATEPOOL_KERNELS_INVALID;
+  const int made = statepool::Guarded([&] {
+    const auto listed = statepool::MovesOf(moves, count, plan->rows, plan->plan.steps_max());
+    if (!listed) return;
+    for (const statepool::AdvanceMove& move : *listed) {
+      for (size_t part = 0; part < plan->plan.parts().size(); ++part)
+        plan->plan.Move(static_cast<char*>(arena), move, part);
+    }
+    result = STATEPOOL_KERNELS_OK;
+  });
+  return made == STATEPOOL_KERNELS_OK ? result : made;
+}
+
 void statepool_kernels_roots(const uint64_t* leaves, size_t leaf_count, size_t count, uint64_t* roots) {
   static_assert(sizeof(statepool::LeafHash) == sizeof(uint64_t));
   for (size_t i = 0; i < count; ++i) roots[i] = statepool::HashRoot({leaves + i * leaf_count, leaf_count});

@@ -23,7 +23,7 @@ extern "C" {
 #define STATEPOOL_KERNELS_EXPORT __attribute__((visibility("default")))
 
 /* Grows with each change of what follows: a program refuses a library of another version. */
-#define STATEPOOL_KERNELS_VERSION 2
+#define STATEPOOL_KERNELS_VERSION 3
 STATEPOOL_KERNELS_EXPORT uint32_t statepool_kernels_version(void);
 
 /* What the functions that give an int give. */
@@ -88,6 +88,44 @@ STATEPOOL_KERNELS_EXPORT int statepool_kernels_gather(const statepool_kernels_pl
 STATEPOOL_KERNELS_EXPORT int statepool_kernels_scatter(const statepool_kernels_plan* plan, const void* arena,
                                                        uint32_t row, uint32_t accepted, void* state, uint64_t* root);
 
+/* Where the rows of an arena have the states of their steps, and the moves between (advance_plan.h). Immutable. */
+typedef struct statepool_kernels_advance statepool_kernels_advance;
+
+/* One layer of one tensor: AdvanceSegment of advance_plan.h, field by field. */
+typedef struct {
+  uint64_t arena_offset;
+  uint64_t row_stride;
+  uint64_t step_stride;
+  const uint64_t* sizes;   /* of the axes of one step, or column, axis_count of them */
+  const uint64_t* strides; /* of the same */
+  uint32_t steps;
+  uint32_t window;
+  uint32_t element_bytes;
+  uint32_t axis_count;
+} statepool_kernels_advance_segment;
+
+/* A row's move. `steps` is the path, bit i for step i: of accepted length a the lowest a bits. */
+typedef struct {
+  uint64_t steps;
+  uint32_t from_row;
+  uint32_t to_row;
+} statepool_kernels_move;
+
+/* A plan for an arena of `arena_bytes` with so many rows of steps_max steps, 1..64. Null when any of it would lie outside
+ * of the arena, or there are fewer steps or columns; null also for lack of memory. Limits as of plan_create. */
+STATEPOOL_KERNELS_EXPORT statepool_kernels_advance* statepool_kernels_advance_create(
+    const statepool_kernels_advance_segment* segments, size_t count, uint64_t arena_bytes, uint32_t rows,
+    uint32_t steps_max);
+
+/* Frees it; null is fine. REQUIRES: nobody uses it. */
+STATEPOOL_KERNELS_EXPORT void statepool_kernels_advance_destroy(statepool_kernels_advance* plan);
+
+/* Moves rows to the states after their accepted tokens: what Advance does. REQUIRES: `arena` is what the plan says, no row
+ * is written by two moves, or written by one and read by another, and nobody else touches them. INVALID: no such row, or
+ * no path of the plan's steps; then nothing was moved. */
+STATEPOOL_KERNELS_EXPORT int statepool_kernels_advance_rows(const statepool_kernels_advance* plan, void* arena,
+                                                            const statepool_kernels_move* moves, size_t count);
+
 /* roots[i] = that of the image whose leaves' hashes are leaves[i * leaf_count ..]; for `count` images. */
 STATEPOOL_KERNELS_EXPORT void statepool_kernels_roots(const uint64_t* leaves, size_t leaf_count, size_t count,
                                                       uint64_t* roots);
@@ -124,6 +162,20 @@ STATEPOOL_KERNELS_EXPORT int statepool_kernels_device_scatter(const statepool_ke
                                                               const uint32_t* rows, const uint32_t* accepted,
                                                               void* const* states, size_t count, const void* arena,
                                                               uint64_t* hashes, void* stream);
+
+/* The same for moves of rows. */
+typedef struct statepool_kernels_device_advance statepool_kernels_device_advance;
+
+STATEPOOL_KERNELS_EXPORT statepool_kernels_device_advance* statepool_kernels_device_advance_create(
+    const statepool_kernels_advance* plan);
+
+STATEPOOL_KERNELS_EXPORT void statepool_kernels_device_advance_destroy(statepool_kernels_device_advance* plan);
+
+/* Enqueues what statepool_kernels_advance_rows does, in one launch for 1,024 moves. INVALID: as there; then nothing is
+ * enqueued. DEVICE: all of it, a part or nothing may be. */
+STATEPOOL_KERNELS_EXPORT int statepool_kernels_device_advance_rows(const statepool_kernels_device_advance* plan,
+                                                                   void* arena, const statepool_kernels_move* moves,
+                                                                   size_t count, void* stream);
 
 #ifdef __cplusplus
 }

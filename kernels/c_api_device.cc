@@ -9,11 +9,17 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/c_api_plan.h"
+#include "kernels/device_advance_plan.h"
 #include "kernels/device_copy_plan.h"
 
 struct statepool_kernels_device_plan {
   statepool::DeviceCopyPlan plan;
   uint32_t rows, accepted_max;
+};
+
+struct statepool_kernels_device_advance {
+  statepool::DeviceAdvancePlan plan;
+  uint32_t rows, steps_max;
 };
 
 namespace statepool {
@@ -73,6 +79,30 @@ int statepool_kernels_device_scatter(const statepool_kernels_device_plan* plan, 
     for (size_t i = 0; i < count; ++i) items[i] = {rows[i], accepted[i], states[i]};
     result = statepool::ResultOf(
         plan->plan.ScatterAndHash(items, arena, hashes, static_cast<statepool::DeviceStream>(stream)));
+  });
+  return made == STATEPOOL_KERNELS_OK ? result : made;
+}
+
+statepool_kernels_device_advance* statepool_kernels_device_advance_create(const statepool_kernels_advance* plan) {
+  statepool_kernels_device_advance* on_device = nullptr;
+  const int made = statepool::Guarded([&] {
+    absl::StatusOr<statepool::DeviceAdvancePlan> created = statepool::DeviceAdvancePlan::Create(plan->plan);
+    if (statepool::ResultOf(created.status()) == STATEPOOL_KERNELS_OK)
+      on_device = new statepool_kernels_device_advance{*std::move(created), plan->rows, plan->plan.steps_max()};
+  });
+  if (made != STATEPOOL_KERNELS_OK) statepool::last_error = "no memory";
+  return on_device;
+}
+
+void statepool_kernels_device_advance_destroy(statepool_kernels_device_advance* plan) { delete plan; }
+
+int statepool_kernels_device_advance_rows(const statepool_kernels_device_advance* plan, void* arena,
+                                          const statepool_kernels_move* moves, size_t count, void* stream) {
+  int result = STATEPOOL_KERNELS_INVALID;
+  const int made = statepool::Guarded([&] {
+    const auto listed = statepool::MovesOf(moves, count, plan->rows, plan->steps_max);
+    if (listed)
+      result = statepool::ResultOf(plan->plan.Move(*listed, arena, static_cast<statepool::DeviceStream>(stream)));
   });
   return made == STATEPOOL_KERNELS_OK ? result : made;
 }

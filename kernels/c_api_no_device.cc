@@ -20,3 +20,14 @@ int statepool_kernels_device_scatter(const statepool_kernels_device_plan*, const
                                      void* const*, size_t, const void*, uint64_t*, void*) {
   return STATEPOOL_KERNELS_DEVICE;
 }
+
+statepool_kernels_device_advance* statepool_kernels_device_advance_create(const statepool_kernels_advance*) {
+  return nullptr;
+}
+
+void statepool_kernels_device_advance_destroy(statepool_kernels_device_advance*) {}
+
+int statepool_kernels_device_advance_rows(const statepool_kernels_device_advance*, void*, const statepool_kernels_move*,
+                                          size_t, void*) {
+  return STATEPOOL_KERNELS_DEVICE;
+}

@@ -23,10 +23,6 @@ struct Range {
   uint64_t begin = 0, end = 0;
 };
 
-uint32_t AlignmentOf(uint64_t offsets) {
-  return static_cast<uint32_t>(std::min(kWordBytes, uint64_t{1} << std::countr_zero(offsets | kWordBytes)));
-}
-
 using Axis = CopyPlan::Axis;
 
 // The most that a tile has: bytes, and those of shared memory that a transposed one takes.
@@ -61,7 +57,7 @@ class TileCutter {
       axes_.push_back(TileAxisOf(static_cast<uint32_t>(axes[i].size), axes[i].row_stride));
       offsets |= axes[i].row_stride;
     }
-    AddRuns(tile, run, runs, first_axis, AlignmentOf(offsets));
+    AddRuns(tile, run, runs, first_axis, TileAlignmentOf(offsets));
     return absl::OkStatus();
   }
 
@@ -194,7 +190,6 @@ class Cutter {
     result_.copy_count = result_.tiles.size();
     for (const CopyTile& tile : result_.tiles) result_.has_transposed |= tile.kind == TileKind::kTransposed;
     CutCleared();
-    for (const CopySegment& segment : plan_.segments()) CutAdvance(segment);
     return std::move(result_);
   }
 
@@ -237,56 +232,6 @@ class Cutter {
       }
     }
     FlushGaps();
-  }
-
-  void CutAdvance(const CopySegment& segment) {
-    AdvanceTile tile;
-    tile.arena_offset = segment.arena_offset;
-    tile.row_stride = segment.row_stride;
-    tile.accept_stride = segment.accept_stride;
-    absl::InlinedVector<CopyAxis, 4> axes;  // innermost in the row first
-    for (const CopyAxis& axis : segment.axes) {
-      if (axis.size == 1) continue;
-      if (axis.row_stride == segment.accept_stride) {
-        tile.taps = static_cast<uint32_t>(axis.size);
-        tile.tap_stride = axis.row_stride;
-      } else {
-        axes.push_back(axis);
-      }
-    }
-    std::sort(axes.begin(), axes.end(),
-              [](const CopyAxis& a, const CopyAxis& b) { return a.row_stride < b.row_stride; });
-    uint64_t run = segment.element_bytes, runs = 1;
-    size_t inner = 0;
-    for (; inner < axes.size() && axes[inner].row_stride == run; ++inner) run *= axes[inner].size;
-    const size_t first_axis = result_.axes.size();
-    uint64_t offsets = run | tile.tap_stride;
-    for (; inner < axes.size(); ++inner) {
-      runs *= axes[inner].size;
-      result_.axes.push_back(TileAxisOf(static_cast<uint32_t>(axes[inner].size), axes[inner].row_stride));
-      offsets |= axes[inner].row_stride;
-    }
-    const auto axis_count = static_cast<uint32_t>(result_.axes.size() - first_axis);
-    const uint64_t most = kTileBytes / std::min(tile.taps, kTileBytes / 1024) / kWordBytes * kWordBytes;
-    if (run > most) {  // pieces of one run each
-      for (uint32_t i = 0; i < runs; ++i) {
-        for (uint64_t at = 0; at < run; at += tile.bytes) {
-          AdvanceTile piece = tile;
-          piece.arena_offset += at;
-          piece.bytes = piece.run_bytes = tile.bytes = static_cast<uint32_t>(std::min(most, run - at));
-          piece.runs = {i, static_cast<uint32_t>(first_axis), axis_count, AlignmentOf(offsets)};
-          result_.advance.push_back(piece);
-        }
-      }
-      return;
-    }
-    tile.run_bytes = static_cast<uint32_t>(run);
-    for (uint64_t first = 0, count; first < runs; first += count) {
-      count = std::min(most / run, runs - first);
-      tile.bytes = static_cast<uint32_t>(count * run);
-      tile.runs = {static_cast<uint32_t>(first), static_cast<uint32_t>(first_axis), axis_count, AlignmentOf(offsets)};
-      result_.advance.push_back(tile);
-    }
   }
 
   // What the segment's state covers of row 0.
@@ -334,7 +279,7 @@ class Cutter {
     if (gap_count_ > 1) {
       const size_t axis = result_.axes.size();
       result_.axes.push_back(TileAxisOf(static_cast<uint32_t>(gap_count_), gap_stride_));
-      cutter_.AddRuns(tile, gap_bytes_, gap_count_, axis, AlignmentOf(gap_bytes_ | gap_stride_));
+      cutter_.AddRuns(tile, gap_bytes_, gap_count_, axis, TileAlignmentOf(gap_bytes_ | gap_stride_));
     }
     gap_count_ = 0;
   }
@@ -353,6 +298,10 @@ TileAxis TileAxisOf(uint32_t size, uint64_t row_stride) {
   const uint64_t magic = ((((uint64_t{1} << log) - size) << 32) / size) + 1;
   return {row_stride, size, static_cast<uint32_t>(magic), static_cast<uint16_t>(std::min(log, 1)),
           static_cast<uint16_t>(std::max(log - 1, 0))};
+}
+
+uint32_t TileAlignmentOf(uint64_t offsets) {
+  return static_cast<uint32_t>(std::min(kWordBytes, uint64_t{1} << std::countr_zero(offsets | kWordBytes)));
 }
 
 absl::StatusOr<CopyTiles> TilesOf(const CopyPlan& plan) { return Cutter(plan).Cut(); }

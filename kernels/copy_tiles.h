@@ -64,22 +64,6 @@ struct alignas(64) CopyTile {
 };
 static_assert(sizeof(CopyTile) == 64);
 
-// What one block moves when a row's state after some accepted length becomes that after 1: runs as a tile's of kRuns,
-// `taps` places of each, every one to the place of the one before or some before. Taps are the axis along which the
-// accepted length counts; where it leads out of the state there is one. Runs of different tiles, and different runs of
-// a tile, have no place in common, so that only the taps of a run need an order.
-struct AdvanceTile {
-  uint64_t arena_offset = 0;
-  uint64_t row_stride = 0;
-  uint64_t accept_stride = 0;
-  uint64_t tap_stride = 0;
-  uint32_t taps = 1;
-  uint32_t bytes = 0;  // of its runs, for one tap
-  uint32_t run_bytes = 0;
-  CopyTile::Runs runs = {};
-};
-static_assert(sizeof(AdvanceTile) == 64);
-
 struct TileAxis {
   uint64_t row_stride = 0;
   uint32_t size = 0;
@@ -94,10 +78,12 @@ TileAxis TileAxisOf(uint32_t size, uint64_t row_stride);
 struct CopyTiles {
   std::vector<CopyTile> tiles;  // those that copy, then those that clear
   size_t copy_count = 0;
-  std::vector<AdvanceTile> advance;
   std::vector<TileAxis> axes;
   bool has_transposed = false;
 };
+
+// The largest of 1, 2, 4, 8 and 16 that divides all numbers whose bits are in `offsets`.
+uint32_t TileAlignmentOf(uint64_t offsets);
 
 // Fails for segments of 2^32 runs or more: UNIMPLEMENTED.
 absl::StatusOr<CopyTiles> TilesOf(const CopyPlan& plan);

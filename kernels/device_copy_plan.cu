@@ -20,9 +20,8 @@ namespace {
 
 constexpr uint32_t kThreads = 128;
 
-template <typename Tile>
 struct DeviceTiles {
-  const Tile* tiles;
+  const CopyTile* tiles;
   const TileAxis* axes;
   uint32_t tile_count;
   uint32_t copy_count;  // tiles from here on clear
@@ -154,7 +153,7 @@ __device__ void CopyTransposed(const CopyTile& tile, char* to, const char* from,
 // kToRow: gather. Null state: zeros.
 template <bool kToRow, bool kHasTransposed, size_t kMax>
 __global__ void __launch_bounds__(kThreads)
-    CopyKernel(const __grid_constant__ Items<kMax> items, DeviceTiles<CopyTile> plan, char* arena) {
+    CopyKernel(const __grid_constant__ Items<kMax> items, DeviceTiles plan, char* arena) {
   uint32_t index = blockIdx.x / plan.tile_count;
   uint32_t tile_index = blockIdx.x - index * plan.tile_count;
   if constexpr (kToRow) {
@@ -187,42 +186,9 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A thread moves all taps of its words, nearest first: what it writes it has read, and nobody else has to do with it.
 template <size_t kMax>
-__global__ void __launch_bounds__(kThreads)
-    AdvanceKernel(const __grid_constant__ Items<kMax> items, DeviceTiles<AdvanceTile> plan, char* arena) {
-  const uint32_t index = blockIdx.x / plan.tile_count;
-  const CopyItem item = items.at[index];
-  if (item.accepted == 1) return;
-  const AdvanceTile tile = plan.tiles[blockIdx.x - index * plan.tile_count];
-  char* const to = arena + tile.arena_offset + item.row * tile.row_stride;
-  const char* const from = to + (item.accepted - 1) * tile.accept_stride;
-  WithWord(tile.runs.alignment | AddressOf(to) | AddressOf(from), [&]<typename Word>(Word) {
-    constexpr uint32_t kAtOnce = 4;
-    const Divisor run_of(tile.run_bytes);
-    for (uint32_t at = threadIdx.x * sizeof(Word); at < tile.bytes; at += kThreads * sizeof(Word)) {
-      const uint32_t run = run_of(at);
-      const uint64_t place = PlaceOfRun(tile.runs, plan.axes, run) + (at - run * tile.run_bytes);
-      for (uint32_t first = 0; first < tile.taps; first += kAtOnce) {
-        Word word[kAtOnce];
-#pragma unroll
-        for (uint32_t i = 0; i < kAtOnce; ++i) {
-          const uint64_t tap = place + (first + i) * tile.tap_stride;
-          if (first + i < tile.taps) word[i] = *reinterpret_cast<const Word*>(from + tap);
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < kAtOnce; ++i) {
-          const uint64_t tap = place + (first + i) * tile.tap_stride;
-          if (first + i < tile.taps) *reinterpret_cast<Word*>(to + tap) = word[i];
-        }
-      }
-    }
-  });
-}
-
-template <size_t kMax, typename Tile>
-absl::Status Launch(void (*kernel)(Items<kMax>, DeviceTiles<Tile>, char*), absl::Span<const CopyItem> items,
-                    DeviceTiles<Tile> tiles, const void* arena, DeviceStream stream) {
+absl::Status Launch(void (*kernel)(Items<kMax>, DeviceTiles, char*), absl::Span<const CopyItem> items,
+                    DeviceTiles tiles, const void* arena, DeviceStream stream) {
   Items<kMax> at;
   std::copy(items.begin(), items.end(), at.at);
   void* arguments[] = {&at, &tiles, &arena};
@@ -233,7 +199,7 @@ absl::Status Launch(void (*kernel)(Items<kMax>, DeviceTiles<Tile>, char*), absl:
 }
 
 template <bool kToRow>
-absl::Status LaunchCopy(absl::Span<const CopyItem> items, const DeviceTiles<CopyTile>& tiles, bool has_transposed,
+absl::Status LaunchCopy(absl::Span<const CopyItem> items, const DeviceTiles& tiles, bool has_transposed,
                         const void* arena, DeviceStream stream) {
   if (items.size() <= kFewItems) {
     return Launch(has_transposed ? CopyKernel<kToRow, true, kFewItems> : CopyKernel<kToRow, false, kFewItems>, items,
@@ -273,14 +239,13 @@ absl::StatusOr<DeviceCopyPlan> DeviceCopyPlan::Create(const CopyPlan& plan) {
   const absl::StatusOr<LeafTiles> leaves = plan.is_whole() ? LeafTilesOf(plan) : LeafTiles();
   if (!leaves.ok()) return leaves.status();
   constexpr size_t kMost = std::numeric_limits<int32_t>::max();
-  if (tiles->tiles.size() > kMost || tiles->advance.size() > kMost || leaves->tiles.size() > kMost) {
+  if (tiles->tiles.size() > kMost || leaves->tiles.size() > kMost) {
     return absl::UnimplementedError("a plan of 2^31 tiles or more");
   }
   if (absl::Status status = AllowScatterLeaves(); !status.ok()) return status;
   DeviceCopyPlan result;
   result.copy_count_ = static_cast<uint32_t>(tiles->copy_count);
   result.clear_count_ = static_cast<uint32_t>(tiles->tiles.size() - tiles->copy_count);
-  result.advance_count_ = static_cast<uint32_t>(tiles->advance.size());
   result.leaf_tile_count_ = static_cast<uint32_t>(leaves->tiles.size());
   result.axis_count_ = tiles->axes.size();
   result.leaf_axis_count_ = leaves->axes.size();
@@ -291,7 +256,7 @@ absl::StatusOr<DeviceCopyPlan> DeviceCopyPlan::Create(const CopyPlan& plan) {
     const char* const begin = reinterpret_cast<const char*>(vector.data());
     together.insert(together.end(), begin, begin + BytesOf(vector));
   };
-  put(tiles->tiles), put(tiles->advance), put(leaves->tiles), put(tiles->axes), put(leaves->axes), put(leaves->first);
+  put(tiles->tiles), put(leaves->tiles), put(tiles->axes), put(leaves->axes), put(leaves->first);
   result.device_bytes_ = together.size();
   cudaError_t error = cudaMalloc(&result.memory_, result.device_bytes_);
   if (error == cudaSuccess) {
@@ -311,7 +276,6 @@ DeviceCopyPlan::DeviceCopyPlan(DeviceCopyPlan&& other) noexcept
       state_bytes_(other.state_bytes_),
       copy_count_(other.copy_count_),
       clear_count_(other.clear_count_),
-      advance_count_(other.advance_count_),
       leaf_tile_count_(other.leaf_tile_count_),
       axis_count_(other.axis_count_),
       leaf_axis_count_(other.leaf_axis_count_),
@@ -319,13 +283,9 @@ DeviceCopyPlan::DeviceCopyPlan(DeviceCopyPlan&& other) noexcept
 
 // Where the parts of a plan lie in its memory.
 struct DeviceCopyPlan::Tables {
-  static DeviceTiles<CopyTile> Tiles(const DeviceCopyPlan& plan) {
+  static DeviceTiles Tiles(const DeviceCopyPlan& plan) {
     return {static_cast<const CopyTile*>(plan.memory_), Axes(plan), plan.copy_count_ + plan.clear_count_,
             plan.copy_count_};
-  }
-  static DeviceTiles<AdvanceTile> Advance(const DeviceCopyPlan& plan) {
-    const auto* tiles = static_cast<const CopyTile*>(plan.memory_) + plan.copy_count_ + plan.clear_count_;
-    return {reinterpret_cast<const AdvanceTile*>(tiles), Axes(plan), plan.advance_count_, 0};
   }
   static DeviceLeaves Leaves(const DeviceCopyPlan& plan) {
     const TileAxis* const axes = Axes(plan) + plan.axis_count_;
@@ -333,9 +293,7 @@ struct DeviceCopyPlan::Tables {
             static_cast<uint32_t>(LeafCount(plan.state_bytes_)), plan.state_bytes_};
   }
   static const CopyTile* LeafBegin(const DeviceCopyPlan& plan) {
-    static_assert(sizeof(CopyTile) == sizeof(AdvanceTile));
-    const auto* tiles = static_cast<const CopyTile*>(plan.memory_);
-    return tiles + plan.copy_count_ + plan.clear_count_ + plan.advance_count_;
+    return static_cast<const CopyTile*>(plan.memory_) + plan.copy_count_ + plan.clear_count_;
   }
   static const TileAxis* Axes(const DeviceCopyPlan& plan) {
     return reinterpret_cast<const TileAxis*>(LeafBegin(plan) + plan.leaf_tile_count_);
@@ -343,7 +301,7 @@ struct DeviceCopyPlan::Tables {
 };
 
 absl::Status DeviceCopyPlan::Gather(absl::Span<const GatherItem> items, void* arena, DeviceStream stream) const {
-  const DeviceTiles<CopyTile> tiles = Tables::Tiles(*this);
+  const DeviceTiles tiles = Tables::Tiles(*this);
   return InBatches(
       items, tiles.tile_count,
       [](const GatherItem& item) {
@@ -362,7 +320,7 @@ absl::Status DeviceCopyPlan::Gather(absl::Span<const GatherItem> items, void* ar
 
 absl::Status DeviceCopyPlan::Scatter(absl::Span<const ScatterItem> items, const void* arena,
                                      DeviceStream stream) const {
-  DeviceTiles<CopyTile> tiles = Tables::Tiles(*this);
+  DeviceTiles tiles = Tables::Tiles(*this);
   tiles.tile_count = copy_count_;
   return InBatches(items, tiles.tile_count, ItemOf, [&](absl::Span<CopyItem> some) {
     return LaunchCopy<false>(some, tiles, has_transposed_, arena, stream);
@@ -377,19 +335,6 @@ absl::Status DeviceCopyPlan::ScatterAndHash(absl::Span<const ScatterItem> items,
     hashes += some.size() * leaves.count;
     return ScatterLeaves(some, leaves, arena, to, stream);
   });
-}
-
-absl::Status DeviceCopyPlan::Advance(absl::Span<const AdvanceItem> items, void* arena, DeviceStream stream) const {
-  const DeviceTiles<AdvanceTile> tiles = Tables::Advance(*this);
-  return InBatches(
-      items, tiles.tile_count,
-      [](const AdvanceItem& item) {
-        return CopyItem{nullptr, item.row, {.accepted = item.accepted}};
-      },
-      [&](absl::Span<CopyItem> some) {
-        return some.size() <= kFewItems ? Launch(AdvanceKernel<kFewItems>, some, tiles, arena, stream)
-                                        : Launch(AdvanceKernel<kBatchMax>, some, tiles, arena, stream);
-      });
 }
 
 }  // namespace statepool

@@ -40,10 +40,6 @@ class DeviceCopyPlan {
     uint32_t accepted = 1;  // at least 1
     void* state = nullptr;
   };
-  struct AdvanceItem {
-    uint32_t row = 0;
-    uint32_t accepted = 1;  // at least 1
-  };
 
   // Puts the plan into the memory of the current device: 64 bytes for each 16 KiB of a state, and again for each 4 KiB,
   // or segment, or run of 2 KiB or more. Waits for the device. UNIMPLEMENTED: TilesOf cannot cut it. The device needs
@@ -69,12 +65,6 @@ class DeviceCopyPlan {
   absl::Status ScatterAndHash(absl::Span<const ScatterItem> items, const void* arena, LeafHash* hashes,
                               DeviceStream stream) const;
 
-  // Moves the state that each row holds after `accepted` steps to where accepted length 1 has it, in place, though the
-  // two overlap where a convolution's columns are moved. What else the row has is left as it is, but for what was moved
-  // from. REQUIRES: no row twice; the plan is a view's (server/core/view.h): its accept stride is that of one of its
-  // axes, or leads out of what the state covers.
-  absl::Status Advance(absl::Span<const AdvanceItem> items, void* arena, DeviceStream stream) const;
-
   // Bytes of device memory that the plan takes.
   uint64_t device_bytes() const { return device_bytes_; }
 
@@ -82,10 +72,10 @@ class DeviceCopyPlan {
   struct Tables;
   DeviceCopyPlan() = default;
 
-  void* memory_ = nullptr;  // tiles that copy, that clear, that advance, of leaves; axes; the first tile of each leaf
+  void* memory_ = nullptr;  // tiles that copy, that clear, of leaves; axes; the first tile of each leaf
   uint64_t device_bytes_ = 0;
   uint64_t state_bytes_ = 0;
-  uint32_t copy_count_ = 0, clear_count_ = 0, advance_count_ = 0, leaf_tile_count_ = 0;
+  uint32_t copy_count_ = 0, clear_count_ = 0, leaf_tile_count_ = 0;
   size_t axis_count_ = 0, leaf_axis_count_ = 0;
   bool has_transposed_ = false;
 };

@@ -86,9 +86,11 @@ int RunTtl(Context& context) {
 
 int DeleteByPrefix(Context& context, v1::NameKind kind) {
   const Arguments& args = context.args;
-  if (!args.operands.empty()) {
-    return Fail(UsageError(args.operands[0], "give NAMEs, or --prefix or --all, but not both"));
+  if (!args.operands.empty() && !args.Has("keep")) {
+    return Fail(UsageError(args.operands[0], "give NAMEs, or --prefix or --all, but not both without --keep"));
   }
+  if (args.operands.empty() && args.Has("keep"))
+    return Fail(UsageError("NAME...", "give the NAMEs that --keep leaves"));
   for (const char* flag : {"if-revision", "allow-missing"}) {
     if (args.Has(flag))
       return Fail(UsageError(absl::StrCat("--", flag), absl::StrCat("--", flag, " goes with a NAME")));
@@ -99,6 +101,7 @@ int DeleteByPrefix(Context& context, v1::NameKind kind) {
   request.set_all(args.Has("all"));
   request.set_preview(args.Has("preview"));
   if (args.Has("if-count")) request.set_if_count(args.Unsigned("if-count"));
+  request.mutable_keep()->Add(args.operands.begin(), args.operands.end());
   return Answer(context, context.pool.DeleteMany(request));
 }
 
@@ -107,7 +110,7 @@ int RunDelete(Context& context) {
   const Arguments& args = context.args;
   if (args.Has("prefix") || args.Has("all")) return DeleteByPrefix(context, kind);
   if (args.operands.empty()) return Fail(UsageError("NAME...", "give NAMEs, or --prefix=P"));
-  for (const char* flag : {"preview", "if-count"}) {
+  for (const char* flag : {"preview", "if-count", "keep"}) {
     if (args.Has(flag))
       return Fail(UsageError(absl::StrCat("--", flag), absl::StrCat("--", flag, " goes with --prefix")));
   }
@@ -198,13 +201,15 @@ std::vector<Command> MakeNameCommands() {
        "--prefix all names that begin so: look first with --preview, and then give\n"
        "--if-count, so that nothing else goes. That is not one step: after an error\n"
        "some are gone and some are not, and the same command goes on.",
-       Kept(absl::StrCat(example("delete"), "\n", by_prefix, "--preview\n", by_prefix, "--if-count=64")),
+       Kept(absl::StrCat(example("delete"), "\n", by_prefix, "--preview\n", by_prefix, "--if-count=64\n", by_prefix,
+                         "--keep ", words.sample)),
        {kIfRevision,
         {"allow-missing", Flag::kSwitch, "", "an absent name is no error"},
         {"prefix", Flag::kText, "P", "all names that begin with P"},
         {"all", Flag::kSwitch, "", Kept(absl::StrCat("every ", words.noun, " that the daemon has"))},
         {"preview", Flag::kSwitch, "", "with --prefix or --all: count, delete nothing"},
-        {"if-count", Flag::kUnsigned, "N", "with --prefix or --all: only if exactly N names match"}},
+        {"if-count", Flag::kUnsigned, "N", "with --prefix or --all: only if exactly N names match"},
+        {"keep", Flag::kSwitch, "", "with --prefix or --all: the NAMEs stay, and do not count"}},
        RunDelete<kind>},
   };
 }

@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// seq: create, get, set, fork, rollback, flush; what all names have is in names.cc.
+// seq: create, get, set, fork, rollback, remove-range, renumber, flush; what all names have is in names.cc.
 #include <algorithm>
 #include <memory>
 #include <optional>
@@ -180,12 +180,44 @@ int RunFork(Context& context) {
 }
 
 int RunRollback(Context& context) {
+  const Arguments& args = context.args;
+  if (args.Has("position") == args.Has("tokens"))
+    return Fail(UsageError("--position", "give one of --position and --tokens"));
   v1::RollbackRequest request;
-  request.set_sequence(context.args.operands[0]);
-  request.set_position(context.args.Integer("position"));
-  if (context.args.Has("if-revision")) request.set_if_revision(context.args.Unsigned("if-revision"));
-  request.set_request_id(context.args.Text("request-id"));
+  request.set_sequence(args.operands[0]);
+  if (args.Has("position")) request.set_position(args.Integer("position"));
+  if (args.Has("tokens")) request.set_tokens(args.Integer("tokens"));
+  if (args.Has("if-revision")) request.set_if_revision(args.Unsigned("if-revision"));
+  request.set_request_id(args.Text("request-id"));
   return Answer(context, context.pool.Rollback(request));
+}
+
+int RunRemoveRange(Context& context) {
+  const Arguments& args = context.args;
+  v1::RemoveRangeRequest request;
+  request.set_sequence(args.operands[0]);
+  request.set_begin(args.Integer("begin"));
+  request.set_end(args.Has("end") ? args.Integer("end") : -1);
+  if (args.Has("if-revision")) request.set_if_revision(args.Unsigned("if-revision"));
+  request.set_request_id(args.Text("request-id"));
+  request.set_allow_missing(args.Has("allow-missing"));
+  const absl::StatusOr<v1::RemoveRangeResponse> answer = context.pool.RemoveRange(request);
+  const int code = Answer(context, answer);
+  return code == 0 && !answer->done() ? ExitCode(absl::StatusCode::kNotFound) : code;
+}
+
+int RunRenumber(Context& context) {
+  const Arguments& args = context.args;
+  if (args.Has("add") == args.Has("divide")) return Fail(UsageError("--add", "give one of --add and --divide"));
+  v1::RenumberRequest request;
+  request.set_sequence(args.operands[0]);
+  request.set_begin(args.Integer("begin"));
+  request.set_end(args.Has("end") ? args.Integer("end") : -1);
+  if (args.Has("add")) request.set_add(args.Integer("add"));
+  if (args.Has("divide")) request.set_divide(args.Integer("divide"));
+  if (args.Has("if-revision")) request.set_if_revision(args.Unsigned("if-revision"));
+  request.set_request_id(args.Text("request-id"));
+  return Answer(context, context.pool.Renumber(request));
 }
 
 int RunFlush(Context& context) {
@@ -251,7 +283,8 @@ std::vector<Command> SeqCommands() {
        RunGet},
       {"seq fork", "SRC [CHILD...]", 1, -1, "Make new sequences that point at SRC's version. Copies no byte.",
        "All children or none. --count=N --prefix=P makes P0, P1 ... up to N - 1.\n"
-       "Children inherit durability, expiry and history unless flags say otherwise.",
+       "Children inherit durability, expiry and the versions that SRC keeps, up to the\n"
+       "one that is forked, unless flags say otherwise.",
        "statepool seq fork chat/42 chat/43 chat/44\n"
        "statepool seq fork chat/42 --count=64 --prefix=beam/ --durability=volatile",
        Join({{kAt,
@@ -267,12 +300,47 @@ std::vector<Command> SeqCommands() {
        1,
        1,
        "Move a sequence's head back to an earlier version that it keeps.",
-       "'seq describe' shows the positions under history. Later versions are dropped.",
-       "statepool seq rollback chat/42 --position=128",
-       {{"position", Flag::kInteger, "N", "exactly this position; later versions are dropped", true},
+       "'seq describe' shows the positions under history, and as rollback_tokens how\n"
+       "many tokens can be taken back one by one. Later versions are dropped.",
+       "statepool seq rollback chat/42 --position=128\n"
+       "statepool seq rollback chat/42 --tokens=3",
+       {{"position", Flag::kInteger, "N", "to exactly this position"},
+        {"tokens", Flag::kInteger, "N", "by N tokens"},
         kIfRevision,
         kRequestId},
        RunRollback},
+      {"seq remove-range",
+       "NAME",
+       1,
+       1,
+       "Take a range of tokens out of a sequence, as far as that can be done.",
+       "A range with all tokens deletes the sequence. One with the last token but not\n"
+       "the first moves the head back to position --begin; if no version is kept there,\n"
+       "done is false, nothing changes, and the exit code is 3. One without the last\n"
+       "token changes nothing.",
+       "statepool seq remove-range chat/42 --begin=120",
+       {{"begin", Flag::kInteger, "I", "index of the first token; default: 0"},
+        {"end", Flag::kInteger, "I", "index after the last one; default: after all tokens"},
+        kIfRevision,
+        kRequestId,
+        {"allow-missing", Flag::kSwitch, "", "an absent sequence is no error"}},
+       RunRemoveRange},
+      {"seq renumber",
+       "NAME",
+       1,
+       1,
+       "Give a sequence another position. Copies no byte.",
+       "Only if its last token is in the range; else nothing changes. Earlier versions\n"
+       "go along as far as theirs are, too; the others are dropped. The states count as\n"
+       "edited then.",
+       "statepool seq renumber chat/42 --begin=64 --add=-32",
+       {{"add", Flag::kInteger, "N", "to the position; may be negative"},
+        {"divide", Flag::kInteger, "N", "the last token's index, rounded down"},
+        {"begin", Flag::kInteger, "I", "index of the range's first token; default: 0"},
+        {"end", Flag::kInteger, "I", "index after its last one; default: after all tokens"},
+        kIfRevision,
+        kRequestId},
+       RunRenumber},
       {"seq flush",
        "[NAME...]",
        0,

@@ -21,6 +21,7 @@
 #include "client/cpp/in_flight.h"
 #include "client/cpp/lane.h"
 #include "client/cpp/mapping.h"
+#include "kernels/advance_plan.h"
 #include "kernels/checksum.h"
 #include "kernels/copy_plan.h"
 
@@ -111,7 +112,33 @@ std::unique_ptr<const CopyPlan> PlanOf(const v1::Arena& arena) {
   return plan ? std::make_unique<const CopyPlan>(*std::move(plan)) : nullptr;
 }
 
-uint32_t AcceptedOf(const v1::StoreItem& item) { return item.has_accepted_length() ? item.accepted_length() : 1; }
+// Where the arena's rows have their steps; null: its tensors are not what the contract says.
+std::unique_ptr<const AdvancePlan> AdvancePlanOf(const v1::Arena& arena, uint32_t num_spec) {
+  std::vector<AdvanceSegment> segments;
+  for (const v1::ArenaTensor& from : arena.tensors()) {
+    AdvanceTensor tensor;
+    tensor.axes.assign(from.axes().begin(), from.axes().end());
+    tensor.shape = from.shape();
+    tensor.strides = from.strides();
+    tensor.offset = from.offset();
+    tensor.element_bytes = static_cast<uint32_t>(BytesOf(from.dtype()));
+    if (!AddAdvanceSegments(tensor, arena.steps(), num_spec, &segments)) return nullptr;
+  }
+  std::optional<AdvancePlan> plan =
+      AdvancePlan::Checked(segments, {arena.bytes(), std::max(arena.rows(), 1u), std::max(arena.steps(), 1u)});
+  return plan ? std::make_unique<const AdvancePlan>(*std::move(plan)) : nullptr;
+}
+
+// Whether no row is written twice, or written by one item and read by another.
+bool AreApart(absl::Span<const AdvanceMove> items) {
+  absl::flat_hash_set<uint32_t> written;
+  for (const AdvanceMove& item : items) {
+    if (!written.insert(item.to_row).second) return false;
+  }
+  return std::all_of(items.begin(), items.end(), [&](const AdvanceMove& item) {
+    return item.from_row == item.to_row || !written.contains(item.from_row);
+  });
+}
 
 void ToProto(absl::Duration from, google::protobuf::Duration* to) {
   const timespec time = absl::ToTimespec(from);
@@ -150,6 +177,22 @@ absl::StatusOr<StoreAnswer> AnswerOf(absl::StatusOr<v1::StoreResponse> response,
     } else {
       answer.rows.push_back(std::move(*row.mutable_info()));
     }
+    answer.skipped.push_back(row.skipped());
+  }
+  return answer;
+}
+
+absl::StatusOr<AdvanceAnswer> AnswerOf(const absl::StatusOr<v1::AdvanceResponse>& response, int items) {
+  if (!response.ok()) return response.status();
+  if (response->rows_size() != items) return MalformedResponse("an AdvanceResponse has one entry for each item");
+  AdvanceAnswer answer;
+  answer.copy_time = ToDuration(response->copy_time());
+  for (const v1::AdvancedRow& row : response->rows()) {
+    if (absl::Status status = ToStatus(row); !status.ok()) {
+      answer.rows.push_back(std::move(status));
+    } else {
+      answer.rows.push_back(row.outcome());
+    }
   }
   return answer;
 }
@@ -180,6 +223,7 @@ void NameGrants(const DirectGrants& granted, absl::Span<const LeafHash> hashes, 
     v1::StoreItem& item = *request->mutable_items(static_cast<int>(i));
     item.set_grant(granted.grants[i].slot.id());
     item.set_checksum(ChecksumToHex(HashRoot(hashes.subspan(i * leaves, leaves))));
+    item.clear_advance();  // this process does it
   }
   request->set_lease(granted.lease->id());
 }
@@ -211,6 +255,13 @@ v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t positio
   item.set_row(row);
   item.set_sequence(std::string(sequence));
   item.set_position(position);
+  return item;
+}
+
+v1::AdvanceItem AdvanceRow(uint32_t row, uint32_t accepted_length) {
+  v1::AdvanceItem item;
+  item.set_row(row);
+  item.set_accepted_length(accepted_length);
   return item;
 }
 
@@ -329,6 +380,9 @@ absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, 
   v1::StoreRequest request = RequestOf(items, all_or_none);
   const absl::Time deadline = DeadlineOf(call);
   std::optional<absl::StatusOr<v1::StoreResponse>> response = StoreDirectly(&request, Until(deadline), stream);
+  if (response && response->ok()) {
+    if (absl::Status status = AdvanceStored(request, **response, stream); !status.ok()) return status;
+  }
   if (!response) response = StoreByDaemon(&request, gpu_ == nullptr ? Until(deadline) : call, stream);
   return AnswerOf(*std::move(response), request.items_size());
 }
@@ -336,7 +390,8 @@ absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, 
 absl::StatusOr<PendingStore> Arena::StoreAsync(absl::Span<const v1::StoreItem> items, bool all_or_none,
                                                const CallOptions& call, CUstream_st* stream) {
   if (absl::Status status = Enter(stream); !status.ok()) return status;
-  if (gpu_ == nullptr) return PendingStore(this, Store(items, all_or_none, call, stream));
+  const bool advances = std::any_of(items.begin(), items.end(), [](const v1::StoreItem& item) { return item.advance(); });
+  if (gpu_ == nullptr || advances) return PendingStore(this, Store(items, all_or_none, call, stream));
   v1::StoreRequest request = RequestOf(items, all_or_none);
   absl::StatusOr<std::shared_ptr<Storing>> storing =
       BeginStore(request, Until(DeadlineOf(call)), stream, /*attended=*/true);
@@ -350,6 +405,24 @@ absl::StatusOr<v1::StoreResponse> Arena::StoreByDaemon(v1::StoreRequest* request
   if (in_flight_ != nullptr) in_flight_->Finish();
   if (absl::Status status = WaitFor(stream); !status.ok()) return status;
   return Call(&Pool::Store, request, call);
+}
+
+absl::StatusOr<AdvanceAnswer> Arena::Advance(absl::Span<const v1::AdvanceItem> items, const AdvanceOptions& options,
+                                             const CallOptions& call, CUstream_st* stream) {
+  if (absl::Status status = Enter(stream); !status.ok()) return status;
+  v1::AdvanceRequest request;
+  request.mutable_items()->Add(items.begin(), items.end());
+  request.set_skip_none(options.skip_none);
+  request.set_skip_out_of_range(options.skip_out_of_range);
+  request.set_verified_length(options.verified_length);
+  request.set_request_id(NewRequestId());
+  std::optional<absl::StatusOr<v1::AdvanceResponse>> response = AdvanceDirectly(request, stream);
+  if (!response) {
+    if (in_flight_ != nullptr) in_flight_->Finish();  // to the daemon calls are in the order in which it hears of them
+    if (absl::Status status = WaitFor(stream); !status.ok()) return status;
+    response = Call(&Pool::Advance, &request, call);
+  }
+  return AnswerOf(*response, request.items_size());
 }
 
 bool PendingStore::done() const { return storing_ == nullptr || storing_->is_over(); }
@@ -468,13 +541,78 @@ absl::StatusOr<bool> Arena::Gather(absl::Span<const char* const> states, absl::S
   return true;
 }
 
+uint32_t Arena::AcceptedLengthOf(const v1::StoreItem& item) const {
+  const uint32_t limit = std::max(steps(), 1u);
+  if (item.path().empty()) {
+    const uint32_t length = item.has_accepted_length() ? item.accepted_length() : 1;
+    return length <= limit ? length : 0;
+  }
+  const std::optional<AcceptedSteps> path = PathOf(item.path(), limit);
+  if (!path || item.has_accepted_length() || (has_windows_ && !path->is_chain())) return 0;
+  return path->last() + 1;
+}
+
+std::optional<absl::StatusOr<v1::AdvanceResponse>> Arena::AdvanceDirectly(const v1::AdvanceRequest& request,
+                                                                          CUstream_st* stream) {
+  if (advance_plan_ == nullptr || (gpu_ != nullptr && copies_ == nullptr)) return std::nullopt;
+  const uint32_t limit = std::max(steps(), 1u);
+  if (request.items().empty() || request.verified_length() > limit) return std::nullopt;
+  const AdvanceRules rules{request.skip_none(), request.skip_out_of_range(), request.verified_length()};
+  std::vector<AdvanceMove> rows, moves;
+  v1::AdvanceResponse response;
+  for (const v1::AdvanceItem& item : request.items()) {
+    const uint32_t to_row = item.has_to_row() ? item.to_row() : item.row();
+    if (item.row() >= this->rows() || to_row >= this->rows()) return std::nullopt;
+    const std::optional<uint32_t> length =
+        item.has_accepted_length() ? std::optional<uint32_t>(item.accepted_length()) : std::nullopt;
+    Accepted accepted = AcceptedOf(length, item.path(), limit, rules);
+    if (accepted.outcome >= AdvanceOutcome::kNoLength) return std::nullopt;
+    if (accepted.outcome == AdvanceOutcome::kInPlace && to_row != item.row()) accepted.outcome = AdvanceOutcome::kMoved;
+    rows.push_back({item.row(), to_row, accepted.steps});
+    if (accepted.outcome == AdvanceOutcome::kMoved) moves.push_back(rows.back());
+    response.add_rows()->set_outcome(static_cast<v1::AdvancedRow::Outcome>(accepted.outcome));
+  }
+  if (!AreApart(rows)) return std::nullopt;
+  const absl::Time start = absl::Now();
+  if (absl::Status status = Move(moves, stream); !status.ok()) return status;
+  if (gpu_ == nullptr) ToProto(absl::Now() - start, response.mutable_copy_time());
+  return response;
+}
+
+absl::Status Arena::Move(absl::Span<const AdvanceMove> moves, CUstream_st* stream) {
+  {
+    const std::lock_guard lock(mu_);  // while it is held nobody unmaps the arena
+    if (closed_) return Closed();
+    if (!IsKnownLocked()) return GoneLocked();
+    for (const AdvanceMove& move : moves) doubtful_rows_.insert(move.to_row);
+    if (gpu_ != nullptr && memory_->is_mapped()) return copies_->Advance(moves, memory_->data(), stream);
+    if (gpu_ != nullptr) return ContentsGone(incarnation_, id_);  // since a Reopen that failed
+  }
+  const size_t parts = advance_plan_->parts().size();
+  Share(moves.size() * advance_plan_->bytes(), moves.size() * parts, [&](uint64_t begin, uint64_t end) {
+    for (uint64_t i = begin; i < end; ++i) advance_plan_->Move(memory_->data(), moves[i / parts], i % parts);
+  });
+  return absl::OkStatus();
+}
+
+absl::Status Arena::AdvanceStored(const v1::StoreRequest& request, const v1::StoreResponse& response,
+                                  CUstream_st* stream) {
+  std::vector<AdvanceMove> moves;
+  for (int i = 0; i < std::min(request.items_size(), response.rows_size()); ++i) {
+    const v1::StoreItem& item = request.items(i);
+    if (!item.advance() || response.rows(i).has_error() || !response.done()) continue;
+    const uint32_t length = AcceptedLengthOf(item);
+    if (length > 1) moves.push_back({item.row(), item.row(), AcceptedSteps::Chain(length)});
+  }
+  if (moves.empty()) return absl::OkStatus();
+  return Move(moves, stream);
+}
+
 std::optional<DirectGrants> Arena::TakeGrants(const v1::StoreRequest& request, absl::Time deadline) {
   const auto count = static_cast<size_t>(request.items_size());
   if (plan_ == nullptr || count == 0) return std::nullopt;
   for (const v1::StoreItem& item : request.items()) {
-    const uint32_t accepted = AcceptedOf(item);
-    if (!item.attachment().empty() || item.row() >= rows() || accepted < 1 || accepted > std::max(steps(), 1u))
-      return std::nullopt;
+    if (!item.attachment().empty() || item.row() >= rows() || AcceptedLengthOf(item) == 0) return std::nullopt;
   }
   {
     const std::lock_guard lock(mu_);
@@ -519,18 +657,15 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
   Share(bytes, leaves, [&](uint64_t first, uint64_t last) {
     for (size_t i = 0; i < count; ++i) {
       const v1::StoreItem& item = request->items(static_cast<int>(i));
-      plan_->ScatterLeaves(memory_->data(), item.row(), AcceptedOf(item), first, last, grants[i].data(),
+      plan_->ScatterLeaves(memory_->data(), item.row(), AcceptedLengthOf(item), first, last, grants[i].data(),
                            hashes.data() + i * leaves + first, hint);
     }
   });
+  const v1::StoreRequest asked = *request;
   NameGrants(*granted, hashes, request);
   const absl::Duration copy_time = absl::Now() - start;
   absl::StatusOr<v1::StoreResponse> response = Call(&Pool::StoreOnce, request, Until(deadline));
-  request->clear_lease();
-  for (v1::StoreItem& item : *request->mutable_items()) {
-    item.clear_grant();
-    item.clear_checksum();
-  }
+  *request = asked;
   if (response.ok()) {
     ToProto(copy_time, response->mutable_copy_time());
   } else {
@@ -565,7 +700,7 @@ absl::StatusOr<std::shared_ptr<Storing>> Arena::BeginStore(const v1::StoreReques
   std::vector<GpuCopies::ToSlot> items;
   for (int i = 0; i < request.items_size(); ++i) {
     const v1::StoreItem& item = request.items(i);
-    items.push_back({item.row(), AcceptedOf(item), granted->grants[static_cast<size_t>(i)].data()});
+    items.push_back({item.row(), AcceptedLengthOf(item), granted->grants[static_cast<size_t>(i)].data()});
   }
   const std::lock_guard lock(mu_);  // while it is held nobody unmaps the arena, and stores are in their order
   absl::Status status = closed_ ? Closed() : IsKnownLocked() ? absl::OkStatus() : GoneLocked();
@@ -723,6 +858,12 @@ absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
     request_.set_layout(table.layout());  // whatever becomes of an alias
     if (absl::Status status = MakeTensorsLocked(); !status.ok()) return status;
     plan_ = PlanOf(table_);
+    if (plan_ != nullptr) {
+      const uint32_t num_spec = request_.view().num_spec();
+      advance_plan_ = AdvancePlanOf(table_, num_spec);
+      has_windows_ = num_spec > 0 && table_.steps() > 1;
+      if (advance_plan_ == nullptr) plan_ = nullptr;  // then the daemon does all of it
+    }
     if (plan_ != nullptr && gpu_ != nullptr) MakeCopiesLocked();
     mapped_bytes_ = lease->mapped_bytes;
   } else if (lease->mapped_bytes != mapped_bytes_) {
@@ -765,7 +906,7 @@ absl::Status Arena::MakeTensorsLocked() {
 }
 
 void Arena::MakeCopiesLocked() {
-  absl::StatusOr<std::unique_ptr<GpuCopies>> copies = gpu_->NewCopies(*plan_);
+  absl::StatusOr<std::unique_ptr<GpuCopies>> copies = gpu_->NewCopies(*plan_, *advance_plan_);
   if (!copies.ok()) return;
   in_flight_ = InFlight::Make();
   if (in_flight_ != nullptr) copies_ = *std::move(copies);

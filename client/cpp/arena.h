@@ -54,7 +54,9 @@
 struct CUstream_st;
 
 namespace statepool {
+class AdvancePlan;
 class CopyPlan;
+struct AdvanceMove;
 }
 
 namespace statepool::client {
@@ -102,16 +104,31 @@ struct LoadAnswer {
 struct StoreAnswer {
   // What was stored, or the error of the item, in the order of the items.
   std::vector<absl::StatusOr<v1::NameInfo>> rows;
-  bool done = false;         // false: nothing was stored (all_or_none, and an item failed)
+  std::vector<bool> skipped;  // parallel: nothing was to be stored (StoreItem.skip_none), and the NameInfo is empty
+  bool done = false;          // false: nothing was stored (all_or_none, and an item failed)
+  absl::Duration copy_time;   // as in LoadAnswer
+};
+// Which rows Advance leaves as they are, in the place of an error or a move. The .proto has more (AdvanceRequest).
+struct AdvanceOptions {
+  bool skip_none = false;          // accepted length 0
+  bool skip_out_of_range = false;  // accepted lengths above the steps
+  // Accepted lengths, or paths, of at least so many tokens: where all hold the engine has left their state in its place.
+  // 0: none are skipped for it; at most max(steps, 1).
+  uint32_t verified_length = 0;
+};
+struct AdvanceAnswer {
+  // What was done with each row, or the error of the item, in the order of the items.
+  std::vector<absl::StatusOr<v1::AdvancedRow::Outcome>> rows;
   absl::Duration copy_time;  // as in LoadAnswer
 };
 
 // Of one element. 1 for what this client does not know.
 uint64_t BytesOf(v1::DType dtype);
 
-// Items of Load and Store that say nothing else.
+// Items of Load, Store and Advance that say nothing else.
 v1::LoadItem LoadRow(uint32_t row, const v1::NameRef& name);
 v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t position);
+v1::AdvanceItem AdvanceRow(uint32_t row, uint32_t accepted_length);
 
 // A store that Arena::StoreAsync began. May be dropped; its arena must live while it is used. Thread-safe.
 class PendingStore {
@@ -187,9 +204,21 @@ class Arena {
 
   // Makes rows new versions of sequences, existing or new ones, as Pool::Set would; published at one moment, recorded
   // together. An empty request_id of an item is filled in here, so retries are safe.
+  // An item with `advance` leaves its row advanced to what was stored; by a direct way, in `stream`.
   // On a GPU it waits for `stream`, which wrote the rows. call.timeout is without what it waits for that.
   absl::StatusOr<StoreAnswer> Store(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
                                     const CallOptions& call = {}, CUstream_st* stream = nullptr);
+
+  // Moves rows to the states after their accepted tokens, without a version (SPECULATION in the .proto): each row's
+  // first step becomes the state after the item's accepted length, or path; of tensors with num_spec columns the window
+  // moves up. Rows need not have been loaded. The row of an item that fails is as it was. Bases of rows stay what they
+  // are, and row_unmodified says nothing of these rows until the next Load or Store.
+  // On a GPU, direct, it returns when the moves are in `stream`, in one launch: what the stream does afterwards finds
+  // them. Else the daemon moves, and this waits for `stream` first. Each call moves once, however often it was sent.
+  // Errors, of items: INVALID_ARGUMENT (INVALID_ACCEPTED_LENGTH, INVALID_PATH); of the call: INVALID_ARGUMENT
+  // (ROW_OUT_OF_RANGE, DUPLICATE_ROW, INVALID_OPTION), and those of Load that are not of states.
+  absl::StatusOr<AdvanceAnswer> Advance(absl::Span<const v1::AdvanceItem> items, const AdvanceOptions& options = {},
+                                        const CallOptions& call = {}, CUstream_st* stream = nullptr);
 
   // Store, which is done when the handle says so; the arena's thread does it whether anybody asks or not.
   // On a GPU, direct, this returns when the copies are in `stream`: what the stream does afterwards may write to the
@@ -197,7 +226,8 @@ class Arena {
   // the order of the calls; until then everybody finds what was there before. Elsewhere all of it has happened when
   // this returns. FORKED, STREAM_CAPTURING and GPU_FAILED of the stream are returned here, every other error by Wait:
   // then nothing of the item was stored, and the row has to be stored again, if it still holds the state. Wait for what
-  // has to be there: a process that ends takes along what was not published.
+  // has to be there: a process that ends takes along what was not published. With an item that has `advance` it is
+  // Store, whose outcome it must know; Advance after StoreAsync does the same in the stream's order.
   absl::StatusOr<PendingStore> StoreAsync(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
                                           const CallOptions& call = {}, CUstream_st* stream = nullptr);
 
@@ -257,6 +287,14 @@ class Arena {
   // it is attended. Null: let the daemon copy.
   absl::StatusOr<std::shared_ptr<Storing>> BeginStore(const v1::StoreRequest& request, const CallOptions& call,
                                                       CUstream_st* stream, bool attended);
+  // The accepted length that names the state which the item is to store; 0: let the daemon say what is wrong with it.
+  uint32_t AcceptedLengthOf(const v1::StoreItem& item) const;
+  // Advance by this process; nothing: let the daemon move, or say what is wrong.
+  std::optional<absl::StatusOr<v1::AdvanceResponse>> AdvanceDirectly(const v1::AdvanceRequest& request,
+                                                                     CUstream_st* stream);
+  absl::Status Move(absl::Span<const AdvanceMove> moves, CUstream_st* stream);
+  // The rows of a direct Store that were stored, and ask for it.
+  absl::Status AdvanceStored(const v1::StoreRequest& request, const v1::StoreResponse& response, CUstream_st* stream);
   // What a direct Store answered, as the caller is to see it; nothing: let the daemon copy.
   std::optional<absl::StatusOr<v1::StoreResponse>> Settle(absl::StatusOr<v1::StoreResponse> response,
                                                           absl::Time deadline) const;
@@ -310,6 +348,8 @@ class Arena {
   std::unique_ptr<InFlight> in_flight_;  // likewise
   // Null: the daemon copies; on a GPU without copies_, too.
   std::unique_ptr<const CopyPlan> plan_;
+  std::unique_ptr<const AdvancePlan> advance_plan_;  // there where plan_ is
+  bool has_windows_ = false;                         // its view has num_spec columns, and more than one step
 
   // Of what follows; held while it is opened again. std, for ThreadSanitizer does not see into Debian's Abseil.
   mutable std::mutex mu_;

@@ -82,6 +82,8 @@ absl::Status MalformedResponse(absl::string_view message) {
   return MakeError(absl::StatusCode::kInternal, "MALFORMED_RESPONSE", "", message);
 }
 
+bool MayRepeat(const v1::RemoveRangeRequest& request) { return request.allow_missing() || request.begin() > 0; }
+
 std::string NewRequestId() {
   return absl::StrCat(absl::Hex(absl::Uniform<uint64_t>(Random()), absl::kZeroPad16),
                       absl::Hex(absl::Uniform<uint64_t>(Random()), absl::kZeroPad16));

@@ -32,6 +32,9 @@ absl::Status MalformedResponse(absl::string_view message);
 // 32 random hex digits.
 std::string NewRequestId();
 
+// Whether it may be sent again: a second one does not find what the first one deleted, an error unless that is fine.
+bool MayRepeat(const v1::RemoveRangeRequest& request);
+
 // How long to wait after the attempt with this number (from 1 on) failed, if its error says nothing of it.
 absl::Duration Backoff(int attempt);
 

@@ -19,6 +19,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "client/cpp/calls.h"
+#include "kernels/device_advance_plan.h"
 #include "kernels/device_copy_plan.h"
 
 namespace statepool::client {
@@ -396,18 +397,22 @@ class CudaEnqueued final : public Enqueued {
 
 class CudaCopies final : public GpuCopies {
  public:
-  CudaCopies(const Context& context, DeviceCopyPlan plan, uint64_t state_bytes, std::shared_ptr<HashMemory> hashes)
+  CudaCopies(const Context& context, DeviceCopyPlan plan, DeviceAdvancePlan advance, uint64_t state_bytes,
+             std::shared_ptr<HashMemory> hashes)
       : context_(context),
         leaves_(LeafCount(state_bytes)),
         plan_(std::make_unique<DeviceCopyPlan>(std::move(plan))),
+        advance_(std::make_unique<DeviceAdvancePlan>(std::move(advance))),
         hashes_(std::move(hashes)) {}
   ~CudaCopies() override {
     if (context_.driver->IsForked()) {
       (void)plan_.release();
+      (void)advance_.release();
       return;
     }
     (void)context_.Within([this] {
       plan_ = nullptr;
+      advance_ = nullptr;
       return absl::OkStatus();
     });
   }
@@ -431,6 +436,11 @@ class CudaCopies final : public GpuCopies {
       return plan_->ScatterAndHash(copies, arena, *hashes, stream);
     });
   }
+  absl::Status Advance(absl::Span<const AdvanceMove> items, char* arena, CUstream_st* stream) override {
+    absl::Status status = context_.Within([&] { return advance_->Move(items, arena, stream); });
+    if (!status.ok() && GetErrorDetail(status).reason != "GPU_FAILED") status = GpuFailed(status.message());
+    return status;
+  }
 
  private:
   // Puts copies and an event into the stream. After an error it waits for what is there, before anybody lets go of what
@@ -452,6 +462,7 @@ class CudaCopies final : public GpuCopies {
   const Context context_;
   const size_t leaves_;
   std::unique_ptr<const DeviceCopyPlan> plan_;
+  std::unique_ptr<const DeviceAdvancePlan> advance_;
   const std::shared_ptr<HashMemory> hashes_;
 };
 
@@ -470,14 +481,17 @@ class CudaGpu final : public Gpu {
     if (!address.ok()) return address.status();
     return std::make_unique<CudaChunks>(context_, *address, bytes, chunk_bytes, writable);
   }
-  absl::StatusOr<std::unique_ptr<GpuCopies>> NewCopies(const CopyPlan& plan) override {
+  absl::StatusOr<std::unique_ptr<GpuCopies>> NewCopies(const CopyPlan& plan, const AdvancePlan& advance) override {
     std::unique_ptr<GpuCopies> copies;
     absl::Status status = context_.Within([&] {
       absl::StatusOr<DeviceCopyPlan> on_gpu = DeviceCopyPlan::Create(plan);
       if (!on_gpu.ok()) return on_gpu.status();
+      absl::StatusOr<DeviceAdvancePlan> moves = DeviceAdvancePlan::Create(advance);
+      if (!moves.ok()) return moves.status();
       absl::StatusOr<std::shared_ptr<HashMemory>> hashes = HashMemory::Make(context_);
       if (!hashes.ok()) return hashes.status();
-      copies = std::make_unique<CudaCopies>(context_, *std::move(on_gpu), plan.state_bytes(), *std::move(hashes));
+      copies = std::make_unique<CudaCopies>(context_, *std::move(on_gpu), *std::move(moves), plan.state_bytes(),
+                                            *std::move(hashes));
       return absl::OkStatus();
     });
     if (!status.ok()) return status;

@@ -14,6 +14,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "client/cpp/mapping.h"
+#include "kernels/advance_plan.h"
 #include "kernels/checksum.h"
 #include "kernels/copy_plan.h"
 
@@ -35,9 +36,10 @@ class Enqueued {
   virtual absl::Span<const LeafHash> hashes() const = 0;
 };
 
-// The copies between slots and the rows of one arena. Thread-safe. It outlives what was enqueued with it.
+// The copies between slots and the rows of one arena, and within rows. Thread-safe. It outlives what was enqueued with
+// it.
 //
-// Both calls return when the copies are in `stream` (null: CUDA's legacy one), which is not being captured. Errors:
+// All calls return when the copies are in `stream` (null: CUDA's legacy one), which is not being captured. Errors:
 // INTERNAL (GPU_FAILED): some of them may have been done, and none is under way.
 class GpuCopies {
  public:
@@ -58,6 +60,9 @@ class GpuCopies {
   // What each row holds after so many steps into its slot, with the hashes of what was written.
   virtual absl::StatusOr<std::unique_ptr<const Enqueued>> Scatter(absl::Span<const ToSlot> items, const char* arena,
                                                                   CUstream_st* stream) = 0;
+  // Moves rows within the arena: what is enqueued reads and writes nothing else, and is done when the arena is unmapped.
+  // REQUIRES: as DeviceAdvancePlan::Move.
+  virtual absl::Status Advance(absl::Span<const AdvanceMove> items, char* arena, CUstream_st* stream) = 0;
 };
 
 // Thread-safe. In a forked child every call fails, and what was made before is left as it is.
@@ -72,8 +77,8 @@ class Gpu {
   // Addresses for an extent. REQUIRES, of its end: nothing that this process does on the GPU uses it. Errors: the same.
   virtual absl::StatusOr<std::unique_ptr<MappedChunks>> ReserveChunks(uint64_t bytes, uint64_t chunk_bytes,
                                                                       bool writable) = 0;
-  // Puts the plan into the GPU's memory. Errors: UNIMPLEMENTED, where the kernels can't run it, and those of the GPU.
-  virtual absl::StatusOr<std::unique_ptr<GpuCopies>> NewCopies(const CopyPlan& plan) = 0;
+  // Puts the plans into the GPU's memory. Errors: UNIMPLEMENTED, where the kernels can't run one, and those of the GPU.
+  virtual absl::StatusOr<std::unique_ptr<GpuCopies>> NewCopies(const CopyPlan& plan, const AdvancePlan& advance) = 0;
   // Whether this stream is being captured into a graph, or, for the legacy one, any that waits for it. Errors: INTERNAL
   // (GPU_FAILED).
   virtual absl::StatusOr<bool> IsCapturing(CUstream_st* stream) = 0;

@@ -339,6 +339,33 @@ absl::StatusOr<v1::NameInfo> Pool::Rollback(absl::string_view sequence, int64_t 
   return Rollback(request);
 }
 
+absl::StatusOr<v1::NameInfo> Pool::RollbackTokens(absl::string_view sequence, int64_t tokens) const {
+  v1::RollbackRequest request;
+  request.set_sequence(std::string(sequence));
+  request.set_tokens(tokens);
+  return Rollback(request);
+}
+
+absl::StatusOr<v1::RemoveRangeResponse> Pool::RemoveRange(const v1::RemoveRangeRequest& request,
+                                                          const CallOptions& call) const {
+  v1::RemoveRangeRequest with_id = request;
+  if (request.request_id().empty()) with_id.set_request_id(NewRequestId());
+  return Unary(&Stub::RemoveRange, with_id, call, MayRepeat(request));
+}
+
+absl::StatusOr<v1::RemoveRangeResponse> Pool::RemoveRange(absl::string_view sequence, int64_t begin,
+                                                          int64_t end) const {
+  v1::RemoveRangeRequest request;
+  request.set_sequence(std::string(sequence));
+  request.set_begin(begin);
+  request.set_end(end);
+  return RemoveRange(request);
+}
+
+absl::StatusOr<v1::NameInfo> Pool::Renumber(const v1::RenumberRequest& request, const CallOptions& call) const {
+  return Write(&Stub::Renumber, request, call);
+}
+
 absl::StatusOr<v1::NameInfo> Pool::Snapshot(const v1::SnapshotRequest& request, const CallOptions& call) const {
   return Write(&Stub::Snapshot, request, call);
 }
@@ -427,6 +454,11 @@ absl::StatusOr<v1::LoadResponse> Pool::Load(const v1::LoadRequest& request, cons
 
 absl::StatusOr<v1::StoreResponse> Pool::Store(const v1::StoreRequest& request, const CallOptions& call) const {
   return Unary(&Stub::Store, request, call, true);
+}
+
+// Repeated safely: with a request_id.
+absl::StatusOr<v1::AdvanceResponse> Pool::Advance(const v1::AdvanceRequest& request, const CallOptions& call) const {
+  return Unary(&Stub::Advance, request, call, true);
 }
 
 absl::StatusOr<v1::LoadResponse> Pool::LoadOnce(const v1::LoadRequest& request, const CallOptions& call) const {

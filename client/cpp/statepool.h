@@ -266,7 +266,7 @@ class Pool {
   // Several writes in one message. `states` has the bytes of each Set of the request, in the order of the items; their
   // data_bytes, and where empty checksum and request_id, are filled in here. `owner` as for Set. The outer error is
   // that of the call. Errors: also INVALID_OPTION when the number of `states` is not that of the Sets, and
-  // MESSAGE_TOO_LARGE. Tried once when it deletes without allow_missing.
+  // MESSAGE_TOO_LARGE. Tried once when it deletes, or a RemoveRange may, without allow_missing.
   absl::StatusOr<BatchWriteAnswer> BatchWrite(v1::BatchWriteRequest request,
                                               absl::Span<const std::vector<absl::string_view>> states = {},
                                               std::shared_ptr<const void> owner = nullptr,
@@ -301,6 +301,16 @@ class Pool {
 
   absl::StatusOr<v1::NameInfo> Rollback(const v1::RollbackRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::NameInfo> Rollback(absl::string_view sequence, int64_t position) const;
+  // Back by so many tokens, one version for each: at most NameInfo::rollback_tokens of Describe.
+  absl::StatusOr<v1::NameInfo> RollbackTokens(absl::string_view sequence, int64_t tokens) const;
+
+  // Tokens with the indices [begin, end): see TOKENS in the contract. What is refused is an answer, with `done` false.
+  // Tried once when it may delete the sequence (begin is not above 0) without allow_missing.
+  absl::StatusOr<v1::RemoveRangeResponse> RemoveRange(const v1::RemoveRangeRequest& request,
+                                                      const CallOptions& call = {}) const;
+  absl::StatusOr<v1::RemoveRangeResponse> RemoveRange(absl::string_view sequence, int64_t begin, int64_t end) const;
+
+  absl::StatusOr<v1::NameInfo> Renumber(const v1::RenumberRequest& request, const CallOptions& call = {}) const;
 
   absl::StatusOr<v1::NameInfo> Snapshot(const v1::SnapshotRequest& request, const CallOptions& call = {}) const;
   absl::StatusOr<v1::NameInfo> Snapshot(const v1::NameRef& source, absl::string_view snapshot) const;
@@ -392,6 +402,7 @@ class Pool {
   absl::StatusOr<v1::Arena> OpenArena(const v1::OpenArenaRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::LoadResponse> Load(const v1::LoadRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::StoreResponse> Store(const v1::StoreRequest& request, const CallOptions& call) const;
+  absl::StatusOr<v1::AdvanceResponse> Advance(const v1::AdvanceRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::LoadResponse> LoadOnce(const v1::LoadRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::StoreResponse> StoreOnce(const v1::StoreRequest& request, const CallOptions& call) const;
   absl::StatusOr<v1::CloseArenaResponse> CloseArena(const v1::CloseArenaRequest& request,

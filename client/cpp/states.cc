@@ -64,6 +64,8 @@ std::string* RequestIdOf(v1::BatchWriteItem* item) {
     case v1::BatchWriteItem::kSet: return item->mutable_set()->mutable_request_id();
     case v1::BatchWriteItem::kFork: return item->mutable_fork()->mutable_request_id();
     case v1::BatchWriteItem::kRollback: return item->mutable_rollback()->mutable_request_id();
+    case v1::BatchWriteItem::kRemoveRange: return item->mutable_remove_range()->mutable_request_id();
+    case v1::BatchWriteItem::kRenumber: return item->mutable_renumber()->mutable_request_id();
     case v1::BatchWriteItem::kSnapshot: return item->mutable_snapshot()->mutable_request_id();
     case v1::BatchWriteItem::kRestore: return item->mutable_restore()->mutable_request_id();
     default: return nullptr;
@@ -422,6 +424,7 @@ absl::StatusOr<BatchWriteAnswer> Pool::BatchWrite(v1::BatchWriteRequest request,
     std::string* const request_id = RequestIdOf(&item);
     if (request_id != nullptr && request_id->empty()) *request_id = NewRequestId();
     if (item.has_delete_() && !item.delete_().allow_missing()) may_repeat = false;
+    if (item.has_remove_range() && !MayRepeat(item.remove_range())) may_repeat = false;
     if (!item.has_set()) continue;
     if (!item.set().data().empty()) return InvalidArgument("INVALID_OPTION", "data", "give the bytes as pieces");
     if (++sets > states.size()) continue;

@@ -21,6 +21,12 @@ absl::Status Store::ValidateKey(const NameKey& key, absl::string_view field) {
   return absl::OkStatus();
 }
 
+absl::Status Store::ValidateRequestId(const RequestId& request) {
+  if (request.id.size() <= kMaxRequestIdBytes) return absl::OkStatus();
+  return Invalid("INVALID_OPTION", "request_id",
+                 absl::StrCat("a request_id has at most ", kMaxRequestIdBytes, " bytes"));
+}
+
 Store::Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock* clock)
     : options_(std::move(options)),
       images_(images),
@@ -167,6 +173,11 @@ VersionInfo Store::InfoOf(const Version& version) const {
           image.checksum,
           image.attachment_bytes,
           images_->tier(*version.image)};
+}
+
+void Store::AddHistory(const Ring& ring, NameInfo* info) const {
+  info->history.clear();
+  for (auto version = ring.rbegin(); version != ring.rend(); ++version) info->history.push_back(InfoOf(**version));
 }
 
 absl::Time Store::ExpireTimeOf(const NameState& state, MonoTime deadline) const {

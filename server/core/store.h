@@ -38,6 +38,7 @@
 #include "absl/types/span.h"
 #include "server/core/clock.h"
 #include "server/core/folded_name.h"
+#include "server/core/history.h"
 #include "server/core/image_store.h"
 #include "server/core/layout_registry.h"
 #include "server/core/mutex.h"
@@ -109,7 +110,7 @@ struct NameInfo {
   absl::Duration flush_lag;  // how long the oldest unrecorded change waits
   Durability durability = Durability::kWriteBehind;
   uint32_t max_history = 1;
-  std::vector<VersionInfo> history;  // newest first; Describe only
+  std::vector<VersionInfo> history;  // newest first; Describe and Renumber only
   absl::Duration ttl = absl::InfiniteDuration();
   absl::Time expire_time = absl::InfiniteFuture();
   absl::Time create_time;
@@ -185,6 +186,7 @@ struct DeleteManyRequest {
   bool all = false;
   bool preview = false;
   std::optional<uint64_t> if_count;
+  std::vector<std::string> keep = {};
 };
 struct DeleteManyAnswer {
   uint64_t matched = 0, deleted = 0, state_bytes = 0;
@@ -194,6 +196,26 @@ struct DeleteManyAnswer {
 struct RollbackRequest {
   std::string sequence;
   int64_t position = 0;
+  std::optional<uint64_t> if_revision;
+  RequestId request;
+  std::optional<int64_t> tokens = {};  // in place of `position`
+};
+struct RemoveRangeRequest {
+  std::string sequence;
+  TokenRange range;
+  std::optional<uint64_t> if_revision;
+  RequestId request;
+  bool allow_missing = false;
+};
+struct RemoveRangeAnswer {
+  bool done = false, deleted = false;
+  bool missing = false;  // it was absent before (allow_missing)
+  NameInfo info;         // unless deleted or missing
+};
+struct RenumberRequest {
+  std::string sequence;
+  TokenRange range;
+  Renumbering change;
   std::optional<uint64_t> if_revision;
   RequestId request;
 };
@@ -252,11 +274,11 @@ struct SetItem {
   SetRequest request;
   StateBytes bytes;
 };
-using BatchItem =
-    std::variant<CreateRequest, SetItem, ForkRequest, RollbackRequest, SnapshotRequest, RestoreRequest, DeleteRequest>;
+using BatchItem = std::variant<CreateRequest, SetItem, ForkRequest, RollbackRequest, SnapshotRequest, RestoreRequest,
+                               DeleteRequest, RemoveRangeRequest, RenumberRequest>;
 struct BatchResult {
   absl::Status status;
-  std::variant<NameInfo, ForkAnswer, bool> answer;  // as the item's own call; only with an OK status
+  std::variant<NameInfo, ForkAnswer, bool, RemoveRangeAnswer> answer;  // as the item's own call; only with an OK status
 };
 
 // A moment of the store, for metrics and the status page.
@@ -319,6 +341,8 @@ class Store {
   absl::StatusOr<absl::Time> Touch(const Op& op, const NameKey& key, absl::string_view field = "name");
   absl::StatusOr<NameInfo> SetTtl(const Op& op, const SetTtlRequest& request);
   absl::StatusOr<NameInfo> Rollback(const Op& op, const RollbackRequest& request);
+  absl::StatusOr<RemoveRangeAnswer> RemoveRange(const Op& op, const RemoveRangeRequest& request);
+  absl::StatusOr<NameInfo> Renumber(const Op& op, const RenumberRequest& request);
   absl::StatusOr<NameInfo> Snapshot(const Op& op, const SnapshotRequest& request);
   absl::StatusOr<NameInfo> Restore(const Op& op, const RestoreRequest& request);
   absl::StatusOr<PublishAnswer> PublishPrefix(const Op& op, const PublishRequest& request);
@@ -366,9 +390,9 @@ class Store {
   struct Change {
     std::vector<NameKey> keys;
     std::function<absl::StatusOr<std::vector<Next>>()> decide;  // none: nothing to do
-    NameInfo* info = nullptr;                                   // if set: what the first name says afterwards
-    absl::Status status;                                        // how it went
-    std::function<void()> published = nullptr;                  // runs once under the lock, if something was done
+    NameInfo* info = nullptr;                   // if set: what the first name says afterwards, if it is there
+    absl::Status status;                        // how it went
+    std::function<void()> published = nullptr;  // runs once under the lock, if something was done
   };
   struct WriteItem;  // store_write.cc: a name of one Write
 
@@ -396,8 +420,9 @@ class Store {
   void ForgetItemLocked(WriteItem* item) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void PublishItemsLocked(absl::Span<WriteItem> items) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
-  // store_operations.cc: what each operation changes. Validates, writes the image if there is one, and may find that
-  // the request was answered before (then there is nothing to do). `request` and `answer` must outlive the change.
+  // store_operations.cc, store_history.cc: what each operation changes. Validates, writes the image if there is one,
+  // and may find that the request was answered before (then there is nothing to do). `request` and `answer` must
+  // outlive the change.
   absl::StatusOr<Change> Prepare(const Op& op, const CreateRequest& request, NameInfo* answer);
   absl::StatusOr<Change> Prepare(const Op& op, const SetItem& request, NameInfo* answer);
   absl::StatusOr<Change> Prepare(const Op& op, const ForkRequest& request, ForkAnswer* answer);
@@ -405,6 +430,8 @@ class Store {
   absl::StatusOr<Change> Prepare(const Op& op, const SnapshotRequest& request, NameInfo* answer);
   absl::StatusOr<Change> Prepare(const Op& op, const RestoreRequest& request, NameInfo* answer);
   absl::StatusOr<Change> Prepare(const Op& op, const DeleteRequest& request, bool* answer);
+  absl::StatusOr<Change> Prepare(const Op& op, const RemoveRangeRequest& request, RemoveRangeAnswer* answer);
+  absl::StatusOr<Change> Prepare(const Op& op, const RenumberRequest& request, NameInfo* answer);
   template <typename Answer, typename Request>
   absl::StatusOr<Answer> Run(const Op& op, const Request& request);
 
@@ -426,6 +453,7 @@ class Store {
 
   // store.cc: pieces of decisions. All under the lock.
   static absl::Status ValidateKey(const NameKey& key, absl::string_view field);  // but this one
+  static absl::Status ValidateRequestId(const RequestId& request);               // and this one
   Name* FindLocked(const NameKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);       // null: absent, unborn or expired
   absl::Status MissLocked(const NameKey& key, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   struct Found {
@@ -443,6 +471,8 @@ class Store {
   // True: `name` has answered this request before, and `info` is that answer again. Errors: REQUEST_ID_REUSED.
   absl::StatusOr<bool> ReplayLocked(const Name& name, const RequestId& request, NameInfo* info) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The versions that a renumbered sequence has, the head's among them.
+  Ring RenumberedRing(const Ring& ring, const TokenRange& range, const Renumbering& change);
   // The last step of a decision: trims the ring, gives the state its new revision, remembers the request.
   void Advance(const RequestId& request, NameState* state);
   VersionRef NewVersion(VersionId parent, int64_t position, Exactness exactness, ImageRef image);
@@ -467,6 +497,7 @@ class Store {
                          Revision durable_revision) const;
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never
   VersionInfo InfoOf(const Version& version) const;
+  void AddHistory(const Ring& ring, NameInfo* info) const;
   NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   NameInfo InfoOf(const NameKey& key, const NameState& state, MonoTime deadline) const;  // but for its version
 

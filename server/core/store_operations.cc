@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The operations on sequences and snapshots. A write is prepared: it validates, makes its image if it has one, and says
+// The operations on sequences and snapshots, but for those that go by tokens (store_history.cc). A write is prepared: it validates, makes its image if it has one, and says
 // in a closure what becomes of its names. Store::Write does the rest, for one or for a batch.
 #include <algorithm>
 #include <deque>
@@ -16,12 +16,6 @@
 
 namespace statepool {
 namespace {
-
-absl::Status ValidateRequestId(const RequestId& request) {
-  if (request.id.size() <= kMaxRequestIdBytes) return absl::OkStatus();
-  return Invalid("INVALID_OPTION", "request_id",
-                 absl::StrCat("a request_id has at most ", kMaxRequestIdBytes, " bytes"));
-}
 
 bool KnowsRequest(const NameState& state, absl::string_view id) {
   return !id.empty() && std::any_of(state.requests.begin(), state.requests.end(),
@@ -54,6 +48,8 @@ std::vector<NameWritten> NamesWritten(const BatchItem& item) {
     std::vector<NameWritten> operator()(const RollbackRequest& r) { return {{NameKind::kSequence, r.sequence}}; }
     std::vector<NameWritten> operator()(const SnapshotRequest& r) { return {{NameKind::kSnapshot, r.snapshot}}; }
     std::vector<NameWritten> operator()(const RestoreRequest& r) { return {{NameKind::kSequence, r.sequence}}; }
+    std::vector<NameWritten> operator()(const RemoveRangeRequest& r) { return {{NameKind::kSequence, r.sequence}}; }
+    std::vector<NameWritten> operator()(const RenumberRequest& r) { return {{NameKind::kSequence, r.sequence}}; }
     std::vector<NameWritten> operator()(const DeleteRequest& r) { return {{r.key.kind, r.key.name}}; }
     std::vector<NameWritten> operator()(const ForkRequest& r) {
       // A child that stands twice is that item's own error.
@@ -77,6 +73,10 @@ struct AnswerToImpl<ForkRequest> {
 template <>
 struct AnswerToImpl<DeleteRequest> {
   using Type = bool;
+};
+template <>
+struct AnswerToImpl<RemoveRangeRequest> {
+  using Type = RemoveRangeAnswer;
 };
 template <typename Request>
 using AnswerTo = typename AnswerToImpl<std::remove_cvref_t<Request>>::Type;
@@ -198,9 +198,7 @@ absl::StatusOr<NameInfo> Store::Describe(const Op& op, const NameKey& key) {
   const Name* name = FindLocked(key);
   if (name == nullptr) return MissLocked(key, "name");
   NameInfo info = InfoLocked(*name, *name->state.head());
-  for (auto version = name->state.ring.rbegin(); version != name->state.ring.rend(); ++version) {
-    info.history.push_back(InfoOf(**version));
-  }
+  AddHistory(name->state.ring, &info);
   return info;
 }
 
@@ -255,6 +253,12 @@ absl::StatusOr<ForkAnswer> Store::Fork(const Op& op, const ForkRequest& request)
   return Run<ForkAnswer>(op, request);
 }
 absl::StatusOr<NameInfo> Store::Rollback(const Op& op, const RollbackRequest& request) {
+  return Run<NameInfo>(op, request);
+}
+absl::StatusOr<RemoveRangeAnswer> Store::RemoveRange(const Op& op, const RemoveRangeRequest& request) {
+  return Run<RemoveRangeAnswer>(op, request);
+}
+absl::StatusOr<NameInfo> Store::Renumber(const Op& op, const RenumberRequest& request) {
   return Run<NameInfo>(op, request);
 }
 absl::StatusOr<NameInfo> Store::Snapshot(const Op& op, const SnapshotRequest& request) {
@@ -615,30 +619,6 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
   return change;
 }
 
-absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RollbackRequest& request, NameInfo* answer) {
-  const Source source{{op.tenant, NameKind::kSequence, request.sequence}, request.position, ""};
-  RETURN_IF_ERROR(ValidateKey(source.key, "sequence"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
-  return Change{{source.key},
-                [this, source, &request, answer]()
-                    ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
-                      if (const Name* name = FindLocked(source.key); name != nullptr) {
-                        const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
-                        RETURN_IF_ERROR(replayed.status());
-                        if (*replayed) return std::vector<Next>();
-                      }
-                      absl::StatusOr<Found> found = ResolveLocked(source, "sequence");
-                      RETURN_IF_ERROR(found.status());
-                      RETURN_IF_ERROR(CheckIfRevision(found->name, request.if_revision));
-                      NameState state = found->name->state;
-                      state.ring.resize(found->index + 1);
-                      Advance(request.request, &state);
-                      return One(std::move(state));
-                    },
-                answer,
-                absl::OkStatus()};
-}
-
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SnapshotRequest& request, NameInfo* answer) {
   const NameKey key{op.tenant, NameKind::kSnapshot, request.snapshot};
   RETURN_IF_ERROR(ValidateKey(key, "snapshot"));
@@ -724,6 +704,15 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
   constexpr size_t kNamesPerHold = 1000;  // then others have the lock; and so many go in one commit
   if (request.name_prefix.empty() && !request.all)
     return Invalid("MISSING_FIELD", "name_prefix", "say which names, or `all`");
+  if (request.keep.size() > options_.max_children) {
+    return absl::Status(
+        Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(request.keep.size(), " names to keep"))
+            .Field("keep")
+            .Meta("limit", options_.max_children));
+  }
+  for (size_t i = 0; i < request.keep.size(); ++i)
+    RETURN_IF_ERROR(ValidateKey({op.tenant, request.kind, request.keep[i]}, absl::StrCat("keep[", i, "]")));
+  const absl::flat_hash_set<absl::string_view> keep(request.keep.begin(), request.keep.end());
   DeleteManyAnswer answer;
   absl::flat_hash_set<ImageId> seen_images;
   // What is deleted is what was counted: names made before this, but for those whose record was under way when they
@@ -744,6 +733,7 @@ absl::StatusOr<DeleteManyAnswer> Store::DeleteMany(const Op& op, const DeleteMan
     for (size_t looked = 0; it != names_.end() && looked < kNamesPerHold; ++it, ++looked) {
       if (!matches(it->view())) break;
       after = std::string(it->view().name);
+      if (keep.contains(after)) continue;
       const Name* name = it->name();
       std::optional<RestingName> resting;
       if (name == nullptr) resting = it->folded()->Unpack();

@@ -301,9 +301,26 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
     }
   }
   const uint64_t bytes = row_major ? rows * whole_row_stride : offset;
-  ArenaShape shape{rows,        steps,     view.tp_size,       view.tp_rank,
-                   bytes,       row_bytes, std::move(tensors), CopyPlan(std::move(segments), layout.state_bytes()),
-                   std::nullopt};
+  std::vector<AdvanceSegment> moves;
+  for (const ArenaTensor& tensor : tensors) {
+    const auto element_bytes = static_cast<uint32_t>(DTypeBytes(specs[tensor.tensor].dtype));
+    const AdvanceTensor seen{
+        {tensor.axes.begin(), tensor.axes.end()}, tensor.shape, tensor.strides, tensor.offset, element_bytes};
+    if (!AddAdvanceSegments(seen, steps, view.num_spec, &moves)) return absl::InternalError("a tensor without its rows");
+  }
+  const bool has_windows = std::any_of(moves.begin(), moves.end(), [](const AdvanceSegment& s) { return s.window > 0; });
+  AdvancePlan advance_plan(moves, std::max(steps, 1u));
+  ArenaShape shape{rows,
+                   steps,
+                   view.tp_size,
+                   view.tp_rank,
+                   bytes,
+                   row_bytes,
+                   std::move(tensors),
+                   CopyPlan(std::move(segments), layout.state_bytes()),
+                   std::nullopt,
+                   std::move(advance_plan),
+                   has_windows};
   if (view.tp_size > 1) shape.store_plan.emplace(std::move(stored), layout.state_bytes());
   return shape;
 }

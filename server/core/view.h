@@ -11,13 +11,14 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/advance_plan.h"
 #include "kernels/copy_plan.h"
 #include "server/core/layout.h"
 
 namespace statepool {
 
 inline constexpr uint32_t kMaxArenaRows = 4096;
-inline constexpr uint32_t kMaxArenaSteps = 64;
+inline constexpr uint32_t kMaxArenaSteps = kAcceptedStepsMax;
 inline constexpr uint32_t kMaxConvPadding = 8;
 inline constexpr uint32_t kMaxNumSpec = 64;
 inline constexpr uint32_t kMaxTpSize = 1024;
@@ -57,6 +58,8 @@ struct ArenaShape {
   CopyPlan plan;
   // What a rank's Store copies, with tp_size > 1: of bytes that several ranks have the first of them brings them.
   std::optional<CopyPlan> store_plan;
+  AdvancePlan advance_plan;
+  bool has_windows = false;  // tensors whose speculative tokens are in columns (num_spec), with more than one step
 
   uint32_t max_accepted() const { return steps == 0 ? 1 : steps; }
 };

@@ -166,13 +166,20 @@ void Arenas::Copy(LateLoad* late, absl::Status status) {
     }
   }
   if (!status.ok()) {
-    spdlog::debug("arena {}: a Load that was answered failed: {}", arena->id, std::string(status.message()));
-    MutexLock lock(&mu_);
-    for (const size_t i : late->found.items) arena->spoiled.push_back(late->items[i].row);
-    arena->words->Set({FlagWords::kFailures, ++arena->late_failures});
-    ++stats_.late_failures;
+    std::vector<uint32_t> rows;
+    for (const size_t i : late->found.items) rows.push_back(late->items[i].row);
+    Spoil(arena, rows, status);
   }
   late->done.Set();
+}
+
+// After a call that failed when it was answered already.
+void Arenas::Spoil(Arena* arena, absl::Span<const uint32_t> rows, const absl::Status& why) {
+  spdlog::debug("arena {}: a call that was answered failed: {}", arena->id, std::string(why.message()));
+  MutexLock lock(&mu_);
+  arena->spoiled.insert(arena->spoiled.end(), rows.begin(), rows.end());
+  arena->words->Set({FlagWords::kFailures, ++arena->late_failures});
+  ++stats_.late_failures;
 }
 
 Arenas::LateLoad::~LateLoad() {

@@ -86,7 +86,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
     std::vector<RowCopier::ScatterItem> batch;
     for (const Scatter& scatter : scatters) {
       const StoreItem& item = item_of(scatter);
-      batch.push_back({item.row, item.accepted_length.value_or(1), PartAssemblies::room(*scatter.assembly)});
+      batch.push_back({item.row, arena->AcceptedLengthOf(item), PartAssemblies::room(*scatter.assembly)});
     }
     if (arena->store_copier != nullptr) RETURN_IF_ERROR(arena->store_copier->Scatter(batch, memory, {}));
   } else {
@@ -96,7 +96,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
       const Scatter& scatter = scatters[task / tasks_each];
       const StoreItem& item = item_of(scatter);
       const uint64_t begin = task % tasks_each * kTaskStateBytes;
-      plan.Scatter(memory, item.row, item.accepted_length.value_or(1), begin,
+      plan.Scatter(memory, item.row, arena->AcceptedLengthOf(item), begin,
                    std::min(begin + kTaskStateBytes, plan.state_bytes()),
                    PartAssemblies::room(*scatter.assembly) + begin, CopyHint::kCached);
     }));

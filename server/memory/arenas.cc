@@ -40,6 +40,28 @@ constexpr char kLater[] = "LATER";
 
 uint64_t RoundUp(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
+// What a StoreItem says of the steps that hold.
+absl::Status CheckAccepted(const StoreItem& item, const ArenaShape& shape) {
+  const uint32_t limit = shape.max_accepted();
+  if (item.advance && item.image != nullptr) {
+    return Invalid("INVALID_OPTION", "advance", "who copies a row into a grant himself advances it himself");
+  }
+  if (item.path.empty()) {
+    if (const uint32_t length = item.accepted_length.value_or(1); length == 0 || length > limit)
+      return BadAcceptedLength(length, limit);
+    return absl::OkStatus();
+  }
+  if (item.accepted_length.has_value()) return LengthAndPath();
+  const std::optional<AcceptedSteps> path = PathOf(item.path, limit);
+  if (!path) return BadPath(limit);
+  if (!path->is_chain() && shape.has_windows) {
+    return Invalid("INVALID_OPTION", "path",
+                   "tensors with num_spec columns are stored along a chain, 0, 1 and so on; Advance the row along this "
+                   "path, and store it then with accepted length 1, or open the arena without num_spec");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Aborted() {
   return Error(absl::StatusCode::kAborted, "BATCH_ABORTED", "another item was refused, so nothing was stored");
 }
@@ -215,11 +237,13 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     if (status.ok()) arena->words = *std::move(words);
   }
   if (status.ok() && !arena->device->host_accessible()) {
-    absl::StatusOr<std::unique_ptr<RowCopier>> copier = arena->device->NewRowCopier(arena->shape->plan, request.rows);
+    absl::StatusOr<std::unique_ptr<RowCopier>> copier = arena->device->NewRowCopier(
+        arena->shape->plan, arena->shape->advance_plan, request.rows);
     status = copier.status();
     if (status.ok()) arena->copier = *std::move(copier);
     if (const auto& plan = arena->shape->store_plan; status.ok() && plan.has_value() && plan->segment_bytes() > 0) {
-      absl::StatusOr<std::unique_ptr<RowCopier>> store_copier = arena->device->NewRowCopier(*plan, request.rows);
+      absl::StatusOr<std::unique_ptr<RowCopier>> store_copier = arena->device->NewRowCopier(
+          *plan, AdvancePlan({}, /*steps_max=*/1), request.rows);
       status = store_copier.status();
       if (status.ok()) arena->store_copier = *std::move(store_copier);
     }
@@ -612,7 +636,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
   StoreAnswer answer;
   answer.rows.resize(items.size());
   std::vector<SetItem> sets(items.size());
-  bool refused = false;
+  bool refused = false, advances = false;
   const auto refuse = [&](size_t i, const absl::Status& status) {
     answer.rows[i].status = status;
     refused = true;
@@ -622,6 +646,10 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     const StoreItem& item = items[i];
     if (!item.refused.ok()) {
       refuse(i, item.refused);
+      continue;
+    }
+    if (item.skip_none && item.accepted_length == 0u && item.path.empty()) {
+      answer.rows[i].skipped = true;
       continue;
     }
     if (arena->is_of_parts()) SettleRow(arena.get(), item.row);
@@ -639,14 +667,11 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
                     .Field("row"));
       continue;
     }
-    if (const uint32_t limit = arena->shape->max_accepted();
-        item.accepted_length.has_value() && (*item.accepted_length == 0 || *item.accepted_length > limit)) {
-      refuse(i, Error(absl::StatusCode::kInvalidArgument, "INVALID_ACCEPTED_LENGTH",
-                      absl::StrCat("the accepted length is 1..", limit, ", not ", *item.accepted_length))
-                    .Field("accepted_length")
-                    .Meta("limit", limit));
+    if (const absl::Status accepted = CheckAccepted(item, *arena->shape); !accepted.ok()) {
+      refuse(i, accepted);
       continue;
     }
+    advances = advances || item.advance;
     if (!item.any_revision && !set.if_revision.has_value() && row.loaded &&
         row.key == NameKey{op.tenant, NameKind::kSequence, set.sequence}) {
       set.if_revision = row.revision;
@@ -676,7 +701,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
 
   std::vector<size_t> stored;
   for (size_t i = 0; i < items.size(); ++i) {
-    if (answer.rows[i].status.ok()) stored.push_back(i);
+    if (answer.rows[i].status.ok() && !answer.rows[i].skipped) stored.push_back(i);
   }
   if (stored.empty()) return answer;
   std::vector<PartAssemblies::Ref> assemblies(stored.size());
@@ -688,8 +713,15 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
   absl::StatusOr<std::vector<ImageRef>> images = arena->is_of_parts()
                                                      ? CopyParts(op, arena.get(), items, stored, &assemblies, &answer)
                                                      : CopyFromRows(op, arena.get(), items, stored, &answer);
-  if (done != nullptr) done->Set();
+  if (done != nullptr && !advances) done->Set();
   RETURN_IF_ERROR(images.status());
+  // To where each row is advanced once it is stored, parallel to `stored`: before the base of a row forgets that it was.
+  std::vector<AcceptedSteps> advanced_to(stored.size());
+  for (size_t k = 0; k < stored.size(); ++k) {
+    const StoreItem& item = items[stored[k]];
+    const uint32_t length = arena->AcceptedLengthOf(item);
+    if (item.advance) advanced_to[k] = AcceptedSteps::Chain(length);  // without windows its last step says all
+  }
   std::vector<BatchItem> batch;
   std::vector<size_t> published, at;  // parallel: indexes of items and of `stored`
   for (size_t k = 0; k < stored.size(); ++k) {
@@ -706,10 +738,10 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     abort_all();
     return answer;
   }
-  if (batch.empty()) return answer;
   // A lease that ended before is a Store that was not.
-  if (arena->ended.load()) return Gone(id);
-  absl::StatusOr<std::vector<BatchResult>> results = store_->Batch(op, batch, all_or_none);
+  if (!batch.empty() && arena->ended.load()) return Gone(id);
+  absl::StatusOr<std::vector<BatchResult>> results = std::vector<BatchResult>();
+  if (!batch.empty()) results = store_->Batch(op, batch, all_or_none);
   RETURN_IF_ERROR(results.status());
   for (size_t k = 0; k < published.size(); ++k) {
     const size_t i = published[k];
@@ -721,11 +753,12 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     }
     answer.rows[i].info = std::get<NameInfo>(std::move(result.answer));
     const NameInfo& info = answer.rows[i].info;
-    const bool row_holds_it = items[i].accepted_length.value_or(1) == 1;
+    const bool row_holds_it = arena->AcceptedLengthOf(items[i]) == 1;
     arena->rows[items[i].row] = {true, info.key, info.revision, row_holds_it ? info.version.id : 0};
     if (PartAssemblies::Ref assembly = std::move(assemblies[at[k]]); assembly != nullptr)
       parts_.Published(assembly, info);
   }
+  if (advances) RETURN_IF_ERROR(AdvanceStored(op, arena.get(), items, stored, advanced_to, &answer));
   return answer;
 }
 
@@ -793,7 +826,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
     std::vector<RowCopier::ScatterItem> batch;
     for (const Scatter& scatter : scatters) {
       const StoreItem& item = items[scatter.item];
-      batch.push_back({item.row, item.accepted_length.value_or(1), scatter.room});
+      batch.push_back({item.row, arena->AcceptedLengthOf(item), scatter.room});
     }
     return arena->copier->Scatter(batch, memory, absl::MakeSpan(hashes));
   };
@@ -801,7 +834,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
     const Scatter& scatter = scatters[task / tasks_each];
     const StoreItem& item = items[scatter.item];
     const uint64_t first = task % tasks_each * kTaskLeaves, last = std::min(first + kTaskLeaves, leaves);
-    plan.ScatterLeaves(memory, item.row, item.accepted_length.value_or(1), first, last, scatter.room,
+    plan.ScatterLeaves(memory, item.row, arena->AcceptedLengthOf(item), first, last, scatter.room,
                        hashes.data() + task / tasks_each * leaves + first, hint);
   };
   const MonoTime start = clock_->Now();

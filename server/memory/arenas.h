@@ -14,7 +14,7 @@
 // Arenas of the ranks of tensor parallelism store parts of states. A version of them is published by the Store that
 // brings its last part (part_assembly.h).
 //
-// One Load or Store runs on an arena at a time; others wait, within their deadlines. The bytes move on the
+// One Load, Store or Advance runs on an arena at a time; others wait, within their deadlines. The bytes move on the
 // CopyScheduler's threads, or, where the CPU can't reach them, by the device itself (RowCopier). A thread of its own
 // ends what nobody connected to and frees what is in quarantine; another reserves slots anew, and may wait for the
 // disk.
@@ -127,16 +127,39 @@ struct StoreItem {
   std::string attachment;
   ImageRef image;  // what the worker made of the row; null: it is to be copied
   std::optional<uint32_t> accepted_length;
+  std::vector<uint32_t> path{};
   bool any_revision = false, whole_row = false;
+  bool advance = false, skip_none = false;
 };
 struct StoredRow {
   absl::Status status;
   NameInfo info;
   uint32_t parts_missing = 0;  // of ranks that have not stored theirs: then there is no info
+  bool skipped = false;        // nothing was asked for: no info
 };
 struct StoreAnswer {
   std::vector<StoredRow> rows;
   bool done = true;
+  absl::Duration copy_time;
+};
+
+struct AdvanceItem {
+  uint32_t row = 0;
+  std::optional<uint32_t> accepted_length{};
+  std::vector<uint32_t> path{};
+  std::optional<uint32_t> to_row{};
+};
+struct AdvanceRequest {
+  std::vector<AdvanceItem> items;
+  AdvanceRules rules{};
+  std::string request_id{};
+};
+struct AdvancedRow {
+  absl::Status status;
+  AdvanceOutcome outcome = AdvanceOutcome::kMoved;  // if it is OK
+};
+struct AdvanceAnswer {
+  std::vector<AdvancedRow> rows;
   absl::Duration copy_time;
 };
 
@@ -147,7 +170,7 @@ struct ArenaStats {
   uint64_t reserved_slots = 0;
   uint64_t slots_to_arenas_bytes = 0, arenas_to_slots_bytes = 0;  // since the start
   uint64_t flag_waits = 0, flag_pinned_bytes = 0;
-  uint64_t late_failures = 0;  // Loads that failed after their answer, since the start
+  uint64_t late_failures = 0;  // Loads and Advances that failed after their answer, since the start
 };
 
 // Thread-safe. Errors: the .proto's; what is said of items, in their status.
@@ -174,6 +197,7 @@ class Arenas {
                                   const HoldPin& hold = nullptr);
   absl::StatusOr<StoreAnswer> Store(const Op& op, absl::string_view arena, absl::Span<const StoreItem> items,
                                     bool all_or_none);
+  absl::StatusOr<AdvanceAnswer> Advance(const Op& op, absl::string_view arena, const AdvanceRequest& request);
   // The same for calls with flag words. `answered` is called once, by this thread before it returns, or later by
   // another that may not block for long; `op.cancelled` is looked at until then. This thread may then copy for the
   // arena.
@@ -181,6 +205,8 @@ class Arenas {
             Answered<LoadAnswer> answered);
   void Store(const Op& op, absl::string_view arena, std::vector<StoreItem> items, bool all_or_none,
              const CallFlags& flags, Answered<StoreAnswer> answered);
+  void Advance(const Op& op, absl::string_view arena, AdvanceRequest request, const CallFlags& flags,
+               Answered<AdvanceAnswer> answered);
   // Where such calls go on when their words are reached. REQUIRES: none was made yet.
   void GoOnWith(Run run);
   // No call waits for a word any more: those that do are answered, or fail, with DRAINING. After it `run` is not
@@ -219,6 +245,7 @@ class Arenas {
   class Turn;  // the one call that runs on an arena
   class Done;  // the word that a call sets
   struct LateLoad;
+  struct LateAdvance;
   struct Found;
   using ArenaRef = std::shared_ptr<Arena>;
   using FlaggedCall = absl::AnyInvocable<void(absl::Status why)>;  // OK: it may go on, on this thread
@@ -260,6 +287,17 @@ class Arenas {
   absl::StatusOr<LoadAnswer> Prepare(const Op& op, LateLoad* late) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status ReservePins(LateLoad* late, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mu_);
   void Copy(LateLoad* late, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
+  void Spoil(Arena* arena, absl::Span<const uint32_t> rows, const absl::Status& why) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // ---- arena_advance.cc
+  absl::StatusOr<AdvanceAnswer> AdvanceInTurn(const Op& op, absl::string_view id, const AdvanceRequest& request,
+                                              Queue queue);
+  absl::Status MoveRows(const Op& op, Arena* arena, absl::Span<const AdvanceMove> moves,
+                        absl::Duration* copy_time);
+  absl::Status AdvanceStored(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
+                             absl::Span<const size_t> stored, absl::Span<const AcceptedSteps> advanced_to,
+                             StoreAnswer* answer);
+  void Move(LateAdvance* late, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
   // The same for an arena of a rank's parts (arena_parts.cc): null, too, where parts of other ranks are missing.
   // *assemblies, parallel to `stored`, has those that the images complete, which are to be published or dropped.

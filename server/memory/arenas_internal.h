@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// What arenas.cc and arena_flags.cc share. For them alone.
+// What arenas.cc, arena_flags.cc, arena_parts.cc and arena_advance.cc share. For them alone.
 #ifndef STATEPOOL_SERVER_MEMORY_ARENAS_INTERNAL_H_
 #define STATEPOOL_SERVER_MEMORY_ARENAS_INTERNAL_H_
 
@@ -19,24 +19,32 @@
 
 namespace statepool {
 
+inline absl::Status TooManyItems(size_t items, size_t limit) {
+  return Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(items, " items in one call"))
+      .Field("items")
+      .Meta("limit", limit);
+}
+inline absl::Status RowOutOfRange(absl::string_view field, uint32_t row, uint32_t rows) {
+  return Error(absl::StatusCode::kInvalidArgument, "ROW_OUT_OF_RANGE",
+               absl::StrCat("row ", row, " of an arena whose rows are 0..", rows - 1))
+      .Field(field)
+      .Meta("limit", rows);
+}
+
+// What is wrong with what an item says of the steps that hold.
+absl::Status BadAcceptedLength(uint32_t length, uint32_t limit);
+absl::Status BadPath(uint32_t limit);
+absl::Status LengthAndPath();
+
 // What is wrong with the list itself: then nothing is done.
 template <typename Item>
 absl::Status CheckItems(absl::Span<const Item> items, uint32_t rows, size_t limit) {
   if (items.empty()) return Invalid("MISSING_FIELD", "items", "name at least one row");
-  if (items.size() > limit) {
-    return Error(absl::StatusCode::kInvalidArgument, "TOO_MANY", absl::StrCat(items.size(), " items in one call"))
-        .Field("items")
-        .Meta("limit", limit);
-  }
+  if (items.size() > limit) return TooManyItems(items.size(), limit);
   std::vector<bool> named(rows, false);
   for (size_t i = 0; i < items.size(); ++i) {
     const uint32_t row = items[i].row;
-    if (row >= rows) {
-      return Error(absl::StatusCode::kInvalidArgument, "ROW_OUT_OF_RANGE",
-                   absl::StrCat("row ", row, " of an arena whose rows are 0..", rows - 1))
-          .Field(absl::StrCat("items[", i, "].row"))
-          .Meta("limit", rows);
-    }
+    if (row >= rows) return RowOutOfRange(absl::StrCat("items[", i, "].row"), row, rows);
     if (named[row]) {
       return Invalid("DUPLICATE_ROW", absl::StrCat("items[", i, "].row"),
                      absl::StrCat("row ", row, " is named twice in one call"));
@@ -60,6 +68,7 @@ struct Arenas::Arena {
     Revision revision = 0;
     VersionId holds = 0;  // the version whose state was left in the row; 0: none, though it may have a base
     PartAssemblies::Ref stored_with{};  // the version that it was last stored as a part of, in the place of all these
+    std::string advanced_by{};              // request_id of the Store or Advance that moved it last, if it had one
   };
 
   std::string id, token;
@@ -104,6 +113,17 @@ struct Arenas::Arena {
   bool Holds(const LoadItem& item, const NameInfo& info) const {
     const Row& row = rows[item.row];
     return item.row_unmodified && row.loaded && row.holds == info.version.id;
+  }
+
+  // Whether a call with this request_id has moved the row, and nothing after it. REQUIRES: the turn.
+  bool WasAdvancedBy(uint32_t row, absl::string_view request_id) const {
+    return !request_id.empty() && rows[row].advanced_by == request_id;
+  }
+  // The accepted length whose state the item's row holds: of one that was advanced before, 1. REQUIRES: the turn; what
+  // the item says was checked.
+  uint32_t AcceptedLengthOf(const StoreItem& item) const {
+    if (item.advance && WasAdvancedBy(item.row, item.set.request.id)) return 1;
+    return item.path.empty() ? item.accepted_length.value_or(1) : item.path.back() + 1;
   }
 };
 
@@ -158,6 +178,19 @@ struct Arenas::LateLoad {
   Found found;
   uint64_t pinned_bytes = 0;  // as the limit counts
   Op op;                      // of the copy
+  Done done;
+};
+
+// An Advance that is answered before it moves.
+struct Arenas::LateAdvance {
+  LateAdvance(ArenaRef arena, const CallFlags& flags) : arena(std::move(arena)), done(this->arena->words, flags.done) {}
+  LateAdvance(const LateAdvance&) = delete;
+  LateAdvance& operator=(const LateAdvance&) = delete;
+
+  const ArenaRef arena;
+  std::vector<AdvanceMove> moves;
+  std::string request_id;
+  Op op;  // of the move
   Done done;
 };
 

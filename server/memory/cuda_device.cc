@@ -20,6 +20,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
 #include "kernels/device_checksum.h"
+#include "kernels/device_advance_plan.h"
 #include "kernels/device_copy_plan.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
@@ -723,11 +724,15 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::BeginCopy(void* to, const 
 // bytes, and a copy of them would be one more thing to launch and to wait for.
 class CudaDevice::Copier final : public RowCopier {
  public:
-  Copier(CudaDevice* device, DeviceCopyPlan plan, size_t leaves)
-      : device_(device), plan_(std::make_unique<DeviceCopyPlan>(std::move(plan))), leaves_(leaves) {}
+  Copier(CudaDevice* device, DeviceCopyPlan plan, DeviceAdvancePlan advance, size_t leaves)
+      : device_(device),
+        plan_(std::make_unique<DeviceCopyPlan>(std::move(plan))),
+        advance_(std::make_unique<DeviceAdvancePlan>(std::move(advance))),
+        leaves_(leaves) {}
   ~Copier() override {
     if (!device_->Enter().ok()) {
-      static_cast<void>(plan_.release());  // what it has on the device goes with the process
+      static_cast<void>(plan_.release());  // what they have on the device goes with the process
+      static_cast<void>(advance_.release());
       return;
     }
     if (stream_ != nullptr) {
@@ -761,6 +766,9 @@ class CudaDevice::Copier final : public RowCopier {
     std::copy_n(hashes, leaves.size(), leaves.begin());
     return absl::OkStatus();
   }
+  absl::Status Advance(absl::Span<const AdvanceMove> items, char* arena) override {
+    return Run("advancing rows", [&] { return advance_->Move(items, arena, stream_); });
+  }
 
  private:
   template <typename Launch>
@@ -774,22 +782,30 @@ class CudaDevice::Copier final : public RowCopier {
 
   CudaDevice* const device_;
   std::unique_ptr<DeviceCopyPlan> plan_;
+  std::unique_ptr<DeviceAdvancePlan> advance_;
   const size_t leaves_;  // that hashes_ has room for
   cudaStream_t stream_ = nullptr;
   void* hashes_ = nullptr;
 };
 
-absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPlan& plan, uint32_t rows) {
+absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPlan& plan, const AdvancePlan& advance,
+                                                                    uint32_t rows) {
   RETURN_IF_ERROR(Enter());
+  const auto check = [this](const absl::Status& made) -> absl::Status {
+    if (absl::IsUnimplemented(made)) {
+      return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
+                   absl::StrCat("the GPU can't copy rows of this view: ", made.message()))
+          .Field("view");
+    }
+    if (absl::IsResourceExhausted(made)) return Full(made.message());
+    return made.ok() ? absl::OkStatus() : OfKernels("a copy plan on the device");
+  };
   absl::StatusOr<DeviceCopyPlan> on_device = DeviceCopyPlan::Create(plan);
-  if (absl::IsUnimplemented(on_device.status())) {
-    return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
-                 absl::StrCat("the GPU can't copy rows of this view: ", on_device.status().message()))
-        .Field("view");
-  }
-  if (absl::IsResourceExhausted(on_device.status())) return Full(on_device.status().message());
-  if (!on_device.ok()) return OfKernels("a copy plan on the device");
-  auto copier = std::make_unique<Copier>(this, *std::move(on_device), rows * LeafCount(plan.state_bytes()));
+  RETURN_IF_ERROR(check(on_device.status()));
+  absl::StatusOr<DeviceAdvancePlan> moves = DeviceAdvancePlan::Create(advance);
+  RETURN_IF_ERROR(check(moves.status()));
+  auto copier = std::make_unique<Copier>(this, *std::move(on_device), *std::move(moves),
+                                         rows * LeafCount(plan.state_bytes()));
   RETURN_IF_ERROR(copier->Start());
   return copier;
 }

@@ -180,7 +180,8 @@ class CudaDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
   // One launch for 1,024 items, on a stream of its own. Takes memory of the GPU beside the budget (device_copy_plan.h),
   // and pinned memory for the hashes of all rows.
-  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, const AdvancePlan& advance,
+                                                          uint32_t rows) override;
   absl::Status health() const override;
 
   // Pins memory of the host where it is, for every GPU of the process: takes about 0.6 ms for each MiB. Any GPU unpins

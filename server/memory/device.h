@@ -26,6 +26,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "kernels/advance_plan.h"
 #include "kernels/checksum.h"
 #include "kernels/copy_plan.h"
 #include "server/core/ids.h"
@@ -99,8 +100,8 @@ class Staging {
   virtual uint64_t bytes() const = 0;
 };
 
-// Copies between states and the rows of one arena, of one plan (kernels/copy_plan.h): for devices whose memory the CPU
-// can't copy. Complete when a call returns; one call at a time. A state needs no room beside it. Errors: DEVICE_FAILED.
+// Copies between states and the rows of one arena, and within rows, of one plan each (kernels/copy_plan.h,
+// kernels/advance_plan.h): for devices whose memory the CPU can't copy. Complete when a call returns; one call at a time. A state needs no room beside it. Errors: DEVICE_FAILED.
 class RowCopier {
  public:
   struct GatherItem {
@@ -120,6 +121,8 @@ class RowCopier {
   // written there, whoever writes to the row meanwhile. Without `leaves` nothing is hashed, as must be with a plan that
   // is not whole. REQUIRES: no two states overlap; not more items than the arena has rows; leaves.size() is theirs.
   virtual absl::Status Scatter(absl::Span<const ScatterItem> items, const char* arena, absl::Span<LeafHash> leaves) = 0;
+  // REQUIRES: as DeviceAdvancePlan::Move.
+  virtual absl::Status Advance(absl::Span<const AdvanceMove> items, char* arena) = 0;
 };
 
 // Thread-safe. Must outlive its extents, its staging and its transfers.
@@ -171,7 +174,8 @@ class Device {
 
   // For an arena of so many rows. REQUIRES: !host_accessible(). Errors: HOT_FULL, DEVICE_FAILED; INVALID_OPTION (view)
   // for a plan that it can't run.
-  virtual absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) = 0;
+  virtual absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, const AdvancePlan& advance,
+                                                                  uint32_t rows) = 0;
 
   // Not OK once the device has failed: every call gives this error from then on, and what it held is lost.
   // UNAVAILABLE / DEVICE_FAILED.

@@ -56,8 +56,9 @@ class FailingDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override {
     return inner_->AllocateStaging(bytes);
   }
-  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override {
-    return inner_->NewRowCopier(plan, rows);
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, const AdvancePlan& advance,
+                                                          uint32_t rows) override {
+    return inner_->NewRowCopier(plan, advance, rows);
   }
   absl::Status health() const override { return inner_->health(); }
 

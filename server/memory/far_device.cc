@@ -256,7 +256,8 @@ absl::StatusOr<std::unique_ptr<Staging>> FarDevice::AllocateStaging(uint64_t byt
 
 class FarDevice::Copier final : public RowCopier {
  public:
-  Copier(const FarDevice* device, const CopyPlan& plan, uint32_t rows) : device_(device), plan_(plan), rows_(rows) {}
+  Copier(const FarDevice* device, const CopyPlan& plan, const AdvancePlan& advance, uint32_t rows)
+      : device_(device), plan_(plan), advance_(advance), rows_(rows) {}
 
   absl::Status Gather(absl::Span<const GatherItem> items, char* arena) override {
     const absl::StatusOr<char*> rows = device_->Reach(arena, 1);
@@ -286,16 +287,27 @@ class FarDevice::Copier final : public RowCopier {
     }
     return absl::OkStatus();
   }
+  absl::Status Advance(absl::Span<const AdvanceMove> items, char* arena) override {
+    const absl::StatusOr<char*> rows = device_->Reach(arena, 1);
+    if (!rows.ok()) return rows.status();
+    for (const AdvanceMove& item : items) {
+      assert(item.from_row < rows_ && item.to_row < rows_);
+      for (size_t part = 0; part < advance_.parts().size(); ++part) advance_.Move(*rows, item, part);
+    }
+    return absl::OkStatus();
+  }
 
  private:
   const FarDevice* const device_;
   const CopyPlan plan_;
+  const AdvancePlan advance_;
   [[maybe_unused]] const uint32_t rows_;
 };
 
-absl::StatusOr<std::unique_ptr<RowCopier>> FarDevice::NewRowCopier(const CopyPlan& plan, uint32_t rows) {
+absl::StatusOr<std::unique_ptr<RowCopier>> FarDevice::NewRowCopier(const CopyPlan& plan, const AdvancePlan& advance,
+                                                                   uint32_t rows) {
   if (absl::Status status = health(); !status.ok()) return status;
-  return std::make_unique<Copier>(this, plan, rows);
+  return std::make_unique<Copier>(this, plan, advance, rows);
 }
 
 }  // namespace statepool

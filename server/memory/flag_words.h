@@ -34,7 +34,7 @@ class FlagWords {
  public:
   static constexpr uint32_t kCount = 1024;  // one page
   static constexpr uint64_t kBytes = kCount * sizeof(uint32_t);
-  static constexpr uint32_t kFailures = 0;  // the daemon's own word: Loads that failed after their answer
+  static constexpr uint32_t kFailures = 0;  // the daemon's own word: calls that failed after their answer
 
   // All words are 0. Errors: RESOURCE_EXHAUSTED / HOT_FULL when the system has no memory or no descriptor for it.
   static absl::StatusOr<std::unique_ptr<FlagWords>> Create();

@@ -230,7 +230,7 @@ absl::StatusOr<std::unique_ptr<Staging>> HostDevice::AllocateStaging(uint64_t by
   return staging;
 }
 
-absl::StatusOr<std::unique_ptr<RowCopier>> HostDevice::NewRowCopier(const CopyPlan&, uint32_t) {
+absl::StatusOr<std::unique_ptr<RowCopier>> HostDevice::NewRowCopier(const CopyPlan&, const AdvancePlan&, uint32_t) {
   return absl::InternalError("the CPU copies this device's rows itself");
 }
 

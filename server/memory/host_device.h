@@ -125,7 +125,8 @@ class HostDevice final : public Device {
                                                      uint64_t bytes) override;  // from the host's memory
   absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
-  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, uint32_t rows) override;
+  absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, const AdvancePlan& advance,
+                                                          uint32_t rows) override;
   absl::Status health() const override { return absl::OkStatus(); }
 
  private:

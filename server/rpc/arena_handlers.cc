@@ -1,6 +1,6 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// OpenArena, Load, Store, CloseArena: from messages to server/memory/arenas.h and back.
+// OpenArena, Load, Store, Advance, CloseArena: from messages to server/memory/arenas.h and back.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -57,6 +57,9 @@ StoreItem ToCore(const v1::StoreItem& in) {
   item.set.position = in.position();
   item.set.if_revision = IfRevision(in);
   if (in.has_accepted_length()) item.accepted_length = in.accepted_length();
+  item.path.assign(in.path().begin(), in.path().end());
+  item.advance = in.advance();
+  item.skip_none = in.skip_none();
   item.any_revision = in.any_revision();
   item.whole_row = in.whole_row();
   item.attachment = in.attachment();
@@ -72,6 +75,20 @@ StoreItem ToCore(const v1::StoreItem& in) {
   item.refused.Update(request.status());
   if (request.ok()) item.set.request = *std::move(request);
   return item;
+}
+
+AdvanceRequest ToCore(const v1::AdvanceRequest& in) {
+  AdvanceRequest request;
+  request.rules = {in.skip_none(), in.skip_out_of_range(), in.verified_length()};
+  request.request_id = in.request_id();
+  for (const v1::AdvanceItem& from : in.items()) {
+    AdvanceItem& item = request.items.emplace_back();
+    item.row = from.row();
+    if (from.has_accepted_length()) item.accepted_length = from.accepted_length();
+    item.path.assign(from.path().begin(), from.path().end());
+    if (from.has_to_row()) item.to_row = from.to_row();
+  }
+  return request;
 }
 
 template <typename Request>
@@ -124,11 +141,26 @@ void Fill(const StoreAnswer& answer, v1::StoreResponse* out) {
       FillError(row.status, static_cast<int>(i), to->mutable_error());
     } else if (row.parts_missing > 0) {
       to->set_parts_missing(row.parts_missing);
+    } else if (row.skipped) {
+      to->set_skipped(true);
     } else {
       FillNameInfo(row.info, to->mutable_info());
     }
   }
   out->set_done(answer.done);
+  *out->mutable_copy_time() = ToProto(answer.copy_time);
+}
+
+void Fill(const AdvanceAnswer& answer, v1::AdvanceResponse* out) {
+  for (size_t i = 0; i < answer.rows.size(); ++i) {
+    const AdvancedRow& row = answer.rows[i];
+    v1::AdvancedRow* to = out->add_rows();
+    if (!row.status.ok()) {
+      FillError(row.status, static_cast<int>(i), to->mutable_error());
+    } else {
+      to->set_outcome(static_cast<v1::AdvancedRow::Outcome>(row.outcome));
+    }
+  }
   *out->mutable_copy_time() = ToProto(answer.copy_time);
 }
 
@@ -257,6 +289,24 @@ void Handlers::StoreWithFlags(const Op& op, const v1::StoreRequest& in, v1::Stor
                    Fill(*answer, out);
                    finish(absl::OkStatus());
                  });
+}
+
+absl::Status Handlers::Advance(const Op& op, const v1::AdvanceRequest& in, v1::AdvanceResponse* out) {
+  if (arenas_ == nullptr) return ArenasOff();
+  const absl::StatusOr<AdvanceAnswer> answer = arenas_->Advance(op, in.arena(), ToCore(in));
+  if (!answer.ok()) return answer.status();
+  Fill(*answer, out);
+  return absl::OkStatus();
+}
+
+void Handlers::AdvanceWithFlags(const Op& op, const v1::AdvanceRequest& in, v1::AdvanceResponse* out, Finish finish) {
+  if (arenas_ == nullptr) return finish(ArenasOff());
+  arenas_->Advance(op, in.arena(), ToCore(in), FlagsOf(in),
+                   [out, finish = std::move(finish)](const absl::StatusOr<AdvanceAnswer>& answer) mutable {
+                     if (!answer.ok()) return finish(answer.status());
+                     Fill(*answer, out);
+                     finish(absl::OkStatus());
+                   });
 }
 
 absl::Status Handlers::CloseArena(const Op& op, const v1::CloseArenaRequest& in, v1::CloseArenaResponse* out) {

@@ -159,7 +159,29 @@ absl::StatusOr<ForkRequest> ToCore(const v1::ForkRequest& in) {
 absl::StatusOr<RollbackRequest> ToCore(const v1::RollbackRequest& in) {
   absl::StatusOr<RequestId> request = ToRequestId("Rollback", in);
   if (!request.ok()) return request.status();
-  return RollbackRequest{in.sequence(), in.position(), IfRevision(in), *std::move(request)};
+  RollbackRequest rollback{in.sequence(), in.position(), IfRevision(in), *std::move(request)};
+  if (in.has_tokens()) rollback.tokens = in.tokens();
+  return rollback;
+}
+
+absl::StatusOr<RemoveRangeRequest> ToCore(const v1::RemoveRangeRequest& in) {
+  absl::StatusOr<RequestId> request = ToRequestId("RemoveRange", in);
+  if (!request.ok()) return request.status();
+  return RemoveRangeRequest{in.sequence(), TokenRange(in.begin(), in.end()), IfRevision(in), *std::move(request),
+                            in.allow_missing()};
+}
+
+absl::StatusOr<RenumberRequest> ToCore(const v1::RenumberRequest& in) {
+  Renumbering change;
+  switch (in.change_case()) {
+    case v1::RenumberRequest::kAdd: change.add = in.add(); break;
+    case v1::RenumberRequest::kDivide: change.divide = in.divide(); break;
+    case v1::RenumberRequest::CHANGE_NOT_SET:
+      return InvalidArgument("MISSING_FIELD", "change", "say what to add to the position, or by what to divide it");
+  }
+  absl::StatusOr<RequestId> request = ToRequestId("Renumber", in);
+  if (!request.ok()) return request.status();
+  return RenumberRequest{in.sequence(), TokenRange(in.begin(), in.end()), change, IfRevision(in), *std::move(request)};
 }
 
 absl::StatusOr<SnapshotRequest> ToCore(const v1::SnapshotRequest& in) {
@@ -198,6 +220,12 @@ void FillForkResponse(const ForkAnswer& answer, const v1::ForkRequest& in, v1::F
   out->set_state_bytes(answer.state_bytes);
   out->set_durability(ToProto(answer.durability));
   out->set_replayed(answer.replayed);
+}
+
+void FillRemoveRangeResponse(const RemoveRangeAnswer& answer, v1::RemoveRangeResponse* out) {
+  out->set_done(answer.done);
+  out->set_deleted(answer.deleted);
+  if (!answer.deleted && !answer.missing) FillNameInfo(answer.info, out->mutable_info());
 }
 
 // The next `bytes` of `data`, from piece `*index` and its offset `*used` on. REQUIRES: there are so many.
@@ -458,6 +486,8 @@ absl::Status Handlers::BatchWrite(const Op& op, const v1::BatchWriteRequest& in,
       case v1::BatchWriteItem::kSnapshot: add(ToCore(item.snapshot())); break;
       case v1::BatchWriteItem::kRestore: add(ToCore(item.restore())); break;
       case v1::BatchWriteItem::kDelete: add(ToCore(item.delete_())); break;
+      case v1::BatchWriteItem::kRemoveRange: add(ToCore(item.remove_range())); break;
+      case v1::BatchWriteItem::kRenumber: add(ToCore(item.renumber())); break;
       case v1::BatchWriteItem::kSet: {
         if (!item.set().data().empty()) {
           status = InvalidArgument("INVALID_OPTION", "data", "the bytes go into the batch's own data");
@@ -514,6 +544,8 @@ absl::Status Handlers::BatchWrite(const Op& op, const v1::BatchWriteRequest& in,
     if (const auto* fork = std::get_if<ForkAnswer>(&result->answer))
       FillForkResponse(*fork, item.fork(), to->mutable_fork());
     if (const auto* deleted = std::get_if<bool>(&result->answer)) to->mutable_delete_()->set_deleted(*deleted);
+    if (const auto* removed = std::get_if<RemoveRangeAnswer>(&result->answer))
+      FillRemoveRangeResponse(*removed, to->mutable_remove_range());
   }
   out->set_done(!failed || !in.all_or_none());
   return absl::OkStatus();
@@ -581,7 +613,8 @@ absl::Status Handlers::SetTtl(const Op& op, const v1::SetTtlRequest& in, v1::Nam
 absl::Status Handlers::DeleteMany(const Op& op, const v1::DeleteManyRequest& in, v1::DeleteManyResponse* out) {
   const absl::StatusOr<NameKind> kind = ToNameKind(in.kind());
   if (!kind.ok()) return kind.status();
-  DeleteManyRequest request{*kind, in.name_prefix(), in.all(), in.preview(), std::nullopt};
+  DeleteManyRequest request{*kind,        in.name_prefix(), in.all(),
+                            in.preview(), std::nullopt,     {in.keep().begin(), in.keep().end()}};
   if (in.has_if_count()) request.if_count = in.if_count();
   absl::StatusOr<DeleteManyAnswer> answer = store_->DeleteMany(op, request);
   if (!answer.ok()) return answer.status();
@@ -615,6 +648,20 @@ absl::Status Handlers::Rollback(const Op& op, const v1::RollbackRequest& in, v1:
   const absl::StatusOr<RollbackRequest> request = ToCore(in);
   if (!request.ok()) return request.status();
   return Answer(store_->Rollback(op, *request), out);
+}
+
+absl::Status Handlers::RemoveRange(const Op& op, const v1::RemoveRangeRequest& in, v1::RemoveRangeResponse* out) {
+  const absl::StatusOr<RemoveRangeRequest> request = ToCore(in);
+  if (!request.ok()) return request.status();
+  const absl::StatusOr<RemoveRangeAnswer> answer = store_->RemoveRange(op, *request);
+  if (answer.ok()) FillRemoveRangeResponse(*answer, out);
+  return answer.status();
+}
+
+absl::Status Handlers::Renumber(const Op& op, const v1::RenumberRequest& in, v1::NameInfo* out) {
+  const absl::StatusOr<RenumberRequest> request = ToCore(in);
+  if (!request.ok()) return request.status();
+  return Answer(store_->Renumber(op, *request), out);
 }
 
 absl::Status Handlers::Snapshot(const Op& op, const v1::SnapshotRequest& in, v1::NameInfo* out) {

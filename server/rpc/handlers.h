@@ -62,6 +62,8 @@ class Handlers {
   absl::Status Delete(const Op& op, const v1::DeleteRequest& in, v1::DeleteResponse* out);
   absl::Status DeleteMany(const Op& op, const v1::DeleteManyRequest& in, v1::DeleteManyResponse* out);
   absl::Status Rollback(const Op& op, const v1::RollbackRequest& in, v1::NameInfo* out);
+  absl::Status RemoveRange(const Op& op, const v1::RemoveRangeRequest& in, v1::RemoveRangeResponse* out);
+  absl::Status Renumber(const Op& op, const v1::RenumberRequest& in, v1::NameInfo* out);
   absl::Status Snapshot(const Op& op, const v1::SnapshotRequest& in, v1::NameInfo* out);
   absl::Status Restore(const Op& op, const v1::RestoreRequest& in, v1::NameInfo* out);
   absl::Status PublishPrefix(const Op& op, const v1::PublishPrefixRequest& in, v1::PublishPrefixResponse* out);
@@ -72,11 +74,13 @@ class Handlers {
   absl::Status OpenArena(const Op& op, const v1::OpenArenaRequest& in, v1::Arena* out);
   absl::Status Load(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out);
   absl::Status Store(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out);
+  absl::Status Advance(const Op& op, const v1::AdvanceRequest& in, v1::AdvanceResponse* out);
   // The same for requests with flag words. `finish` is called once, before they return or later on another thread;
   // `in`, `out` and what `op` looks at must be there until then.
   using Finish = absl::AnyInvocable<void(const absl::Status& status)>;
   void LoadWithFlags(const Op& op, const v1::LoadRequest& in, v1::LoadResponse* out, Finish finish);
   void StoreWithFlags(const Op& op, const v1::StoreRequest& in, v1::StoreResponse* out, Finish finish);
+  void AdvanceWithFlags(const Op& op, const v1::AdvanceRequest& in, v1::AdvanceResponse* out, Finish finish);
   absl::Status CloseArena(const Op& op, const v1::CloseArenaRequest& in, v1::CloseArenaResponse* out);
 
   // direct_handlers.cc

@@ -29,6 +29,8 @@
   X(Delete)                        \
   X(DeleteMany)                    \
   X(Rollback)                      \
+  X(RemoveRange)                   \
+  X(Renumber)                      \
   X(Snapshot)                      \
   X(Restore)                       \
   X(PublishPrefix)                 \
@@ -37,6 +39,7 @@
   X(OpenArena)                     \
   X(Load)                          \
   X(Store)                         \
+  X(Advance)                       \
   X(CloseArena)                    \
   X(OpenDirect)                    \
   X(Grant)

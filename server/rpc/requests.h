@@ -32,6 +32,7 @@ uint64_t BodyHash(absl::string_view method, const Request& request) {
   if constexpr (requires { body.clear_grant(); }) body.clear_grant();
   if constexpr (requires { body.clear_lease(); }) body.clear_lease();
   if constexpr (std::is_same_v<Request, v1::StoreItem>) body.clear_checksum();
+  if constexpr (std::is_same_v<Request, v1::StoreItem>) body.clear_advance();  // of the row, not of what is stored
   std::string bytes = absl::StrCat(method, "\n");
   google::protobuf::io::StringOutputStream stream(&bytes);  // appends
   google::protobuf::io::CodedOutputStream coded(&stream);

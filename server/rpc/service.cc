@@ -32,9 +32,11 @@ size_t RequestBytesMax(Method method) {
     case Method::kBatchWrite: return SIZE_MAX;
     case Method::kStore: return 64 * kMiB;  // attachments
     case Method::kRegisterLayout: return kMaxCanonicalBytes + kMiB;
+    case Method::kAdvance:  // max_arena_rows paths
     case Method::kBatchGet:
     case Method::kTouch: return 2 * kMiB;
     case Method::kFork:
+    case Method::kDeleteMany:
     case Method::kFlush:
     case Method::kLoad:
     case Method::kPublishPrefix:
@@ -308,6 +310,8 @@ STATEPOOL_SERVE(List, Where::kInline)
 STATEPOOL_SERVE(Delete, Where::kExecutor)
 STATEPOOL_SERVE(DeleteMany, Where::kExecutor)
 STATEPOOL_SERVE(Rollback, Where::kExecutor)
+STATEPOOL_SERVE(RemoveRange, Where::kExecutor)
+STATEPOOL_SERVE(Renumber, Where::kExecutor)
 STATEPOOL_SERVE(Snapshot, Where::kExecutor)
 STATEPOOL_SERVE(Restore, Where::kExecutor)
 STATEPOOL_SERVE(PublishPrefix, Where::kExecutor)
@@ -329,6 +333,12 @@ grpc::ServerUnaryReactor* StatePoolService::Store(grpc::CallbackServerContext* c
                                                   grpc::ByteBuffer* response) {
   return ServeArena(new Call(this, Method::kStore, context, request, response), &Handlers::Store,
                     &Handlers::StoreWithFlags);
+}
+
+grpc::ServerUnaryReactor* StatePoolService::Advance(grpc::CallbackServerContext* context,
+                                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+  return ServeArena(new Call(this, Method::kAdvance, context, request, response), &Handlers::Advance,
+                    &Handlers::AdvanceWithFlags);
 }
 
 grpc::ServerUnaryReactor* StatePoolService::Set(grpc::CallbackServerContext* context, const grpc::ByteBuffer* request,

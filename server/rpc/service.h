@@ -10,7 +10,7 @@
 // nothing more, are given up by the watchdog, so that they hold slots for a bounded time.
 //
 // Where a call runs: reads that never wait run on gRPC's thread; everything else on the Executor. A call's state lives
-// until OnDone, which comes after its task has finished it. A Load or Store that waits for a flag word has no thread
+// until OnDone, which comes after its task has finished it. A Load, Store or Advance that waits for a flag word has no thread
 // meanwhile (server/memory/arenas.h); it goes on on the Executor.
 #ifndef STATEPOOL_SERVER_RPC_SERVICE_H_
 #define STATEPOOL_SERVER_RPC_SERVICE_H_
@@ -88,7 +88,7 @@ class StatePoolService final : public RawStatePoolService {
   using Handler = absl::Status (Handlers::*)(const Op&, const Request&, Response*);
   template <typename Request, typename Response>
   Call* Serve(Call* call, Where where, Handler<Request, Response> handler);
-  // Load and Store: on the executor; with flag words they are finished by whoever sees these reached.
+  // Load, Store and Advance: on the executor; with flag words they are finished by whoever sees these reached.
   template <typename Request, typename Response>
   using FlagsHandler = void (Handlers::*)(const Op&, const Request&, Response*, Handlers::Finish);
   template <typename Request, typename Response>

@@ -247,6 +247,8 @@ Answer Call(World* world, Method method, const grpc::ByteBuffer& request) {
     STATEPOOL_UNARY(Delete);
     STATEPOOL_UNARY(DeleteMany);
     STATEPOOL_UNARY(Rollback);
+    STATEPOOL_UNARY(RemoveRange);
+    STATEPOOL_UNARY(Renumber);
     STATEPOOL_UNARY(Snapshot);
     STATEPOOL_UNARY(Restore);
     STATEPOOL_UNARY(PublishPrefix);

@@ -112,7 +112,8 @@ DocumentedErrors::DocumentedErrors() {
           reasons_[method].insert(reasons_[other].begin(), reasons_[other].end());
       }
       if (!absl::StrContains(said, "those of their own call")) continue;
-      for (const char* other : {"Create", "Set", "Fork", "Rollback", "Snapshot", "Restore", "Delete"})
+      for (const char* other :
+           {"Create", "Set", "Fork", "Rollback", "RemoveRange", "Renumber", "Snapshot", "Restore", "Delete"})
         reasons_[method].insert(reasons_[other].begin(), reasons_[other].end());
     }
   }

@@ -167,12 +167,12 @@ class Session {
     static const auto* const methods = [] {
       auto* weighted = new std::vector<Method>;
       for (size_t i = 0; i < Names().size(); ++i) weighted->push_back(static_cast<Method>(i));
-      for (Method more : {Method::kSet,         Method::kSet,       Method::kSet,           Method::kSet,
-                          Method::kCreate,      Method::kFork,      Method::kPublishPrefix, Method::kPublishPrefix,
-                          Method::kMatchPrefix, Method::kSetStream, Method::kGet,           Method::kOpenArena,
-                          Method::kLoad,        Method::kLoad,      Method::kStore,         Method::kStore,
-                          Method::kBatchWrite,  Method::kRollback,  Method::kSnapshot,      Method::kRestore,
-                          Method::kOpenDirect})
+      for (Method more : {Method::kSet,         Method::kSet,         Method::kSet,           Method::kSet,
+                          Method::kCreate,      Method::kFork,        Method::kPublishPrefix, Method::kPublishPrefix,
+                          Method::kMatchPrefix, Method::kSetStream,   Method::kGet,           Method::kOpenArena,
+                          Method::kLoad,        Method::kLoad,        Method::kStore,         Method::kStore,
+                          Method::kBatchWrite,  Method::kRollback,    Method::kSnapshot,      Method::kRestore,
+                          Method::kOpenDirect,  Method::kRemoveRange, Method::kRenumber})
         weighted->push_back(more);
       return weighted;
     }();

@@ -20,7 +20,7 @@ bool IsUsual(const std::string& name) {
   static const auto* const names = new std::set<std::string>{
       "sequence", "snapshot", "prefix",   "layout",   "name",    "names", "source", "children", "tokens",
       "items",    "get",      "head",     "model_id", "tensors", "kind",  "layers", "dtype",    "axes",
-      "size",     "all",      "position", "arena",    "rows",    "row",   "lease"};
+      "size",     "all",      "position", "arena",    "rows",    "row",   "lease",  "begin",    "end"};
   return names->count(name) > 0;
 }
 
@@ -39,7 +39,7 @@ std::string MessageBuilder::StringFor(const Field* field) {
   static const std::vector<std::string> kArenas = {"0", "0", "0", "1", "2", "", "none"};  // calls.cc
   static const std::vector<std::string> kKeys = {"", "", "", "k", std::string(16, 'k'), std::string(17, 'k')};
   const std::string& name = field->name();
-  if (name == "sequence" || name == "snapshot" || name == "children") {
+  if (name == "sequence" || name == "snapshot" || name == "children" || name == "keep") {
     return input_->Rarely(24) ? input_->Of(kOddNames) : input_->Of(kNames);
   }
   if (name == "prefix") {  // the newest most often
@@ -169,11 +169,13 @@ void MessageBuilder::FillFields(google::protobuf::Message* message, int depth) {
     if (field->real_containing_oneof() != nullptr) continue;
     const bool usual = IsUsual(field->name()) || type->name() == "GetUploadRequest";
     // A position is optional in reads, and most often meant to be the head's.
-    const bool given = field->name() == "position" && field->has_presence() ? input_->Rarely(3)
-                       : usual                                              ? !input_->Rarely(24)
-                                                                            : input_->Rarely(4);
+    const bool seldom = (field->name() == "position" || field->name() == "tokens") && field->has_presence();
+    const bool given = seldom ? input_->Rarely(3) : usual ? !input_->Rarely(24) : input_->Rarely(4);
     if (given) FillField(message, field, depth);
   }
+  // A Rollback goes by tokens or to a position.
+  auto* rollback = google::protobuf::DynamicCastToGenerated<v1::RollbackRequest>(message);
+  if (rollback != nullptr && rollback->has_tokens() && !input_->Rarely(8)) rollback->clear_position();
 }
 
 void MessageBuilder::RepairLayout(v1::Layout* layout) {

@@ -339,6 +339,34 @@ TEST_F(CppClientTest, NamesAreTouchedGivenATtlAndDeletedByPrefix) {
   EXPECT_EQ(pool_.DeleteMany(request)->deleted(), 3u);
 }
 
+TEST_F(CppClientTest, TokensAreTakenBackRemovedAndNumberedAnew) {
+  for (const int64_t position : {4, 5, 6})
+    ASSERT_TRUE(pool_.Set(Name(), "cpp", position, StateOf(static_cast<int>(position))).ok());
+  EXPECT_EQ(pool_.Describe(SequenceRef(Name()))->rollback_tokens(), 2u);
+  const absl::Status too_far = pool_.RollbackTokens(Name(), 3).status();
+  EXPECT_EQ(ReasonOf(too_far), "HISTORY_TOO_SHORT");
+  EXPECT_EQ(GetErrorDetail(too_far).metadata["available"], "2");
+  EXPECT_EQ(pool_.RollbackTokens(Name(), 1)->position(), 5);
+
+  v1::RenumberRequest renumber;
+  renumber.set_sequence(Name());
+  renumber.set_end(-1);
+  renumber.set_add(10);
+  const absl::StatusOr<v1::NameInfo> renumbered = pool_.Renumber(renumber);
+  ASSERT_TRUE(renumbered.ok()) << renumbered.status();
+  EXPECT_EQ(renumbered->position(), 15);
+  EXPECT_EQ(renumbered->history_size(), 2);
+  EXPECT_TRUE(absl::StrJoin(pool_.Get(SequenceRef(Name()))->pieces(), "") == StateOf(5));
+
+  EXPECT_FALSE(pool_.RemoveRange(Name(), 13, -1)->done());
+  const absl::StatusOr<v1::RemoveRangeResponse> back = pool_.RemoveRange(Name(), 14, 15);
+  ASSERT_TRUE(back.ok()) << back.status();
+  EXPECT_EQ(back->info().position(), 14);
+  EXPECT_TRUE(absl::StrJoin(pool_.Get(SequenceRef(Name()))->pieces(), "") == StateOf(4));
+  EXPECT_TRUE(pool_.RemoveRange(Name(), 0, -1)->deleted());
+  EXPECT_EQ(ReasonOf(pool_.RemoveRange(Name(), 0, -1).status()), "DELETED");
+}
+
 TEST_F(CppClientTest, ALayoutIsForgottenWhenNoNameHasIt) {
   v1::LayoutPreset preset;
   preset.set_model_id(Name());

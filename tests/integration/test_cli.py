@@ -238,10 +238,45 @@ def test_a_state_is_set_got_rolled_back_and_described(cli, layout, name, state, 
 
     described = cli.ok("seq", "describe", name)
     assert [v["position"] for v in described["history"]] == [20, 10]
+    assert described["rollback_tokens"] == 0
+    assert cli.fails(4, "HISTORY_TOO_SHORT", "seq", "rollback", name, "--tokens=1")["metadata"]["available"] == "0"
+    cli.fails(2, "USAGE", "seq", "rollback", name)
+    cli.fails(2, "USAGE", "seq", "rollback", name, "--tokens=1", "--position=10")
+    assert cli.ok("seq", "rollback", name, "--tokens=0")["position"] == 20
     back = cli.ok("seq", "rollback", name, "--position=10")
     assert back["position"] == 10 and back["checksum"] == made["checksum"]
     assert cli.ok("seq", "flush", name)["names"] == 1
     assert cli.ok("seq", "describe", name)["durable_revision"] == back["revision"]
+
+
+def test_ranges_of_tokens(cli, layout, name, state):
+    def now(answer):
+        return [answer.get(key) for key in ("done", "deleted", "position", "revision")]
+
+    for position in (10, 11, 14):
+        revision = cli.ok("seq", "set", name, "--layout=small", f"--in={state(position)}", f"--position={position}")["revision"]
+    assert now(cli.ok("seq", "remove-range", name, "--begin=3", "--end=9")) == [True, False, 14, revision]
+    refused = cli("seq", "remove-range", name, "--begin=12", "-o", "json")
+    assert (refused.code, refused.err, now(json.loads(refused.out))) == (3, "", [False, False, 14, revision])
+    assert cli.ok("seq", "remove-range", name, "--begin=11")["position"] == 11
+    moved = cli.ok("seq", "renumber", name, "--begin=9", "--add=-2")
+    assert [v["position"] for v in moved["history"]] == [9, 8] and moved["exactness"] == "EDITED" and moved["rollback_tokens"] == 1
+    assert cli.ok("seq", "renumber", name, "--divide=4")["position"] == 3
+    cli.fails(2, "INVALID_POSITION", "seq", "renumber", name, "--add=-3")
+    cli.fails(2, "USAGE", "seq", "renumber", name)
+    cli.fails(2, "USAGE", "seq", "renumber", name, "--add=1", "--divide=2")
+    assert cli.ok("seq", "remove-range", name) == {"done": True, "deleted": True}
+    cli.fails(3, "DELETED", "seq", "remove-range", name)
+    assert cli.ok("seq", "remove-range", name, "--allow-missing") == {"done": True, "deleted": False}
+
+
+def test_names_to_keep(cli, layout, name):
+    for child in "abc":
+        cli.ok("seq", "create", f"{name}/{child}", "--layout=small")
+    assert cli.ok("seq", "delete", f"--prefix={name}/", "--if-count=1", "--keep", f"{name}/a", f"{name}/c")["names"] == [f"{name}/b"]
+    assert [s["name"] for s in cli.ok("seq", "list", f"--prefix={name}/")["sequences"]] == [f"{name}/a", f"{name}/c"]
+    for wrong in ([name, "--keep"], [f"--prefix={name}/", "--keep"], [f"--prefix={name}/", f"{name}/a"]):
+        cli.fails(2, "USAGE", "seq", "delete", *wrong)
 
 
 def test_bytes_go_to_stdout_alone(cli, layout, name, state):
@@ -473,7 +508,7 @@ def test_help_is_there_at_every_level():
 
 def test_every_command_of_the_contract_is_there(cli):
     for group, commands in {"layout": "register from-hf presets list show size delete",
-                            "seq": "create get set fork rollback describe list touch ttl flush delete",
+                            "seq": "create get set fork rollback remove-range renumber describe list touch ttl flush delete",
                             "snapshot": "create restore list describe touch ttl delete",
                             "prefix": "publish match list describe touch ttl delete"}.items():
         for command in commands.split():
@@ -638,7 +673,7 @@ def completions(*words):
 def test_bash_completes_words_flags_choices_and_files(tmp_path):
     assert completions("") == ["layout", "seq", "snapshot", "prefix", "status", "health", "completion", "help"]
     assert completions("se") == ["seq"]
-    assert completions("seq", "") == "create set get fork rollback flush describe list touch ttl delete".split()
+    assert completions("seq", "") == "create set get fork rollback remove-range renumber flush describe list touch ttl delete".split()
     assert completions("--server", "=", "x:1", "-o", "json", "layout", "s") == ["show", "size"]
     assert completions("seq", "get", "a", "--o") == ["--out=", "--output="]
     assert "--durability=" not in completions("seq", "get", "--")

@@ -245,6 +245,7 @@ def test_required_fields(pb, client, errors, name):
             ("Touch", pb.TouchRequest(), "names"),
             ("DeleteMany", pb.DeleteManyRequest(), "name_prefix"),
             ("SetTtl", pb.SetTtlRequest(name=client.ref(name)), None),
+            ("Renumber", pb.RenumberRequest(sequence=name, end=-1), "change"),
             ("GetUpload", pb.GetUploadRequest(sequence=name), "request_id")]:
         with errors.expected("INVALID_ARGUMENT", "MISSING_FIELD", field):
             getattr(client, method)(request)
@@ -265,16 +266,21 @@ def test_names(pb, client, errors):
         client.register("f" * 64)
     with errors.expected("INVALID_ARGUMENT", "INVALID_NAME", "name"):
         client.Describe(pb.DescribeRequest(name=pb.NameRef(prefix="no hex digits")))
+    with errors.expected("INVALID_ARGUMENT", "INVALID_NAME", "keep[1]"):
+        client.DeleteMany(pb.DeleteManyRequest(name_prefix="nothing/", keep=["a", "a//b"]))
 
 
 @pytest.mark.provokes(("INVALID_ARGUMENT", "INVALID_POSITION"))
-def test_positions(client, errors, name):
+def test_positions(pb, client, errors, name):
     for position in (-1, 2**53 + 1):
         with errors.expected("INVALID_ARGUMENT", "INVALID_POSITION", "position"):
             client.set(name, position)
         with errors.expected("INVALID_ARGUMENT", "INVALID_POSITION", "position"):
             client.get(name, position=position)
     client.set(name, 2**53)
+    with pytest.raises(grpc.RpcError) as raised:
+        client.Renumber(pb.RenumberRequest(sequence=name, end=-1, add=1))
+    assert errors.check(status_of(raised.value), "INVALID_POSITION", "add")["position"] == str(2**53)
 
 
 @pytest.mark.provokes(("INVALID_ARGUMENT", "INVALID_OPTION"))
@@ -293,6 +299,12 @@ def test_options(pb, client, errors, name):
         client.set(name, checksum="no hex digits")
     with errors.expected(*invalid, "attachment"):
         client.set(name, attachment=bytes(MIB + 1))
+    with errors.expected(*invalid, "tokens"):
+        client.Rollback(pb.RollbackRequest(sequence=name, tokens=-1))
+    with errors.expected(*invalid, "tokens"):
+        client.Rollback(pb.RollbackRequest(sequence=name, tokens=0, position=1))
+    with errors.expected(*invalid, "divide"):
+        client.Renumber(pb.RenumberRequest(sequence=name, end=-1, divide=0))
     with errors.expected(*invalid, "page_size"):
         client.List(pb.ListRequest(page_size=100_000))
     with errors.expected(*invalid, "page_token"):
@@ -400,6 +412,7 @@ def test_counts(pb, client, errors, name):
             ("BatchWrite", pb.BatchWriteRequest(items=[pb.BatchWriteItem()] * len(items)), "items", limits.max_batch),
             ("Fork", pb.ForkRequest(source=client.ref(name), children=children), "children", limits.max_children),
             ("Flush", pb.FlushRequest(names=[client.ref(c) for c in children]), "names", limits.max_children),
+            ("DeleteMany", pb.DeleteManyRequest(name_prefix=name, keep=children), "keep", limits.max_children),
             ("MatchPrefix", pb.MatchPrefixRequest(layout="m", tokens=[1] * (limits.max_tokens + 1)), "tokens", limits.max_tokens)]:
         with pytest.raises(grpc.RpcError) as raised:
             getattr(client, method)(request)
@@ -453,6 +466,10 @@ def test_misses(pb, client, errors, name):
         client.Restore(pb.RestoreRequest(snapshot=name, sequence=name))
     with errors.expected("NOT_FOUND", "NEVER_CREATED", "sequence"):
         client.Rollback(pb.RollbackRequest(sequence=name, position=1))
+    with errors.expected("NOT_FOUND", "NEVER_CREATED", "sequence"):
+        client.RemoveRange(pb.RemoveRangeRequest(sequence=name, end=-1))
+    with errors.expected("NOT_FOUND", "NEVER_CREATED", "sequence"):
+        client.Renumber(pb.RenumberRequest(sequence=name, end=-1, add=1))
     with errors.expected("NOT_FOUND", "NEVER_CREATED", "names"):
         client.Flush(pb.FlushRequest(names=[client.ref(name)]))
     client.create(name)
@@ -487,7 +504,8 @@ def test_reads_that_ask_for_something_else(pb, client, errors, name):
         client.get(name, version_id=1)
 
 
-@pytest.mark.provokes(("FAILED_PRECONDITION", "LAYOUT_MISMATCH"), ("FAILED_PRECONDITION", "POSITION_MISMATCH"))
+@pytest.mark.provokes(("FAILED_PRECONDITION", "LAYOUT_MISMATCH"), ("FAILED_PRECONDITION", "POSITION_MISMATCH"),
+                      ("FAILED_PRECONDITION", "HISTORY_TOO_SHORT"))
 def test_writes_that_do_not_fit_the_name(pb, client, errors, name):
     client.register("other", 100)
     client.set(name, 3)
@@ -499,6 +517,10 @@ def test_writes_that_do_not_fit_the_name(pb, client, errors, name):
         client.PublishPrefix(pb.PublishPrefixRequest(layout="m", tokens=[1, 2], source=client.ref(name)))
     assert raised.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert errors.check(status_of(raised.value), "POSITION_MISMATCH", "tokens")["positions"] == "3"
+    client.set(name, 4)
+    with pytest.raises(grpc.RpcError) as raised:
+        client.Rollback(pb.RollbackRequest(sequence=name, tokens=2))
+    assert errors.check(status_of(raised.value), "HISTORY_TOO_SHORT", "tokens")["available"] == "1"
 
 
 @pytest.mark.provokes(("ABORTED", "REVISION_MISMATCH"), ("ABORTED", "COUNT_MISMATCH"))
@@ -508,7 +530,9 @@ def test_conditions_that_do_not_hold(pb, client, errors, name):
             ("Set", pb.SetRequest(sequence=name, data=state(1), if_revision=1)),
             ("Delete", pb.DeleteRequest(name=client.ref(name), if_revision=0)),
             ("SetTtl", pb.SetTtlRequest(name=client.ref(name), never_expire=True, if_revision=1)),
-            ("Rollback", pb.RollbackRequest(sequence=name, position=0, if_revision=1))]:
+            ("Rollback", pb.RollbackRequest(sequence=name, position=0, if_revision=1)),
+            ("RemoveRange", pb.RemoveRangeRequest(sequence=name, end=-1, if_revision=1)),
+            ("Renumber", pb.RenumberRequest(sequence=name, end=-1, add=1, if_revision=1))]:
         with pytest.raises(grpc.RpcError) as raised:
             getattr(client, method)(request)
         assert errors.check(status_of(raised.value), "REVISION_MISMATCH", "if_revision")["revision"] == str(revision)

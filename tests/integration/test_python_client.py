@@ -193,7 +193,8 @@ def test_a_write_is_retried_with_its_request_id_when_the_daemon_advises_it(fake_
     (lambda pool: pool.describe("s"), {}, "UNAVAILABLE", 60),  # the timeout is earlier
     (lambda pool: pool.describe("s"), {}, "ABORTED", 0.01),
     (lambda pool: pool.delete("s"), {}, "UNAVAILABLE", 0.01),  # not safe
-], ids=["retries=0", "no advice", "too late", "conflict", "unsafe"])
+    (lambda pool: pool.remove_range("s"), {}, "UNAVAILABLE", 0.01),  # nor is this
+], ids=["retries=0", "no advice", "too late", "conflict", "unsafe", "unsafe range"])
 def test_a_call_is_not_retried_when_that_is_not_wanted_or_not_safe(fake_pool, call, options, code, retry_after):
     fake = Fake(grpc.StatusCode[code], 1, retry_after)
     with pytest.raises(statepool.StatepoolError) as error:
@@ -232,6 +233,14 @@ print(switches() - before, os.environ.get("GRPC_EXPERIMENTS"))
     switches, said = done.stdout.split()
     assert said == str(left)
     assert left is not None or int(switches) < 50, "500 calls"
+
+
+@pytest.mark.parametrize("call", [lambda pool: pool.remove_range("s", 1), lambda pool: pool.remove_range("s", allow_missing=True),
+                                  lambda pool: pool.renumber("s", add=1)])
+def test_a_range_is_retried_where_a_second_time_does_what_the_first_did(fake_pool, call):
+    fake = Fake(grpc.StatusCode.UNAVAILABLE, 1, retry_after=0.01)
+    call(fake_pool(fake))
+    assert len(fake.requests) == 2 and len(set(fake.requests)) == 1
 
 
 def test_retries_are_bounded(fake_pool):
@@ -352,6 +361,20 @@ def test_a_rollback_drops_later_versions(pool, seq):
     assert info.position == 8 and info.revision > head and seq.get().data == image(8)
     with pytest.raises(statepool.NotFound):
         seq.rollback(12)
+
+
+def test_where_to_go_back_to_is_said_in_one_way(seq):
+    for wrong in ({}, {"position": 8, "tokens": 1}):
+        with pytest.raises(statepool.InvalidArgument) as error:
+            seq.rollback(**wrong)
+        assert (error.value.reason, error.value.field) == ("INVALID_OPTION", "tokens")
+
+
+def test_names_that_are_kept_stay(pool, seq):
+    children = pool.fork_many(seq, [f"{seq.name}/{i}" for i in range(4)])
+    kept = [children[1].name, children[3].name]
+    assert pool.delete_many(f"{seq.name}/", keep=kept, if_count=2).names == (children[0].name, children[2].name)
+    assert [info.name for info in pool.list(prefix=f"{seq.name}/")] == kept
 
 
 def test_a_fork_is_independent_of_its_source(pool, seq):

@@ -392,8 +392,10 @@ def test_names_are_deleted_by_prefix_when_their_count_is_right(pb, call, written
         with pytest.raises(grpc.RpcError) as error:
             call.DeleteMany(pb.DeleteManyRequest(**change))
         assert (error.value.code(), reason_of(error.value), error_info(error.value).metadata["field"]) == (code, reason, field)
-    done = call.DeleteMany(pb.DeleteManyRequest(kind=pb.SEQUENCE, name_prefix=f"{name}/", if_count=3))
-    assert (done.matched, done.deleted) == (3, 3)
+    kept = call.DeleteMany(pb.DeleteManyRequest(name_prefix=f"{name}/", keep=[f"{name}/1", f"{name}/absent"]))
+    assert (kept.matched, kept.deleted, list(kept.names)) == (2, 2, [f"{name}/0", f"{name}/2"])
+    done = call.DeleteMany(pb.DeleteManyRequest(kind=pb.SEQUENCE, name_prefix=f"{name}/", if_count=1))
+    assert (done.matched, done.deleted) == (1, 1)
     assert not call.List(pb.ListRequest(name_prefix=f"{name}/")).names
     assert call.Get(pb.GetRequest(name=pb.NameRef(sequence=name))).data == image(8)
 
@@ -422,6 +424,42 @@ def test_a_rollback_moves_the_head_back_under_a_new_revision(pb, call, written, 
     back = call.Rollback(pb.RollbackRequest(sequence=name, position=4, if_revision=written.revision, request_id="back"))
     assert back.position == 4 and back.checksum == checksum(image(4)) and back.revision > written.revision
     assert call.Get(pb.GetRequest(name=pb.NameRef(sequence=name))).data == image(4)
+
+
+def test_a_rollback_by_tokens_goes_back_as_far_as_single_steps_lead(pb, call, written, name):
+    for position in (9, 10):
+        call.Set(pb.SetRequest(sequence=name, position=position, data=image(position)))
+    assert call.Describe(pb.DescribeRequest(name=pb.NameRef(sequence=name))).rollback_tokens == 2
+    with pytest.raises(grpc.RpcError) as refused:
+        call.Rollback(pb.RollbackRequest(sequence=name, tokens=3))
+    assert (refused.value.code(), reason_of(refused.value)) == (grpc.StatusCode.FAILED_PRECONDITION, "HISTORY_TOO_SHORT")
+    assert call.Rollback(pb.RollbackRequest(sequence=name, tokens=2)).checksum == checksum(image(8))
+
+
+@pytest.mark.rpc("RemoveRange", "Renumber")
+def test_ranges_of_tokens_are_removed_and_numbered_anew(pb, call, written, name):
+    nothing = call.RemoveRange(pb.RemoveRangeRequest(sequence=name, begin=1, end=7))
+    assert nothing.done and nothing.info.revision == written.revision
+    refused = call.RemoveRange(pb.RemoveRangeRequest(sequence=name, begin=5, end=-1))
+    assert not refused.done and refused.info.revision == written.revision
+    moved = call.Renumber(pb.RenumberRequest(sequence=name, end=-1, add=2, request_id="add"))
+    assert (moved.position, moved.checksum, moved.exactness) == (10, checksum(image(8)), pb.EDITED)
+    assert [(v.position, v.checksum) for v in moved.history] == [(10, checksum(image(8))), (6, checksum(image(4)))]
+    assert call.Renumber(pb.RenumberRequest(sequence=name, end=-1, add=2, request_id="add")).replayed
+    back = call.RemoveRange(pb.RemoveRangeRequest(sequence=name, begin=6, end=-1, request_id="back"))
+    assert back.done and (back.info.position, back.info.checksum) == (6, checksum(image(4)))
+    assert call.RemoveRange(pb.RemoveRangeRequest(sequence=name, begin=6, end=-1, request_id="back")).info.replayed
+    results = call.BatchWrite(pb.BatchWriteRequest(all_or_none=True, items=[
+        pb.BatchWriteItem(fork=pb.ForkRequest(source=pb.NameRef(sequence=name), children=[f"{name}/child"])),
+        pb.BatchWriteItem(renumber=pb.RenumberRequest(sequence=name, end=6, divide=5))])).results
+    assert results[1].info.position == 2  # index 5 becomes 1
+    gone = call.BatchWrite(pb.BatchWriteRequest(items=[
+        pb.BatchWriteItem(remove_range=pb.RemoveRangeRequest(sequence=name, begin=1, end=-1)),
+        pb.BatchWriteItem(remove_range=pb.RemoveRangeRequest(sequence=f"{name}/child", end=6))])).results
+    assert not gone[0].remove_range.done and gone[0].remove_range.info.position == 2
+    assert gone[1].remove_range.deleted and not gone[1].remove_range.HasField("info")
+    again = call.RemoveRange(pb.RemoveRangeRequest(sequence=f"{name}/child", end=6, allow_missing=True))
+    assert again.done and not again.deleted and not again.HasField("info")
 
 
 @pytest.mark.rpc("Snapshot", "Restore")

@@ -222,6 +222,13 @@ std::optional<std::vector<std::pair<uint64_t, uint64_t>>> Reference::Select(cons
 
 // ---- what an answer says
 
+// How many tokens the head can go back by: a version for each, and each one token on from the one before it.
+uint32_t RollbackTokensOf(const State& state) {
+  uint32_t tokens = 0;
+  for (size_t i = state.ring.size(); i-- > 1 && state.ring[i - 1]->position + 1 == state.ring[i]->position;) ++tokens;
+  return tokens;
+}
+
 v1::NameInfo Reference::InfoOf(const Key& key, const State& state, const VersionM& version, bool history) const {
   v1::NameInfo info;
   if (key.first == v1::SEQUENCE) info.mutable_name()->set_sequence(key.second);
@@ -246,6 +253,7 @@ v1::NameInfo Reference::InfoOf(const Key& key, const State& state, const Version
     to->set_exactness((*v)->exactness);
     to->set_checksum((*v)->checksum);
   }
+  if (history) info.set_rollback_tokens(RollbackTokensOf(state));
   if (state.ttl != absl::InfiniteDuration()) ToProto(state.ttl, info.mutable_ttl());
   if (const MonoTime deadline = state.Deadline(); deadline != kNever) {
     const absl::Time idle_end = clock_->WallNow() + absl::Nanoseconds(deadline - clock_->Now());
@@ -621,12 +629,113 @@ Reference::Plan Reference::PlanRollback(const v1::RollbackRequest& in) {
   if (Answered(name, in.request_id(), body, &plan)) return plan;
   v1::NameRef ref;
   ref.set_sequence(in.sequence());
-  const Resolved to = Resolve(ref, in.position(), "", 0, "sequence");
+  Resolved to = Resolve(ref, in.has_tokens() ? std::nullopt : std::optional(in.position()), "", 0, "sequence");
   plan.faults.insert(plan.faults.end(), to.faults.begin(), to.faults.end());
   if (name != nullptr) CheckIfRevision(name, in.has_if_revision(), in.if_revision(), &plan.faults);
+  if (in.has_tokens() && (in.tokens() < 0 || in.position() != 0)) {
+    plan.faults.push_back({kInvalid, "INVALID_OPTION", "tokens"});
+  } else if (in.has_tokens() && name != nullptr) {
+    const int64_t available = RollbackTokensOf(*name);
+    if (in.tokens() > available)
+      plan.faults.push_back({kPrecondition, "HISTORY_TOO_SHORT", "tokens", {{"available", absl::StrCat(available)}}});
+    to.index -= static_cast<size_t>(std::min(in.tokens(), available));
+  }
   if (!plan.faults.empty()) return plan;
   State state = *name;
   state.ring.resize(to.index + 1);
+  Finish(in.request_id(), body, &state);
+  plan.next.emplace_back(plan.key, std::move(state));
+  return plan;
+}
+
+namespace {
+
+// Whether the last token of a state is one of [begin, end), as a request says it; and whether all of them are.
+bool HasLast(int64_t begin, int64_t end, int64_t position) {
+  const int64_t last = position - 1;
+  return std::max<int64_t>(begin, 0) <= last && (end < 0 || last < end);
+}
+bool HasAll(int64_t begin, int64_t end, int64_t position) {
+  return begin <= 0 && (end < 0 || (end > 0 && end >= position));
+}
+
+}  // namespace
+
+Reference::Plan Reference::PlanRemoveRange(const v1::RemoveRangeRequest& in) {
+  Plan plan;
+  plan.kind = Plan::Kind::kRemove;
+  plan.key = {v1::SEQUENCE, in.sequence()};
+  State* name = Live(plan.key);
+  const std::string body = Body("RemoveRange", in);
+  plan.done = true;
+  if (Answered(name, in.request_id(), body, &plan)) return plan;
+  v1::NameRef ref;
+  ref.set_sequence(in.sequence());
+  const std::vector<Fault> faults = Resolve(ref, std::nullopt, "", 0, "sequence").faults;
+  if (name == nullptr && IsName(in.sequence()) && in.allow_missing()) return plan;
+  plan.faults.insert(plan.faults.end(), faults.begin(), faults.end());
+  if (name != nullptr) CheckIfRevision(name, in.has_if_revision(), in.if_revision(), &plan.faults);
+  if (!plan.faults.empty()) return plan;
+  const int64_t position = name->head()->position;
+  if (HasAll(in.begin(), in.end(), position)) {
+    plan.deleted = true;
+    plan.next.emplace_back(plan.key, std::nullopt);
+    return plan;
+  }
+  if (!HasLast(in.begin(), in.end(), position)) return plan;
+  State state = *name;
+  const auto at = std::find_if(state.ring.rbegin(), state.ring.rend(),
+                               [&](const VersionPtr& version) { return version->position == in.begin(); });
+  plan.done = at != state.ring.rend();
+  if (!plan.done) return plan;
+  state.ring.erase(at.base(), state.ring.end());
+  Finish(in.request_id(), body, &state);
+  plan.next.emplace_back(plan.key, std::move(state));
+  return plan;
+}
+
+Reference::Plan Reference::PlanRenumber(const v1::RenumberRequest& in) {
+  Plan plan;
+  plan.key = {v1::SEQUENCE, in.sequence()};
+  plan.history = true;
+  State* name = Live(plan.key);
+  const std::string body = Body("Renumber", in);
+  if (in.change_case() != v1::RenumberRequest::CHANGE_NOT_SET && (!in.has_divide() || in.divide() >= 1) &&
+      Answered(name, in.request_id(), body, &plan))
+    return plan;
+  v1::NameRef ref;
+  ref.set_sequence(in.sequence());
+  const std::vector<Fault> faults = Resolve(ref, std::nullopt, "", 0, "sequence").faults;
+  plan.faults.insert(plan.faults.end(), faults.begin(), faults.end());
+  if (name != nullptr) CheckIfRevision(name, in.has_if_revision(), in.if_revision(), &plan.faults);
+  if (in.change_case() == v1::RenumberRequest::CHANGE_NOT_SET)
+    plan.faults.push_back({kInvalid, "MISSING_FIELD", "change"});
+  if (in.has_divide() && in.divide() < 1) plan.faults.push_back({kInvalid, "INVALID_OPTION", "divide"});
+  // Of a state whose last token is in the range; nothing: it can't be there.
+  const auto renumbered = [&](int64_t position) -> std::optional<int64_t> {
+    if (in.has_divide()) return (position - 1) / in.divide() + 1;
+    const __int128 moved = static_cast<__int128>(position) + in.add();
+    return moved >= 1 && moved <= int64_t{1} << 53 ? std::optional(static_cast<int64_t>(moved)) : std::nullopt;
+  };
+  const bool meant = plan.faults.empty() && HasLast(in.begin(), in.end(), name->head()->position);
+  if (meant && !renumbered(name->head()->position).has_value()) {
+    const std::string position = absl::StrCat(name->head()->position);
+    plan.faults.push_back({kInvalid, "INVALID_POSITION", "add", {{"position", position}}});
+  }
+  if (!meant || !plan.faults.empty() || *renumbered(name->head()->position) == name->head()->position) return plan;
+  State state = *name;
+  state.ring.clear();
+  for (auto version = name->ring.rbegin(); version != name->ring.rend(); ++version) {
+    const VersionM& old = **version;
+    if (!HasLast(in.begin(), in.end(), old.position) || !renumbered(old.position).has_value()) break;
+    auto moved = std::make_shared<VersionM>(old);
+    moved->parent = old.id;
+    moved->position = *renumbered(old.position);
+    if (old.exactness == v1::EXACT) moved->exactness = v1::EDITED;
+    if (old.image_from == 0) moved->image_from = old.id;
+    plan.renumbered.push_back(moved);
+    state.ring.insert(state.ring.begin(), moved);
+  }
   Finish(in.request_id(), body, &state);
   plan.next.emplace_back(plan.key, std::move(state));
   return plan;
@@ -732,7 +841,7 @@ std::string Reference::CheckReplay(const Plan& plan, const Given& given) {
   version.id = answered.version_id;
   version.position = answered.position;
   version.checksum = answered.checksum;
-  v1::NameInfo expected = InfoOf(plan.key, state, version, /*history=*/false);
+  v1::NameInfo expected = InfoOf(plan.key, state, version, plan.history);
   if (lost) expected.clear_exactness();
   expected.set_revision(answered.revision);
   expected.set_replayed(true);
@@ -748,10 +857,18 @@ std::string Reference::CheckAnswer(const Plan& plan, const Given& given) {
     if (given.deleted == nullptr) return "no answer";
     return given.deleted->deleted() == plan.deleted ? "" : absl::StrCat("expected deleted=", plan.deleted);
   }
-  if (plan.kind == Plan::Kind::kInfo ? given.info == nullptr : given.fork == nullptr) return "no answer";
+  if (plan.kind == Plan::Kind::kRemove) {
+    if (given.removed == nullptr) return "no answer";
+    if (given.removed->done() != plan.done || given.removed->deleted() != plan.deleted)
+      return absl::StrCat("expected done=", plan.done, " deleted=", plan.deleted);
+    const bool there = names_.count(plan.key) > 0;
+    if (given.removed->has_info() != there) return absl::StrCat("expected info=", there);
+    if (!there) return "";
+  }
+  if (plan.kind == Plan::Kind::kFork ? given.fork == nullptr : given.info == nullptr) return "no answer";
   if (plan.replay != nullptr) return CheckReplay(plan, given);
-  if (plan.kind == Plan::Kind::kInfo)
-    return CheckInfo(plan.key, *names_.at(plan.key).head(), /*history=*/false, *given.info);
+  if (plan.kind != Plan::Kind::kFork)
+    return CheckInfo(plan.key, *names_.at(plan.key).head(), plan.history, *given.info);
   v1::ForkResponse expected;
   for (const Key& key : plan.children) {
     v1::ForkedChild* child = expected.add_children();
@@ -779,6 +896,15 @@ std::string Reference::Settle(Plan* plan, const Given& given) {
     plan->fresh->id = given.info->version_id();
     if (std::string wrong = NewId(plan->fresh->id, "version_id", &versions_); !wrong.empty()) return wrong;
   }
+  if (!plan->renumbered.empty()) {
+    if (given.info == nullptr || given.info->history_size() != static_cast<int>(plan->renumbered.size()))
+      return absl::StrCat("expected a history of ", plan->renumbered.size());
+    for (int i = 0; i < given.info->history_size(); ++i) {
+      uint64_t& id = plan->renumbered[static_cast<size_t>(i)]->id;
+      id = given.info->history(i).version_id();
+      if (std::string wrong = NewId(id, "version_id", &versions_); !wrong.empty()) return wrong;
+    }
+  }
   for (size_t i = 0; i < plan->next.size(); ++i) {
     auto& [key, next] = plan->next[i];
     ++counts_.writes;
@@ -803,7 +929,7 @@ std::string Reference::Settle(Plan* plan, const Given& given) {
     }
     Publish(key, *std::move(next));
   }
-  if (plan->kind == Plan::Kind::kDelete) disk_[plan->key].states = {std::nullopt};
+  if (plan->kind == Plan::Kind::kDelete || plan->deleted) disk_[plan->key].states = {std::nullopt};
   return CheckAnswer(*plan, given);
 }
 
@@ -836,6 +962,13 @@ std::string Reference::Fork(const v1::ForkRequest& in, const Outcome& outcome, c
 }
 std::string Reference::Rollback(const v1::RollbackRequest& in, const Outcome& outcome, const v1::NameInfo& out) {
   return RunOne(PlanRollback(in), {outcome, &out});
+}
+std::string Reference::RemoveRange(const v1::RemoveRangeRequest& in, const Outcome& outcome,
+                                   const v1::RemoveRangeResponse& out) {
+  return RunOne(PlanRemoveRange(in), {outcome, out.has_info() ? &out.info() : nullptr, nullptr, nullptr, &out});
+}
+std::string Reference::Renumber(const v1::RenumberRequest& in, const Outcome& outcome, const v1::NameInfo& out) {
+  return RunOne(PlanRenumber(in), {outcome, &out});
 }
 std::string Reference::Snapshot(const v1::SnapshotRequest& in, const Outcome& outcome, const v1::NameInfo& out) {
   return RunOne(PlanSnapshot(in), {outcome, &out});
@@ -875,6 +1008,8 @@ std::string Reference::BatchWrite(const v1::BatchWriteRequest& in, const Outcome
       case v1::BatchWriteItem::kSnapshot: plans.push_back(PlanSnapshot(item.snapshot())); break;
       case v1::BatchWriteItem::kRestore: plans.push_back(PlanRestore(item.restore())); break;
       case v1::BatchWriteItem::kDelete: plans.push_back(PlanDelete(item.delete_())); break;
+      case v1::BatchWriteItem::kRemoveRange: plans.push_back(PlanRemoveRange(item.remove_range())); break;
+      case v1::BatchWriteItem::kRenumber: plans.push_back(PlanRenumber(item.renumber())); break;
       case v1::BatchWriteItem::WRITE_NOT_SET:
         plans.emplace_back();
         plans.back().faults.push_back({kInvalid, "MISSING_FIELD", "write"});
@@ -925,6 +1060,8 @@ std::string Reference::BatchWrite(const v1::BatchWriteRequest& in, const Outcome
       if (result.has_info()) given.info = &result.info();
       if (result.has_fork()) given.fork = &result.fork();
       if (result.has_delete_()) given.deleted = &result.delete_();
+      if (result.has_remove_range()) given.removed = &result.remove_range();
+      if (result.has_remove_range() && given.removed->has_info()) given.info = &given.removed->info();
       wrong = Settle(&plan, given);
       for (const auto& [key, next] : plan.next) {
         const State* state = Find(key);
@@ -965,14 +1102,22 @@ std::string Reference::DeleteMany(const v1::DeleteManyRequest& in, const Outcome
   std::vector<Key> matched;
   uint64_t bytes_most = 0, bytes_least = 0;
   std::set<std::pair<std::string, uint64_t>> images, shared;  // initial states of a layout may be one image
+  const std::set<std::string> keep(in.keep().begin(), in.keep().end());
   for (const auto& [key, state] : names_) {
-    if (key.first != kind || !absl::StartsWith(key.second, in.name_prefix())) continue;
+    if (key.first != kind || !absl::StartsWith(key.second, in.name_prefix()) || keep.count(key.second) > 0) continue;
     matched.push_back(key);
     const uint64_t bytes = layouts_.at(state.layout).bytes;
-    if (images.insert({state.layout, state.head()->id}).second) bytes_most += bytes;
-    if (shared.insert({state.layout, state.head()->initial ? 0 : state.head()->id}).second) bytes_least += bytes;
+    const uint64_t image = state.head()->image_from != 0 ? state.head()->image_from : state.head()->id;
+    if (images.insert({state.layout, image}).second) bytes_most += bytes;
+    if (shared.insert({state.layout, state.head()->initial ? 0 : image}).second) bytes_least += bytes;
   }
   std::vector<Fault> faults;
+  for (int i = 0; i < in.keep_size(); ++i) {
+    if (!IsName(in.keep(i)) || (kind == v1::PREFIX && !IsPrefixName(in.keep(i))))
+      faults.push_back({kInvalid, "INVALID_NAME", absl::StrCat("keep[", i, "]")});
+  }
+  if (static_cast<uint32_t>(in.keep_size()) > options_.max_children)
+    faults.push_back({kInvalid, "TOO_MANY", "keep", {{"limit", absl::StrCat(options_.max_children)}}});
   if (in.name_prefix().empty() && !in.all()) faults.push_back({kInvalid, "MISSING_FIELD", "name_prefix"});
   if (in.has_if_count() && in.if_count() != matched.size())
     faults.push_back({kAborted, "COUNT_MISMATCH", "if_count", {{"count", absl::StrCat(matched.size())}}});

@@ -56,7 +56,8 @@ struct VersionM {
   int64_t position = 0;
   v1::Exactness exactness = v1::EXACT;
   std::string data, attachment, checksum;
-  bool initial = false;  // of Create: such images of one layout may be shared
+  bool initial = false;     // of Create: such images of one layout may be shared
+  uint64_t image_from = 0;  // the version that its image was written for; 0: this one (Renumber)
 };
 using VersionPtr = std::shared_ptr<VersionM>;
 
@@ -114,6 +115,8 @@ class Reference {
   std::string Set(const v1::SetRequest& in, const Outcome& outcome, const v1::NameInfo& out);
   std::string Fork(const v1::ForkRequest& in, const Outcome& outcome, const v1::ForkResponse& out);
   std::string Rollback(const v1::RollbackRequest& in, const Outcome& outcome, const v1::NameInfo& out);
+  std::string RemoveRange(const v1::RemoveRangeRequest& in, const Outcome& outcome, const v1::RemoveRangeResponse& out);
+  std::string Renumber(const v1::RenumberRequest& in, const Outcome& outcome, const v1::NameInfo& out);
   std::string Snapshot(const v1::SnapshotRequest& in, const Outcome& outcome, const v1::NameInfo& out);
   std::string Restore(const v1::RestoreRequest& in, const Outcome& outcome, const v1::NameInfo& out);
   std::string Delete(const v1::DeleteRequest& in, const Outcome& outcome, const v1::DeleteResponse& out);
@@ -167,17 +170,21 @@ class Reference {
     const AnsweredM* replay = nullptr;
     std::vector<std::pair<Key, std::optional<State>>> next;  // none: nothing to do
     VersionPtr fresh;                                        // a version of it that is new
+    std::vector<VersionPtr> renumbered;                      // such versions of a Renumber, newest first
     std::vector<Key> used, unsure;
-    enum class Kind { kInfo, kFork, kDelete } kind = Kind::kInfo;
-    Key key;  // of the info
+    enum class Kind { kInfo, kFork, kDelete, kRemove } kind = Kind::kInfo;
+    Key key;               // of the info
+    bool history = false;  // the info has it
     std::vector<Key> children;
     bool deleted = false;
+    bool done = false;  // of a RemoveRange
   };
   struct Given {  // an answer to a write
     Outcome outcome;
     const v1::NameInfo* info = nullptr;
     const v1::ForkResponse* fork = nullptr;
     const v1::DeleteResponse* deleted = nullptr;
+    const v1::RemoveRangeResponse* removed = nullptr;
   };
   struct Disk {
     // What may be recorded of a name on disk: at first nothing.
@@ -206,6 +213,8 @@ class Reference {
   Plan PlanSet(const v1::SetRequest& in, const std::string& data);
   Plan PlanFork(const v1::ForkRequest& in);
   Plan PlanRollback(const v1::RollbackRequest& in);
+  Plan PlanRemoveRange(const v1::RemoveRangeRequest& in);
+  Plan PlanRenumber(const v1::RenumberRequest& in);
   Plan PlanSnapshot(const v1::SnapshotRequest& in);
   Plan PlanRestore(const v1::RestoreRequest& in);
   Plan PlanDelete(const v1::DeleteRequest& in);

@@ -184,6 +184,14 @@ void Session::Fill(v1::NameOptions* options) {
   else if (expiry < 28)
     ToProto(clock_.WallNow() + absl::Seconds(OneOf<int64_t>({0, -5, 3601})), options->mutable_expire_time());
 }
+std::pair<int64_t, int64_t> Session::RangeOf(const State* state) {
+  const auto index = [&] {
+    const int64_t of_ring = PositionOf(state) + static_cast<int64_t>(Pick(3)) - 1;
+    return Chance(0.8) ? of_ring : OneOf<int64_t>({0, 0, -1, -5, INT64_MAX, INT64_MIN});
+  };
+  const int64_t begin = index();
+  return {begin, Chance(0.4) ? -1 : index()};
+}
 v1::Select Session::SelectOf(const LayoutM* layout) {
   v1::Select select;
   if (layout == nullptr || Chance(0.05)) {
@@ -278,7 +286,41 @@ v1::RollbackRequest Session::MakeRollback() {
   v1::RollbackRequest in;
   in.set_sequence(Sequence());
   const Key key(v1::SEQUENCE, in.sequence());
-  in.set_position(PositionOf(reference_.Find(key)));
+  if (Chance(0.4)) {
+    in.set_tokens(Chance(0.02) ? -1 : static_cast<int64_t>(Pick(4)));
+    if (Chance(0.02)) in.set_position(1);
+  } else {
+    in.set_position(PositionOf(reference_.Find(key)));
+  }
+  if (Chance(0.2)) in.set_if_revision(IfRevision(key));
+  in.set_request_id(RequestId());
+  return in;
+}
+
+v1::RemoveRangeRequest Session::MakeRemoveRange() {
+  v1::RemoveRangeRequest in;
+  in.set_sequence(Sequence());
+  const Key key(v1::SEQUENCE, in.sequence());
+  const auto [begin, end] = RangeOf(reference_.Find(key));
+  in.set_begin(begin);
+  in.set_end(end);
+  if (Chance(0.2)) in.set_if_revision(IfRevision(key));
+  in.set_request_id(RequestId());
+  in.set_allow_missing(Chance(0.3));
+  return in;
+}
+
+v1::RenumberRequest Session::MakeRenumber() {
+  v1::RenumberRequest in;
+  in.set_sequence(Sequence());
+  const Key key(v1::SEQUENCE, in.sequence());
+  auto [begin, end] = RangeOf(reference_.Find(key));
+  if (Chance(0.3)) begin = 0;
+  in.set_begin(begin);
+  in.set_end(Chance(0.3) ? -1 : end);
+  if (Chance(0.5)) in.set_add(static_cast<int64_t>(Pick(9)) - 4);
+  else if (Chance(0.95)) in.set_divide(static_cast<int64_t>(Pick(4)));
+  if (Chance(0.02)) in.set_add(OneOf<int64_t>({INT64_MIN, INT64_MAX, int64_t{1} << 53, -(int64_t{1} << 53)}));
   if (Chance(0.2)) in.set_if_revision(IfRevision(key));
   in.set_request_id(RequestId());
   return in;
@@ -332,11 +374,13 @@ v1::BatchWriteItem Session::MakeWrite() {
   v1::BatchWriteItem item;
   const uint64_t which = Pick(100);
   if (which < 10) *item.mutable_create() = MakeCreate();
-  else if (which < 55) *item.mutable_set() = MakeSet();
-  else if (which < 70) *item.mutable_fork() = MakeFork();
-  else if (which < 78) *item.mutable_rollback() = MakeRollback();
-  else if (which < 84) *item.mutable_snapshot() = MakeSnapshot();
-  else if (which < 91) *item.mutable_restore() = MakeRestore();
+  else if (which < 52) *item.mutable_set() = MakeSet();
+  else if (which < 66) *item.mutable_fork() = MakeFork();
+  else if (which < 73) *item.mutable_rollback() = MakeRollback();
+  else if (which < 77) *item.mutable_remove_range() = MakeRemoveRange();
+  else if (which < 81) *item.mutable_renumber() = MakeRenumber();
+  else if (which < 86) *item.mutable_snapshot() = MakeSnapshot();
+  else if (which < 92) *item.mutable_restore() = MakeRestore();
   else *item.mutable_delete_() = MakeDelete();
   return item;
 }
@@ -381,6 +425,14 @@ std::string Session::Write(const v1::BatchWriteItem& item) {
       STATEPOOL_CALL(Delete, item.delete_(), v1::DeleteResponse);
       return reference_.Delete(item.delete_(), outcome, out);
     }
+    case v1::BatchWriteItem::kRemoveRange: {
+      STATEPOOL_CALL(RemoveRange, item.remove_range(), v1::RemoveRangeResponse);
+      return reference_.RemoveRange(item.remove_range(), outcome, out);
+    }
+    case v1::BatchWriteItem::kRenumber: {
+      STATEPOOL_CALL(Renumber, item.renumber(), v1::NameInfo);
+      return reference_.Renumber(item.renumber(), outcome, out);
+    }
     case v1::BatchWriteItem::WRITE_NOT_SET: break;
   }
   return "";
@@ -399,6 +451,8 @@ std::string Session::BatchWrite() {
     if (item.has_set()) names = {item.set().sequence()};
     if (item.has_fork()) names = {item.fork().children().begin(), item.fork().children().end()};
     if (item.has_rollback()) names = {item.rollback().sequence()};
+    if (item.has_remove_range()) names = {item.remove_range().sequence()};
+    if (item.has_renumber()) names = {item.renumber().sequence()};
     if (item.has_snapshot()) names = {"snapshot:" + item.snapshot().snapshot()};
     if (item.has_restore()) names = {item.restore().sequence()};
     if (item.has_delete_()) {
@@ -476,6 +530,7 @@ std::string Session::DeleteMany() {
   in.set_all(Chance(0.02));
   in.set_preview(Chance(0.5));
   if (Chance(0.2)) in.set_if_count(Pick(4));
+  while (Chance(0.4)) in.add_keep(in.kind() == v1::PREFIX ? ExistingRef().prefix() : Sequence());
   STATEPOOL_CALL(DeleteMany, in, v1::DeleteManyResponse);
   return reference_.DeleteMany(in, outcome, out);
 }

@@ -60,12 +60,16 @@ class Session {
   v1::Select SelectOf(const LayoutM* layout);
   uint64_t IfRevision(const Key& key);
   int64_t PositionOf(const State* state);
+  // A range of tokens, [begin, end), about those of a sequence.
+  std::pair<int64_t, int64_t> RangeOf(const State* state);
 
   // Requests.
   v1::CreateRequest MakeCreate();
   v1::SetRequest MakeSet();
   v1::ForkRequest MakeFork();
   v1::RollbackRequest MakeRollback();
+  v1::RemoveRangeRequest MakeRemoveRange();
+  v1::RenumberRequest MakeRenumber();
   v1::SnapshotRequest MakeSnapshot();
   v1::RestoreRequest MakeRestore();
   v1::DeleteRequest MakeDelete();

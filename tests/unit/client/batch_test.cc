@@ -205,6 +205,9 @@ v1::BatchWriteRequest Writes() {
   request.mutable_items(6)->mutable_restore()->set_request_id("mine");
   request.add_items()->mutable_delete_()->mutable_name()->set_sequence("h");
   request.mutable_items(7)->mutable_delete_()->set_allow_missing(true);
+  request.add_items()->mutable_remove_range()->set_sequence("i");
+  request.mutable_items(8)->mutable_remove_range()->set_begin(1);
+  request.add_items()->mutable_renumber()->set_sequence("j");
   return request;
 }
 
@@ -215,7 +218,7 @@ TEST_F(BatchTest, WritesHaveTheirBytesIdsAndResults) {
     const auto answer = pool_.BatchWrite(Writes(), {{"one ", "", "state"}, {large}}, owner);
     ASSERT_TRUE(answer.ok()) << answer.status();
     EXPECT_TRUE(answer->done);
-    ASSERT_EQ(answer->results.size(), 8u);
+    ASSERT_EQ(answer->results.size(), 10u);
     EXPECT_EQ(service_.states[0], "one state");
     EXPECT_TRUE(service_.states[1] == large);
     EXPECT_EQ(answer->results[2]->info().checksum(), ChecksumToHex(ChecksumOf(large)));
@@ -234,14 +237,19 @@ TEST_F(BatchTest, RetriesCarryTheSameIdsEachItsOwn) {
   const std::set<std::string> ids = {sent.items(0).set().request_id(),      sent.items(1).fork().request_id(),
                                      sent.items(2).set().request_id(),      sent.items(3).create().request_id(),
                                      sent.items(4).rollback().request_id(), sent.items(5).snapshot().request_id(),
-                                     sent.items(6).restore().request_id()};
-  EXPECT_EQ(ids.size(), 7u);
+                                     sent.items(6).restore().request_id(),  sent.items(8).remove_range().request_id(),
+                                     sent.items(9).renumber().request_id()};
+  EXPECT_EQ(ids.size(), 9u);
   EXPECT_TRUE(ids.contains("mine"));
   EXPECT_FALSE(ids.contains(""));
 }
 
 TEST_F(BatchTest, ABatchThatCanActTwiceIsTriedOnce) {
   v1::BatchWriteRequest request = Writes();
+  EXPECT_EQ(AttemptsOf([&] { return pool_.BatchWrite(request, {{"1"}, {"2"}}).status(); }), kMany);
+  request.mutable_items(8)->mutable_remove_range()->set_begin(0);  // it may delete
+  EXPECT_EQ(AttemptsOf([&] { return pool_.BatchWrite(request, {{"1"}, {"2"}}).status(); }), 1);
+  request.mutable_items(8)->mutable_remove_range()->set_allow_missing(true);
   EXPECT_EQ(AttemptsOf([&] { return pool_.BatchWrite(request, {{"1"}, {"2"}}).status(); }), kMany);
   request.mutable_items(7)->mutable_delete_()->set_allow_missing(false);
   EXPECT_EQ(AttemptsOf([&] { return pool_.BatchWrite(request, {{"1"}, {"2"}}).status(); }), 1);

@@ -174,8 +174,8 @@ class FakeGpu final : public Gpu {
                                                               bool writable) override {
     return std::make_unique<Chunks>(this, NewAddresses(bytes), bytes, chunk_bytes, writable);
   }
-  absl::StatusOr<std::unique_ptr<GpuCopies>> NewCopies(const CopyPlan& plan) override {
-    return std::make_unique<Copies>(this, plan);
+  absl::StatusOr<std::unique_ptr<GpuCopies>> NewCopies(const CopyPlan& plan, const AdvancePlan& advance) override {
+    return std::make_unique<Copies>(this, plan, advance);
   }
   absl::StatusOr<bool> IsCapturing(CUstream_st* stream) override { return Of(stream)->is_captured.load(); }
 
@@ -281,8 +281,9 @@ class FakeGpu final : public Gpu {
   // The host's kernels, in the order of a stream.
   class Copies final : public GpuCopies {
    public:
-    Copies(FakeGpu* gpu, const CopyPlan& plan)
+    Copies(FakeGpu* gpu, const CopyPlan& plan, const AdvancePlan& advance)
         : gpu_(gpu),
+          advance_(std::make_shared<const AdvancePlan>(advance)),
           plan_(std::make_shared<const CopyPlan>(
               std::vector<CopySegment>(plan.segments().begin(), plan.segments().end()), plan.state_bytes())) {}
 
@@ -301,6 +302,20 @@ class FakeGpu final : public Gpu {
         plan->ScatterLeaves(arena, item.row, item.accepted, 0, leaves, item.state, hashes, CopyHint::kCached);
       };
       return Enqueue(items, leaves, arena, stream, work);
+    }
+    absl::Status Advance(absl::Span<const AdvanceMove> items, char* arena, CUstream_st* stream) override {
+      for (const AdvanceMove& move : items) {
+        gpu_->Use(arena, arena);
+        gpu_->Of(stream)->Enqueue([=, gpu = gpu_, plan = advance_] {
+          for (size_t part = 0; part < plan->parts().size(); ++part) plan->Move(arena, move, part);
+          gpu->Disuse(arena, arena);
+        });
+        if (gpu_->refuses_copies) {
+          gpu_->Of(stream)->Synchronize();
+          return Failed();
+        }
+      }
+      return absl::OkStatus();
     }
 
    private:
@@ -327,6 +342,7 @@ class FakeGpu final : public Gpu {
     }
 
     FakeGpu* const gpu_;
+    const std::shared_ptr<const AdvancePlan> advance_;
     const std::shared_ptr<const CopyPlan> plan_;
   };
 

@@ -165,38 +165,6 @@ TEST_F(CopyTilesTest, TransposedMatricesAreTilesForSharedMemoryAndTapsAreFew) {
   EXPECT_EQ(kinds, (std::vector<int>{20, 0, 4 + 4}));
 }
 
-TEST_F(CopyTilesTest, AdvanceMovesTheStateOfAnAcceptedLengthToWhereTheFirstIs) {
-  for (int round = 0; round < 300; ++round) {
-    Case c = RandomCase(random_);
-    if (round % 10 == 0) AddTensor(&c, 2, {5000, 3}, {1, 0}, {true, 1, c.steps - 1}, 2);
-    if (round % 10 == 1) AddTensor(&c, 4, {50'000}, {0}, {}, 2);
-    const CopyTiles tiles = Cut(c.Plan());
-    const uint32_t row = Below(random_, c.rows), accepted = 1 + Below(random_, c.steps);
-    std::string arena = RandomBytes(random_, c.arena_bytes);
-    const std::string state = ModelScatter(c, arena, row, accepted);
-    std::vector<size_t> order(tiles.advance.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::shuffle(order.begin(), order.end(), random_);
-    for (const size_t i : order) {
-      const AdvanceTile& tile = tiles.advance[i];
-      CopyTile runs;
-      runs.kind = TileKind::kRuns;
-      runs.arena_offset = tile.arena_offset;
-      runs.run_bytes = static_cast<uint16_t>(tile.run_bytes);
-      runs.bytes = tile.bytes;
-      runs.runs = tile.runs;
-      ASSERT_EQ(tile.bytes % tile.runs.alignment, 0u);
-      ForEachByte(tiles, runs, [&](uint64_t, uint64_t place) {
-        place += row * tile.row_stride;
-        for (uint32_t tap = 0; tap < tile.taps; ++tap, place += tile.tap_stride) {
-          arena[place] = arena[place + (accepted - 1) * tile.accept_stride];
-        }
-      });
-    }
-    ASSERT_EQ(ModelScatter(c, arena, row, 1) == state, true) << "round " << round;
-  }
-}
-
 TEST_F(CopyTilesTest, ManySegmentsAreCutInGoodTime) {
   Case c;
   c.rows = 2;

@@ -26,7 +26,7 @@ LOOK_S = 0.0005
 """How often a CPU looks at a word that it waits for; less often by and by."""
 WATCH_S = 0.5
 """How often the thread looks at calls of its own accord: less than GRACE_S, so that one that begins meanwhile need not wake it."""
-_FAILURES = 0  # the daemon's word: loads that failed after their answer
+_FAILURES = 0  # the daemon's word: loads and advances that failed after their answer
 
 
 class Words(Protocol):
@@ -49,7 +49,7 @@ class Words(Protocol):
 
 
 class Call:
-    """A load or store that uses a pair."""
+    """A load, store or advance that uses a pair."""
 
     def __init__(self, pair: int, value: int, rows: frozenset[int], is_load: bool, deadline: float) -> None:
         self.after = pb.FlagValue(word=pair, value=value)
@@ -178,7 +178,7 @@ class Flags:
             self._failures, self._forced = count, 0
         if lost:
             raise errors.RowsLost(
-                "ABORTED", "ROWS_LOST", f"{lost} loads failed after they had returned: the stream, or the daemon, did not come to their copies in time, or "
+                "ABORTED", "ROWS_LOST", f"{lost} loads or advances failed after they had returned: the stream, or the daemon, did not come to their copies in time, or "
                 f"a device failed. What is in their rows, some of {rows}, is not known; load them again", metadata={"rows": ",".join(map(str, rows))})
 
     def release(self) -> None:

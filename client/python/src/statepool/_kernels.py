@@ -8,6 +8,7 @@ The kernels for a GPU are in another one, libstatepool_kernels_cuda.so (STATEPOO
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import os
 import pathlib
@@ -22,7 +23,7 @@ import xxhash
 
 from .v1 import statepool_pb2 as pb
 
-VERSION = 2
+VERSION = 3
 LEAF_BYTES = 65536
 _LIBRARY_BYTES_MIN = 256 << 10  # less is done before a call of the library has begun
 _LIBRARIES = pathlib.Path(__file__).parent / "_lib"
@@ -36,6 +37,16 @@ class _Segment(ctypes.Structure):
     _fields_ = [("state_offset", ctypes.c_uint64), ("arena_offset", ctypes.c_uint64), ("row_stride", ctypes.c_uint64), ("accept_stride", ctypes.c_uint64),
                 ("clear_offset", ctypes.c_uint64), ("clear_bytes", ctypes.c_uint64), ("sizes", ctypes.POINTER(ctypes.c_uint64)),
                 ("strides", ctypes.POINTER(ctypes.c_uint64)), ("element_bytes", ctypes.c_uint32), ("axis_count", ctypes.c_uint32)]
+
+
+class _AdvanceSegment(ctypes.Structure):
+    _fields_ = [("arena_offset", ctypes.c_uint64), ("row_stride", ctypes.c_uint64), ("step_stride", ctypes.c_uint64),
+                ("sizes", ctypes.POINTER(ctypes.c_uint64)), ("strides", ctypes.POINTER(ctypes.c_uint64)), ("steps", ctypes.c_uint32),
+                ("window", ctypes.c_uint32), ("element_bytes", ctypes.c_uint32), ("axis_count", ctypes.c_uint32)]
+
+
+class _Move(ctypes.Structure):
+    _fields_ = [("steps", ctypes.c_uint64), ("from_row", ctypes.c_uint32), ("to_row", ctypes.c_uint32)]
 
 
 def _load(name: str, variable: str) -> Any:
@@ -71,6 +82,17 @@ def _load(name: str, variable: str) -> Any:
     library.statepool_kernels_device_gather.argtypes = [ctypes.c_void_p, states, rows, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p]
     library.statepool_kernels_device_scatter.argtypes = [ctypes.c_void_p, rows, rows, states, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p,
                                                          ctypes.c_void_p]
+    library.statepool_kernels_advance_create.restype = ctypes.c_void_p
+    library.statepool_kernels_advance_create.argtypes = [ctypes.POINTER(_AdvanceSegment), ctypes.c_size_t, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32]
+    library.statepool_kernels_advance_destroy.restype = None
+    library.statepool_kernels_advance_destroy.argtypes = [ctypes.c_void_p]
+    moves: list[Any] = [ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(_Move), ctypes.c_size_t]
+    library.statepool_kernels_advance_rows.argtypes = moves
+    library.statepool_kernels_device_advance_create.restype = ctypes.c_void_p
+    library.statepool_kernels_device_advance_create.argtypes = [ctypes.c_void_p]
+    library.statepool_kernels_device_advance_destroy.restype = None
+    library.statepool_kernels_device_advance_destroy.argtypes = [ctypes.c_void_p]
+    library.statepool_kernels_device_advance_rows.argtypes = [*moves, ctypes.c_void_p]
     return library
 
 
@@ -189,6 +211,48 @@ def _create(library: Any, segments: Sequence[pb.CopySegment], state_bytes: int, 
     return plan
 
 
+@dataclasses.dataclass(frozen=True)
+class AdvanceSegment:
+    """One layer of one tensor: AdvanceSegment of kernels/advance_plan.h. axes: size and stride of each of one step, or one column."""
+
+    arena_offset: int
+    row_stride: int
+    step_stride: int
+    steps: int
+    window: int
+    element_bytes: int
+    axes: Sequence[tuple[int, int]]
+
+
+class AdvancePlan:
+    """Where the rows of an arena have the states of their steps. Immutable; thread-safe. REQUIRES: `available`."""
+
+    def __init__(self, segments: Sequence[AdvanceSegment], arena_bytes: int, rows: int, steps_max: int) -> None:
+        """ValueError when it makes no sense."""
+        self._plan = _create_advance(_library, segments, arena_bytes, rows, steps_max)
+        weakref.finalize(self, _library.statepool_kernels_advance_destroy, self._plan).atexit = False
+
+    def move(self, moves: Sequence[tuple[int, int, int]], arena: int) -> None:
+        """Moves rows of the arena at this address: the path's bits, the row and the row that gets its state, of each. REQUIRES: no row is written by two
+        moves, or written by one and read by another. ValueError: no such row or step; then nothing was moved."""
+        _check(_library.statepool_kernels_advance_rows(self._plan, arena, (_Move * len(moves))(*moves), len(moves)))
+
+
+def _create_advance(library: Any, segments: Sequence[AdvanceSegment], arena_bytes: int, rows: int, steps_max: int) -> int:
+    """A plan of this library. ValueError when it makes no sense."""
+    listed = (_AdvanceSegment * len(segments))()
+    for place, segment in zip(listed, segments):
+        for name in ("arena_offset", "row_stride", "step_stride", "steps", "window", "element_bytes"):
+            setattr(place, name, getattr(segment, name))
+        place.axis_count = len(segment.axes)
+        place.sizes = (ctypes.c_uint64 * place.axis_count)(*(size for size, _ in segment.axes))  # the structure keeps them
+        place.strides = (ctypes.c_uint64 * place.axis_count)(*(stride for _, stride in segment.axes))
+    plan: int | None = library.statepool_kernels_advance_create(listed, len(segments), arena_bytes, rows, steps_max)
+    if not plan:
+        raise ValueError("the segments do not fit the arena")
+    return plan
+
+
 # ---------------------------------------------------------------------------------------------------------------- on a GPU
 
 
@@ -234,6 +298,34 @@ class DevicePlan:
 
     def _failure(self) -> DeviceFailed:
         return DeviceFailed(self._library.statepool_kernels_device_error().decode(errors="replace"))
+
+
+class DeviceAdvancePlan:
+    """What AdvancePlan is, in the memory of a GPU; as a DevicePlan."""
+
+    def __init__(self, segments: Sequence[AdvanceSegment], arena_bytes: int, rows: int, steps_max: int) -> None:
+        """DeviceFailed; ValueError when it makes no sense."""
+        self._library = _cuda_library()
+        if self._library is None:
+            raise DeviceFailed(f"there is no libstatepool_kernels_cuda.so of version {VERSION}: a build with nvcc makes it")
+        plan = _create_advance(self._library, segments, arena_bytes, rows, steps_max)
+        try:
+            self._plan = self._library.statepool_kernels_device_advance_create(plan)
+        finally:
+            self._library.statepool_kernels_advance_destroy(plan)
+        if not self._plan:
+            raise DeviceFailed(self._library.statepool_kernels_device_error().decode(errors="replace"))
+
+    def destroy(self) -> None:
+        """Frees it. REQUIRES: what was enqueued with it is done, and nothing is enqueued any more."""
+        self._library.statepool_kernels_device_advance_destroy(self._plan)
+
+    def move(self, moves: Sequence[tuple[int, int, int]], arena: int, stream: int) -> None:
+        """Enqueues what AdvancePlan.move does. DeviceFailed; ValueError."""
+        result = self._library.statepool_kernels_device_advance_rows(self._plan, arena, (_Move * len(moves))(*moves), len(moves), stream)
+        if result == 3:
+            raise DeviceFailed(self._library.statepool_kernels_device_error().decode(errors="replace"))
+        _check(result)
 
 
 @functools.cache

@@ -54,9 +54,30 @@ def fork(source: Name | Match | str, children: Iterable[str], position: int | No
                           options=options(durability, ttl, expire_at, max_history), request_id=id_or_new(request_id))
 
 
-def rollback(name: str | Name, position: int, if_revision: int | None, request_id: str | None) -> pb.RollbackRequest:
-    return pb.RollbackRequest(sequence=name if isinstance(name, str) else name.name, position=position, if_revision=if_revision,
+def rollback(name: str | Name, position: int | None, tokens: int | None, if_revision: int | None, request_id: str | None) -> pb.RollbackRequest:
+    if (position is None) == (tokens is None):
+        raise errors.invalid("INVALID_OPTION", "say where to go back to by a position, or by how many tokens", "tokens")
+    return pb.RollbackRequest(sequence=name if isinstance(name, str) else name.name, position=position or 0, tokens=tokens, if_revision=if_revision,
                               request_id=id_or_new(request_id))
+
+
+def remove_range(name: str | Name, begin: int, end: int, if_revision: int | None, allow_missing: bool,
+                 request_id: str | None) -> pb.RemoveRangeRequest:
+    return pb.RemoveRangeRequest(sequence=name if isinstance(name, str) else name.name, begin=begin, end=end, if_revision=if_revision,
+                                 allow_missing=allow_missing, request_id=id_or_new(request_id))
+
+
+def renumber(name: str | Name, begin: int, end: int, add: int | None, divide: int | None, if_revision: int | None,
+             request_id: str | None) -> pb.RenumberRequest:
+    if add is not None and divide is not None:
+        raise errors.invalid("INVALID_OPTION", "add and divide exclude each other", "change")
+    return pb.RenumberRequest(sequence=name if isinstance(name, str) else name.name, begin=begin, end=end, add=add, divide=divide,
+                              if_revision=if_revision, request_id=id_or_new(request_id))
+
+
+def may_repeat(request: pb.RemoveRangeRequest | pb.DeleteRequest) -> bool:
+    """Whether it may be sent again by itself: a second deletion finds nothing, which is an error unless that is fine."""
+    return request.allow_missing or isinstance(request, pb.RemoveRangeRequest) and request.begin > 0
 
 
 def snapshot(source: Name | Match | str, name: str, durable: bool, position: int | None, durability: Durability | None, ttl: Ttl,

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import _direct, _flags, _gpu_copies, _kernels, _requests, errors, names
+from . import _advance, _direct, _flags, _gpu_copies, _kernels, _requests, errors, names
 from ._calls import Attempts
 from ._requests import Ttl
 from .layouts import DTYPES, Array, Layout
 from .names import Durability, Exactness, Expiry, Info, Match, Name, Sequence
+from .speculation import AdvanceItem
 from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ._mapping import Range
     from .client import Pool
 
-_Answer = TypeVar("_Answer", pb.LoadResponse, pb.StoreResponse)
+_Answer = TypeVar("_Answer", pb.LoadResponse, pb.StoreResponse, pb.AdvanceResponse)
 _Result = TypeVar("_Result")
 
 CLOSE_TIMEOUT_S = 5.0
@@ -115,6 +116,8 @@ class StoreItem:
 
     position      tokens consumed; None: that of Arena.store
     accepted      how many of the row's steps hold, 1..max(steps, 1): the state after this many tokens is stored; None: that of Arena.store
+    path          in its place, of a tree's tokens: the steps of those that hold, ascending (speculation.path_of)
+    advance       once it is stored the row is advanced to it (Arena.advance); None: as Arena.store says
     if_revision   write only if this is the sequence's revision; 0: only if it does not exist. None: that of the row's last load or store, if it was of
                   this sequence; else whatever it has
     any_revision  whatever it has in any case
@@ -128,6 +131,8 @@ class StoreItem:
     if_revision: int | None = None
     any_revision: bool = False
     whole_row: bool = False
+    path: Iterable[int] = ()
+    advance: bool | None = None
     attachment: bytes = b""
     exactness: Exactness | None = None
     durability: Durability | None = None
@@ -254,6 +259,7 @@ class Arena:
         self._in_flight: _gpu_copies.InFlight | None = None  # what those copies, and stores with flag words, are
         self._flags: _flags.Flags | None = None  # None: streams and the daemon have no words for each other
         self._late_bytes_max = 0  # of states that a load may have which returns before its copies
+        self._moves: _advance.HostMoves | _advance.GpuMoves | None = None  # None: nor does it move rows
         self._doubtful: set[int] = set()  # rows that the daemon may take for loaded, and nobody copied to
         self._on_gpu = False
         self._table: pb.Arena  # as the daemon told it first
@@ -319,12 +325,15 @@ class Arena:
         return _by_row(items, results, return_errors)
 
     def store(self, items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None = None, *,
-              accepted: int | Mapping[int, int] | None = None, all_or_none: bool = False, return_errors: bool = False, stream: Any = None) -> dict[int, Any]:
+              accepted: int | Mapping[int, int] | None = None, advance: bool = False, skip_none: bool = False, all_or_none: bool = False,
+              return_errors: bool = False, stream: Any = None) -> dict[int, Any]:
         """Makes rows new versions of sequences, existing or new ones, as Pool.set would; published at one moment, recorded together.
 
         items          which sequence each row is for (a str is one), or a StoreItem
         position       tokens consumed: of all rows, or by row
         accepted       how many of the row's steps hold, 1..max(steps, 1): of all rows, or by row. None: 1
+        advance        each row that was stored is left advanced to what was stored, as advance() does
+        skip_none      rows of which no token holds (accepted 0) are no errors: nothing is stored for them, and None stands in their place
         all_or_none    store nothing, and raise the first error, when an item fails
         return_errors  otherwise: put the error of an item that fails in its place, instead of raising the first of them
         stream         on a GPU: the torch stream that wrote the rows; None: the current one
@@ -338,7 +347,7 @@ class Arena:
         until then nobody finds the version. Parts that stay alone for a minute are dropped: then the rows have no base any more, and all ranks store again.
         """
         self._check_parts(items)
-        request = _store_request(items, position, accepted, all_or_none)
+        request = _store_request(items, position, accepted, all_or_none, advance, skip_none)
         if not request.items:
             return {}
         self._enter(stream)
@@ -346,7 +355,8 @@ class Arena:
         return _by_row(items, results, return_errors)
 
     def store_async(self, items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None = None, *,
-                    accepted: int | Mapping[int, int] | None = None, all_or_none: bool = False, return_errors: bool = False, stream: Any = None) -> Store:
+                    accepted: int | Mapping[int, int] | None = None, advance: bool = False, skip_none: bool = False, all_or_none: bool = False,
+                    return_errors: bool = False, stream: Any = None) -> Store:
         """store(), which is done when the handle's wait() returns, or done() is true; without either a thread of the arena's does it soon.
 
         On a GPU this returns when the copies are enqueued, or the stream waits for them: what the stream does afterwards may write to the rows, and is not
@@ -354,16 +364,18 @@ class Arena:
         was there before. A load into one of these rows waits for its store. Elsewhere all of it has happened when this returns. What is invalid in itself is
         raised here, and so are Conflict (STREAM_CAPTURING, FORKED) and RowsLost; every other error of store() by wait(): then nothing of the item was
         stored, and the row has to be stored again, if it still holds the state.
-        Wait for what has to be there: a process that ends takes along what was not published.
+        Wait for what has to be there: a process that ends takes along what was not published. With `advance` of any row it is store(), where this process
+        copies: it must know what was stored. advance() after store_async() does the same in the stream's order.
         """
         self._check_parts(items)
-        request = _store_request(items, position, accepted, all_or_none)
+        request = _store_request(items, position, accepted, all_or_none, advance, skip_none)
         rows = list(items)
         self._enter(stream)
         attempts = self._pool._attempts()
         known = self._known()
         try:
-            storing = self._begin_store(request, attempts, known, stream, attended=True) if request.items else None
+            waits = any([item.advance for item in request.items])
+            storing = self._begin_store(request, attempts, known, stream, attended=True) if request.items and not waits else None
             if storing is None and request.items:
                 storing = self._begin_in_order(request, known, stream)
             if storing is not None:
@@ -372,6 +384,117 @@ class Arena:
         except errors.StatepoolError as error:
             return Store(self, known, error, None)
         return Store(self, known, None, lambda _: result)
+
+    def advance(self, items: Mapping[int, AdvanceItem | Iterable[int] | int], *, skip_none: bool = False, skip_out_of_range: bool = False,
+                verified_length: int = 0, return_errors: bool = False, stream: Any = None) -> dict[int, Any]:
+        """Moves rows to the states after their accepted tokens, without a version (SPECULATION in statepool.proto): each row's first step becomes the state
+        after the accepted length, or path; of tensors with num_spec columns the window moves up. One pass for all rows; on a GPU one launch.
+
+        items              what holds of each row: an accepted length, a path (a list, of a tree's tokens: speculation.path_of), or an AdvanceItem
+        skip_none          rows of accepted length 0 are left as they are, instead of an error
+        skip_out_of_range  and those whose length is above the steps
+        verified_length    and those of which at least so many tokens hold: all were accepted, and the engine has left their state in its place. 0: none
+        return_errors      put the error of an item that fails in its place, instead of raising the first of them
+        stream             on a GPU: the torch stream that the rows are for; None: the current one
+        What was done with each row, in the order of the items: "moved", "in_place" (its first step was it already), "skipped_none", "skipped_out_of_range" or
+        "skipped_all". The row of an item that fails is as it was. Rows need not have been loaded; what they are stored as later is checked then, as if
+        this had not been. row_unmodified says nothing of these rows until the next load or store. InvalidArgument (INVALID_ACCEPTED_LENGTH, INVALID_PATH,
+        ROW_OUT_OF_RANGE; DUPLICATE_ROW: a row that two items write, or one writes and another reads); ContentsGone; RowsLost of an earlier call.
+        """
+        request = pb.AdvanceRequest(skip_none=skip_none, skip_out_of_range=skip_out_of_range, verified_length=verified_length, request_id=os.urandom(16).hex())
+        for row, given in items.items():
+            item = given if isinstance(given, AdvanceItem) else AdvanceItem(path=given) if isinstance(given, Iterable) else AdvanceItem(given)
+            to = request.items.add(row=_row(row), path=item.path)
+            if item.accepted is not None:
+                to.accepted_length = item.accepted
+            if item.to_row is not None:
+                to.to_row = _row(item.to_row)
+        if not request.items:
+            return {}
+        self._enter(stream)
+        known, attempts = self._known(), self._pool._attempts()
+        answer = self._advance_directly(request, known, stream)
+        if answer is None:
+            self._finish_stores()  # in the order of the calls
+            answer = self._advance_in_order(request, attempts, known, stream)
+        if answer is None:
+            self._wait_for(stream)
+            answer = self._call("Advance", request, pb.AdvanceResponse.FromString, attempts, known)
+        return _by_row(items, [_error(request.items[i], r.error) if r.HasField("error") else names.enum_name(pb.AdvancedRow.Outcome, r.outcome)
+                               for i, r in enumerate(answer.rows)], return_errors)
+
+    def _advance_directly(self, request: pb.AdvanceRequest, generation: int, stream: Any) -> pb.AdvanceResponse | None:
+        """An Advance that is done, or enqueued, here. None: it is for the daemon to do, or to refuse."""
+        if self._moves is None:
+            return None
+        made = _advance.moves_of(request, self._table.rows, max(self._table.steps, 1))
+        if made is None:
+            return None
+        moves, answer = made
+        if moves:
+            self._move(moves, generation, stream)
+        return answer
+
+    def _move(self, moves: SequenceOf[_advance.Move], generation: int | None, stream: Any) -> None:
+        """REQUIRES: _moves. ContentsGone, Conflict (ARENA_CLOSED), StatepoolError (GPU_FAILED)."""
+        with self._lock:  # while it is held nobody unmaps the arena
+            self._check(generation)
+            memory = self._memory
+            assert memory is not None
+            self._doubtful.update(move.to_row for move in moves)
+            if isinstance(self._moves, _advance.GpuMoves):
+                if not memory.is_mapped:  # type: ignore[union-attr]
+                    raise self._gone()  # a reopen() failed
+                self._moves.move(moves, memory.stream(stream))  # type: ignore[union-attr]
+                return
+        assert self._moves is not None
+        self._moves.move(moves, memory.address)
+
+    def _advance_stored(self, request: pb.StoreRequest, answer: pb.StoreResponse, generation: int | None, stream: Any) -> None:
+        """The rows of a direct Store that were stored, and ask for it."""
+        if not answer.done:
+            return
+        moves = [_advance.Move(item.row, item.row, (1 << self._accepted(item)) - 1) for item, row in zip(request.items, answer.rows)
+                 if item.advance and not row.HasField("error") and self._accepted(item) > 1]
+        if moves:
+            self._move(moves, generation, stream)
+
+    def _advance_in_order(self, request: pb.AdvanceRequest, attempts: Attempts, generation: int, stream: Any) -> pb.AdvanceResponse | None:
+        """An Advance that the stream waits for. None: it is to be done without words."""
+        flags = self._flags
+        if flags is None:
+            return None
+        rows = frozenset(item.to_row if item.HasField("to_row") else item.row for item in request.items)
+        call = self._begin_call(rows, attempts.timeout(), generation, stream, is_load=True)
+        if call is None:
+            return None
+        told = pb.AdvanceRequest()
+        told.CopyFrom(request)
+        told.after.CopyFrom(call.after)
+        told.done.CopyFrom(call.done)
+        try:
+            answer = self._call("Advance", told, pb.AdvanceResponse.FromString, Attempts(attempts.timeout(), 0), generation)
+        except errors.StatepoolError as error:
+            return self._without_words(flags, call, error)
+        except BaseException:
+            flags.leave(call)
+            self._follow(flags, call, stream)
+            raise
+        flags.answered(call)
+        self._follow(flags, call, stream)
+        return answer
+
+    def _accepted(self, item: pb.StoreItem) -> int:
+        """The accepted length that names the state which an item is to store. 0: let the daemon say what is wrong with it."""
+        most = max(self._table.steps, 1)
+        if not item.path:
+            length = item.accepted_length if item.HasField("accepted_length") else 1
+            return length if length <= most else 0
+        bits = _advance.path_bits(item.path, most)
+        has_windows = self.view.num_spec > 0 and most > 1
+        if item.HasField("accepted_length") or (has_windows and not _advance.is_chain(bits)):
+            return 0
+        return _advance.last_of(bits) + 1
 
     def _check_parts(self, items: Mapping[int, StoreItem | Sequence | str]) -> None:
         """InvalidArgument (MISSING_FIELD) for a part without what tells which version it is of: an id made here would be this rank's alone."""
@@ -494,7 +617,7 @@ class Arena:
             event = self._copies.gather(states, [row for _, rows in pinned for row in rows], self._memory.stream(stream))  # type: ignore[union-attr]
         self._in_flight.hold(event, lease, [pin for pin, _ in pinned])
 
-    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Info | PartStored | errors.StatepoolError]:
+    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Info | PartStored | errors.StatepoolError | None]:
         while True:
             answer = self._store_directly(request, attempts, generation, stream)
             if answer is None:
@@ -525,8 +648,7 @@ class Arena:
                 raise
             return self._store_the_rest(request, answer, attempts, generation, stream)
         plan, memory, count = self._plan, self._memory, len(request.items)
-        if plan is None or memory is None or any(
-                item.attachment or item.row >= plan.rows or not 1 <= _accepted(item) <= plan.accepted_max for item in request.items):
+        if plan is None or memory is None or any(item.attachment or item.row >= plan.rows or not self._accepted(item) for item in request.items):
             return None
         if generation not in (None, self._generation):
             return None  # the other way says what is to be said
@@ -540,8 +662,9 @@ class Arena:
             direct.lease = lease.id
             direct.grants = lease.stock_wanted(self._table.layout, plan.state_bytes, count)
             for item, grant in zip(direct.items, grants):
-                item.checksum = plan.scatter(memory.address, item.row, _accepted(item), grant.address)
+                item.checksum = plan.scatter(memory.address, item.row, self._accepted(item), grant.address)
                 item.grant = grant.id
+                item.advance = False  # it is done here
             answer = self._call("Store", direct, pb.StoreResponse.FromString, Attempts(attempts.timeout(), 0), generation)
         except BaseException as error:
             lease.give_back(grants)  # the daemon may have refused the call before it looked at them
@@ -555,6 +678,7 @@ class Arena:
     def _store_the_rest(self, request: pb.StoreRequest, answer: pb.StoreResponse, attempts: Attempts, generation: int | None,
                         stream: Any) -> pb.StoreResponse | None:
         """The answer of a direct Store, after the daemon has stored what only a direct one fails for. None: all of it is for the daemon to do."""
+        self._advance_stored(request, answer, generation, stream)
         short = [i for i, row in enumerate(answer.rows) if row.HasField("error") and errors.from_status(row.error).reason in _direct.SHORTAGES]
         if short and request.all_or_none:
             return None  # nothing was stored
@@ -570,8 +694,7 @@ class Arena:
         """A Store on a GPU whose copies are enqueued here, and that is committed when they are done: by the arena's thread if it is attended. None: it is
         for the daemon to do, with the same request."""
         copies, in_flight, count = self._copies, self._in_flight, len(request.items)
-        if copies is None or in_flight is None or any(
-                item.attachment or item.row >= copies.rows or not 1 <= _accepted(item) <= copies.accepted_max for item in request.items):
+        if copies is None or in_flight is None or any(item.attachment or item.row >= copies.rows or not self._accepted(item) for item in request.items):
             return None
         if generation is None:
             generation = self._generation
@@ -585,7 +708,7 @@ class Arena:
                 if not self._memory.is_mapped:  # type: ignore[union-attr]
                     lease.give_back(grants)
                     return None  # the daemon says that it is lost, and it is opened again
-                written = copies.scatter([item.row for item in request.items], [_accepted(item) for item in request.items], grants,
+                written = copies.scatter([item.row for item in request.items], [self._accepted(item) for item in request.items], grants,
                                          self._memory.stream(stream))  # type: ignore[union-attr]
         except BaseException:
             lease.give_back(grants)
@@ -597,7 +720,7 @@ class Arena:
             direct.lease = lease.id
             direct.grants = lease.stock_wanted(self._table.layout, copies.state_bytes, count)
             for item, grant, checksum in zip(direct.items, grants, checksums):
-                item.checksum, item.grant = checksum, grant.id
+                item.checksum, item.grant, item.advance = checksum, grant.id, False  # that is done here
             left = self._pool._attempts() if attended else attempts  # a stream may take its time
             reopen = not in_flight.is_own_thread()  # under the feet of a model that is at work here
             try:
@@ -736,7 +859,7 @@ class Arena:
             raise
         return storing
 
-    def _call(self, method: str, request: pb.LoadRequest | pb.StoreRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
+    def _call(self, method: str, request: pb.LoadRequest | pb.StoreRequest | pb.AdvanceRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
               generation: int | None, *, reopen: bool = True) -> _Answer:
         """One call on the arena as it was in this generation (None: as it is now). reopen: if it is lost, which is ContentsGone then."""
         if os.getpid() != self._pid:
@@ -825,6 +948,8 @@ class Arena:
                         self._in_flight.release()  # all are done
                     if self._copies is not None:
                         self._copies.close()
+                    if isinstance(self._moves, _advance.GpuMoves):
+                        self._moves.close()
                 finally:
                     self._end(self._name)
                     self._drop_lease()
@@ -1024,9 +1149,12 @@ class Arena:
         with contextlib.suppress(ValueError):  # then the daemon copies
             if self._on_gpu:
                 self._copies = _gpu_copies.Copies(self._memory, self._table.plan, state_bytes, self._table.rows, accepted_max)  # type: ignore[arg-type]
+                axes = {t.tensor: tuple(t.axes) for t in self._table.tensors}
+                self._moves = _advance.GpuMoves(self._memory, self._table, self.view.num_spec, self._layers, axes)  # type: ignore[arg-type]
                 self._in_flight = _gpu_copies.InFlight(self._memory.gpu)  # type: ignore[union-attr]
             else:
                 self._plan = _kernels.Plan(self._table.plan, state_bytes, self._table.bytes, self._table.rows, accepted_max)
+                self._moves = _advance.HostMoves(self._table, self.view.num_spec)
 
     def _numpy_array(self, dtype: str, shape: Iterable[int], strides: Iterable[int], offset: int) -> Array:
         array: Array = np.ndarray(tuple(shape), DTYPES[dtype], np.asarray(self._memory), offset, tuple(strides))
@@ -1082,7 +1210,7 @@ def _load_request(items: Mapping[int, LoadItem | Name | Match | str]) -> pb.Load
 
 
 def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None,
-                   accepted: int | Mapping[int, int] | None, all_or_none: bool) -> pb.StoreRequest:
+                   accepted: int | Mapping[int, int] | None, all_or_none: bool, advance: bool = False, skip_none: bool = False) -> pb.StoreRequest:
     request = pb.StoreRequest(all_or_none=all_or_none)
     add = request.items.add
     position_of, accepted_of = _by_row_of(position), _by_row_of(accepted)
@@ -1104,6 +1232,11 @@ def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: in
                 to.if_revision = more.if_revision
             if more.attachment:
                 to.attachment = more.attachment
+            to.path.extend(more.path)
+        if advance if more is None or more.advance is None else more.advance:
+            to.advance = True
+        if skip_none:
+            to.skip_none = True
         length = accepted_of(row) if more is None or more.accepted is None else more.accepted
         if length is not None:
             to.accepted_length = length
@@ -1131,13 +1264,9 @@ def _loaded(row: pb.LoadedRow, attachments: bool) -> Loaded:
     return Loaded(Info.from_proto(row.info, copy=True), row.attachment, row.copied) if attachments else Loaded.of(row)
 
 
-def _stored(items: SequenceOf[pb.StoreItem], answer: pb.StoreResponse) -> list[Info | PartStored | errors.StatepoolError]:
-    return [_error(items[i], r.error) if r.HasField("error") else PartStored(r.parts_missing) if r.parts_missing else Info.of(r.info)
+def _stored(items: SequenceOf[pb.StoreItem], answer: pb.StoreResponse) -> list[Info | PartStored | errors.StatepoolError | None]:
+    return [_error(items[i], r.error) if r.HasField("error") else PartStored(r.parts_missing) if r.parts_missing else None if r.skipped else Info.of(r.info)
             for i, r in enumerate(answer.rows)]
-
-
-def _accepted(item: pb.StoreItem) -> int:
-    return item.accepted_length if item.HasField("accepted_length") else 1
 
 
 def _row(row: SupportsIndex) -> int:
@@ -1147,7 +1276,7 @@ def _row(row: SupportsIndex) -> int:
     return number
 
 
-def _error(item: pb.LoadItem | pb.StoreItem, status: Any) -> errors.StatepoolError:
+def _error(item: pb.LoadItem | pb.StoreItem | pb.AdvanceItem, status: Any) -> errors.StatepoolError:
     error = errors.from_status(status)
     error.metadata = {**error.metadata, "row": str(item.row)}
     return error

@@ -14,7 +14,7 @@ from . import _requests, _wire, errors
 from ._calls import Attempts, Connection
 from ._requests import Ttl
 from .layouts import Layout
-from .names import Durability, Exactness, Expiry, Image, Info, Match, Name, Sequence, Snapshot, State
+from .names import Durability, Exactness, Expiry, Image, Info, Match, Name, Removal, Sequence, Snapshot, State
 from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from .client import Pool
 
-Result = Info | Sequence | list[Sequence] | Snapshot | bool
-"""What an item of a Batch gives, as the method of Pool with its name: set, rollback: Info; create, restore: Sequence; fork: list[Sequence];
-snapshot: Snapshot; delete: bool."""
+Result = Info | Sequence | list[Sequence] | Snapshot | Removal | bool
+"""What an item of a Batch gives, as the method of Pool with its name: set, rollback, renumber: Info; create, restore: Sequence; fork: list[Sequence];
+snapshot: Snapshot; remove_range: Removal; delete: bool."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +99,20 @@ class Batch:
         self._items.append(pb.BatchWriteItem(fork=_requests.fork(
             source, children, position, layout, durability, ttl, expire_at, max_history, request_id)))
 
-    def rollback(self, name: str | Sequence, position: int, *, if_revision: int | None = None, request_id: str | None = None) -> None:
+    def rollback(self, name: str | Sequence, position: int | None = None, *, tokens: int | None = None, if_revision: int | None = None,
+                 request_id: str | None = None) -> None:
         """Pool.rollback."""
-        self._items.append(pb.BatchWriteItem(rollback=_requests.rollback(name, position, if_revision, request_id)))
+        self._items.append(pb.BatchWriteItem(rollback=_requests.rollback(name, position, tokens, if_revision, request_id)))
+
+    def remove_range(self, name: str | Sequence, begin: int = 0, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
+                     request_id: str | None = None) -> None:
+        """Pool.remove_range. One that is refused is an answer: also with all_or_none the others are done."""
+        self._items.append(pb.BatchWriteItem(remove_range=_requests.remove_range(name, begin, end, if_revision, allow_missing, request_id)))
+
+    def renumber(self, name: str | Sequence, begin: int = 0, end: int = -1, *, add: int | None = None, divide: int | None = None,
+                 if_revision: int | None = None, request_id: str | None = None) -> None:
+        """Pool.renumber."""
+        self._items.append(pb.BatchWriteItem(renumber=_requests.renumber(name, begin, end, add, divide, if_revision, request_id)))
 
     def snapshot(self, source: Name | Match | str, name: str, *, durable: bool = False, position: int | None = None,
                  durability: Durability | None = None, ttl: Ttl = None, expire_at: Expiry | None = None, request_id: str | None = None) -> None:
@@ -129,7 +140,8 @@ class Batch:
             return self.results
         request = pb.BatchWriteRequest(items=self._items, all_or_none=self._all_or_none)
         encoded = _wire.with_data(request, self._data) if self._data else request.SerializeToString()
-        attempts = self._attempts(all(i.delete.allow_missing for i in self._items if i.HasField("delete")))
+        deletions = [i.delete if i.HasField("delete") else i.remove_range for i in self._items if i.WhichOneof("write") in ("delete", "remove_range")]
+        attempts = self._attempts(all(map(_requests.may_repeat, deletions)))
         while True:
             answer = self._connection.call("BatchWrite", encoded, pb.BatchWriteResponse.FromString, attempts)
             failed = [errors.from_status(r.error) for r in answer.results if r.HasField("error")]
@@ -155,6 +167,8 @@ class Batch:
             return self._pool._children(result.fork)
         if kind == "delete":
             return result.delete.deleted
+        if kind == "remove_range":
+            return Removal.from_proto(result.remove_range)
         info = Info.from_proto(result.info)
         if kind in ("create", "restore"):
             return self._pool._sequence(info)

@@ -18,7 +18,8 @@ from ._requests import Tokens, Ttl
 from ._seen import Seen
 from .arenas import Arena, Buffers, LoadItem, Rooms, StoreItem, View
 from .layouts import Layout, Preset
-from .names import Deletion, Durability, Exactness, Expiry, Image, Info, Match, Name, Out, Prefix, Room, Sequence, Snapshot, State, Upload
+from .names import (Deletion, Durability, Exactness, Expiry, Image, Info, Match, Name, Out, Prefix, Removal, Room, Sequence, Snapshot, State,
+                    Upload)
 from .streams import Progress, Source, StateStream
 from .v1 import statepool_pb2 as pb
 
@@ -395,6 +396,7 @@ class Pool:
 
         position  fork this version of the source's ring instead of its head
         layout    only if the source has this layout
+        The child has the source's ring up to there, as far as its max_history goes, and can be rolled back by itself.
         NotFound (the source, also LAYOUT_MISMATCH and POSITION_MISMATCH); Conflict (NAME_EXISTS); InvalidArgument.
         """
         return self.fork_many(source, [name], position=position, layout=layout, durability=durability, ttl=ttl, expire_at=expire_at,
@@ -411,9 +413,21 @@ class Pool:
         return [Sequence(self, child.sequence, position=answer.position, revision=child.revision, replayed=answer.replayed)
                 for child in answer.children]
 
-    def rollback(self, name: str, position: int, *, if_revision: int | None = None, request_id: str | None = None) -> Info:
+    def rollback(self, name: str, position: int | None = None, *, tokens: int | None = None, if_revision: int | None = None,
+                 request_id: str | None = None) -> Info:
         """Sequence.rollback by name."""
-        return self._info("Rollback", _requests.rollback(name, position, if_revision, request_id))
+        return self._info("Rollback", _requests.rollback(name, position, tokens, if_revision, request_id))
+
+    def remove_range(self, name: str, begin: int = 0, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
+                     request_id: str | None = None) -> Removal:
+        """Sequence.remove_range by name."""
+        request = _requests.remove_range(name, begin, end, if_revision, allow_missing, request_id)
+        return Removal.from_proto(self._call("RemoveRange", request, pb.RemoveRangeResponse.FromString, retry=_requests.may_repeat(request)))
+
+    def renumber(self, name: str, begin: int = 0, end: int = -1, *, add: int | None = None, divide: int | None = None,
+                 if_revision: int | None = None, request_id: str | None = None) -> Info:
+        """Sequence.renumber by name."""
+        return self._info("Renumber", _requests.renumber(name, begin, end, add, divide, if_revision, request_id))
 
     # --------------------------------------------------------------------------------------------------------- any name
 
@@ -424,12 +438,13 @@ class Pool:
     def delete(self, source: Name | Match | str, *, if_revision: int | None = None, allow_missing: bool = False) -> bool:
         """Name.delete of any source; a str is a sequence."""
         request = _requests.delete(source, if_revision, allow_missing)
-        return self._call("Delete", request, pb.DeleteResponse.FromString, retry=allow_missing).deleted
+        return self._call("Delete", request, pb.DeleteResponse.FromString, retry=_requests.may_repeat(request)).deleted
 
-    def delete_many(self, prefix: str = "", kind: names.Kind = "sequence", *, preview: bool = False, if_count: int | None = None,
-                    all: bool = False) -> Deletion:
+    def delete_many(self, prefix: str = "", kind: names.Kind = "sequence", *, keep: Iterable[str] = (), preview: bool = False,
+                    if_count: int | None = None, all: bool = False) -> Deletion:
         """Forgets all names of one kind that begin with `prefix`.
 
+        keep      but for these, which don't count; they need not be there
         preview   only count them
         if_count  only if exactly so many match: what a preview said. Conflict (COUNT_MISMATCH), and nothing was deleted, otherwise
         all       required for an empty prefix: every name of this kind
@@ -437,7 +452,7 @@ class Pool:
         of the last attempt.
         """
         request = pb.DeleteManyRequest(kind=_requests.enum(pb.NameKind, kind, "kind"), name_prefix=prefix, all=all, preview=preview,
-                                       if_count=if_count)
+                                       if_count=if_count, keep=keep)
         answer = self._call("DeleteMany", request, pb.DeleteManyResponse.FromString, retry=preview or if_count is None)
         return Deletion(answer.matched, answer.deleted, answer.state_bytes, tuple(answer.names))
 

@@ -100,7 +100,8 @@ class Info(FromMessage):
     attachment_bytes: int
     durability: str
     max_history: int
-    history: tuple[Version, ...]  # newest first; only from describe()
+    history: tuple[Version, ...]  # newest first; only from describe() and renumber()
+    rollback_tokens: int  # how many tokens the head can go back by; only from describe() and renumber()
     ttl: float | None  # idle seconds
     expire_time: datetime.datetime | None
     create_time: datetime.datetime | None
@@ -126,6 +127,7 @@ class Info(FromMessage):
             "durability": enum_name(pb.Durability, info.durability), "max_history": info.max_history,
             "history": tuple(Version(v.position, v.version_id, v.parent_version_id, enum_name(pb.Exactness, v.exactness), v.checksum,
                                      enum_name(pb.Tier, v.tier)) for v in info.history),
+            "rollback_tokens": info.rollback_tokens,
             "ttl": info.ttl.ToTimedelta().total_seconds() if info.HasField("ttl") else None,
             "expire_time": info.expire_time.ToDatetime(datetime.timezone.utc) if info.HasField("expire_time") else None,
             "create_time": info.create_time.ToDatetime(datetime.timezone.utc) if info.HasField("create_time") else None,
@@ -155,6 +157,22 @@ class Deletion:
     deleted: int  # 0 in a preview
     state_bytes: int  # of the heads of those that match, each image once; other names may need some of them too
     names: tuple[str, ...]  # the first 100 that match, in byte order
+
+
+@dataclasses.dataclass(frozen=True)
+class Removal:
+    """The answer of Pool.remove_range. True unless it was refused."""
+
+    done: bool  # False: the ring holds no version at the range's begin, and nothing changed
+    deleted: bool  # the sequence is gone
+    info: Info | None  # what the sequence is now; None: deleted, or absent (with allow_missing)
+
+    @staticmethod
+    def from_proto(removal: pb.RemoveRangeResponse) -> Removal:
+        return Removal(removal.done, removal.deleted, Info.from_proto(removal.info) if removal.HasField("info") else None)
+
+    def __bool__(self) -> bool:
+        return self.done
 
 
 class State:
@@ -322,12 +340,40 @@ class Sequence(Name):
         """How much of a set_stream with this request_id has arrived and is kept. NotFound (UPLOAD_UNKNOWN)."""
         return self._pool.get_upload(self.name, request_id)
 
-    def rollback(self, position: int, *, if_revision: int | None = None, request_id: str | None = None) -> Info:
-        """Moves the head back to the newest version at exactly `position`; later versions are dropped.
+    def rollback(self, position: int | None = None, *, tokens: int | None = None, if_revision: int | None = None,
+                 request_id: str | None = None) -> Info:
+        """Moves the head back to the newest version at exactly `position`, or back by so many `tokens`; later versions are dropped.
 
-        NotFound (POSITION_MISMATCH, metadata "positions") when the ring does not hold it; nothing changes then.
+        tokens  0..Info.rollback_tokens of describe(): versions behind the head, each one token back. Conflict (HISTORY_TOO_SHORT, metadata
+                "available") for more
+        NotFound (POSITION_MISMATCH, metadata "positions") when the ring does not hold the position; nothing changes then.
         """
-        return self._pool.rollback(self.name, position, if_revision=if_revision, request_id=request_id)
+        return self._pool.rollback(self.name, position, tokens=tokens, if_revision=if_revision, request_id=request_id)
+
+    def remove_range(self, begin: int = 0, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
+                     request_id: str | None = None) -> Removal:
+        """Takes the tokens with the indices [begin, end) out of the sequence, as far as that can be done: llama.cpp's seq_rm.
+
+        The indices of a state at position P are 0..P-1; a negative begin is 0, a negative end is after all of them. A range with all tokens deletes
+        the sequence. One with the last but not the first moves the head back to position `begin` if the ring holds it, and is refused (a false
+        answer, and nothing changes) if not. One without the last changes nothing, and is done.
+
+        allow_missing  a sequence that is not there is fine
+        Retried by itself unless it might delete and allow_missing is not set. NotFound; Conflict (REVISION_MISMATCH).
+        """
+        return self._pool.remove_range(self.name, begin, end, if_revision=if_revision, allow_missing=allow_missing, request_id=request_id)
+
+    def renumber(self, begin: int = 0, end: int = -1, *, add: int | None = None, divide: int | None = None, if_revision: int | None = None,
+                 request_id: str | None = None) -> Info:
+        """Gives the sequence another position if its last token is one of [begin, end), as in remove_range: llama.cpp's seq_add and seq_div.
+
+        add     to the position; may be negative
+        divide  the last token's index, rounded down; at least 1. One of the two
+        No byte is copied. The versions behind the head go along as far as their own last tokens are in the range; the rest of the ring is dropped.
+        The states are "edited" then. What it is now, with its history. InvalidArgument (INVALID_POSITION: the last token's index would be negative);
+        NotFound; Conflict (REVISION_MISMATCH).
+        """
+        return self._pool.renumber(self.name, begin, end, add=add, divide=divide, if_revision=if_revision, request_id=request_id)
 
 
 class Snapshot(Name):

@@ -463,7 +463,8 @@ absl::StatusOr<Arenas::Found> Arenas::FindStates(const Op& op, Arena* arena, abs
     }
     return late == nullptr ? absl::OkStatus() : ReservePins(late, images.size() * arena->layout->state_bytes());
   };
-  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found = store_->GetMany(op, sources, choose, arena->device);
+  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found =
+      store_->GetMany(op, sources, choose, PinPlace(arena->device, /*other_if_reached=*/arena->is_of_parts()));
   RETURN_IF_ERROR(found.status());
 
   Found pinned;
@@ -686,7 +687,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     }
   };
   absl::StatusOr<std::vector<ImageRef>> images = arena->is_of_parts()
-                                                     ? CopyParts(op, arena.get(), items, stored, &assemblies, &answer)
+                                                     ? CopyParts(op, arena, items, stored, &assemblies, &answer)
                                                      : CopyFromRows(op, arena.get(), items, stored, &answer);
   if (done != nullptr) done->Set();
   RETURN_IF_ERROR(images.status());

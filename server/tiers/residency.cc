@@ -126,6 +126,12 @@ Residency::Residency(ResidencyOptions options, const ResidencyMemories& memories
     healthy_ |= memory->bit;
     if (memory->in_reach) in_reach_ |= memory->bit;
   }
+  for (const auto& memory : memories_) {
+    for (const auto& other : memories_) {
+      if (other != memory && other->tier == Tier::kHot && memory->device->Reaches(*other->device))
+        memory->reached |= other->bit;
+    }
+  }
   reclaimer_ = std::thread(&Residency::ReclaimLoop, this);
   spiller_ = std::thread(&Residency::SpillLoop, this);
 }
@@ -530,7 +536,8 @@ Pin Residency::TryRead(const ImageRef& ref) {
   return copy != nullptr && copy->memory().in_reach && copy->verified ? PinLocked(ref, copy) : nullptr;
 }
 
-absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Device* on) {
+absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, PinPlace place) {
+  const Device* const on = place.on;
   Resident* image = Resident::Of(*ref);
   MutexLock lock(&mu_);
   bool counted = false;
@@ -542,7 +549,7 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Dev
     if (only != nullptr) {
       if (absl::Status status = Usable(*only); !status.ok()) return status;
     }
-    Copy* const copy = only == nullptr ? BestCopy(*image) : CopyIn(*image, *only);
+    Copy* const copy = only == nullptr ? BestCopy(*image) : CopyFor(*image, *only, place.or_reached);
     if (copy != nullptr && !copy->damaged && copy->verified) return PinLocked(ref, copy);
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
     if (copy != nullptr && !copy->damaged) {

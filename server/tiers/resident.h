@@ -46,9 +46,10 @@ struct Residency::Memory {
   StagingPool* const staging;
   const uint64_t dirty_bytes_max;
   const Tier tier;
-  const size_t index;   // in memories_, and of its pool in each Family
-  const uint32_t bit;   // of Resident::places
-  const bool in_reach;  // of the CPU
+  const size_t index;    // in memories_, and of its pool in each Family
+  const uint32_t bit;    // of Resident::places
+  const bool in_reach;   // of the CPU
+  uint32_t reached = 0;  // bits of the other hot memories that its device reaches; set once
 
   bool failed = false;
   std::vector<Pool*> pools;

@@ -95,6 +95,10 @@ class ImageWriter {
   virtual SlotPlace place() const { return {}; }
   virtual ImageRef FinishFilled(Checksum checksum, absl::string_view attachment) = 0;
 
+  // Room for so many more bytes of an attachment than BeginWrite was told of. May wait for the disk. Errors:
+  // STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED; the writer is as it was.
+  virtual absl::Status AddAttachmentRoom(const Op& op, uint64_t bytes) = 0;
+
   // The image. After it the writer is empty. Errors: BYTES_LENGTH_MISMATCH (bytes are missing), CHECKSUM_MISMATCH (of
   // the whole); then the writer is as it was.
   virtual absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) = 0;

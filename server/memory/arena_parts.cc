@@ -15,7 +15,6 @@ absl::Status Arenas::CheckPart(const StoreItem& item) {
                    "a part of a version needs the request_id that all ranks give for this version, and for no other");
   }
   if (item.image != nullptr) return Invalid("INVALID_OPTION", "grant", "parts of states are copied by the daemon");
-  if (!item.attachment.empty()) return Invalid("INVALID_OPTION", "attachment", "a part has no room for an attachment");
   return absl::OkStatus();
 }
 
@@ -58,7 +57,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const Aren
     base.stored_with = assembly;
   };
   for (size_t k = 0; k < stored.size(); ++k) {
-    const absl::StatusOr<PartAssemblies::Joined> joined = JoinParts(op, arena, items[stored[k]].set);
+    const absl::StatusOr<PartAssemblies::Joined> joined = JoinParts(op, arena, items[stored[k]]);
     if (!joined.ok()) {
       answer->rows[stored[k]].status = joined.status();
     } else if (joined->copies) {
@@ -125,14 +124,15 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const Aren
       continue;
     }
     (*assemblies)[scatter.k] = assembly;
-    std::unique_ptr<ImageWriter> writer = parts_.TakeWriter(assembly);
+    const PartAssemblies::Whole whole = parts_.Take(assembly);
     std::vector<LeafHash> leaves(LeafCount(plan.state_bytes()));
-    const absl::Status hashed =
-        PartAssemblies::device(*assembly)->HashLeaves(writer->room(), plan.state_bytes(), absl::MakeSpan(leaves));
-    if (hashed.ok()) {
-      images[scatter.k] = writer->FinishFilled(HashRoot(leaves), /*attachment=*/"");
+    absl::Status status =
+        PartAssemblies::device(*assembly)->HashLeaves(whole.writer->room(), plan.state_bytes(), absl::MakeSpan(leaves));
+    if (status.ok() && !whole.attachment.empty()) status = whole.writer->AddAttachmentRoom(op, whole.attachment.size());
+    if (status.ok()) {
+      images[scatter.k] = whole.writer->FinishFilled(HashRoot(leaves), whole.attachment);
     } else {
-      answer->rows[stored[scatter.k]].status = hashed;
+      answer->rows[stored[scatter.k]].status = status;
     }
   }
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
@@ -198,11 +198,12 @@ void Arenas::PutBack(Reserved reserved) {
     of.reserve.push_back(std::move(reserved.writer));
 }
 
-absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, const ArenaRef& arena, const SetRequest& set) {
+absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item) {
+  const SetRequest& set = item.set;
   const PartAssemblies::Key key = {arena->tenant, set.sequence,         set.request.id, arena->layout->fingerprint(),
                                    set.position,  arena->shape->tp_size};
-  const uint32_t rank = arena->shape->tp_rank;
-  absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(key, rank, arena->id);
+  const PartAssemblies::Part part = {arena->shape->tp_rank, arena->id, item.attachment};
+  absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(key, part);
   if (joined.ok() && joined->assembly == nullptr) {
     Reserved room = TakeReserved(arena, /*elsewhere_too=*/true);
     Device* home = arena->device;
@@ -215,11 +216,11 @@ absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, const Are
       room.writer = *std::move(begun);
     }
     const uint64_t bytes = room.of != nullptr ? 0 : arena->layout->state_bytes();
-    joined = parts_.Begin(key, rank, arena->id, bytes, home, &room.writer);
+    joined = parts_.Begin(key, part, bytes, home, &room.writer);
     if (room.writer != nullptr && room.of != nullptr) PutBack(std::move(room));
   }
   if (joined.ok() && joined->copies && !PartAssemblies::device(*joined->assembly)->health().ok()) {
-    parts_.Failed(joined->assembly, rank);
+    parts_.Failed(joined->assembly, part.rank);
     parts_.Drop(joined->assembly);  // what the others brought is lost
     return PartAssemblies::Unknown();
   }

@@ -274,7 +274,7 @@ class Arenas {
                                                   absl::Span<const StoreItem> items, absl::Span<const size_t> stored,
                                                   std::vector<PartAssemblies::Ref>* assemblies, StoreAnswer* answer);
 
-  absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, const ArenaRef& arena, const SetRequest& set);
+  absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item);
   struct Reserved {
     std::unique_ptr<ImageWriter> writer;  // null: there was none
     ArenaRef of;

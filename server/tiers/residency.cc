@@ -456,6 +456,10 @@ absl::StatusOr<ImageRef> Residency::Writer::Finish(std::optional<Checksum> expec
   return residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/true);
 }
 
+absl::Status Residency::Writer::AddAttachmentRoom(const Op& op, uint64_t bytes) {
+  return claim_.residency->AcquireAttachment(op, bytes, &claim_);
+}
+
 ImageRef Residency::Writer::FinishFilled(Checksum checksum, absl::string_view attachment) {
   assert(attachment.size() == claim_.attachment_bytes);
   ImageInfo info{.id = claim_.residency->ids_.Next(), .tenant = claim_.pool->family->tenant, .layout = layout_};

@@ -374,6 +374,8 @@ class Residency final : public ImageStore {
   // a pool.
   absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim, bool may_wait = true)
       ABSL_LOCKS_EXCLUDED(mu_);
+  // More room for an attachment, for a claim that has its slot.
+  absl::Status AcquireAttachment(const Op& op, uint64_t bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status AcquireOwned(const Op& op, OwnerId owner, bool at_once, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Refuse(absl::Status why);  // counts it
   Step EvictOwned(const Op& op, Pool* pool, OwnerId owner, bool clean_only, Keep* keep, absl::Status* error)

@@ -251,6 +251,7 @@ class Residency::Writer final : public ImageWriter {
   char* room() override { return claim_.slot.data; }
   SlotPlace place() const override { return PlaceOf(claim_.slot); }
   ImageRef FinishFilled(Checksum checksum, absl::string_view attachment) override;
+  absl::Status AddAttachmentRoom(const Op& op, uint64_t bytes) override;
   absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override;
 
  private:

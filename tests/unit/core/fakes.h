@@ -235,6 +235,7 @@ class FakeImageStore final : public ImageStore {
       bytes.attachment = attachment;
       return store_->Write(Op(), layout_, bytes);
     }
+    absl::Status AddAttachmentRoom(const Op&, uint64_t) override { return absl::OkStatus(); }
 
    private:
     FakeImageStore* const store_;

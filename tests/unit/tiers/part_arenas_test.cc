@@ -30,8 +30,9 @@ class PartArenasTest : public DeviceArenasTest {
     return ranks;
   }
   StoredRow StorePart(const Open& arena, uint32_t row, const std::string& name, int64_t position,
-                      const std::string& request_id, bool whole_row = true) {
+                      const std::string& request_id, bool whole_row = true, const std::string& attachment = "") {
     StoreItem item;
+    item.attachment = attachment;
     item.row = row;
     item.set.sequence = name;
     item.set.position = position;
@@ -201,8 +202,37 @@ TEST_P(PartArenasTest, WhatAPartCantBeIsRefused) {
   item.set.request.id = "1";
   item.whole_row = true;
   EXPECT_EQ(GetErrorDetail(arenas_.Store({}, rank.id, {&item, 1}, /*all_or_none=*/true).status()).field, "all_or_none");
-  item.attachment = "logits";
-  EXPECT_EQ(GetErrorDetail(arenas_.Store({}, rank.id, {&item, 1}, false)->rows[0].status).field, "attachment");
+}
+
+TEST_P(PartArenasTest, AnyRanksAttachmentIsTheVersions) {
+  const std::vector<Open> ranks = OpenRanks(2);
+  const std::string state = MakeBytes(layout_->state_bytes(), 1);
+  const auto attachment_of = [&](const std::string& name) {
+    return std::string(store_.Get({}, {Key(name), std::nullopt, ""})->pin->attachment());
+  };
+  for (const Open& rank : ranks) SetRow(rank, 0, state);
+  for (const size_t giver : {0, 1}) {
+    const std::string name = absl::StrCat("by ", giver);
+    StoredRow stored;
+    for (const size_t rank : {0, 1}) {
+      stored = StorePart(ranks[rank], 0, name, 1, "1", true, rank == giver ? "logits" : "");
+      ASSERT_EQ(stored.status, absl::OkStatus());
+    }
+    EXPECT_EQ(stored.info.version.attachment_bytes, 6u);
+    EXPECT_EQ(attachment_of(name), "logits");
+    EXPECT_TRUE(Get(name) == state);
+  }
+  EXPECT_EQ(StorePart(ranks[0], 0, "two", 1, "1", true, "logits").parts_missing, 1u);
+  const absl::Status other = StorePart(ranks[1], 0, "two", 1, "1", true, "others").status;
+  EXPECT_EQ(ReasonOf(other), "INVALID_OPTION");
+  EXPECT_EQ(GetErrorDetail(other).field, "attachment");
+  EXPECT_EQ(ReasonOfGet("two"), "NEVER_CREATED");
+  EXPECT_EQ(StorePart(ranks[1], 0, "two", 1, "1", true, "logits").parts_missing, 0u);
+  EXPECT_EQ(attachment_of("two"), "logits");
+  EXPECT_EQ(GetErrorDetail(StorePart(ranks[0], 0, "large", 1, "1", true, std::string((1 << 20) + 1, 'a')).status).field,
+            "attachment");
+  residency_.CheckInvariants();
+  arenas_.CheckInvariants();
 }
 
 // ---- on several devices

@@ -510,7 +510,7 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
     if (is_new) gathers.push_back({found[k]->pin->data(), {}, {}});
     Gather& gather = gathers[it->second];
     gather.rows.push_back(item.row);
-    bytes += arena->layout->state_bytes();
+    bytes += arena->shape->plan.segment_bytes();
     if (!hold) continue;
     if (is_new) {
       absl::StatusOr<LeasedSlot> slot = hold(std::move(found[k]->pin));

@@ -909,6 +909,7 @@ void Arenas::CheckInvariants() const {
     std::fprintf(stderr, "Arenas: %s\n", what);
     std::abort();
   };
+  parts_.CheckInvariants();
   MutexLock lock(&mu_);
   absl::flat_hash_map<const Device*, uint64_t> bytes;
   for (const auto& [id, arena] : arenas_) {

@@ -2,10 +2,11 @@
 #include "server/memory/part_assembly.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
-#include "absl/strings/str_cat.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
 
@@ -27,9 +28,9 @@ class PartAssemblies::Assembly {
   uint32_t missing = 0;         // that are not kThere
   uint32_t copying = 0;         // that are kCopying
   absl::flat_hash_set<std::string> arenas;
-  std::unique_ptr<ImageWriter> writer;  // until all parts are there, or it was dropped and nobody copies
-  std::optional<uint32_t> attached_by;  // the first rank that gave an attachment
-  std::string attachment;               // until it is taken
+  std::unique_ptr<ImageWriter> writer;        // until all parts are there, or it was dropped and nobody copies
+  absl::flat_hash_set<uint32_t> attached_by;  // ranks that gave the attachment
+  std::string attachment;                     // until it is taken
   Checksum attachment_checksum = 0;
   bool dropped = false;
   std::optional<NameInfo> published;
@@ -68,11 +69,13 @@ bool PartAssemblies::HasRoom(uint64_t bytes, uint64_t own_bytes) const {
 absl::Status PartAssemblies::Attach(Assembly* assembly, const Part& part) {
   if (part.attachment.empty()) return absl::OkStatus();
   const Checksum checksum = ChecksumOf(part.attachment);
-  if (assembly->attached_by.has_value()) {
-    if (checksum == assembly->attachment_checksum) return absl::OkStatus();
-    return Invalid("INVALID_OPTION", "attachment",
-                   absl::StrCat("rank ", *assembly->attached_by,
-                                " gave this version another attachment: one rank gives it, or all the same"));
+  if (!assembly->attached_by.empty()) {
+    if (checksum != assembly->attachment_checksum) {
+      return Invalid("INVALID_OPTION", "attachment",
+                     "this version has another attachment: one rank gives it, or several the same");
+    }
+    assembly->attached_by.insert(part.rank);
+    return absl::OkStatus();
   }
   if (assembly->parts[part.rank] == Assembly::Progress::kThere) {
     return Invalid(
@@ -80,7 +83,7 @@ absl::Status PartAssemblies::Attach(Assembly* assembly, const Part& part) {
         "this rank's part is there already, without an attachment: store the version with another request_id");
   }
   if (!HasRoom(part.attachment.size(), assembly->bytes)) return TooMany(options_.max_bytes);
-  assembly->attached_by = part.rank;
+  assembly->attached_by.insert(part.rank);
   assembly->attachment = std::string(part.attachment);
   assembly->attachment_checksum = checksum;
   assembly->bytes += part.attachment.size();
@@ -155,10 +158,9 @@ void PartAssemblies::Failed(const Ref& assembly, uint32_t rank) {
   MutexLock lock(&mu_);
   assembly->parts[rank] = Assembly::Progress::kMissing;
   --assembly->copying;
-  if (assembly->attached_by == rank && !assembly->dropped) {
+  if (assembly->attached_by.erase(rank) > 0 && assembly->attached_by.empty() && !assembly->dropped) {
     assembly->bytes -= assembly->attachment.size();
     open_bytes_ -= assembly->attachment.size();
-    assembly->attached_by.reset();
     assembly->attachment.clear();
   }
   if (assembly->dropped && assembly->copying == 0) writer = std::move(assembly->writer);
@@ -166,7 +168,7 @@ void PartAssemblies::Failed(const Ref& assembly, uint32_t rank) {
 
 PartAssemblies::Whole PartAssemblies::Take(const Ref& assembly) {
   MutexLock lock(&mu_);
-  return {std::move(assembly->writer), std::move(assembly->attachment)};
+  return {std::move(assembly->writer), std::exchange(assembly->attachment, {})};
 }
 
 void PartAssemblies::Published(const Ref& assembly, const NameInfo& info) {
@@ -213,6 +215,31 @@ void PartAssemblies::ArenaEnded(absl::string_view arena) {
     if (is_open && assembly->arenas.contains(arena)) gone.push_back(assembly);
   }
   for (const Ref& assembly : gone) DropLocked(assembly.get(), &writers.emplace_back());
+}
+
+void PartAssemblies::CheckInvariants() const {
+  const auto require = [](bool condition, const char* what) {
+    if (condition) return;
+    std::fprintf(stderr, "PartAssemblies: %s\n", what);
+    std::abort();
+  };
+  MutexLock lock(&mu_);
+  uint64_t open = 0, open_bytes = 0;
+  for (const auto& [key, assembly] : assemblies_) {
+    const auto count = [&parts = assembly->parts](Assembly::Progress progress) {
+      return static_cast<uint32_t>(std::count(parts.begin(), parts.end(), progress));
+    };
+    require(assembly->key == key && !assembly->dropped, "one that was dropped, or under another's key");
+    require(assembly->missing == assembly->parts.size() - count(Assembly::Progress::kThere), "parts are miscounted");
+    require(assembly->copying == count(Assembly::Progress::kCopying), "copies are miscounted");
+    require(!assembly->attached_by.empty() || assembly->attachment.empty(), "an attachment that nobody gave");
+    require(assembly->missing == 0 || (assembly->writer != nullptr && !assembly->published), "an open one has no slot");
+    if (assembly->published.has_value()) continue;
+    ++open;
+    open_bytes += assembly->bytes;
+  }
+  require(open == open_ && open_ <= options_.max_open, "open ones are miscounted, or too many");
+  require(open_bytes == open_bytes_, "bytes of open ones are miscounted");
 }
 
 void PartAssemblies::Expire() {

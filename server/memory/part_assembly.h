@@ -116,6 +116,9 @@ class PartAssemblies {
   void ArenaEnded(absl::string_view arena);  // drops open ones that it brought a part of
   void Expire();                             // drops what is too old
 
+  // Aborts when they contradict themselves. For tests.
+  void CheckInvariants() const;
+
  private:
   absl::StatusOr<Joined> JoinLocked(const Key& key, const Part& part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Attach(Assembly* assembly, const Part& part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

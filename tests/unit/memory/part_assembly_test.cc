@@ -32,6 +32,7 @@ class FakeWriter final : public ImageWriter {
 
 class PartAssemblyTest : public testing::Test {
  protected:
+  ~PartAssemblyTest() override { parts_.CheckInvariants(); }
   static PartAssemblies::Key Key(const std::string& request_id) {
     return {kDefaultTenant, "seq", request_id, "layout", 7, 2};
   }
@@ -146,6 +147,14 @@ TEST_F(PartAssemblyTest, APartThatFailedTakesItsAttachmentAlong) {
   EXPECT_EQ(*Bring("a", 1, 100, "others"), 1u);
   EXPECT_EQ(*Bring("a", 0), 0u);
   EXPECT_EQ(parts_.Take(assembly).attachment, "others");
+  parts_.Drop(assembly);
+
+  const PartAssemblies::Ref both = Join("b", 0, 100, "logits")->assembly;
+  EXPECT_EQ(*Bring("b", 1, 100, "logits"), 1u);
+  parts_.Failed(both, 0);
+  EXPECT_EQ(*Bring("b", 0), 0u);
+  EXPECT_EQ(parts_.Take(both).attachment, "logits") << "the other gave it too";
+  parts_.Drop(both);
 }
 
 TEST_F(PartAssemblyTest, AttachmentsCountUntilTheirVersionsArePublishedOrDropped) {

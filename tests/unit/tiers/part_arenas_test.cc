@@ -282,6 +282,57 @@ TEST_P(PartArenasOnSeveralTest, RanksStoreOneVersionAndOnlyTheirPartsComeBack) {
   arenas_.CheckInvariants();
 }
 
+TEST_P(PartArenasOnSeveralTest, AStoreOfAllRowsTakesTheSlotsThatAllRanksReserved) {
+  std::vector<Open> ranks = OpenSpread(2);
+  const std::vector<std::string> states = {MakeBytes(layout_->state_bytes(), 1), MakeBytes(layout_->state_bytes(), 2)};
+  const auto store_rows = [&](const Open& rank, const std::string& request_id) {
+    std::vector<StoreItem> items(2);
+    for (uint32_t row = 0; row < 2; ++row) {
+      SetRow(rank, row, states[row]);
+      items[row].row = row;
+      items[row].set.sequence = absl::StrCat("seq/", row);
+      items[row].set.position = 1;
+      items[row].set.request.id = request_id;
+      items[row].any_revision = items[row].whole_row = true;
+    }
+    return *arenas_.Store({}, rank.id, items, false);
+  };
+  // Slots of versions that wait for parts; the arenas' own thread may be about to reserve one.
+  const auto come_to = [&](uint64_t expected) {
+    uint64_t used = ~expected;
+    for (int i = 0; i < 2'000 && used != expected; ++i) {
+      if (i > 0) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      used = 0;
+      for (const auto& pool : residency_.stats().pools) used += pool.slots_used;
+      used -= arenas_.stats().reserved_slots;
+    }
+    return used == expected;
+  };
+  EXPECT_TRUE(come_to(0));
+  for (const StoredRow& row : store_rows(ranks[0], "first").rows) EXPECT_EQ(row.parts_missing, 1u);
+  EXPECT_TRUE(come_to(2));
+
+  // A rank that is gone takes along what all brought, wherever it lies.
+  arenas_.LeaseEnded(ranks[0].id);
+  arenas_.ProcessGone(ranks[0].id);
+  for (int i = 0; i < 2'000 && !arenas_.IsGone(ranks[0].id); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_TRUE(come_to(0));
+  ranks[0] = OpenArena(2, {.tp_size = 2, .tp_rank = 0}, memory_.devices()[0]->name());
+  for (const StoredRow& row : store_rows(ranks[1], "second").rows) EXPECT_EQ(row.parts_missing, 1u);
+  for (const StoredRow& row : store_rows(ranks[0], "second").rows) EXPECT_EQ(row.status, absl::OkStatus());
+  std::vector<int> on_device(2);
+  for (uint32_t row = 0; row < 2; ++row) {
+    EXPECT_TRUE(Get(absl::StrCat("seq/", row)) == states[row]);
+    const GetAnswer answer = *store_.Get({}, {Key(absl::StrCat("seq/", row)), std::nullopt, ""});
+    for (size_t device = 0; device < 2; ++device)
+      on_device[device] += memory_.far(device)->Behind(answer.pin->data(), 1) != nullptr;
+  }
+  EXPECT_EQ(on_device, (std::vector<int>{1, 1}));
+  residency_.CheckInvariants();
+  arenas_.CheckInvariants();
+}
+
 TEST_P(PartArenasOnSeveralTest, AColdStateIsBroughtOnceForRanksThatReachIt) {
   const std::string state = MakeBytes(layout_->state_bytes(), 1);
   ASSERT_TRUE(Set("seq", 1, state).ok());

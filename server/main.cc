@@ -229,7 +229,8 @@ int Run(const DaemonFlags& flags, const sigset_t& stop_signals) {
                 {.devices = memories->hot_devices(),
                  .allocate = [&residency](const Op& op, TenantId tenant, uint64_t bytes,
                                           const Device* on) { return residency.AllocateShared(op, tenant, bytes, on); },
-                 .freed = [&residency] { residency.SharedMemoryFreed(); }},
+                 .freed = [&residency] { residency.SharedMemoryFreed(); },
+                 .staging = memories->staging.get()},
                 &copies, &clock);
   std::optional<Leases> leases;
   if (flags.direct) {

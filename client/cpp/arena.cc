@@ -178,6 +178,7 @@ absl::StatusOr<StoreAnswer> AnswerOf(absl::StatusOr<v1::StoreResponse> response,
       answer.rows.push_back(std::move(*row.mutable_info()));
     }
     answer.skipped.push_back(row.skipped());
+    answer.parts_missing.push_back(row.parts_missing());
   }
   return answer;
 }
@@ -374,9 +375,20 @@ absl::StatusOr<v1::LoadResponse> Arena::LoadByDaemon(v1::LoadRequest* request, s
   return *std::move(directly);
 }
 
+absl::Status Arena::CheckParts(absl::Span<const v1::StoreItem> items) const {
+  if (request_.view().tp_size() <= 1) return absl::OkStatus();
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!items[i].request_id().empty()) continue;
+    return InvalidArgument("MISSING_FIELD", absl::StrCat("items[", i, "].request_id"),
+                           "a part of a version needs the request_id that all ranks give for it");
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, bool all_or_none,
                                          const CallOptions& call, CUstream_st* stream) {
   if (absl::Status status = Enter(stream); !status.ok()) return status;
+  if (absl::Status status = CheckParts(items); !status.ok()) return status;
   v1::StoreRequest request = RequestOf(items, all_or_none);
   const absl::Time deadline = DeadlineOf(call);
   std::optional<absl::StatusOr<v1::StoreResponse>> response = StoreDirectly(&request, Until(deadline), stream);
@@ -392,6 +404,7 @@ absl::StatusOr<PendingStore> Arena::StoreAsync(absl::Span<const v1::StoreItem> i
   if (absl::Status status = Enter(stream); !status.ok()) return status;
   const bool advances = std::any_of(items.begin(), items.end(), [](const v1::StoreItem& item) { return item.advance(); });
   if (gpu_ == nullptr || advances) return PendingStore(this, Store(items, all_or_none, call, stream));
+  if (absl::Status status = CheckParts(items); !status.ok()) return PendingStore(this, std::move(status));
   v1::StoreRequest request = RequestOf(items, all_or_none);
   absl::StatusOr<std::shared_ptr<Storing>> storing =
       BeginStore(request, Until(DeadlineOf(call)), stream, /*attended=*/true);

@@ -105,6 +105,9 @@ struct StoreAnswer {
   // What was stored, or the error of the item, in the order of the items.
   std::vector<absl::StatusOr<v1::NameInfo>> rows;
   std::vector<bool> skipped;  // parallel: nothing was to be stored (StoreItem.skip_none), and the NameInfo is empty
+  // Parallel to it, of an arena of a rank's part (v1::View::tp_size): how many ranks have not stored theirs. If any,
+  // the version is not there yet, and the row's info is empty. Elsewhere 0.
+  std::vector<uint32_t> parts_missing;
   bool done = false;          // false: nothing was stored (all_or_none, and an item failed)
   absl::Duration copy_time;   // as in LoadAnswer
 };
@@ -203,9 +206,11 @@ class Arena {
                                   CUstream_st* stream = nullptr);
 
   // Makes rows new versions of sequences, existing or new ones, as Pool::Set would; published at one moment, recorded
-  // together. An empty request_id of an item is filled in here, so retries are safe.
-  // An item with `advance` leaves its row advanced to what was stored; by a direct way, in `stream`.
-  // On a GPU it waits for `stream`, which wrote the rows. call.timeout is without what it waits for that.
+  // together. An empty request_id of an item is filled in here, so retries are safe. Ranks that store a version
+  // together (PARTS) give the same one, and never again for another version: then an empty one is MISSING_FIELD, and
+  // the daemon copies. An item with `advance` leaves its row advanced to what was stored; by a direct way, in
+  // `stream`. On a GPU it waits for `stream`, which wrote the rows. call.timeout is without what it waits for
+  // that.
   absl::StatusOr<StoreAnswer> Store(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
                                     const CallOptions& call = {}, CUstream_st* stream = nullptr);
 
@@ -271,6 +276,8 @@ class Arena {
                                   Request* request, const CallOptions& call);
   // FORKED; on a GPU STREAM_CAPTURING and GPU_FAILED. Before anything is asked for, or the stream is waited for.
   absl::Status Enter(CUstream_st* stream) const;
+  // MISSING_FIELD for a part without the request_id of its version: one that is made here would be this rank's alone.
+  absl::Status CheckParts(absl::Span<const v1::StoreItem> items) const;
   // Load and Store by a direct way; nothing: let the daemon copy. The request is then as it was, but for row_unmodified
   // of rows that the daemon may take for what they are not.
   std::optional<absl::StatusOr<v1::LoadResponse>> LoadDirectly(v1::LoadRequest* request, const CallOptions& call,

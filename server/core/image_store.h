@@ -32,6 +32,15 @@ struct SlotPlace {
   uint64_t offset = 0;
 };
 
+// Where a pin's bytes shall be: on this device for hot states; or, null, wherever the CPU gets at them with the least
+// trouble. With `or_reached` another device for hot states that has them will do, whose memory this one Reaches.
+struct PinPlace {
+  PinPlace(const Device* device, bool other_if_reached = false) : on(device), or_reached(other_if_reached) {}
+
+  const Device* on;
+  bool or_reached;
+};
+
 // Keeps an image's bytes where they can be read, for as long as it lives: a pinned slot never leaves its device.
 // Movable.
 class PinnedImage {
@@ -86,6 +95,10 @@ class ImageWriter {
   virtual SlotPlace place() const { return {}; }
   virtual ImageRef FinishFilled(Checksum checksum, absl::string_view attachment) = 0;
 
+  // Room for so many more bytes of an attachment than BeginWrite was told of. May wait for the disk. Errors:
+  // STATE_TOO_LARGE, HOT_FULL, COLD_FULL, DISK_FAILED, DEADLINE, CANCELLED; the writer is as it was.
+  virtual absl::Status AddAttachmentRoom(const Op& op, uint64_t bytes) = 0;
+
   // The image. After it the writer is empty. Errors: BYTES_LENGTH_MISMATCH (bytes are missing), CHECKSUM_MISMATCH (of
   // the whole); then the writer is as it was.
   virtual absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) = 0;
@@ -106,16 +119,16 @@ class ImageStore {
   virtual absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op& op, LayoutRef layout,
                                                                   uint64_t attachment_bytes, const Device* on) = 0;
 
-  // Pins an image's bytes: on a device for hot states, or, null, wherever the CPU gets at them with the least trouble.
-  // Where there are none they are copied there first (blocks), and verified on the way. Errors: CORRUPT (DATA_LOSS),
-  // STATE_TOO_LARGE, HOT_FULL, DISK_FAILED, DEVICE_FAILED (of `on`, or of the one that alone had them: loss()),
-  // DEADLINE, CANCELLED.
-  virtual absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image, const Device* on) = 0;
+  // Pins an image's bytes in a place that will do. Where there are none they are copied first (blocks), to `place.on`
+  // if it is a device, and verified on the way. Errors: CORRUPT (DATA_LOSS), STATE_TOO_LARGE, HOT_FULL, DISK_FAILED,
+  // DEVICE_FAILED (of `place.on`, or of the one that alone had them: loss()), DEADLINE, CANCELLED.
+  virtual absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image, PinPlace place) = 0;
 
-  // Many at once, each as Read does: those that memories have and `on` lacks are copied there together, which takes the
-  // time of the bytes alone. Parallel to `images`, which may name one twice; what becomes of one is no other's matter.
+  // Many at once, each as Read does: those that memories have and the place lacks are copied there together, which
+  // takes the time of the bytes alone. Parallel to `images`, which may name one twice; what becomes of one is no
+  // other's matter.
   virtual std::vector<absl::StatusOr<Pin>> ReadMany(const Op& op, absl::Span<const ImageRef> images,
-                                                    const Device* on) = 0;
+                                                    PinPlace place) = 0;
 
   // As Read when it needs no waiting and the CPU can read the bytes, else null. Counts as a use.
   virtual Pin TryRead(const ImageRef& image) = 0;

@@ -313,10 +313,10 @@ class Store {
   std::optional<absl::StatusOr<GetAnswer>> TryGet(const Op& op, const Source& source);
   // The same for several, looked up at one moment; parallel to `sources`. Before any bytes are read `may_read` sees
   // what was found, without pins: it may refuse items, by an error in their place, or all, by an error of its own.
-  // `on`: the device that the bytes are to be on; null: where the CPU gets at them.
+  // `place`: where the bytes are to be.
   using MayRead = absl::FunctionRef<absl::Status(absl::Span<absl::StatusOr<GetAnswer>> found)>;
   absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> GetMany(const Op& op, absl::Span<const Source> sources,
-                                                                 MayRead may_read, const Device* on = nullptr);
+                                                                 MayRead may_read, PinPlace place = nullptr);
   absl::StatusOr<NameInfo> Set(const Op& op, const SetRequest& request, const StateBytes& bytes);
   // What an earlier Set with this request_id, and with bytes of this checksum, was answered; nothing if the name does
   // not remember it. Never blocks. Errors: REQUEST_ID_REUSED.

@@ -147,7 +147,7 @@ std::optional<absl::StatusOr<GetAnswer>> Store::TryGet(const Op& op, const Sourc
 }
 
 absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> Store::GetMany(const Op& op, absl::Span<const Source> sources,
-                                                                      MayRead may_read, const Device* on) {
+                                                                      MayRead may_read, PinPlace place) {
   RETURN_IF_ERROR(op.Check(*clock_));
   std::vector<absl::StatusOr<GetAnswer>> answers;
   std::vector<ImageRef> images(sources.size());
@@ -173,7 +173,7 @@ absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> Store::GetMany(const Op& 
     wanted.push_back(i);
     wanted_images.push_back(images[i]);
   }
-  std::vector<absl::StatusOr<Pin>> pins = images_->ReadMany(op, wanted_images, on);
+  std::vector<absl::StatusOr<Pin>> pins = images_->ReadMany(op, wanted_images, place);
   for (size_t k = 0; k < wanted.size(); ++k) {
     absl::StatusOr<GetAnswer>& answer = answers[wanted[k]];
     const Image& image = *wanted_images[k];

@@ -15,7 +15,6 @@ absl::Status Arenas::CheckPart(const StoreItem& item) {
                    "a part of a version needs the request_id that all ranks give for this version, and for no other");
   }
   if (item.image != nullptr) return Invalid("INVALID_OPTION", "grant", "parts of states are copied by the daemon");
-  if (!item.attachment.empty()) return Invalid("INVALID_OPTION", "attachment", "a part has no room for an attachment");
   return absl::OkStatus();
 }
 
@@ -31,7 +30,8 @@ void Arenas::SettleRow(Arena* arena, uint32_t index) const {
   }
 }
 
-absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
+absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const ArenaRef& arena,
+                                                        absl::Span<const StoreItem> items,
                                                         absl::Span<const size_t> stored,
                                                         std::vector<PartAssemblies::Ref>* assemblies,
                                                         StoreAnswer* answer) {
@@ -40,6 +40,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
   struct Scatter {
     size_t k;  // index into `stored`
     PartAssemblies::Ref assembly;
+    absl::Status status{};  // of its copy
   };
   std::vector<Scatter> scatters;
   // What is not said to have arrived failed.
@@ -56,7 +57,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
     base.stored_with = assembly;
   };
   for (size_t k = 0; k < stored.size(); ++k) {
-    const absl::StatusOr<PartAssemblies::Joined> joined = JoinParts(op, arena, items[stored[k]].set);
+    const absl::StatusOr<PartAssemblies::Joined> joined = JoinParts(op, arena, items[stored[k]]);
     if (!joined.ok()) {
       answer->rows[stored[k]].status = joined.status();
     } else if (joined->copies) {
@@ -79,30 +80,39 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
   std::vector<ImageRef> images(stored.size());
   if (scatters.empty()) return images;
   char* const memory = arena->memory->data();
-  const auto item_of = [&](const Scatter& scatter) -> const StoreItem& { return items[stored[scatter.k]]; };
+  const auto item_of = [&](const Scatter& scatter) {
+    const StoreItem& item = items[stored[scatter.k]];
+    return RowCopier::ScatterItem{item.row, arena->AcceptedLengthOf(item), PartAssemblies::room(*scatter.assembly)};
+  };
   const uint64_t bytes = scatters.size() * plan.segment_bytes();
   const MonoTime start = clock_->Now();
-  if (arena->copier != nullptr) {
+  if (arena->store_copier != nullptr) {
     std::vector<RowCopier::ScatterItem> batch;
-    for (const Scatter& scatter : scatters) {
-      const StoreItem& item = item_of(scatter);
-      batch.push_back({item.row, arena->AcceptedLengthOf(item), PartAssemblies::room(*scatter.assembly)});
+    for (Scatter& scatter : scatters) {
+      Device* const home = PartAssemblies::device(*scatter.assembly);
+      if (arena->device->Reaches(*home)) {
+        batch.push_back(item_of(scatter));
+      } else {
+        scatter.status = ScatterOver(op, arena, item_of(scatter), home);
+      }
     }
-    if (arena->store_copier != nullptr) RETURN_IF_ERROR(arena->store_copier->Scatter(batch, memory, {}));
-  } else {
+    if (!batch.empty()) RETURN_IF_ERROR(arena->store_copier->Scatter(batch, memory, {}));
+  } else if (arena->copier == nullptr) {
     constexpr uint64_t kTaskStateBytes = 1 << 20;  // a range of the state: what the rank has of it is copied
     const uint64_t tasks_each = (plan.state_bytes() + kTaskStateBytes - 1) / kTaskStateBytes;
     RETURN_IF_ERROR(copies_->Run(op, &arena->ended, bytes, scatters.size() * tasks_each, [&](size_t task) {
-      const Scatter& scatter = scatters[task / tasks_each];
-      const StoreItem& item = item_of(scatter);
+      const RowCopier::ScatterItem item = item_of(scatters[task / tasks_each]);
       const uint64_t begin = task % tasks_each * kTaskStateBytes;
-      plan.Scatter(memory, item.row, arena->AcceptedLengthOf(item), begin,
-                   std::min(begin + kTaskStateBytes, plan.state_bytes()),
-                   PartAssemblies::room(*scatter.assembly) + begin, CopyHint::kCached);
+      plan.Scatter(memory, item.row, item.accepted, begin, std::min(begin + kTaskStateBytes, plan.state_bytes()),
+                   item.state + begin, CopyHint::kCached);
     }));
   }
 
   for (Scatter& scatter : scatters) {
+    if (!scatter.status.ok()) {
+      answer->rows[stored[scatter.k]].status = scatter.status;
+      continue;
+    }
     const PartAssemblies::Ref assembly = std::move(scatter.assembly);
     const absl::StatusOr<uint32_t> missing = parts_.Arrived(assembly, rank);
     if (!missing.ok()) {
@@ -114,14 +124,15 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
       continue;
     }
     (*assemblies)[scatter.k] = assembly;
-    std::unique_ptr<ImageWriter> writer = parts_.TakeWriter(assembly);
+    const PartAssemblies::Whole whole = parts_.Take(assembly);
     std::vector<LeafHash> leaves(LeafCount(plan.state_bytes()));
-    const absl::Status hashed =
-        PartAssemblies::device(*assembly)->HashLeaves(writer->room(), plan.state_bytes(), absl::MakeSpan(leaves));
-    if (hashed.ok()) {
-      images[scatter.k] = writer->FinishFilled(HashRoot(leaves), /*attachment=*/"");
+    absl::Status status =
+        PartAssemblies::device(*assembly)->HashLeaves(whole.writer->room(), plan.state_bytes(), absl::MakeSpan(leaves));
+    if (status.ok() && !whole.attachment.empty()) status = whole.writer->AddAttachmentRoom(op, whole.attachment.size());
+    if (status.ok()) {
+      images[scatter.k] = whole.writer->FinishFilled(HashRoot(leaves), whole.attachment);
     } else {
-      answer->rows[stored[scatter.k]].status = hashed;
+      answer->rows[stored[scatter.k]].status = status;
     }
   }
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
@@ -130,51 +141,88 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, Arena* are
   return images;
 }
 
-// A slot that was reserved for it or, for whichever rank comes first begins all versions, for another rank.
-std::unique_ptr<ImageWriter> Arenas::TakeReserved(Arena* arena) {
-  MutexLock lock(&mu_);
-  Arena* from = arena->reserve.empty() ? nullptr : arena;
-  for (auto it = arenas_.begin(); from == nullptr && it != arenas_.end(); ++it) {
-    Arena& other = *it->second;
-    const bool is_alike = other.tenant == arena->tenant && other.device == arena->device &&
-                          other.shape->tp_size == arena->shape->tp_size &&
-                          other.layout->fingerprint() == arena->layout->fingerprint();
-    if (is_alike && !other.reserve.empty()) from = &other;
+// Copies a row's part into a slot on a device that the arena's does not reach: by way of a slot of the arena's own
+// device, and from there range by range through the host.
+absl::Status Arenas::ScatterOver(const Op& op, const ArenaRef& arena, const RowCopier::ScatterItem& item,
+                                 Device* home) {
+  Reserved between = TakeReserved(arena, /*elsewhere_too=*/false);
+  if (between.writer == nullptr) {
+    absl::StatusOr<std::unique_ptr<ImageWriter>> begun =
+        images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0, arena->device);
+    RETURN_IF_ERROR(begun.status());
+    between.writer = *std::move(begun);
   }
-  if (from == nullptr) return nullptr;
-  std::unique_ptr<ImageWriter> writer = std::move(from->reserve.back());
-  from->reserve.pop_back();
-  changed_.SignalAll();  // to the keeper: there is something to reserve
-  return writer;
+  const absl::Cleanup put_back = [&] {
+    if (between.of != nullptr) PutBack(std::move(between));
+  };
+  char* const from = between.writer->room();
+  RETURN_IF_ERROR(arena->store_copier->Scatter({{item.row, item.accepted, from}}, arena->memory->data(), {}));
+  const absl::Span<const CopySegment> segments = arena->shape->store_plan->segments();
+  for (size_t i = 0; i < segments.size();) {
+    const uint64_t begin = segments[i].state_offset;
+    uint64_t end = begin;
+    for (; i < segments.size() && segments[i].state_offset == end; ++i) end += segments[i].Bytes();
+    RETURN_IF_ERROR(
+        CopyBetween(op, memory_.staging, arena->device, from + begin, home, item.state + begin, end - begin));
+  }
+  return absl::OkStatus();
 }
 
-absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, Arena* arena, const SetRequest& set) {
-  const PartAssemblies::Key key = {arena->tenant, set.sequence,         set.request.id, arena->layout->fingerprint(),
-                                   set.position,  arena->shape->tp_size};
-  const uint32_t rank = arena->shape->tp_rank;
-  absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(key, rank, arena->id);
-  if (joined.ok() && joined->assembly == nullptr) {
-    std::unique_ptr<ImageWriter> writer = TakeReserved(arena);
-    const bool is_reserved = writer != nullptr;
-    if (writer == nullptr) {
-      absl::StatusOr<std::unique_ptr<ImageWriter>> begun =
-          images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0, arena->device);
-      RETURN_IF_ERROR(begun.status());
-      writer = *std::move(begun);
-    }
-    const uint64_t bytes = is_reserved ? 0 : arena->layout->state_bytes();
-    joined = parts_.Begin(key, rank, arena->id, bytes, arena->device, &writer);
-    if (writer != nullptr && is_reserved) {
-      MutexLock lock(&mu_);
-      if (arena->reserve.size() < arena->reserve_max()) arena->reserve.push_back(std::move(writer));
+// A slot that was reserved for it or, for whichever rank comes first begins all versions, for another rank: on its own
+// device, if there is one there.
+Arenas::Reserved Arenas::TakeReserved(const ArenaRef& arena, bool elsewhere_too) {
+  MutexLock lock(&mu_);
+  ArenaRef from = arena->reserve.empty() ? nullptr : arena;
+  for (const bool elsewhere : {false, true}) {
+    if (elsewhere && !elsewhere_too) break;
+    for (auto it = arenas_.begin(); from == nullptr && it != arenas_.end(); ++it) {
+      const Arena& other = *it->second;
+      const bool is_alike = other.tenant == arena->tenant && (elsewhere || other.device == arena->device) &&
+                            other.shape->tp_size == arena->shape->tp_size &&
+                            other.layout->fingerprint() == arena->layout->fingerprint();
+      if (is_alike && !other.reserve.empty() && other.device->health().ok()) from = it->second;
     }
   }
-  if (joined.ok() && joined->copies && PartAssemblies::device(*joined->assembly) != arena->device) {
-    parts_.Failed(joined->assembly, rank);
-    return Invalid(
-        "INVALID_OPTION", "arena",
-        absl::StrCat("another rank's part is on ", PartAssemblies::device(*joined->assembly)->name(), ", this one on ",
-                     arena->device->name(), ": the arenas of a version's ranks are on one device"));
+  if (from == nullptr) return {};
+  Reserved reserved{std::move(from->reserve.back()), from};
+  from->reserve.pop_back();
+  changed_.SignalAll();  // to the keeper: there is something to reserve
+  return reserved;
+}
+
+// What was not used is kept for the next Store, unless it was reserved anew.
+void Arenas::PutBack(Reserved reserved) {
+  MutexLock lock(&mu_);
+  Arena& of = *reserved.of;
+  if (of.state == Arena::State::kLeased && of.reserve.size() < of.reserve_max())
+    of.reserve.push_back(std::move(reserved.writer));
+}
+
+absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item) {
+  const SetRequest& set = item.set;
+  const PartAssemblies::Key key = {arena->tenant, set.sequence,         set.request.id, arena->layout->fingerprint(),
+                                   set.position,  arena->shape->tp_size};
+  const PartAssemblies::Part part = {arena->shape->tp_rank, arena->id, item.attachment};
+  absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(key, part);
+  if (joined.ok() && joined->assembly == nullptr) {
+    Reserved room = TakeReserved(arena, /*elsewhere_too=*/true);
+    Device* home = arena->device;
+    if (room.writer != nullptr) {
+      home = room.of->device;
+    } else {
+      absl::StatusOr<std::unique_ptr<ImageWriter>> begun =
+          images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0, home);
+      RETURN_IF_ERROR(begun.status());
+      room.writer = *std::move(begun);
+    }
+    const uint64_t bytes = room.of != nullptr ? 0 : arena->layout->state_bytes();
+    joined = parts_.Begin(key, part, bytes, home, &room.writer);
+    if (room.writer != nullptr && room.of != nullptr) PutBack(std::move(room));
+  }
+  if (joined.ok() && joined->copies && !PartAssemblies::device(*joined->assembly)->health().ok()) {
+    parts_.Failed(joined->assembly, part.rank);
+    parts_.Drop(joined->assembly);  // what the others brought is lost
+    return PartAssemblies::Unknown();
   }
   return joined;
 }

@@ -487,7 +487,8 @@ absl::StatusOr<Arenas::Found> Arenas::FindStates(const Op& op, Arena* arena, abs
     }
     return late == nullptr ? absl::OkStatus() : ReservePins(late, images.size() * arena->layout->state_bytes());
   };
-  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found = store_->GetMany(op, sources, choose, arena->device);
+  absl::StatusOr<std::vector<absl::StatusOr<GetAnswer>>> found =
+      store_->GetMany(op, sources, choose, PinPlace(arena->device, /*other_if_reached=*/arena->is_of_parts()));
   RETURN_IF_ERROR(found.status());
 
   Found pinned;
@@ -533,7 +534,7 @@ absl::Status Arenas::CopyIntoRows(const Op& op, Arena* arena, absl::Span<const L
     if (is_new) gathers.push_back({found[k]->pin->data(), {}, {}});
     Gather& gather = gathers[it->second];
     gather.rows.push_back(item.row);
-    bytes += arena->layout->state_bytes();
+    bytes += arena->shape->plan.segment_bytes();
     if (!hold) continue;
     if (is_new) {
       absl::StatusOr<LeasedSlot> slot = hold(std::move(found[k]->pin));
@@ -711,7 +712,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     }
   };
   absl::StatusOr<std::vector<ImageRef>> images = arena->is_of_parts()
-                                                     ? CopyParts(op, arena.get(), items, stored, &assemblies, &answer)
+                                                     ? CopyParts(op, arena, items, stored, &assemblies, &answer)
                                                      : CopyFromRows(op, arena.get(), items, stored, &answer);
   if (done != nullptr && !advances) done->Set();
   RETURN_IF_ERROR(images.status());
@@ -941,6 +942,7 @@ void Arenas::CheckInvariants() const {
     std::fprintf(stderr, "Arenas: %s\n", what);
     std::abort();
   };
+  parts_.CheckInvariants();
   MutexLock lock(&mu_);
   absl::flat_hash_map<const Device*, uint64_t> bytes;
   for (const auto& [id, arena] : arenas_) {

@@ -12,7 +12,10 @@
 // Of a row only its base is known here: which version of which name it was last loaded from or stored as.
 //
 // Arenas of the ranks of tensor parallelism store parts of states. A version of them is published by the Store that
-// brings its last part (part_assembly.h).
+// brings its last part (part_assembly.h). The ranks may be on different devices: the slot that they fill lies on one of
+// them, and each rank's device copies its part there, and at a Load from there, by itself where it reaches that one's
+// memory. Where it does not, a Store goes through a slot of the rank's own device and the host, and a Load finds the
+// whole state brought to its device.
 //
 // One Load, Store or Advance runs on an arena at a time; others wait, within their deadlines. The bytes move on the
 // CopyScheduler's threads, or, where the CPU can't reach them, by the device itself (RowCopier). A thread of its own
@@ -51,6 +54,7 @@
 #include "server/memory/flag_words.h"
 #include "server/memory/leases.h"
 #include "server/memory/part_assembly.h"
+#include "server/memory/state_io.h"
 
 namespace statepool {
 
@@ -73,13 +77,16 @@ struct ArenaOptions {
 };
 
 // Where arenas' memory comes from: the devices of hot slots, at least one. An arena copies to and from slots of its own
-// device alone. `allocate` makes room as a write does; `freed` is called when some was destroyed.
+// device; of ranks' parts also of those that it Reaches. `staging`: what parts go through between devices that don't
+// reach each other; null where the CPU reaches them all. `allocate` makes room as a write does; `freed` is called when
+// some was destroyed.
 struct ArenaMemory {
   std::vector<Device*> devices;
   std::function<absl::StatusOr<std::unique_ptr<SharedExtent>>(const Op& op, TenantId tenant, uint64_t bytes,
                                                               const Device* on)>
       allocate;
   std::function<void()> freed;
+  StagingPool* staging = nullptr;
 };
 
 // Takes a pinned image over, for a worker that copies itself.
@@ -301,12 +308,18 @@ class Arenas {
 
   // The same for an arena of a rank's parts (arena_parts.cc): null, too, where parts of other ranks are missing.
   // *assemblies, parallel to `stored`, has those that the images complete, which are to be published or dropped.
-  absl::StatusOr<std::vector<ImageRef>> CopyParts(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
-                                                  absl::Span<const size_t> stored,
+  absl::StatusOr<std::vector<ImageRef>> CopyParts(const Op& op, const ArenaRef& arena,
+                                                  absl::Span<const StoreItem> items, absl::Span<const size_t> stored,
                                                   std::vector<PartAssemblies::Ref>* assemblies, StoreAnswer* answer);
 
-  absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, Arena* arena, const SetRequest& set);
-  std::unique_ptr<ImageWriter> TakeReserved(Arena* arena);
+  absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item);
+  struct Reserved {
+    std::unique_ptr<ImageWriter> writer;  // null: there was none
+    ArenaRef of;
+  };
+  Reserved TakeReserved(const ArenaRef& arena, bool elsewhere_too);
+  void PutBack(Reserved reserved);
+  absl::Status ScatterOver(const Op& op, const ArenaRef& arena, const RowCopier::ScatterItem& item, Device* home);
   static absl::Status CheckPart(const StoreItem& item);
   void SettleRow(Arena* arena, uint32_t row) const;  // takes note of what became of the version it is a part of
 

@@ -643,12 +643,17 @@ absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyWithin(char* to, const
 
 absl::StatusOr<std::unique_ptr<Transfer>> CudaDevice::CopyFrom(const Device& other, char* to, const char* from,
                                                                uint64_t bytes) {
-  const auto* source = dynamic_cast<const CudaDevice*>(&other);
-  const bool reaches = source != nullptr && std::any_of(source->peers().begin(), source->peers().end(),
-                                                        [this](const GpuInfo& p) { return p.uuid == gpu_.uuid; });
-  if (!reaches) return absl::UnimplementedError(absl::StrCat(name_, " does not reach the memory of ", other.name()));
-  RETURN_IF_ERROR(source->health());
+  if (!Reaches(other))
+    return absl::UnimplementedError(absl::StrCat(name_, " does not reach the memory of ", other.name()));
+  RETURN_IF_ERROR(other.health());
   return BeginCopy(to, from, bytes, Direction::kFromPeer);
+}
+
+bool CudaDevice::Reaches(const Device& other) const {
+  if (&other == this) return true;
+  const auto* gpu = dynamic_cast<const CudaDevice*>(&other);
+  return gpu != nullptr && std::any_of(gpu->peers().begin(), gpu->peers().end(),
+                                       [this](const GpuInfo& peer) { return peer.uuid == gpu_.uuid; });
 }
 
 absl::Status CudaDevice::PinHost(char* data, uint64_t bytes) {

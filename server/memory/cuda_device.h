@@ -173,6 +173,7 @@ class CudaDevice final : public Device {
   // Of GPUs that were made with this one among their peers.
   absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
                                                      uint64_t bytes) override;
+  bool Reaches(const Device& other) const override;  // itself, and those
   // By a kernel, one launch and one wait for as many states as have 512 MiB together. A few calls at a time; others
   // wait for their turn.
   absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) override;

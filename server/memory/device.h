@@ -101,7 +101,9 @@ class Staging {
 };
 
 // Copies between states and the rows of one arena, and within rows, of one plan each (kernels/copy_plan.h,
-// kernels/advance_plan.h): for devices whose memory the CPU can't copy. Complete when a call returns; one call at a time. A state needs no room beside it. Errors: DEVICE_FAILED.
+// kernels/advance_plan.h): for devices whose memory the CPU can't copy. The arena is the device's own; states may be in
+// extents of any device that it Reaches. Complete when a call returns; one call at a time. A state needs no room beside
+// it. Errors: DEVICE_FAILED, of any of them.
 class RowCopier {
  public:
   struct GatherItem {
@@ -158,6 +160,10 @@ class Device {
   // memory, for as long as both live: then bytes go through staging (CopyThrough); DEVICE_FAILED of either.
   virtual absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
                                                              uint64_t bytes) = 0;
+
+  // Whether this one's kernels and threads read and write extents of `other` where they are: itself, and devices whose
+  // memory it reaches, for as long as both live.
+  virtual bool Reaches(const Device& other) const = 0;
 
   // The hashes of the leaves of states of one size (kernels/checksum.h), where they lie: that of leaf i of state n goes
   // to leaves[n * LeafCount(bytes) + i]. They are there when it returns. REQUIRES: leaves.size() is theirs. Errors:

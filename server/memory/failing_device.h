@@ -50,6 +50,7 @@ class FailingDevice final : public Device {
                                                      uint64_t bytes) override {
     return inner_->CopyFrom(other, to, from, bytes);
   }
+  bool Reaches(const Device& other) const override { return &other == this || inner_->Reaches(other); }
   absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) override {
     return inner_->HashStates(states, bytes, leaves);
   }

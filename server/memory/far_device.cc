@@ -51,22 +51,21 @@ class FarDevice::LateTransfer final : public Transfer {
 // Addresses without permissions, for as long as this lives.
 class FarDevice::Far {
  public:
-  Far(FarDevice* device, uint64_t bytes, char* behind) : device_(device), bytes_(bytes) {
+  Far(const FarDevice* device, uint64_t bytes, char* behind) : bytes_(bytes) {
     data_ = static_cast<char*>(mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    MutexLock lock(&device_->mu_);
-    device_->ranges_[data_] = {bytes, behind};
+    MutexLock lock(&AllRanges().mu);
+    AllRanges().by_address[data_] = {device, bytes, behind};
   }
   ~Far() {
     {
-      MutexLock lock(&device_->mu_);
-      device_->ranges_.erase(data_);
+      MutexLock lock(&AllRanges().mu);
+      AllRanges().by_address.erase(data_);
     }
     munmap(data_, bytes_);
   }
   char* data() const { return data_; }
 
  private:
-  FarDevice* const device_;
   const uint64_t bytes_;
   char* data_;
 };
@@ -168,14 +167,39 @@ absl::Status FarDevice::health() const {
       .Meta("device", name_);
 }
 
+FarDevice::Ranges& FarDevice::AllRanges() {
+  static Ranges& ranges = *new Ranges();
+  return ranges;
+}
+
+std::optional<FarDevice::Range> FarDevice::Find(const char* address, uint64_t bytes) {
+  Ranges& all = AllRanges();
+  MutexLock lock(&all.mu);
+  auto entry = all.by_address.upper_bound(address);
+  if (entry == all.by_address.begin()) return std::nullopt;
+  --entry;
+  Range range = entry->second;
+  const uint64_t offset = static_cast<uint64_t>(address - entry->first);
+  if (offset > range.bytes || bytes > range.bytes - offset) return std::nullopt;
+  range.behind += offset;
+  return range;
+}
+
 char* FarDevice::Behind(const char* address, uint64_t bytes) const {
-  MutexLock lock(&mu_);
-  auto range = ranges_.upper_bound(address);
-  if (range == ranges_.begin()) return nullptr;
-  --range;
-  const uint64_t offset = static_cast<uint64_t>(address - range->first);
-  if (offset > range->second.bytes || bytes > range->second.bytes - offset) return nullptr;
-  return range->second.behind + offset;
+  const std::optional<Range> range = Find(address, bytes);
+  return range.has_value() && range->device == this ? range->behind : nullptr;
+}
+
+bool FarDevice::Reaches(const Device& other) const {
+  return &other == this || (has_peers_ && dynamic_cast<const FarDevice*>(&other) != nullptr);
+}
+
+absl::StatusOr<char*> FarDevice::ReachAny(const char* address, uint64_t bytes) const {
+  const std::optional<Range> range = Find(address, bytes);
+  if (!range.has_value() || !Reaches(*range->device))
+    return absl::InternalError("an address out of the device's reach");
+  if (absl::Status status = range->device->health(); !status.ok()) return status;
+  return range->behind;
 }
 
 absl::StatusOr<char*> FarDevice::Reach(const char* address, uint64_t bytes) const {
@@ -231,8 +255,8 @@ absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyWithin(char* to, const 
 
 absl::StatusOr<std::unique_ptr<Transfer>> FarDevice::CopyFrom(const Device& other, char* to, const char* from,
                                                               uint64_t bytes) {
-  const auto* peer = dynamic_cast<const FarDevice*>(&other);
-  if (peer == nullptr || !has_peers_) return absl::UnimplementedError("this device has no such peer");
+  if (&other == this || !Reaches(other)) return absl::UnimplementedError("this device has no such peer");
+  const auto* peer = static_cast<const FarDevice*>(&other);
   const absl::StatusOr<char*> source = peer->Reach(from, bytes), target = Reach(to, bytes);
   if (!source.ok()) return source.status();
   if (!target.ok()) return target.status();
@@ -263,7 +287,7 @@ class FarDevice::Copier final : public RowCopier {
     const absl::StatusOr<char*> rows = device_->Reach(arena, 1);
     if (!rows.ok()) return rows.status();
     for (const GatherItem& item : items) {
-      const absl::StatusOr<char*> state = device_->Reach(item.state, plan_.state_bytes());
+      const absl::StatusOr<char*> state = device_->ReachAny(item.state, plan_.state_bytes());
       if (!state.ok()) return state.status();
       plan_.Clear(*rows, item.row);
       plan_.Gather(*state, 0, plan_.state_bytes(), *rows, {item.row}, CopyHint::kCached);
@@ -276,7 +300,7 @@ class FarDevice::Copier final : public RowCopier {
     const size_t each = LeafCount(plan_.state_bytes());
     assert(items.size() <= rows_ && (leaves.empty() || leaves.size() == items.size() * each));
     for (const ScatterItem& item : items) {
-      const absl::StatusOr<char*> state = device_->Reach(item.state, plan_.state_bytes());
+      const absl::StatusOr<char*> state = device_->ReachAny(item.state, plan_.state_bytes());
       if (!state.ok()) return state.status();
       if (leaves.empty()) {
         plan_.Scatter(*rows, item.row, item.accepted, 0, plan_.state_bytes(), *state, CopyHint::kCached);

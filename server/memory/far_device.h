@@ -17,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -56,6 +57,7 @@ class FarDevice final : public Device {
   absl::StatusOr<std::unique_ptr<Transfer>> CopyWithin(char* to, const char* from, uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<Transfer>> CopyFrom(const Device& other, char* to, const char* from,
                                                      uint64_t bytes) override;
+  bool Reaches(const Device& other) const override;
   absl::Status HashStates(absl::Span<const char* const> states, uint64_t bytes, absl::Span<LeafHash> leaves) override;
   absl::StatusOr<std::unique_ptr<Staging>> AllocateStaging(uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<RowCopier>> NewRowCopier(const CopyPlan& plan, const AdvancePlan& advance,
@@ -73,11 +75,22 @@ class FarDevice final : public Device {
   class FarSharedExtent;
   class Copier;
   struct Range {
+    const FarDevice* device;
     uint64_t bytes;
     char* behind;
   };
+  // Of all that live, by their first address: a copier is given addresses of peers too.
+  struct Ranges {
+    Mutex mu;
+    std::map<const char*, Range> by_address ABSL_GUARDED_BY(mu);
+  };
+  static Ranges& AllRanges();
 
+  // Where the bytes at an address of this device are. Errors: its own; INTERNAL for an address that is none of its.
   absl::StatusOr<char*> Reach(const char* address, uint64_t bytes) const;
+  // The same for an address of this device or of one that it reaches.
+  absl::StatusOr<char*> ReachAny(const char* address, uint64_t bytes) const;
+  static std::optional<Range> Find(const char* address, uint64_t bytes);  // the range's own; `behind` is of the address
 
   const std::string name_;
   const bool has_peers_;
@@ -86,8 +99,6 @@ class FarDevice final : public Device {
   std::atomic<uint64_t> copied_in_bytes_{0}, copied_out_bytes_{0};
   std::atomic<uint32_t> under_way_{0}, most_under_way_{0};
   Arrival arrival_;
-  mutable Mutex mu_;
-  std::map<const char*, Range> ranges_ ABSL_GUARDED_BY(mu_);  // by their first address
 };
 
 }  // namespace statepool

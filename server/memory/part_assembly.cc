@@ -2,33 +2,51 @@
 #include "server/memory/part_assembly.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "server/core/error.h"
+#include "server/core/store_errors.h"
 
 namespace statepool {
 
 class PartAssemblies::Assembly {
  public:
-  enum class Part : uint8_t { kMissing, kCopying, kThere };
+  enum class Progress : uint8_t { kMissing, kCopying, kThere };
 
   // Set once.
   Key key;
   Device* device = nullptr;
   char* room = nullptr;
-  uint64_t bytes = 0;
   MonoTime expires = 0;
 
   // Guarded by PartAssemblies::mu_.
-  std::vector<Part> parts;  // of each rank
-  uint32_t missing = 0;     // that are not kThere
-  uint32_t copying = 0;     // that are kCopying
+  uint64_t bytes = 0;           // that count in open_bytes_, while it is not published
+  std::vector<Progress> parts;  // of each rank
+  uint32_t missing = 0;         // that are not kThere
+  uint32_t copying = 0;         // that are kCopying
   absl::flat_hash_set<std::string> arenas;
-  std::unique_ptr<ImageWriter> writer;  // until all parts are there, or it was dropped and nobody copies
+  std::unique_ptr<ImageWriter> writer;        // until all parts are there, or it was dropped and nobody copies
+  absl::flat_hash_set<uint32_t> attached_by;  // ranks that gave the attachment
+  std::string attachment;                     // until it is taken
+  Checksum attachment_checksum = 0;
   bool dropped = false;
   std::optional<NameInfo> published;
 };
+
+namespace {
+
+absl::Status TooMany(uint64_t limit) {
+  return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_UPLOADS",
+               "too many versions wait for parts of other ranks")
+      .Field("request_id")
+      .Meta("limit", limit)
+      .RetryAfter(absl::Milliseconds(50));
+}
+
+}  // namespace
 
 absl::Status PartAssemblies::Unknown() {
   return Error(absl::StatusCode::kNotFound, "UPLOAD_UNKNOWN",
@@ -42,58 +60,83 @@ absl::Status PartAssemblies::BeingPublished() {
       .RetryAfter(absl::Milliseconds(20));
 }
 
-absl::StatusOr<PartAssemblies::Joined> PartAssemblies::JoinLocked(const Key& key, uint32_t rank,
-                                                                  absl::string_view arena) {
+// For more of an assembly that has `own_bytes` already. One alone may have more than all together.
+bool PartAssemblies::HasRoom(uint64_t bytes, uint64_t own_bytes) const {
+  return open_bytes_ == own_bytes || bytes <= options_.max_bytes - std::min(open_bytes_, options_.max_bytes);
+}
+
+// REQUIRES: the part is there, or is not being brought.
+absl::Status PartAssemblies::Attach(Assembly* assembly, const Part& part) {
+  if (part.attachment.empty()) return absl::OkStatus();
+  const Checksum checksum = ChecksumOf(part.attachment);
+  if (!assembly->attached_by.empty()) {
+    if (checksum != assembly->attachment_checksum) {
+      return Invalid("INVALID_OPTION", "attachment",
+                     "this version has another attachment: one rank gives it, or several the same");
+    }
+    assembly->attached_by.insert(part.rank);
+    return absl::OkStatus();
+  }
+  if (assembly->parts[part.rank] == Assembly::Progress::kThere) {
+    return Invalid(
+        "INVALID_OPTION", "attachment",
+        "this rank's part is there already, without an attachment: store the version with another request_id");
+  }
+  if (!HasRoom(part.attachment.size(), assembly->bytes)) return TooMany(options_.max_bytes);
+  assembly->attached_by.insert(part.rank);
+  assembly->attachment = std::string(part.attachment);
+  assembly->attachment_checksum = checksum;
+  assembly->bytes += part.attachment.size();
+  open_bytes_ += part.attachment.size();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PartAssemblies::Joined> PartAssemblies::JoinLocked(const Key& key, const Part& part) {
   const auto it = assemblies_.find(key);
   if (it == assemblies_.end()) return Joined();
   Assembly& assembly = *it->second;
   if (assembly.missing == 0 && !assembly.published.has_value()) return BeingPublished();
-  if (assembly.parts[rank] == Assembly::Part::kCopying) {
+  Assembly::Progress& progress = assembly.parts[part.rank];
+  if (progress == Assembly::Progress::kCopying) {
     return Error(absl::StatusCode::kAborted, "UPLOAD_BUSY", "another call brings this very part now")
         .Field("request_id")
         .RetryAfter(absl::Milliseconds(20));
   }
-  if (assembly.parts[rank] == Assembly::Part::kThere) return Joined{it->second};
-  assembly.parts[rank] = Assembly::Part::kCopying;
-  assembly.arenas.emplace(arena);
+  if (absl::Status attached = Attach(&assembly, part); !attached.ok()) return attached;
+  if (progress == Assembly::Progress::kThere) return Joined{it->second};
+  progress = Assembly::Progress::kCopying;
+  assembly.arenas.emplace(part.arena);
   ++assembly.copying;
   return Joined{it->second, true};
 }
 
-absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Join(const Key& key, uint32_t rank, absl::string_view arena) {
+absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Join(const Key& key, const Part& part) {
   Expire();
   MutexLock lock(&mu_);
-  return JoinLocked(key, rank, arena);
+  return JoinLocked(key, part);
 }
 
-absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Begin(const Key& key, uint32_t rank, absl::string_view arena,
-                                                             uint64_t bytes, Device* device,
-                                                             std::unique_ptr<ImageWriter>* writer) {
+absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Begin(const Key& key, const Part& part, uint64_t bytes,
+                                                             Device* device, std::unique_ptr<ImageWriter>* writer) {
   MutexLock lock(&mu_);
-  const absl::StatusOr<Joined> joined = JoinLocked(key, rank, arena);
+  const absl::StatusOr<Joined> joined = JoinLocked(key, part);
   if (!joined.ok() || joined->assembly != nullptr) return joined;
-  const bool too_many = open_ >= options_.max_open;
-  if (too_many || (open_bytes_ > 0 && bytes > options_.max_bytes - std::min(open_bytes_, options_.max_bytes))) {
-    return Error(absl::StatusCode::kResourceExhausted, "TOO_MANY_UPLOADS",
-                 "too many versions wait for parts of other ranks")
-        .Field("request_id")
-        .Meta("limit", too_many ? options_.max_open : options_.max_bytes)
-        .RetryAfter(absl::Milliseconds(50));
-  }
+  if (open_ >= options_.max_open) return TooMany(options_.max_open);
+  if (!HasRoom(bytes + part.attachment.size(), /*own_bytes=*/0)) return TooMany(options_.max_bytes);
   auto assembly = std::make_shared<Assembly>();
   assembly->key = key;
   assembly->device = device;
   assembly->room = (*writer)->room();
   assembly->bytes = bytes;
   assembly->expires = After(clock_->Now(), options_.timeout);
-  assembly->parts.resize(key.tp_size, Assembly::Part::kMissing);
+  assembly->parts.resize(key.tp_size, Assembly::Progress::kMissing);
   assembly->missing = key.tp_size;
   assembly->writer = std::move(*writer);
   ++open_;
   open_bytes_ += bytes;
   begun_.push_back(assembly);
   assemblies_.emplace(key, std::move(assembly));
-  return JoinLocked(key, rank, arena);
+  return JoinLocked(key, part);
 }
 
 char* PartAssemblies::room(const Assembly& assembly) { return assembly.room; }
@@ -102,7 +145,7 @@ Device* PartAssemblies::device(const Assembly& assembly) { return assembly.devic
 absl::StatusOr<uint32_t> PartAssemblies::Arrived(const Ref& assembly, uint32_t rank) {
   std::unique_ptr<ImageWriter> writer;  // goes after the lock
   MutexLock lock(&mu_);
-  assembly->parts[rank] = Assembly::Part::kThere;
+  assembly->parts[rank] = Assembly::Progress::kThere;
   --assembly->missing;
   --assembly->copying;
   if (!assembly->dropped) return assembly->missing;
@@ -113,14 +156,19 @@ absl::StatusOr<uint32_t> PartAssemblies::Arrived(const Ref& assembly, uint32_t r
 void PartAssemblies::Failed(const Ref& assembly, uint32_t rank) {
   std::unique_ptr<ImageWriter> writer;
   MutexLock lock(&mu_);
-  assembly->parts[rank] = Assembly::Part::kMissing;
+  assembly->parts[rank] = Assembly::Progress::kMissing;
   --assembly->copying;
+  if (assembly->attached_by.erase(rank) > 0 && assembly->attached_by.empty() && !assembly->dropped) {
+    assembly->bytes -= assembly->attachment.size();
+    open_bytes_ -= assembly->attachment.size();
+    assembly->attachment.clear();
+  }
   if (assembly->dropped && assembly->copying == 0) writer = std::move(assembly->writer);
 }
 
-std::unique_ptr<ImageWriter> PartAssemblies::TakeWriter(const Ref& assembly) {
+PartAssemblies::Whole PartAssemblies::Take(const Ref& assembly) {
   MutexLock lock(&mu_);
-  return std::move(assembly->writer);
+  return {std::move(assembly->writer), std::exchange(assembly->attachment, {})};
 }
 
 void PartAssemblies::Published(const Ref& assembly, const NameInfo& info) {
@@ -167,6 +215,31 @@ void PartAssemblies::ArenaEnded(absl::string_view arena) {
     if (is_open && assembly->arenas.contains(arena)) gone.push_back(assembly);
   }
   for (const Ref& assembly : gone) DropLocked(assembly.get(), &writers.emplace_back());
+}
+
+void PartAssemblies::CheckInvariants() const {
+  const auto require = [](bool condition, const char* what) {
+    if (condition) return;
+    std::fprintf(stderr, "PartAssemblies: %s\n", what);
+    std::abort();
+  };
+  MutexLock lock(&mu_);
+  uint64_t open = 0, open_bytes = 0;
+  for (const auto& [key, assembly] : assemblies_) {
+    const auto count = [&parts = assembly->parts](Assembly::Progress progress) {
+      return static_cast<uint32_t>(std::count(parts.begin(), parts.end(), progress));
+    };
+    require(assembly->key == key && !assembly->dropped, "one that was dropped, or under another's key");
+    require(assembly->missing == assembly->parts.size() - count(Assembly::Progress::kThere), "parts are miscounted");
+    require(assembly->copying == count(Assembly::Progress::kCopying), "copies are miscounted");
+    require(!assembly->attached_by.empty() || assembly->attachment.empty(), "an attachment that nobody gave");
+    require(assembly->missing == 0 || (assembly->writer != nullptr && !assembly->published), "an open one has no slot");
+    if (assembly->published.has_value()) continue;
+    ++open;
+    open_bytes += assembly->bytes;
+  }
+  require(open == open_ && open_ <= options_.max_open, "open ones are miscounted, or too many");
+  require(open_bytes == open_bytes_, "bytes of open ones are miscounted");
 }
 
 void PartAssemblies::Expire() {

@@ -3,6 +3,8 @@
 // Versions that the ranks of tensor parallelism store together (the .proto's PARTS). Each rank's Store writes its part
 // into one slot; the Store that brings the last part gets the slot, and publishes it. Before, nobody finds it.
 //
+// One rank may give the version an attachment, or several the same. It waits in the assembly.
+//
 // An assembly is *open* until its last part is there, then *whole* until it is published or refused. Open ones are
 // dropped when their time is over or an arena that brought a part ends: their ranks then begin anew. What was published
 // is remembered as long, for ranks that ask once more.
@@ -34,7 +36,8 @@ class Device;
 
 struct PartAssemblyOptions {
   uint32_t max_open = 4096;
-  uint64_t max_bytes = 256 << 20;  // of open ones' states, but for those in slots that arenas had reserved
+  // Of open ones' attachments and states, but for those in slots that arenas had reserved.
+  uint64_t max_bytes = 256 << 20;
   uint32_t max_remembered = 4096;  // published ones; the oldest are forgotten first
   absl::Duration timeout = absl::Seconds(60);
 };
@@ -56,12 +59,21 @@ class PartAssemblies {
       return H::combine(std::move(h), key.Tuple());
     }
   };
+  struct Part {
+    uint32_t rank = 0;
+    absl::string_view arena;         // that brings it
+    absl::string_view attachment{};  // of the version; empty: this rank gives none
+  };
   class Assembly;
   using Ref = std::shared_ptr<Assembly>;
 
   struct Joined {
     Ref assembly;         // null: there is none yet
     bool copies = false;  // this rank's part is to be copied now, into room(); then Arrived or Failed is called
+  };
+  struct Whole {
+    std::unique_ptr<ImageWriter> writer;
+    std::string attachment;
   };
   struct State {
     enum What { kOpen, kWhole, kPublished, kDropped };
@@ -75,23 +87,24 @@ class PartAssemblies {
   PartAssemblies& operator=(const PartAssemblies&) = delete;
 
   // A rank's part of the version `key`. Errors: UPLOAD_BUSY: another call brings this very part now, or publishes the
-  // version.
-  absl::StatusOr<Joined> Join(const Key& key, uint32_t rank, absl::string_view arena);
+  // version; INVALID_OPTION (attachment): another rank gave another one, or this part came without it;
+  // TOO_MANY_UPLOADS.
+  absl::StatusOr<Joined> Join(const Key& key, const Part& part);
   // The same with room for a new one, on `device`: unless it has begun meanwhile, then *writer is left. `bytes` count
-  // against max_bytes. Errors: those of Join; TOO_MANY_UPLOADS.
-  absl::StatusOr<Joined> Begin(const Key& key, uint32_t rank, absl::string_view arena, uint64_t bytes, Device* device,
+  // against max_bytes. Errors: those of Join.
+  absl::StatusOr<Joined> Begin(const Key& key, const Part& part, uint64_t bytes, Device* device,
                                std::unique_ptr<ImageWriter>* writer);
 
   // The slot, state_bytes() long, and its device.
   static char* room(const Assembly& assembly);
   static Device* device(const Assembly& assembly);
 
-  // The part is there: how many are missing. 0 is told to one caller: it calls TakeWriter, and then Published or Drop.
+  // The part is there: how many are missing. 0 is told to one caller: it calls Take, and then Published or Drop.
   // Errors: UPLOAD_UNKNOWN: it was dropped meanwhile.
   absl::StatusOr<uint32_t> Arrived(const Ref& assembly, uint32_t rank);
   void Failed(const Ref& assembly, uint32_t rank);
 
-  std::unique_ptr<ImageWriter> TakeWriter(const Ref& assembly);  // REQUIRES: all parts are there
+  Whole Take(const Ref& assembly);  // REQUIRES: all parts are there
   void Published(const Ref& assembly, const NameInfo& info);
   void Drop(const Ref& assembly);
 
@@ -103,9 +116,13 @@ class PartAssemblies {
   void ArenaEnded(absl::string_view arena);  // drops open ones that it brought a part of
   void Expire();                             // drops what is too old
 
+  // Aborts when they contradict themselves. For tests.
+  void CheckInvariants() const;
+
  private:
-  absl::StatusOr<Joined> JoinLocked(const Key& key, uint32_t rank, absl::string_view arena)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<Joined> JoinLocked(const Key& key, const Part& part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Attach(Assembly* assembly, const Part& part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool HasRoom(uint64_t bytes, uint64_t own_bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropLocked(Assembly* assembly, std::unique_ptr<ImageWriter>* writer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const PartAssemblyOptions options_;

@@ -126,6 +126,12 @@ Residency::Residency(ResidencyOptions options, const ResidencyMemories& memories
     healthy_ |= memory->bit;
     if (memory->in_reach) in_reach_ |= memory->bit;
   }
+  for (const auto& memory : memories_) {
+    for (const auto& other : memories_) {
+      if (other != memory && other->tier == Tier::kHot && memory->device->Reaches(*other->device))
+        memory->reached |= other->bit;
+    }
+  }
   reclaimer_ = std::thread(&Residency::ReclaimLoop, this);
   spiller_ = std::thread(&Residency::SpillLoop, this);
 }
@@ -450,6 +456,10 @@ absl::StatusOr<ImageRef> Residency::Writer::Finish(std::optional<Checksum> expec
   return residency->NewImage(&claim_, std::move(info), attachment, /*from_client=*/true);
 }
 
+absl::Status Residency::Writer::AddAttachmentRoom(const Op& op, uint64_t bytes) {
+  return claim_.residency->AcquireAttachment(op, bytes, &claim_);
+}
+
 ImageRef Residency::Writer::FinishFilled(Checksum checksum, absl::string_view attachment) {
   assert(attachment.size() == claim_.attachment_bytes);
   ImageInfo info{.id = claim_.residency->ids_.Next(), .tenant = claim_.pool->family->tenant, .layout = layout_};
@@ -530,7 +540,8 @@ Pin Residency::TryRead(const ImageRef& ref) {
   return copy != nullptr && copy->memory().in_reach && copy->verified ? PinLocked(ref, copy) : nullptr;
 }
 
-absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Device* on) {
+absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, PinPlace place) {
+  const Device* const on = place.on;
   Resident* image = Resident::Of(*ref);
   MutexLock lock(&mu_);
   bool counted = false;
@@ -542,7 +553,7 @@ absl::StatusOr<Pin> Residency::Read(const Op& op, const ImageRef& ref, const Dev
     if (only != nullptr) {
       if (absl::Status status = Usable(*only); !status.ok()) return status;
     }
-    Copy* const copy = only == nullptr ? BestCopy(*image) : CopyIn(*image, *only);
+    Copy* const copy = only == nullptr ? BestCopy(*image) : CopyFor(*image, *only, place.or_reached);
     if (copy != nullptr && !copy->damaged && copy->verified) return PinLocked(ref, copy);
     if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
     if (copy != nullptr && !copy->damaged) {

@@ -30,7 +30,9 @@
 // Who reads an image for the CPU gets the copy that the CPU can read, or else any; a cold one is brought to the warm
 // memory, if there is one. Who needs it on a device gets a copy there (*promoted*: from the warm memory or another
 // device by one copy without staging, where they reach each other, or from the cold store). The place that it came from
-// keeps it. New images go to the hot memory with the largest part of its budget free.
+// keeps it. Who can read other devices' memory as well (PinPlace::or_reached) gets the copy that there is in one of
+// them, and waits for one that is on its way there. New images go to the hot memory with the largest part of its budget
+// free.
 //
 // Copies between memories go several at a time, so that the link is never idle between two: up to 32, of 256 MiB
 // together (two, if they are larger), by each call that wants many images on a device (ReadMany), and by the thread
@@ -183,8 +185,8 @@ class Residency final : public ImageStore {
   absl::StatusOr<ImageRef> Write(const Op& op, LayoutRef layout, const StateBytes& bytes) override;
   absl::StatusOr<std::unique_ptr<ImageWriter>> BeginWrite(const Op& op, LayoutRef layout, uint64_t attachment_bytes,
                                                           const Device* on) override;
-  absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image, const Device* on) override;
-  std::vector<absl::StatusOr<Pin>> ReadMany(const Op& op, absl::Span<const ImageRef> images, const Device* on) override;
+  absl::StatusOr<Pin> Read(const Op& op, const ImageRef& image, PinPlace place) override;
+  std::vector<absl::StatusOr<Pin>> ReadMany(const Op& op, absl::Span<const ImageRef> images, PinPlace place) override;
   Pin TryRead(const ImageRef& image) override;
   absl::Status Persist(const Op& op, const ImageRef& image) override;
   absl::Status loss(const Image& image) const override;
@@ -317,6 +319,8 @@ class Residency final : public ImageStore {
   Candidates CandidatesForRead(const Device* on) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Usable(const Memory& memory) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static Copy* CopyIn(const Resident& image, const Memory& memory);  // null: there is none
+  // The same, or, `or_reached`, one that can be read in another hot memory whose device this one's reaches.
+  static Copy* CopyFor(const Resident& image, const Memory& memory, bool or_reached);
   // The copy that the CPU reads best, and that devices read best: the warm one takes no other device's time. Null: none
   // can be read.
   Copy* BestCopy(const Resident& image) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -352,7 +356,7 @@ class Residency final : public ImageStore {
   // Makes a copy in `target`. REQUIRES: none is there, nor coming; the caller has a reference. Errors: those of Read;
   // ABORTED when it can't be read now.
   absl::Status Bring(const Op& op, Resident* image, Memory* target) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void BringMany(const Op& op, absl::Span<const ImageRef> images, const Device* on,
+  void BringMany(const Op& op, absl::Span<const ImageRef> images, PinPlace place,
                  std::vector<absl::StatusOr<Pin>>* pins) ABSL_LOCKS_EXCLUDED(mu_);
   // Compares a copy that came down with the checksum. An error is the device's; a damaged copy is given up.
   absl::Status Verify(Resident* image, Copy* copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -370,6 +374,8 @@ class Residency final : public ImageStore {
   // a pool.
   absl::Status Acquire(const Op& op, uint64_t attachment_bytes, Claim* claim, bool may_wait = true)
       ABSL_LOCKS_EXCLUDED(mu_);
+  // More room for an attachment, for a claim that has its slot.
+  absl::Status AcquireAttachment(const Op& op, uint64_t bytes, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status AcquireOwned(const Op& op, OwnerId owner, bool at_once, Claim* claim) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Refuse(absl::Status why);  // counts it
   Step EvictOwned(const Op& op, Pool* pool, OwnerId owner, bool clean_only, Keep* keep, absl::Status* error)

@@ -221,6 +221,35 @@ absl::Status Residency::Acquire(const Op& op, uint64_t attachment_bytes, Claim* 
   }
 }
 
+absl::Status Residency::AcquireAttachment(const Op& op, uint64_t bytes, Claim* claim) {
+  Keep keep;
+  MutexLock lock(&mu_);
+  if (bytes > options_.attachment_budget_bytes) return TooLarge(bytes, options_.attachment_budget_bytes);
+  absl::Status spill_error;
+  for (;;) {
+    if (absl::Status status = op.Check(*clock_); !status.ok()) return status;
+    NoticeFailures();
+    if (bytes <= options_.attachment_budget_bytes - attachment_bytes_) {
+      attachment_bytes_ += bytes;
+      claim->attachment_bytes += bytes;
+      return absl::OkStatus();
+    }
+    const uint64_t progress = progress_;
+    absl::Status error;
+    switch (DropAttachment(op, !spill_error.ok(), &keep, &error)) {
+      case Step::kProgress: break;
+      case Step::kSpillFailed: spill_error = error; break;
+      case Step::kComing: WaitForChange(op); break;
+      case Step::kNothingMayLeave: {
+        if (progress != progress_) break;
+        // It has a slot, so it waits for nobody else's.
+        const Device& device = *claim->pool->memory->device;
+        return Refuse(spill_error.ok() ? HotFull(device) : SpillError(spill_error, device));
+      }
+    }
+  }
+}
+
 absl::Status Residency::Refuse(absl::Status why) {
   refusals_.fetch_add(1, std::memory_order_relaxed);
   return why;

@@ -168,28 +168,27 @@ absl::Status Residency::Bring(const Op& op, Resident* image, Memory* target) {
 
 // ---- many
 
-std::vector<absl::StatusOr<Pin>> Residency::ReadMany(const Op& op, absl::Span<const ImageRef> images,
-                                                     const Device* on) {
+std::vector<absl::StatusOr<Pin>> Residency::ReadMany(const Op& op, absl::Span<const ImageRef> images, PinPlace place) {
   std::vector<absl::StatusOr<Pin>> pins;
   for (size_t i = 0; i < images.size(); ++i) pins.emplace_back(Pin());
-  if (on != nullptr) BringMany(op, images, on, &pins);
+  if (place.on != nullptr) BringMany(op, images, place, &pins);
   for (size_t i = 0; i < images.size(); ++i) {
-    if (pins[i].ok() && *pins[i] == nullptr) pins[i] = Read(op, images[i], on);
+    if (pins[i].ok() && *pins[i] == nullptr) pins[i] = Read(op, images[i], place);
   }
   return pins;
 }
 
-// Pins those that are on the device, and those that memories have and that come there without trouble. Others are left
+// Pins those that are in the place, and those that memories have and that come there without trouble. Others are left
 // to Read, which knows what to do.
-void Residency::BringMany(const Op& op, absl::Span<const ImageRef> images, const Device* on,
+void Residency::BringMany(const Op& op, absl::Span<const ImageRef> images, PinPlace place,
                           std::vector<absl::StatusOr<Pin>>* pins) {
-  Memory* const target = Of(on);
+  Memory* const target = Of(place.on);
   Require(target != nullptr, "states are wanted on a device that is no hot memory's");
   std::vector<std::unique_ptr<Move>> ended;  // outlives the lock
   Moves moves;
   MutexLock lock(&mu_);
   const auto pin = [&](size_t i) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    Copy* const copy = CopyIn(*Resident::Of(*images[i]), *target);
+    Copy* const copy = CopyFor(*Resident::Of(*images[i]), *target, place.or_reached);
     if (copy != nullptr && !copy->damaged && copy->verified && !target->failed) (*pins)[i] = PinLocked(images[i], copy);
     return copy != nullptr;
   };
@@ -220,7 +219,7 @@ void Residency::BringMany(const Op& op, absl::Span<const ImageRef> images, const
     EndMoves(absl::MakeConstSpan(&move, 1));
     while (!moves.empty()) end_some();
     MutexUnlock unlock(&mu_);
-    (*pins)[i] = Read(op, images[i], on);
+    (*pins)[i] = Read(op, images[i], place);
   }
   while (!moves.empty()) end_some();
 }

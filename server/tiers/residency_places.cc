@@ -91,6 +91,15 @@ Residency::Copy* Residency::CopyIn(const Resident& image, const Memory& memory) 
   return nullptr;
 }
 
+Residency::Copy* Residency::CopyFor(const Resident& image, const Memory& memory, bool or_reached) {
+  Copy* const own = CopyIn(image, memory);
+  if (own != nullptr || !or_reached) return own;
+  for (const auto& copy : image.copies) {
+    if ((copy->memory().bit & memory.reached) != 0 && !copy->damaged && !copy->memory().failed) return copy.get();
+  }
+  return nullptr;
+}
+
 Residency::Copy* Residency::BestCopy(const Resident& image) const {
   Copy* best = nullptr;
   for (const auto& copy : image.copies) {

@@ -46,9 +46,10 @@ struct Residency::Memory {
   StagingPool* const staging;
   const uint64_t dirty_bytes_max;
   const Tier tier;
-  const size_t index;   // in memories_, and of its pool in each Family
-  const uint32_t bit;   // of Resident::places
-  const bool in_reach;  // of the CPU
+  const size_t index;    // in memories_, and of its pool in each Family
+  const uint32_t bit;    // of Resident::places
+  const bool in_reach;   // of the CPU
+  uint32_t reached = 0;  // bits of the other hot memories that its device reaches; set once
 
   bool failed = false;
   std::vector<Pool*> pools;
@@ -250,6 +251,7 @@ class Residency::Writer final : public ImageWriter {
   char* room() override { return claim_.slot.data; }
   SlotPlace place() const override { return PlaceOf(claim_.slot); }
   ImageRef FinishFilled(Checksum checksum, absl::string_view attachment) override;
+  absl::Status AddAttachmentRoom(const Op& op, uint64_t bytes) override;
   absl::StatusOr<ImageRef> Finish(std::optional<Checksum> expected, absl::string_view attachment) override;
 
  private:

@@ -455,6 +455,56 @@ TEST_F(CppClientTest, AStoreIsOfTheRevisionThatWasLoadedAndAllOrNoneIfSoAsked) {
   EXPECT_EQ(ReasonOf(arena->Load({LoadRow(2, SequenceRef(Name()))}).status()), "ROW_OUT_OF_RANGE");
 }
 
+TEST_F(CppClientTest, RanksStoreAVersionTogetherAndEachLoadsItsPart) {
+  v1::RegisterLayoutRequest request;
+  request.set_alias("cpp ranks");
+  v1::LayoutPreset& preset = *request.mutable_preset();
+  preset.set_model_id("cpp ranks");
+  preset.mutable_rwkv7()->set_layers(1);
+  preset.mutable_rwkv7()->set_hidden_size(8);
+  preset.mutable_rwkv7()->set_head_size(2);
+  ASSERT_TRUE(pool_.RegisterLayout(request).ok());
+  constexpr size_t kShift = 16, kMatrices = 64, kPart = kMatrices / 2;  // bytes; two of the four heads
+  std::vector<std::unique_ptr<Arena>> ranks;
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    ArenaOptions options{.rows = 1, .direct = true};
+    options.view.set_tp_size(2);
+    options.view.set_tp_rank(rank);
+    auto arena = pool_.OpenArena("cpp ranks", options);
+    ASSERT_TRUE(arena.ok()) << arena.status();
+    ranks.push_back(*std::move(arena));
+  }
+  const std::string state = StateOf(1, kShift + kMatrices + kShift);
+  v1::StoreItem item = StoreRow(0, Name(), 5);
+  item.set_whole_row(true);
+  const auto refused = ranks[0]->Store({item});
+  EXPECT_EQ(ReasonOf(refused.status()), "MISSING_FIELD");
+  EXPECT_EQ(GetErrorDetail(refused.status()).field, "items[0].request_id");
+  item.set_request_id("prefill");
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    const Arena& arena = *ranks[rank];
+    state.copy(LayerOf(arena, "att_shift", 0, 0), kShift, 0);
+    state.copy(LayerOf(arena, "wkv", 0, 0), kPart, kShift + rank * kPart);
+    state.copy(LayerOf(arena, "ffn_shift", 0, 0), kShift, kShift + kMatrices);
+    if (rank == 1) item.set_attachment("logits");
+    const auto stored = ranks[rank]->Store({item});
+    ASSERT_TRUE(stored.ok() && stored->rows[0].ok()) << stored.status();
+    EXPECT_EQ(stored->parts_missing, std::vector<uint32_t>{1 - rank});
+    EXPECT_EQ(stored->rows[0]->position(), rank == 1 ? 5 : 0);
+  }
+  const auto got = pool_.Get(SequenceRef(Name()));
+  ASSERT_TRUE(got.ok()) << got.status();
+  EXPECT_TRUE(absl::StrJoin(got->pieces(), "") == state);
+  EXPECT_EQ(got->attachment(), "logits");
+  for (uint32_t rank = 0; rank < 2; ++rank) {
+    const Arena& arena = *ranks[rank];
+    std::memset(LayerOf(arena, "wkv", 0, 0), 0x5a, kPart);
+    const auto loaded = ranks[rank]->Load({LoadRow(0, SequenceRef(Name()))});
+    ASSERT_TRUE(loaded.ok() && loaded->rows[0].ok());
+    EXPECT_TRUE(std::string(LayerOf(arena, "wkv", 0, 0), kPart) == state.substr(kShift + rank * kPart, kPart));
+  }
+}
+
 TEST_F(CppClientTest, ArenasAreRefusedWithTheDaemonsReason) {
   EXPECT_EQ(ReasonOf(pool_.OpenArena("nobody", {}).status()), "LAYOUT_UNKNOWN");
   ArenaOptions options;

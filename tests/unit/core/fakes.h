@@ -114,7 +114,7 @@ class FakeImageStore final : public ImageStore {
     return std::make_unique<FakeWriter>(this, std::move(layout));
   }
 
-  absl::StatusOr<Pin> Read(const Op&, const ImageRef& image, const Device*) override {
+  absl::StatusOr<Pin> Read(const Op&, const ImageRef& image, PinPlace) override {
     ++reads;
     const auto& fake = static_cast<const FakeImage&>(*image);
     MutexLock lock(&disk_->mu);
@@ -124,10 +124,9 @@ class FakeImageStore final : public ImageStore {
     return std::make_unique<FakePin>(image, stored, &pins);
   }
 
-  std::vector<absl::StatusOr<Pin>> ReadMany(const Op& op, absl::Span<const ImageRef> images,
-                                            const Device* on) override {
+  std::vector<absl::StatusOr<Pin>> ReadMany(const Op& op, absl::Span<const ImageRef> images, PinPlace place) override {
     std::vector<absl::StatusOr<Pin>> pins;
-    for (const ImageRef& image : images) pins.push_back(Read(op, image, on));
+    for (const ImageRef& image : images) pins.push_back(Read(op, image, place));
     return pins;
   }
 
@@ -236,6 +235,7 @@ class FakeImageStore final : public ImageStore {
       bytes.attachment = attachment;
       return store_->Write(Op(), layout_, bytes);
     }
+    absl::Status AddAttachmentRoom(const Op&, uint64_t) override { return absl::OkStatus(); }
 
    private:
     FakeImageStore* const store_;

@@ -23,6 +23,7 @@ class FakeWriter final : public ImageWriter {
   char* room() override { return room_; }
   ImageRef FinishFilled(Checksum, absl::string_view) override { return nullptr; }
   absl::StatusOr<ImageRef> Finish(std::optional<Checksum>, absl::string_view) override { return ImageRef(); }
+  absl::Status AddAttachmentRoom(const Op&, uint64_t) override { return absl::OkStatus(); }
 
  private:
   int* const alive_;
@@ -31,26 +32,29 @@ class FakeWriter final : public ImageWriter {
 
 class PartAssemblyTest : public testing::Test {
  protected:
+  ~PartAssemblyTest() override { parts_.CheckInvariants(); }
   static PartAssemblies::Key Key(const std::string& request_id) {
     return {kDefaultTenant, "seq", request_id, "layout", 7, 2};
   }
   // A rank's part, from its beginning to its end: how many are missing then.
-  absl::StatusOr<uint32_t> Bring(const std::string& request_id, uint32_t rank, uint64_t bytes = 100) {
-    absl::StatusOr<PartAssemblies::Joined> joined = Join(request_id, rank, bytes);
+  absl::StatusOr<uint32_t> Bring(const std::string& request_id, uint32_t rank, uint64_t bytes = 100,
+                                 absl::string_view attachment = "") {
+    absl::StatusOr<PartAssemblies::Joined> joined = Join(request_id, rank, bytes, attachment);
     if (!joined.ok()) return joined.status();
     EXPECT_TRUE(joined->copies);
     return parts_.Arrived(joined->assembly, rank);
   }
-  absl::StatusOr<PartAssemblies::Joined> Join(const std::string& request_id, uint32_t rank, uint64_t bytes = 100) {
+  absl::StatusOr<PartAssemblies::Joined> Join(const std::string& request_id, uint32_t rank, uint64_t bytes = 100,
+                                              absl::string_view attachment = "") {
     const std::string arena = absl::StrCat("arena ", rank);
-    absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(Key(request_id), rank, arena);
+    absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(Key(request_id), {rank, arena, attachment});
     if (!joined.ok() || joined->assembly != nullptr) return joined;
     std::unique_ptr<ImageWriter> writer = std::make_unique<FakeWriter>(&alive_);
-    return parts_.Begin(Key(request_id), rank, arena, bytes, /*device=*/nullptr, &writer);
+    return parts_.Begin(Key(request_id), {rank, arena, attachment}, bytes, /*device=*/nullptr, &writer);
   }
   void Publish(const std::string& request_id) {
     const PartAssemblies::Ref assembly = Whole(request_id);
-    parts_.TakeWriter(assembly).reset();
+    parts_.Take(assembly);
     NameInfo info;
     info.revision = 3;
     parts_.Published(assembly, info);
@@ -117,6 +121,56 @@ TEST_F(PartAssemblyTest, ASlotThatIsBeingCopiedIntoOutlivesItsAssembly) {
   EXPECT_EQ(ReasonOf(Join("b", 0).status()), "UPLOAD_BUSY") << "the same part twice at a time";
   parts_.Failed(failed, 0);
   EXPECT_TRUE(Join("b", 0)->copies);
+}
+
+TEST_F(PartAssemblyTest, OneAttachmentComesWithTheVersionWhicheverRankGaveIt) {
+  EXPECT_EQ(*Bring("a", 0), 1u);
+  EXPECT_EQ(GetErrorDetail(Join("a", 0, 100, "late").status()).field, "attachment") << "its part came without";
+  const PartAssemblies::Ref assembly = Join("a", 1, 100, "logits")->assembly;
+  EXPECT_EQ(*parts_.Arrived(assembly, 1), 0u);
+  EXPECT_EQ(parts_.Take(assembly).attachment, "logits");
+  parts_.Published(assembly, NameInfo());
+  EXPECT_EQ(GetErrorDetail(Join("a", 1, 100, "others").status()).field, "attachment");
+  EXPECT_TRUE(Join("a", 1, 100, "logits").ok()) << "as it was";
+  EXPECT_TRUE(Join("a", 0).ok());
+}
+
+TEST_F(PartAssemblyTest, TwoRanksGiveTheSameAttachmentOrOneIsRefused) {
+  EXPECT_EQ(*Bring("a", 0, 100, "logits"), 1u);
+  EXPECT_EQ(GetErrorDetail(Join("a", 1, 100, "others").status()).field, "attachment");
+  EXPECT_EQ(*Bring("a", 1, 100, "logits"), 0u);
+}
+
+TEST_F(PartAssemblyTest, APartThatFailedTakesItsAttachmentAlong) {
+  const PartAssemblies::Ref assembly = Join("a", 0, 100, "logits")->assembly;
+  parts_.Failed(assembly, 0);
+  EXPECT_EQ(*Bring("a", 1, 100, "others"), 1u);
+  EXPECT_EQ(*Bring("a", 0), 0u);
+  EXPECT_EQ(parts_.Take(assembly).attachment, "others");
+  parts_.Drop(assembly);
+
+  const PartAssemblies::Ref both = Join("b", 0, 100, "logits")->assembly;
+  EXPECT_EQ(*Bring("b", 1, 100, "logits"), 1u);
+  parts_.Failed(both, 0);
+  EXPECT_EQ(*Bring("b", 0), 0u);
+  EXPECT_EQ(parts_.Take(both).attachment, "logits") << "the other gave it too";
+  parts_.Drop(both);
+}
+
+TEST_F(PartAssemblyTest, AttachmentsCountUntilTheirVersionsArePublishedOrDropped) {
+  const std::string large(100, 'a');
+  EXPECT_EQ(*Bring("a", 0), 1u);
+  EXPECT_EQ(*Bring("b", 0), 1u);
+  EXPECT_EQ(ReasonOf(Join("a", 1, 100, large).status()), "TOO_MANY_UPLOADS");
+  EXPECT_EQ(ReasonOf(Join("c", 0, 0, large).status()), "TOO_MANY_UPLOADS");
+  const PartAssemblies::Ref failed = Join("a", 1, 100, large.substr(60))->assembly;
+  parts_.Failed(failed, 1);
+  for (const char* id : {"a", "b"}) {
+    const PartAssemblies::Ref assembly = Join(id, 1, 100, large.substr(50))->assembly;
+    parts_.Drop(assembly);
+    EXPECT_EQ(ReasonOf(parts_.Arrived(assembly, 1).status()), "UPLOAD_UNKNOWN");
+  }
+  EXPECT_EQ(*Bring("c", 0, 150, large), 1u) << "all of the room is there again";
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ class DeviceArenasTest : public testing::TestWithParam<MemoryKind> {
                    if (memory.ok()) newest_memory_ = (*memory)->data();
                    return memory;
                  },
-                 [this] { residency_.SharedMemoryFreed(); }},
+                 [this] { residency_.SharedMemoryFreed(); }, memory_.staging()},
                 &copies_, &clock_) {
     EXPECT_TRUE(store_.Recover().ok());
     EXPECT_TRUE(store_.RegisterLayout({}, layout_, "m").ok());

@@ -146,6 +146,29 @@ TEST_P(ResidencyWriteTest, AnAbandonedUploadGivesItsRoomBack) {
   EXPECT_EQ(residency_->stats().hot_images, 0u);
 }
 
+TEST_P(ResidencyWriteTest, AnUploadMayGetAnAttachmentLater) {
+  const std::string attachment = MakeBytes(600'000, 5), state = MakeBytes(kChunk, 1);
+  const ImageRef other = *Write(MakeBytes(kChunk, 2), attachment);
+  auto first = Begin(), second = Begin();
+  ASSERT_TRUE(first.ok() && second.ok());
+  ASSERT_EQ((*first)->AddAttachmentRoom({}, attachment.size()), absl::OkStatus());
+  EXPECT_EQ(residency_->tier(*other), Tier::kCold) << "its attachment had to go, and goes with the state";
+  EXPECT_EQ(residency_->stats().attachment_bytes, attachment.size());
+  EXPECT_EQ(ReasonOf((*second)->AddAttachmentRoom({}, attachment.size())), "HOT_FULL") << "no upload leaves for another";
+  EXPECT_EQ(ReasonOf((*second)->AddAttachmentRoom({}, 2_MiB)), "STATE_TOO_LARGE");
+  EXPECT_EQ(ReasonOf((*second)->AddAttachmentRoom({.deadline = clock_.Now() - 1}, 1)), "DEADLINE");
+  EXPECT_EQ(residency_->stats().attachment_bytes, attachment.size()) << "what is refused takes nothing";
+  ASSERT_TRUE(Append(first->get(), state).ok());
+  const auto image = (*first)->Finish(std::nullopt, attachment);
+  ASSERT_TRUE(image.ok());
+  EXPECT_TRUE((*residency_->Read({}, *image, nullptr))->attachment() == attachment);
+  EXPECT_EQ(Read(*image), state);
+  ASSERT_EQ((*second)->AddAttachmentRoom({}, 1'000), absl::OkStatus());
+  second->reset();
+  EXPECT_EQ(residency_->stats().attachment_bytes, attachment.size());
+  residency_->CheckInvariants();
+}
+
 TEST_P(ResidencyWriteTest, AnUploadThatCannotBeginTakesNothing) {
   EXPECT_EQ(ReasonOf(Begin(3 * kChunk).status()), "STATE_TOO_LARGE");
   EXPECT_EQ(ReasonOf(Begin(kChunk, 2_MiB).status()), "STATE_TOO_LARGE");

@@ -35,9 +35,8 @@ absl::StatusOr<std::vector<uint32_t>> PathOf(absl::Span<const int32_t> parents, 
   }
   for (size_t step = 0; step < parents.size(); ++step) {
     if (parents[step] >= -1 && parents[step] < static_cast<int32_t>(step)) continue;
-    return BadPath(
-        absl::StrCat("parents[", step, "]"),
-        absl::StrCat("the parent of step ", step, " is a smaller step, or -1, not ", parents[step]));
+    return BadPath(absl::StrCat("parents[", step, "]"),
+                   absl::StrCat("the parent of step ", step, " is a smaller step, or -1, not ", parents[step]));
   }
   if (accepted >= parents.size()) {
     return BadPath("accepted", absl::StrCat("the accepted step is 0..", parents.size() - 1, ", not ", accepted));
@@ -89,7 +88,8 @@ absl::StatusOr<BlockCache> AlignAfter(uint64_t block, uint64_t computed, uint64_
                                       uint64_t accepted) {
   if (absl::Status status = CheckBlock(block, computed, scheduled); !status.ok()) return status;
   if (draft >= scheduled) return BadOption("draft", absl::StrCat("fewer than the ", scheduled, " tokens are drafts"));
-  if (accepted == 0 || accepted > draft + 1) return BadOption("accepted", absl::StrCat("1..", draft + 1, " tokens hold"));
+  if (accepted == 0 || accepted > draft + 1)
+    return BadOption("accepted", absl::StrCat("1..", draft + 1, " tokens hold"));
   const uint64_t first = computed + scheduled - draft, last = first + accepted - 1;
   const uint64_t position = last / block * block;
   BlockCache cache;

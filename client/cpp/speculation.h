@@ -1,8 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// Speculative decoding (SPECULATION in proto/statepool/v1/statepool.proto): which of the tokens that a step has verified
-// hold, and when an engine with blocks caches a state. Pure functions, thread-safe; those of the Python package
-// (statepool.speculation) give the same.
+// Speculative decoding (SPECULATION in proto/statepool/v1/statepool.proto): which of the tokens that a step has
+// verified hold, and when an engine with blocks caches a state. Pure functions, thread-safe; those of the Python
+// package (statepool.speculation) give the same.
 //
 // Errors: INVALID_ARGUMENT with the reason INVALID_PATH (trees) or INVALID_OPTION (blocks), and the field.
 #ifndef STATEPOOL_CLIENT_CPP_SPECULATION_H_

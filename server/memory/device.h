@@ -101,7 +101,8 @@ class Staging {
 };
 
 // Copies between states and the rows of one arena, and within rows, of one plan each (kernels/copy_plan.h,
-// kernels/advance_plan.h): for devices whose memory the CPU can't copy. Complete when a call returns; one call at a time. A state needs no room beside it. Errors: DEVICE_FAILED.
+// kernels/advance_plan.h): for devices whose memory the CPU can't copy. Complete when a call returns; one call at a
+// time. A state needs no room beside it. Errors: DEVICE_FAILED.
 class RowCopier {
  public:
   struct GatherItem {

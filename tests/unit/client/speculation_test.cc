@@ -20,9 +20,10 @@ TEST(Speculation, PathsOfTreesBeginAtARootAndEndAtTheAcceptedToken) {
   for (int round = 0; round < 300; ++round) {
     std::vector<int32_t> parents;
     const size_t tokens = 1 + random() % kStepsMax;
-    for (size_t step = 0; step < tokens; ++step)
-      parents.push_back(static_cast<int32_t>(random() % (step + 1)) -
-                        static_cast<int32_t>(step == 0 || random() % 5 == 0));
+    for (size_t step = 0; step < tokens; ++step) {
+      const bool is_root = step == 0 || random() % 5 == 0;
+      parents.push_back(is_root ? -1 : static_cast<int32_t>(random() % step));
+    }
     const auto accepted = static_cast<uint32_t>(random() % tokens);
     const absl::StatusOr<Path> path = PathOf(parents, accepted);
     ASSERT_TRUE(path.ok()) << path.status();

@@ -31,8 +31,7 @@ template <typename Visit>
 void ForEachRun(absl::Span<const CopyAxis> axes, uint64_t at, const Visit& visit) {
   if (axes.empty()) return visit(at);
   const CopyAxis& outer = axes.back();
-  for (uint64_t i = 0; i < outer.size; ++i)
-    ForEachRun(axes.first(axes.size() - 1), at + i * outer.row_stride, visit);
+  for (uint64_t i = 0; i < outer.size; ++i) ForEachRun(axes.first(axes.size() - 1), at + i * outer.row_stride, visit);
 }
 
 }  // namespace
@@ -65,7 +64,9 @@ bool AddAdvanceSegments(const AdvanceTensor& tensor, uint32_t steps, uint32_t nu
     segment.steps = static_cast<uint32_t>(tap.size);
     segment.window = segment.steps - num_spec;
     segment.step_stride = tap.row_stride;
-    const auto is_tap = [&](const CopyAxis& axis) { return axis.row_stride == tap.row_stride && axis.size == tap.size; };
+    const auto is_tap = [&](const CopyAxis& axis) {
+      return axis.row_stride == tap.row_stride && axis.size == tap.size;
+    };
     segment.axes.erase(std::find_if(segment.axes.begin(), segment.axes.end(), is_tap));
   } else if (steps > 0) {
     segment.steps = steps;
@@ -105,8 +106,13 @@ std::optional<AdvancePlan> AdvancePlan::Checked(absl::Span<const AdvanceSegment>
 AdvancePlan::AdvancePlan(absl::Span<const AdvanceSegment> segments, uint32_t steps_max) : steps_max_(steps_max) {
   assert(steps_max >= 1 && steps_max <= kAcceptedStepsMax);
   for (const AdvanceSegment& segment : segments) {
-    Part part{segment.arena_offset, segment.row_stride, segment.step_stride, segment.steps,
-              segment.window,       segment.element_bytes, {}};
+    Part part{segment.arena_offset,
+              segment.row_stride,
+              segment.step_stride,
+              segment.steps,
+              segment.window,
+              segment.element_bytes,
+              {}};
     for (const CopyAxis& axis : segment.axes) {
       if (axis.size > 1) part.axes.push_back(axis);
     }
@@ -130,8 +136,7 @@ void AdvancePlan::Move(char* arena, const AdvanceMove& move, size_t index) const
   const uint64_t stride = part.step_stride, skipped = move.steps.last() * stride;
   if (from == to && move.steps.bits() == 1) return;
   if (part.window == 0) {
-    return ForEachRun(part.axes, 0,
-                      [&](uint64_t run) { std::memcpy(to + run, from + skipped + run, part.run_bytes); });
+    return ForEachRun(part.axes, 0, [&](uint64_t run) { std::memcpy(to + run, from + skipped + run, part.run_bytes); });
   }
   if (move.steps.is_chain() && stride == part.run_bytes) {
     const uint64_t bytes = part.steps * stride - skipped;

@@ -111,8 +111,8 @@ typedef struct {
   uint32_t to_row;
 } statepool_kernels_move;
 
-/* A plan for an arena of `arena_bytes` with so many rows of steps_max steps, 1..64. Null when any of it would lie outside
- * of the arena, or there are fewer steps or columns; null also for lack of memory. Limits as of plan_create. */
+/* A plan for an arena of `arena_bytes` with so many rows of steps_max steps, 1..64. Null when any of it would lie
+ * outside of the arena, or there are fewer steps or columns; null also for lack of memory. Limits as of plan_create. */
 STATEPOOL_KERNELS_EXPORT statepool_kernels_advance* statepool_kernels_advance_create(
     const statepool_kernels_advance_segment* segments, size_t count, uint64_t arena_bytes, uint32_t rows,
     uint32_t steps_max);
@@ -120,9 +120,9 @@ STATEPOOL_KERNELS_EXPORT statepool_kernels_advance* statepool_kernels_advance_cr
 /* Frees it; null is fine. REQUIRES: nobody uses it. */
 STATEPOOL_KERNELS_EXPORT void statepool_kernels_advance_destroy(statepool_kernels_advance* plan);
 
-/* Moves rows to the states after their accepted tokens: what Advance does. REQUIRES: `arena` is what the plan says, no row
- * is written by two moves, or written by one and read by another, and nobody else touches them. INVALID: no such row, or
- * no path of the plan's steps; then nothing was moved. */
+/* Moves rows to the states after their accepted tokens: what Advance does. REQUIRES: `arena` is what the plan says, no
+ * row is written by two moves, or written by one and read by another, and nobody else touches them. INVALID: no such
+ * row, or no path of the plan's steps; then nothing was moved. */
 STATEPOOL_KERNELS_EXPORT int statepool_kernels_advance_rows(const statepool_kernels_advance* plan, void* arena,
                                                             const statepool_kernels_move* moves, size_t count);
 

@@ -4,8 +4,8 @@
 // stream. The bytes are those that the host's AdvancePlan gives.
 //
 // Move returns when the launch is in the stream; items are copied into it. It neither allocates nor waits, so a stream
-// that is being captured into a graph may be given. A batch of more than kBatchMax items is several launches. Immutable,
-// any thread may call it. What device_copy_plan.h requires of calls is required here too.
+// that is being captured into a graph may be given. A batch of more than kBatchMax items is several launches.
+// Immutable, any thread may call it. What device_copy_plan.h requires of calls is required here too.
 #ifndef STATEPOOL_KERNELS_DEVICE_ADVANCE_PLAN_H_
 #define STATEPOOL_KERNELS_DEVICE_ADVANCE_PLAN_H_
 

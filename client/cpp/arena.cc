@@ -402,7 +402,8 @@ absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, 
 absl::StatusOr<PendingStore> Arena::StoreAsync(absl::Span<const v1::StoreItem> items, bool all_or_none,
                                                const CallOptions& call, CUstream_st* stream) {
   if (absl::Status status = Enter(stream); !status.ok()) return status;
-  const bool advances = std::any_of(items.begin(), items.end(), [](const v1::StoreItem& item) { return item.advance(); });
+  const bool advances =
+      std::any_of(items.begin(), items.end(), [](const v1::StoreItem& item) { return item.advance(); });
   if (gpu_ == nullptr || advances) return PendingStore(this, Store(items, all_or_none, call, stream));
   if (absl::Status status = CheckParts(items); !status.ok()) return PendingStore(this, std::move(status));
   v1::StoreRequest request = RequestOf(items, all_or_none);

@@ -57,7 +57,7 @@ namespace statepool {
 class AdvancePlan;
 class CopyPlan;
 struct AdvanceMove;
-}
+}  // namespace statepool
 
 namespace statepool::client {
 
@@ -115,8 +115,8 @@ struct StoreAnswer {
 struct AdvanceOptions {
   bool skip_none = false;          // accepted length 0
   bool skip_out_of_range = false;  // accepted lengths above the steps
-  // Accepted lengths, or paths, of at least so many tokens: where all hold the engine has left their state in its place.
-  // 0: none are skipped for it; at most max(steps, 1).
+  // Accepted lengths, or paths, of at least so many tokens: where all hold the engine has left their state in its
+  // place. 0: none are skipped for it; at most max(steps, 1).
   uint32_t verified_length = 0;
 };
 struct AdvanceAnswer {

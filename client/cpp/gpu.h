@@ -60,8 +60,8 @@ class GpuCopies {
   // What each row holds after so many steps into its slot, with the hashes of what was written.
   virtual absl::StatusOr<std::unique_ptr<const Enqueued>> Scatter(absl::Span<const ToSlot> items, const char* arena,
                                                                   CUstream_st* stream) = 0;
-  // Moves rows within the arena: what is enqueued reads and writes nothing else, and is done when the arena is unmapped.
-  // REQUIRES: as DeviceAdvancePlan::Move.
+  // Moves rows within the arena: what is enqueued reads and writes nothing else, and is done when the arena is
+  // unmapped. REQUIRES: as DeviceAdvancePlan::Move.
   virtual absl::Status Advance(absl::Span<const AdvanceMove> items, char* arena, CUstream_st* stream) = 0;
 };
 

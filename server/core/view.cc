@@ -306,9 +306,11 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
     const auto element_bytes = static_cast<uint32_t>(DTypeBytes(specs[tensor.tensor].dtype));
     const AdvanceTensor seen{
         {tensor.axes.begin(), tensor.axes.end()}, tensor.shape, tensor.strides, tensor.offset, element_bytes};
-    if (!AddAdvanceSegments(seen, steps, view.num_spec, &moves)) return absl::InternalError("a tensor without its rows");
+    if (!AddAdvanceSegments(seen, steps, view.num_spec, &moves))
+      return absl::InternalError("a tensor without its rows");
   }
-  const bool has_windows = std::any_of(moves.begin(), moves.end(), [](const AdvanceSegment& s) { return s.window > 0; });
+  const bool has_windows =
+      std::any_of(moves.begin(), moves.end(), [](const AdvanceSegment& s) { return s.window > 0; });
   AdvancePlan advance_plan(moves, std::max(steps, 1u));
   ArenaShape shape{rows,
                    steps,

@@ -29,8 +29,9 @@ absl::Status CheckRequest(const AdvanceRequest& request, const ArenaShape& shape
                    absl::StrCat("request_id has more than ", kMaxRequestIdBytes, " bytes"));
   }
   if (request.rules.verified_length > shape.max_accepted()) {
-    return Invalid("INVALID_OPTION", "verified_length",
-                   absl::StrCat("a row of this arena holds ", shape.max_accepted(), " steps, so not more are verified"));
+    return Invalid(
+        "INVALID_OPTION", "verified_length",
+        absl::StrCat("a row of this arena holds ", shape.max_accepted(), " steps, so not more are verified"));
   }
   std::vector<bool> written(shape.rows, false);
   for (size_t i = 0; i < items.size(); ++i) {
@@ -60,9 +61,7 @@ std::vector<AdvanceMove> MovesOf(const AdvanceRequest& request, const ArenaShape
         if (item.to_row.value_or(item.row) == item.row) break;
         row.outcome = AdvanceOutcome::kMoved;
         [[fallthrough]];
-      case AdvanceOutcome::kMoved:
-        moves.push_back({item.row, item.to_row.value_or(item.row), accepted.steps});
-        break;
+      case AdvanceOutcome::kMoved: moves.push_back({item.row, item.to_row.value_or(item.row), accepted.steps}); break;
       case AdvanceOutcome::kNoLength:
         row.status = Invalid("MISSING_FIELD", "accepted_length", "say how many tokens hold, or which: `path`");
         break;
@@ -109,9 +108,7 @@ absl::StatusOr<AdvanceAnswer> Arenas::AdvanceInTurn(const Op& op, absl::string_v
   RETURN_IF_ERROR(CheckRequest(request, *arena->shape));
   AdvanceAnswer answer;
   std::vector<AdvanceMove> moves = MovesOf(request, *arena->shape, &answer);
-  std::erase_if(moves, [&](const AdvanceMove& move) {
-    return arena->WasAdvancedBy(move.to_row, request.request_id);
-  });
+  std::erase_if(moves, [&](const AdvanceMove& move) { return arena->WasAdvancedBy(move.to_row, request.request_id); });
   RETURN_IF_ERROR(MoveRows(op, arena.get(), moves, &answer.copy_time));
   for (const AdvanceMove& move : moves) arena->rows[move.to_row].advanced_by = request.request_id;
   return answer;
@@ -185,11 +182,11 @@ void Arenas::Advance(const Op& op, absl::string_view id, AdvanceRequest request,
   const Op wait = WaitOf(op);
   if (!flags.done.has_value()) {
     const auto answer_with = std::make_shared<Answered<AdvanceAnswer>>(std::move(answered));
-    const absl::StatusOr<bool> is_next = Enqueue(
-        *arena, wait, flags.after,
-        [this, op, id = (*arena)->id, request = std::move(request), answer_with](absl::Status why) {
-          (*answer_with)(why.ok() ? AdvanceInTurn(op, id, request, Queue::kUnlimited) : std::move(why));
-        });
+    const absl::StatusOr<bool> is_next =
+        Enqueue(*arena, wait, flags.after,
+                [this, op, id = (*arena)->id, request = std::move(request), answer_with](absl::Status why) {
+                  (*answer_with)(why.ok() ? AdvanceInTurn(op, id, request, Queue::kUnlimited) : std::move(why));
+                });
     if (!is_next.ok()) return (*answer_with)(is_next.status());
     if (*is_next) RunReady(*arena);
     return;
@@ -210,8 +207,9 @@ void Arenas::Advance(const Op& op, absl::string_view id, AdvanceRequest request,
   late->op.tenant = op.tenant;
   late->op.deadline = wait.deadline;
   // Before the answer: the order is that of the calls, and who may not wait is told.
-  const absl::StatusOr<bool> is_next = Enqueue(
-      *arena, wait, flags.after, [this, late = std::move(late)](absl::Status why) { Move(late.get(), std::move(why)); });
+  const absl::StatusOr<bool> is_next =
+      Enqueue(*arena, wait, flags.after,
+              [this, late = std::move(late)](absl::Status why) { Move(late.get(), std::move(why)); });
   if (!is_next.ok()) return answered(is_next.status());
   answered(std::move(answer));
   if (*is_next) RunReady(*arena);
@@ -225,9 +223,8 @@ void Arenas::Move(LateAdvance* late, absl::Status status) {
     status = Take(late->op, arena->id, Queue::kUnlimited, &taken);
     if (status.ok()) {
       const Turn turn(this, taken);
-      std::erase_if(late->moves, [&](const AdvanceMove& move) {
-        return arena->WasAdvancedBy(move.to_row, late->request_id);
-      });
+      std::erase_if(late->moves,
+                    [&](const AdvanceMove& move) { return arena->WasAdvancedBy(move.to_row, late->request_id); });
       absl::Duration copy_time;
       status = MoveRows(late->op, arena, late->moves, &copy_time);
       for (const AdvanceMove& move : late->moves) arena->rows[move.to_row].advanced_by = late->request_id;

@@ -237,13 +237,13 @@ absl::StatusOr<OpenedArena> Arenas::Open(const Op& op, const OpenArenaRequest& r
     if (status.ok()) arena->words = *std::move(words);
   }
   if (status.ok() && !arena->device->host_accessible()) {
-    absl::StatusOr<std::unique_ptr<RowCopier>> copier = arena->device->NewRowCopier(
-        arena->shape->plan, arena->shape->advance_plan, request.rows);
+    absl::StatusOr<std::unique_ptr<RowCopier>> copier =
+        arena->device->NewRowCopier(arena->shape->plan, arena->shape->advance_plan, request.rows);
     status = copier.status();
     if (status.ok()) arena->copier = *std::move(copier);
     if (const auto& plan = arena->shape->store_plan; status.ok() && plan.has_value() && plan->segment_bytes() > 0) {
-      absl::StatusOr<std::unique_ptr<RowCopier>> store_copier = arena->device->NewRowCopier(
-          *plan, AdvancePlan({}, /*steps_max=*/1), request.rows);
+      absl::StatusOr<std::unique_ptr<RowCopier>> store_copier =
+          arena->device->NewRowCopier(*plan, AdvancePlan({}, /*steps_max=*/1), request.rows);
       status = store_copier.status();
       if (status.ok()) arena->store_copier = *std::move(store_copier);
     }
@@ -716,7 +716,8 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
                                                      : CopyFromRows(op, arena.get(), items, stored, &answer);
   if (done != nullptr && !advances) done->Set();
   RETURN_IF_ERROR(images.status());
-  // To where each row is advanced once it is stored, parallel to `stored`: before the base of a row forgets that it was.
+  // To where each row is advanced once it is stored, parallel to `stored`: before the base of a row forgets that it
+  // was.
   std::vector<AcceptedSteps> advanced_to(stored.size());
   for (size_t k = 0; k < stored.size(); ++k) {
     const StoreItem& item = items[stored[k]];

@@ -299,8 +299,7 @@ class Arenas {
   // ---- arena_advance.cc
   absl::StatusOr<AdvanceAnswer> AdvanceInTurn(const Op& op, absl::string_view id, const AdvanceRequest& request,
                                               Queue queue);
-  absl::Status MoveRows(const Op& op, Arena* arena, absl::Span<const AdvanceMove> moves,
-                        absl::Duration* copy_time);
+  absl::Status MoveRows(const Op& op, Arena* arena, absl::Span<const AdvanceMove> moves, absl::Duration* copy_time);
   absl::Status AdvanceStored(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
                              absl::Span<const size_t> stored, absl::Span<const AcceptedSteps> advanced_to,
                              StoreAnswer* answer);

@@ -68,7 +68,7 @@ struct Arenas::Arena {
     Revision revision = 0;
     VersionId holds = 0;  // the version whose state was left in the row; 0: none, though it may have a base
     PartAssemblies::Ref stored_with{};  // the version that it was last stored as a part of, in the place of all these
-    std::string advanced_by{};              // request_id of the Store or Advance that moved it last, if it had one
+    std::string advanced_by{};          // request_id of the Store or Advance that moved it last, if it had one
   };
 
   std::string id, token;

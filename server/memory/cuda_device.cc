@@ -19,8 +19,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/time.h"
-#include "kernels/device_checksum.h"
 #include "kernels/device_advance_plan.h"
+#include "kernels/device_checksum.h"
 #include "kernels/device_copy_plan.h"
 #include "server/core/error.h"
 #include "server/core/store_errors.h"
@@ -809,8 +809,8 @@ absl::StatusOr<std::unique_ptr<RowCopier>> CudaDevice::NewRowCopier(const CopyPl
   RETURN_IF_ERROR(check(on_device.status()));
   absl::StatusOr<DeviceAdvancePlan> moves = DeviceAdvancePlan::Create(advance);
   RETURN_IF_ERROR(check(moves.status()));
-  auto copier = std::make_unique<Copier>(this, *std::move(on_device), *std::move(moves),
-                                         rows * LeafCount(plan.state_bytes()));
+  auto copier =
+      std::make_unique<Copier>(this, *std::move(on_device), *std::move(moves), rows * LeafCount(plan.state_bytes()));
   RETURN_IF_ERROR(copier->Start());
   return copier;
 }

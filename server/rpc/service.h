@@ -10,8 +10,8 @@
 // nothing more, are given up by the watchdog, so that they hold slots for a bounded time.
 //
 // Where a call runs: reads that never wait run on gRPC's thread; everything else on the Executor. A call's state lives
-// until OnDone, which comes after its task has finished it. A Load, Store or Advance that waits for a flag word has no thread
-// meanwhile (server/memory/arenas.h); it goes on on the Executor.
+// until OnDone, which comes after its task has finished it. A Load, Store or Advance that waits for a flag word has no
+// thread meanwhile (server/memory/arenas.h); it goes on on the Executor.
 #ifndef STATEPOOL_SERVER_RPC_SERVICE_H_
 #define STATEPOOL_SERVER_RPC_SERVICE_H_
 

@@ -116,7 +116,8 @@ class SnapshotCollectable final : public prometheus::Collectable {
                static_cast<double>(now.flag_waits)),
         Single("statepool_arena_flag_pinned_bytes", "Bytes of states pinned for Loads that were answered already.",
                kGauge, static_cast<double>(now.flag_pinned_bytes)),
-        Single("statepool_arena_late_failures_total", "Loads into arenas that failed after their answer.", kCounter,
+        Single("statepool_arena_late_failures_total",
+               "Loads into arenas, and moves of rows there, that failed after their answer.", kCounter,
                static_cast<double>(now.late_failures)),
         Single("statepool_direct_leases", "Workers with a direct lease.", kGauge, static_cast<double>(now.leases)),
         Family(

@@ -259,6 +259,7 @@ Answer Call(World* world, Method method, const grpc::ByteBuffer& request) {
     case Method::kOpenArena: return OpenArena(world, request);
     case Method::kLoad: return OfArena(world, &Handlers::Load, request);
     case Method::kStore: return OfArena(world, &Handlers::Store, request);
+    case Method::kAdvance: return OfArena(world, &Handlers::Advance, request);
     case Method::kCloseArena: return OfArena(world, &Handlers::CloseArena, request);
     case Method::kSet: return Split(world, &Handlers::Set, request);
     case Method::kBatchWrite: return Split(world, &Handlers::BatchWrite, request);

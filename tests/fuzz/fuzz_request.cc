@@ -172,7 +172,7 @@ class Session {
                           Method::kMatchPrefix, Method::kSetStream,   Method::kGet,           Method::kOpenArena,
                           Method::kLoad,        Method::kLoad,        Method::kStore,         Method::kStore,
                           Method::kBatchWrite,  Method::kRollback,    Method::kSnapshot,      Method::kRestore,
-                          Method::kOpenDirect,  Method::kRemoveRange, Method::kRenumber})
+                          Method::kOpenDirect,  Method::kRemoveRange, Method::kRenumber,      Method::kAdvance})
         weighted->push_back(more);
       return weighted;
     }();

@@ -8,8 +8,10 @@
 #include <cstring>
 #include <memory>
 
+#include "kernels/advance_cases.h"
 #include "kernels/checksum.h"
 #include "kernels/copy_plan.h"
+#include "kernels/device_advance_plan.h"
 #include "kernels/device_checksum.h"
 #include "kernels/device_copy_plan.h"
 #include "kernels/plan_cases.h"
@@ -144,21 +146,32 @@ class DeviceKernels : public testing::Test {
     ASSERT_EQ(device_hashes.Read() == std::string(reinterpret_cast<const char*>(leaves.data()), hashes.size()), true);
   }
 
-  // The state after each accepted length is then that after 1, and nothing but its places there was written.
-  void CheckAdvance(const Case& c, const std::vector<uint32_t>& rows, uint64_t arena_shift) {
-    const CopyPlan plan = c.Plan();
-    const DeviceCopyPlan device_plan = OnDevice(plan);
+  // The host's plan moves the same bytes, and no others.
+  void CheckAdvance(const MoveCase& c, const std::vector<AdvanceMove>& moves, uint64_t arena_shift) {
+    const AdvancePlan plan = c.Plan();
+    const absl::StatusOr<DeviceAdvancePlan> device_plan = DeviceAdvancePlan::Create(plan);
+    ASSERT_TRUE(device_plan.ok()) << device_plan.status();
     std::string expected = RandomBytes(random_, c.arena_bytes);
     const DeviceBytes arena(expected, arena_shift);
-    std::vector<DeviceCopyPlan::AdvanceItem> items;
-    std::string state(c.state_bytes, '\0');
-    for (const uint32_t row : rows) {
-      items.push_back({row, 1 + static_cast<uint32_t>(Below(random_, c.steps))});
-      plan.Scatter(expected.data(), row, items.back().accepted, 0, c.state_bytes, state.data(), CopyHint::kCached);
-      plan.Gather(state.data(), 0, c.state_bytes, expected.data(), {&row, 1}, CopyHint::kCached);
+    for (const AdvanceMove& move : moves) {
+      for (size_t part = 0; part < plan.parts().size(); ++part) plan.Move(expected.data(), move, part);
     }
-    ASSERT_EQ(device_plan.Advance(items, arena.data(), nullptr), absl::OkStatus());
+    ASSERT_EQ(device_plan->Move(moves, arena.data(), nullptr), absl::OkStatus());
     ASSERT_EQ(arena.Read() == expected, true);
+  }
+
+  // Of some rows, each in place or from another that nobody writes to.
+  std::vector<AdvanceMove> RandomMoves(const MoveCase& c) {
+    std::vector<uint32_t> rows(c.rows);
+    std::iota(rows.begin(), rows.end(), 0);
+    std::shuffle(rows.begin(), rows.end(), random_);
+    const size_t sources = Below(random_, c.rows);
+    std::vector<AdvanceMove> moves;
+    for (size_t i = sources; i < c.rows; ++i) {
+      const uint32_t from = sources > 0 && Below(random_, 2) == 0 ? rows[Below(random_, sources)] : rows[i];
+      moves.push_back({from, rows[i], RandomPath(random_, c)});
+    }
+    return moves;
   }
 
   void CheckHashes(uint64_t bytes, uint64_t images, uint64_t shift) {
@@ -197,19 +210,31 @@ TEST_F(DeviceKernels, ScatterGivesTheBytesThatTheHostGives) {
   }
 }
 
-TEST_F(DeviceKernels, AdvanceGivesTheBytesThatAScatterAndAGatherGive) {
+TEST_F(DeviceKernels, AdvanceGivesTheBytesThatTheHostGives) {
   for (int round = 0; round < 300; ++round) {
-    Case c = RandomCase(random_);
+    MoveCase c = RandomMoveCase(random_);
     if (round % 3 == 0) {
       c = {};
-      c.rows = 3, c.steps = 6;
-      AddTensor(&c, 1u << Below(random_, 4), {3000, 4},
-                Below(random_, 2) == 0 ? std::vector<size_t>{0, 1} : std::vector<size_t>{1, 0},
-                {true, Below(random_, 2), 5}, 16);
-      AddTensor(&c, 4, {30'000}, {0}, {}, 16);
+      c.rows = 3, c.steps = 6, c.num_spec = 5 + static_cast<uint32_t>(Below(random_, 2));
+      const uint32_t element_bytes = 1u << Below(random_, 4);
+      AddMoveTensor(&c, random_, element_bytes, {{"tap", 4}, {"channel", 3001}}, 16);
+      AddMoveTensor(&c, random_, element_bytes, {{"channel", 3001}, {"tap", 4}}, element_bytes);
+      AddMoveTensor(&c, random_, 4, {{"channel", 30'001}}, 4);
+      AddMoveTensor(&c, random_, 8, {{"head", 64}, {"channel", 1024}}, 16);
     }
     SCOPED_TRACE(round);
-    ASSERT_NO_FATAL_FAILURE(CheckAdvance(c, RandomRows(c), RandomShift()));
+    ASSERT_NO_FATAL_FAILURE(CheckAdvance(c, RandomMoves(c), RandomShift()));
+  }
+}
+
+TEST_F(DeviceKernels, BatchesOfEverySizeAreAdvanced) {
+  for (const uint32_t rows : {1u, 64u, 65u, 1024u, 1025u, 2500u}) {
+    MoveCase c;
+    c.rows = rows, c.steps = 4, c.num_spec = 3;
+    AddMoveTensor(&c, random_, 2, {{"tap", 3}, {"channel", 40}}, 16);
+    AddMoveTensor(&c, random_, 4, {{"channel", 70}}, 16);
+    SCOPED_TRACE(rows);
+    ASSERT_NO_FATAL_FAILURE(CheckAdvance(c, RandomMoves(c), 0));
   }
 }
 
@@ -230,7 +255,6 @@ TEST_F(DeviceKernels, LargeTransposedAndContiguousTensorsAreCopiedAtAnyAlignment
       ASSERT_NO_FATAL_FAILURE(CheckGather(c, {2, 0}, shift, RandomShift()));
       ASSERT_NO_FATAL_FAILURE(CheckScatter(c, {2, 0, 2}, RandomShift(), shift));
       ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, {1}, RandomShift(), shift));
-      ASSERT_NO_FATAL_FAILURE(CheckAdvance(c, {2, 1}, shift));
     }
   }
 }
@@ -248,7 +272,6 @@ TEST_F(DeviceKernels, BatchesOfEverySizeAreCopied) {
     ASSERT_NO_FATAL_FAILURE(CheckGather(c, all, 0, 0));
     ASSERT_NO_FATAL_FAILURE(CheckScatter(c, all, 0, 0));
     ASSERT_NO_FATAL_FAILURE(CheckScatterAndHash(c, all, 0, 0));
-    ASSERT_NO_FATAL_FAILURE(CheckAdvance(c, all, 0));
   }
 }
 
@@ -347,7 +370,9 @@ TEST_F(DeviceKernels, NothingToDoIsNoLaunch) {
   EXPECT_EQ(plan.Scatter({}, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(plan.ScatterAndHash({}, nullptr, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(empty.ScatterAndHash({{0, 1, nullptr}}, nullptr, nullptr, nullptr), absl::OkStatus());
-  EXPECT_EQ(plan.Advance({}, nullptr, nullptr), absl::OkStatus());
+  const absl::StatusOr<DeviceAdvancePlan> moves = DeviceAdvancePlan::Create(AdvancePlan({}, 4));
+  ASSERT_TRUE(moves.ok()) << moves.status();
+  EXPECT_EQ(moves->Move({{0, 0, AcceptedSteps::Chain(2)}}, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(empty.Gather({{nullptr, 0}}, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(HashLeavesOnDevice({}, 5, nullptr, nullptr), absl::OkStatus());
   EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <numeric>
 #include <optional>
 #include <random>
 
@@ -894,6 +895,38 @@ TEST_F(DirectTest, RowsAreGatheredAndScatteredAsTheDaemonWould) {
     wrong.set_attachment("logits");
     EXPECT_TRUE((*arena)->Store({wrong})->rows[0].ok());
     EXPECT_EQ(inline_.Get(SequenceRef(Name("/wrong")))->attachment(), "logits");
+
+    std::iota(begin, begin + bytes, '\0');
+    v1::AdvanceItem path;
+    path.set_row(1);
+    path.add_path(1);
+    const auto moved = (*arena)->Advance({AdvanceRow(0, 2), path, AdvanceRow(2, 0)}, {.skip_none = true});
+    ASSERT_TRUE(moved.ok()) << moved.status();
+    EXPECT_EQ(*moved->rows[0], v1::AdvancedRow::MOVED);
+    EXPECT_EQ(*moved->rows[1], v1::AdvancedRow::MOVED);
+    EXPECT_EQ(*moved->rows[2], v1::AdvancedRow::SKIPPED_NONE);
+    seen.emplace_back(begin, bytes);
+    const auto refused = (*arena)->Advance({AdvanceRow(0, 3), AdvanceRow(1, 2)});
+    ASSERT_TRUE(refused.ok()) << refused.status();
+    EXPECT_EQ(ReasonOf(refused->rows[0].status()), "INVALID_ACCEPTED_LENGTH");
+    EXPECT_EQ(*refused->rows[1], v1::AdvancedRow::MOVED);
+    EXPECT_EQ(ReasonOf((*arena)->Advance({AdvanceRow(0, 1), AdvanceRow(0, 1)}).status()), "DUPLICATE_ROW");
+    v1::StoreItem advanced = StoreRow(2, Name(pool == &pool_ ? "/direct/a" : "/isolated/a"), 8),
+                  none = StoreRow(0, "n", 8);
+    advanced.set_accepted_length(2);
+    advanced.set_advance(true);
+    none.set_accepted_length(0);
+    none.set_skip_none(true);
+    for (const bool alone : {true, false}) {  // of both together the daemon copies
+      advanced.set_position(alone ? 8 : 9);
+      const auto stored =
+          alone ? (*arena)->Store({advanced}) : (*arena)->Store(std::vector<v1::StoreItem>{advanced, none});
+      ASSERT_TRUE(stored.ok()) << stored.status();
+      ASSERT_TRUE(stored->rows[0].ok()) << stored->rows[0].status();
+      EXPECT_EQ(stored->skipped, alone ? std::vector<bool>{false} : (std::vector<bool>{false, true}));
+      seen.emplace_back(begin, bytes);
+      seen.push_back(absl::StrJoin(inline_.Get(SequenceRef(advanced.sequence()))->pieces(), ""));
+    }
   }
   EXPECT_TRUE(memory[0] == memory[1]);
 }

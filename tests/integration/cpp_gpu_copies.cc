@@ -262,6 +262,36 @@ TEST_F(CppGpuCopiesTest, ALoadIntoARowThatIsBeingStoredComesAfterTheStore) {
   EXPECT_EQ(Read(1), Image(2));
 }
 
+TEST_F(CppGpuCopiesTest, AnAdvanceIsInTheOrderOfTheStream) {
+  Write(0, Image(1), &other_);
+  Write(1, Image(2), &other_);
+  other_.Synchronize();
+  other_.Hold();
+  Write(0, Image(3), &other_);
+  v1::AdvanceItem item = AdvanceRow(0, 1);
+  item.set_to_row(1);
+  const auto moved = arena_->Advance({item, AdvanceRow(2, 1)}, {}, {}, other_.handle());
+  ASSERT_TRUE(moved.ok()) << moved.status();
+  EXPECT_EQ(*moved->rows[0], v1::AdvancedRow::MOVED);
+  EXPECT_EQ(*moved->rows[1], v1::AdvancedRow::IN_PLACE);
+  Write(0, Image(4), &other_);  // what the stream does afterwards
+  EXPECT_EQ(Read(1), Image(2));
+  other_.Open();
+  other_.Synchronize();
+  EXPECT_EQ(Read(1), Image(3));
+  EXPECT_EQ(Read(0), Image(4));
+  // The daemon does not know that row 1 is not what was loaded there.
+  Set(Name("/a"), Image(5));
+  ASSERT_TRUE(arena_->Load({LoadRow(1, SequenceRef(Name("/a")))}).ok());
+  ASSERT_TRUE(arena_->Advance({item}).ok());
+  v1::LoadItem same = LoadRow(1, SequenceRef(Name("/a")));
+  same.set_row_unmodified(true);
+  EXPECT_TRUE(arena_->Load({same})->rows[0]->copied());
+  gpu_->refuses_copies = true;
+  EXPECT_EQ(ReasonOf(arena_->Advance({item}).status()), "GPU_FAILED");
+  gpu_->refuses_copies = false;
+}
+
 TEST_F(CppGpuCopiesTest, AStoreWhoseHandleIsDroppedIsCommitted) {
   Write(1, Image(5));
   (void)Begin(Whole(1, Name(), 1));

@@ -646,7 +646,7 @@ def connected(opened):
 
 
 @pytest.mark.provokes(("INVALID_ARGUMENT", "INVALID_VIEW"), ("INVALID_ARGUMENT", "ROW_OUT_OF_RANGE"), ("INVALID_ARGUMENT", "DUPLICATE_ROW"),
-                      ("INVALID_ARGUMENT", "INVALID_ACCEPTED_LENGTH"), ("FAILED_PRECONDITION", "ROW_NOT_LOADED"),
+                      ("INVALID_ARGUMENT", "INVALID_ACCEPTED_LENGTH"), ("INVALID_ARGUMENT", "INVALID_PATH"), ("FAILED_PRECONDITION", "ROW_NOT_LOADED"),
                       ("FAILED_PRECONDITION", "ARENA_NOT_CONNECTED"), ("NOT_FOUND", "ARENA_UNKNOWN"))
 def test_requests_of_arenas_that_make_no_sense(pb, client, errors):
     client.set("a")
@@ -668,6 +668,29 @@ def test_requests_of_arenas_that_make_no_sense(pb, client, errors):
             pb.StoreItem(row=0, sequence="a", position=2, accepted_length=4), pb.StoreItem(row=1, sequence="b", position=2)])).rows
         errors.check(stored[0].error, "INVALID_ACCEPTED_LENGTH", "items[0].accepted_length")
         errors.check(stored[1].error, "ROW_NOT_LOADED", "items[1].row")
+        stored = client.Store(pb.StoreRequest(arena=arena, items=[
+            pb.StoreItem(row=0, sequence="a", position=2, path=[1, 1]), pb.StoreItem(row=1, sequence="b", position=2, path=[1], accepted_length=1, whole_row=True)])).rows
+        errors.check(stored[0].error, "INVALID_PATH", "items[0].path")
+        errors.check(stored[1].error, "INVALID_OPTION", "items[1].path")
+
+        def advance(*items, **more):
+            return client.Advance(pb.AdvanceRequest(arena=arena, items=[pb.AdvanceItem(**item) for item in items], **more)).rows
+
+        for items, reason, field in ([], "MISSING_FIELD", "items"), ([{"row": 2}], "ROW_OUT_OF_RANGE", "items[0].row"), (
+                [{"row": 0, "to_row": 2}], "ROW_OUT_OF_RANGE", "items[0].to_row"), ([{"row": 0}, {"row": 0}], "DUPLICATE_ROW", "items[1].row"), (
+                [{"row": 0, "to_row": 1}, {"row": 1}], "DUPLICATE_ROW", "items[1].row"), ([{"row": 1}, {"row": 1, "to_row": 0}], "DUPLICATE_ROW", "items[1].row"), (
+                [{"row": 0}] * 3, "TOO_MANY", "items"):
+            with errors.expected("INVALID_ARGUMENT", reason, field):
+                advance(*items)
+        for field, value in ("verified_length", 4), ("request_id", 65 * "x"), ("done", pb.FlagValue(word=1)):  # the arena has no flag words
+            with errors.expected("INVALID_ARGUMENT", "INVALID_OPTION", field):
+                advance({"row": 0, "accepted_length": 1}, **{field: value})
+        for item, reason, field in ({}, "MISSING_FIELD", "accepted_length"), ({"accepted_length": 0}, "INVALID_ACCEPTED_LENGTH", "accepted_length"), (
+                {"accepted_length": 4}, "INVALID_ACCEPTED_LENGTH", "accepted_length"), ({"path": [0, 3]}, "INVALID_PATH", "path"), (
+                {"path": [0], "accepted_length": 1}, "INVALID_OPTION", "path"):
+            failed, good = advance({"row": 0, **item}, {"row": 1, "accepted_length": 3})
+            errors.check(failed.error, reason, f"items[0].{field}")
+            assert good.outcome == pb.AdvancedRow.MOVED
         assert client.CloseArena(pb.CloseArenaRequest(arena=arena)).closed
         with errors.expected("NOT_FOUND", "ARENA_UNKNOWN", "arena"):
             client.Store(pb.StoreRequest(arena=arena, items=[pb.StoreItem(row=0, sequence="a", position=2)]))

@@ -526,3 +526,39 @@ def test_a_gpu_that_can_not_have_words_says_so(lacks):
     with pytest.raises(statepool.Conflict, match="MAPPING_FAILED"):
         words_of(driver)
     assert not driver.registered
+
+
+def test_an_advance_is_in_the_order_of_the_stream_and_no_cpu_waits(pool, arena, stream):
+    write(arena, stream, 0, image(1))
+    write(arena, stream, 1, image(2))
+    stream.synchronize()
+    stream.open.clear()
+    write(arena, stream, 0, image(3))
+    assert arena.advance({0: statepool.AdvanceItem(1, to_row=1)}) == {0: "moved"}
+    write(arena, stream, 0, image(4))  # what the stream does afterwards
+    assert read(arena, 1) == image(2)
+    stream.open.set()
+    stream.synchronize()
+    assert read(arena, 1) == image(3) and read(arena, 0) == image(4)
+    with pytest.raises(errors.InvalidArgument, match="INVALID_ACCEPTED_LENGTH"):
+        arena.advance({0: 2})
+    stream.synchronize()
+    assert arena.advance({0: 0}, skip_none=True) == {0: "skipped_none"}
+    stream.synchronize()
+    assert read(arena, 0) == image(4)
+
+
+def test_an_advance_whose_stream_is_too_late_is_told_by_the_next_call(far, pool, arena, stream):
+    write(arena, stream, 0, image(1))
+    write(arena, stream, 1, image(2))
+    stream.synchronize()
+    stream.open.clear()
+    with_deadline = pool.with_options(timeout=1)
+    arena._pool = with_deadline
+    arena.advance({0: statepool.AdvanceItem(1, to_row=1)})
+    eventually(lambda: metric(far, "statepool_arena_late_failures_total") == 1)
+    with pytest.raises(errors.RowsLost):
+        arena.advance({0: 1})
+    stream.open.set()
+    stream.synchronize()
+    assert read(arena, 1) == image(2)

@@ -158,6 +158,20 @@ class Plan:
         Gpu.streams[stream].enqueue(work)
 
 
+class Moves:
+    """The same for moves of rows."""
+
+    def __init__(self, segments, arena_bytes, rows, steps_max):
+        self.plan = _kernels.AdvancePlan(segments, arena_bytes, rows, steps_max)
+
+    def destroy(self):
+        self.plan = None
+
+    def move(self, moves, arena, stream):
+        plan = self.plan
+        Gpu.streams[stream].enqueue(lambda: plan.move(moves, arena))
+
+
 class Range(_mapping.Range):
     """What _cuda.GpuRange is."""
 
@@ -207,6 +221,7 @@ def stream(monkeypatch):
     monkeypatch.setattr(arenas.Arena, "_range", staticmethod(lambda table, nbytes: Range(nbytes)))
     monkeypatch.setattr(arenas.Arena, "_gpu_name", lambda self: "")  # the far device's extents are the host's
     monkeypatch.setattr(_gpu_copies._kernels, "DevicePlan", Plan)
+    monkeypatch.setattr(_gpu_copies._kernels, "DeviceAdvancePlan", Moves)
     Stream.failures.clear()
     yield Range.default
     for each in Gpu.streams.values():
@@ -311,6 +326,57 @@ def test_a_load_into_a_row_that_is_being_stored_comes_after_the_store(pool, aren
     assert arena.load({0: statepool.LoadItem(f"{name}/a", row_unmodified=True)})[0].copied
     stream.synchronize()
     assert read(arena, 0) == image(1) and read(arena, 1) == image(2)
+
+
+@pytest.fixture
+def steps(pool, stream):
+    with pool.open_arena(LAYOUT, rows=4, steps=3, view=statepool.View("row_major"), direct=True) as arena:
+        assert arena._copies is not None and arena._moves.has_kernels
+        yield arena
+        stream.open.set()
+
+
+def fill(arena, stream, row, step, value):
+    """In the order of the stream: this step of all tensors of a row."""
+    def work():
+        for tensor in LAYOUT.tensors:
+            for layer in tensor.layers:
+                arena.layer(tensor.name, layer)[row, step] = value
+
+    stream.enqueue(work)
+
+
+def values(arena, row, step=0):
+    return {arena.layer(tensor.name, layer)[row, step].ravel()[0] for tensor in LAYOUT.tensors for layer in tensor.layers}
+
+
+def test_an_advance_is_in_the_order_of_the_stream_and_asks_nobody(pool, steps, stream, monkeypatch):
+    stream.open.clear()
+    for step in range(3):
+        fill(steps, stream, 0, step, 10 + step)
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._connection, "call", lambda *_: pytest.fail("the daemon has nothing to do with it"))
+        assert steps.advance({0: 3, 1: 1}) == {0: "moved", 1: "in_place"}
+    fill(steps, stream, 0, 2, 99)  # what the stream does afterwards
+    assert values(steps, 0) == {0}
+    stream.open.set()
+    stream.synchronize()
+    assert values(steps, 0) == {12} and values(steps, 0, 1) == {11} and values(steps, 0, 2) == {99}
+
+
+def test_a_store_with_advance_is_done_before_its_row_moves_on(pool, steps, stream, request):
+    name = request.node.name
+    for step in range(3):
+        fill(steps, stream, 2, step, 20 + step)
+    handle = steps.store_async({2: StoreItem(name, whole_row=True)}, position=2, accepted=2, advance=True)
+    assert handle.done() and handle.wait()[2].position == 2
+    stream.synchronize()
+    assert values(steps, 2) == values(steps, 2, 1) == {21}
+    # A row that was moved here is not what the daemon takes it for.
+    pool.set(f"{name}/b", bytes(LAYOUT.state_bytes), 1, layout=LAYOUT)
+    assert steps.load({2: f"{name}/b"})[2].copied
+    steps.advance({2: 2})
+    assert steps.load({2: statepool.LoadItem(f"{name}/b", row_unmodified=True)})[2].copied
 
 
 def test_a_store_that_nobody_waits_for_is_committed(pool, arena, stream, request):

@@ -525,7 +525,7 @@ def item_error(item):
     return next(c for c in grpc.StatusCode if c.value[0] == item.error.code), info.reason, info.metadata.get("field", "")
 
 
-@pytest.mark.rpc("OpenArena", "Load", "Store", "CloseArena")
+@pytest.mark.rpc("OpenArena", "Load", "Store", "Advance", "CloseArena")
 def test_states_are_loaded_into_memory_computed_on_there_and_stored(pb, call, written, name):
     arena = call.OpenArena(pb.OpenArenaRequest(layout="stock", rows=3, steps=2, view=pb.View(
         layers=pb.View.LAYER_MAJOR, axis_orders=[pb.AxisOrder(tensor="state", axes=["key", "head"])])))
@@ -554,6 +554,13 @@ def test_states_are_loaded_into_memory_computed_on_there_and_stored(pb, call, wr
         assert stored.rows[1].info.checksum == checksum(image(4))
         twice = (2 * numpy.frombuffer(image(8), numpy.float32)).tobytes()
         assert call.Get(pb.GetRequest(name=sequence)).data == twice and stored.rows[0].info.checksum == checksum(twice)
+        tensor[:, 0, 1] = 5 * tensor[:, 0, 0]
+        advanced = call.Advance(pb.AdvanceRequest(arena=arena.arena, skip_none=True, items=[
+            pb.AdvanceItem(row=2, accepted_length=2), pb.AdvanceItem(row=0, path=[1], to_row=1)]))
+        assert [row.outcome for row in advanced.rows] == [pb.AdvancedRow.MOVED] * 2
+        assert tensor[:, 2, 0].transpose(0, 2, 1).tobytes() == twice and (tensor[:, 1, 0] == tensor[:, 0, 1]).all()
+        skipped = call.Advance(pb.AdvanceRequest(arena=arena.arena, skip_none=True, items=[pb.AdvanceItem(row=2, accepted_length=0)]))
+        assert [row.outcome for row in skipped.rows] == [pb.AdvancedRow.SKIPPED_NONE]
         del tensor
         memory.close()
         assert call.CloseArena(pb.CloseArenaRequest(arena=arena.arena)).closed

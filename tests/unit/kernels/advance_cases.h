@@ -112,15 +112,17 @@ inline void ModelMove(const MoveCase& c, const AdvanceMove& move, std::string* a
       uint64_t at = tensor.offset;
       for (size_t i = 0; i < index.size(); ++i) {
         const std::string& axis = tensor.axes[i];
-        const uint64_t given = axis == "row"                           ? row
-                               : axis == "step"                        ? step
-                               : axis == "tap" && tensor.has_columns   ? tap
-                                                                       : index[i];
+        const uint64_t given = axis == "row"                         ? row
+                               : axis == "step"                      ? step
+                               : axis == "tap" && tensor.has_columns ? tap
+                                                                     : index[i];
         at += given * tensor.strides[i];
       }
       return at;
     };
-    const auto copy = [&](uint64_t to, uint64_t from) { arena->replace(to, tensor.element_bytes, before, from, tensor.element_bytes); };
+    const auto copy = [&](uint64_t to, uint64_t from) {
+      arena->replace(to, tensor.element_bytes, before, from, tensor.element_bytes);
+    };
     const auto tap_axis = std::find(tensor.axes.begin(), tensor.axes.end(), "tap") - tensor.axes.begin();
     // Every element but for those axes.
     for (bool goes_on = true; goes_on;) {
@@ -130,7 +132,8 @@ inline void ModelMove(const MoveCase& c, const AdvanceMove& move, std::string* a
         const uint64_t columns = tensor.shape[static_cast<size_t>(tap_axis)], first = columns - c.num_spec - 1;
         std::vector<uint64_t> in;  // the columns that stay, oldest first; column `first` has the input of step 0
         for (uint64_t column = 0; column < columns; ++column) {
-          const bool is_beside = column >= first && column - first <= last && (move.steps.bits() >> (column - first) & 1) == 0;
+          const bool is_beside =
+              column >= first && column - first <= last && (move.steps.bits() >> (column - first) & 1) == 0;
           if (!is_beside) in.push_back(column);
         }
         for (size_t i = move.steps.length() - 1, to = 0; i < in.size(); ++i, ++to)

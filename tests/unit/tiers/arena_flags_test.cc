@@ -179,6 +179,12 @@ class ArenaFlagsTest : public DeviceArenasTest {
     arenas_.Load(op, arena.id, std::move(items), flags, std::move(answered));
     return std::move(later);
   }
+  Later<AdvanceAnswer> AdvanceWith(const Open& arena, const CallFlags& flags, std::vector<AdvanceItem> items,
+                                   const Op& op = {}) {
+    auto [answered, later] = Promise<AdvanceAnswer>();
+    arenas_.Advance(op, arena.id, {std::move(items)}, flags, std::move(answered));
+    return std::move(later);
+  }
   template <typename Answer>
   static absl::Status StatusOf(Later<Answer> later) {
     if (later.wait_for(std::chrono::seconds(20)) != std::future_status::ready)
@@ -378,6 +384,52 @@ TEST_P(ArenaFlagsTest, RowsOfALoadThatFailedAfterItsAnswerHaveNoBase) {
     ASSERT_EQ(Load(arena, 0, "b"), absl::OkStatus());
     EXPECT_EQ(store(0, false), absl::OkStatus());
   }
+}
+
+TEST_P(ArenaFlagsTest, AnAdvanceIsAnsweredAtOnceAndMovesWhenItsWordIsReached) {
+  const Flagged arena = OpenFlagged(3);
+  SetRow(arena, 0, State(1));
+  SetRow(arena, 1, State(2));
+  const AdvanceItem to_row_1 = {0, 1, {}, 1};
+  ASSERT_EQ(StatusOf(AdvanceWith(arena, {FlagValue{1, 1}, FlagValue{2, 1}}, {to_row_1})), absl::OkStatus());
+  EXPECT_FALSE(arena.words->Has({2, 1}));
+  EXPECT_TRUE(RowOf(arena, 1) == State(2));
+  SetRow(arena, 0, State(3));  // what the stream does before it comes there
+  arena.words->Set({1, 1});
+  ASSERT_TRUE(arena.words->Gets({2, 1}));
+  EXPECT_TRUE(RowOf(arena, 1) == State(3));
+  EXPECT_EQ(arena.words->Get(FlagWords::kFailures), 0u);
+
+  // Without `done` it is answered when it has moved; what is wrong with it sets the word at once.
+  SetRow(arena, 0, State(4));
+  Later<AdvanceAnswer> later = AdvanceWith(arena, {FlagValue{1, 2}, std::nullopt}, {to_row_1});
+  EXPECT_FALSE(IsAnswered(later, milliseconds(10)));
+  arena.words->Set({1, 2});
+  EXPECT_EQ(StatusOf(std::move(later)), absl::OkStatus());
+  EXPECT_TRUE(RowOf(arena, 1) == State(4));
+  EXPECT_EQ(ReasonOf(StatusOf(AdvanceWith(arena, {FlagValue{1, 9}, FlagValue{2, 2}}, {{3, 1, {}, {}}}))),
+            "ROW_OUT_OF_RANGE");
+  EXPECT_TRUE(arena.words->Has({2, 2}));
+  EXPECT_EQ(ReasonOf(StatusOf(AdvanceWith(arena, {FlagValue{1, 9}, FlagValue{2, 3}}, {{0, 2, {}, {}}}))),
+            "INVALID_ACCEPTED_LENGTH");
+  EXPECT_TRUE(arena.words->Has({2, 3})) << "there is nothing to wait for";
+}
+
+TEST_P(ArenaFlagsTest, RowsOfAnAdvanceThatFailedAfterItsAnswerHaveNoBase) {
+  const Flagged arena = OpenFlagged(2);
+  ASSERT_TRUE(Set("b", 1, State(2)).ok());
+  ASSERT_EQ(Load(arena, 0, "b"), absl::OkStatus());
+  ASSERT_EQ(Load(arena, 1, "b"), absl::OkStatus());
+  ASSERT_EQ(StatusOf(AdvanceWith(arena, {FlagValue{1, 1}, FlagValue{2, 1}}, {{1, 1, {}, 0}}, Within(absl::Seconds(3)))),
+            absl::OkStatus());
+  clock_.Advance(absl::Seconds(4));
+  ASSERT_TRUE(arena.words->Gets({2, 1}));
+  EXPECT_EQ(arena.words->Get(FlagWords::kFailures), 1u) << "counted before `done` is set";
+  const auto store = [&](uint32_t row) {
+    return ReasonOf(StatusOf(StoreWith(arena, {std::nullopt, FlagValue{3, 1}}, {ToStore(row, "c", 2, false)})));
+  };
+  EXPECT_EQ(store(0), "ROW_NOT_LOADED");
+  EXPECT_EQ(store(1), "") << "the row that was to be read";
 }
 
 TEST_P(ArenaFlagsTest, TheEndOfALeaseEndsWhatWaits) {

@@ -58,6 +58,46 @@ TEST_P(DeviceArenasTest, WhatAWorkerStoresIsWhatIsLoadedInEveryViewAndWhatGetSee
   arenas_.CheckInvariants();
 }
 
+TEST_P(DeviceArenasTest, RowsAreAdvancedOnceForEachRequestIdWholeOrAsARanksPart) {
+  for (const uint32_t tp_size : {1u, 2u}) {
+    const View view = {.layers = View::Layers::kRowMajor, .num_spec = 3, .tp_size = tp_size, .tp_rank = tp_size - 1};
+    absl::StatusOr<OpenedArena> opened = arenas_.Open({}, {"m", 4, 4, view});
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    absl::StatusOr<Arenas::Lease> lease = arenas_.Connect(opened->token);
+    ASSERT_TRUE(lease.ok()) << lease.status();
+    close(lease->fd);
+    const Open arena = {opened->id, newest_memory_, opened->shape};
+    std::string bytes = MakeBytes(arena.shape->bytes, tp_size);
+    memory_.Write(arena.memory, bytes);
+    const auto move = [&](const AdvanceMove& row) {
+      for (size_t part = 0; part < arena.shape->advance_plan.parts().size(); ++part)
+        arena.shape->advance_plan.Move(bytes.data(), row, part);
+    };
+    AdvanceRequest request{{{0, 3, {}, {}}, {1, {}, {0, 2, 3}, {}}, {2, 1, {}, {}}, {2, 4, {}, 3}}, {}, "once"};
+    EXPECT_EQ(ReasonOf(arenas_.Advance({}, arena.id, request).status()), "DUPLICATE_ROW");
+    request.items.erase(request.items.begin() + 2);
+    for (int i = 0; i < 2; ++i) {
+      const absl::StatusOr<AdvanceAnswer> answer = arenas_.Advance({}, arena.id, request);
+      ASSERT_TRUE(answer.ok()) << answer.status();
+      for (const AdvancedRow& row : answer->rows) {
+        EXPECT_EQ(row.status, absl::OkStatus());
+        EXPECT_EQ(row.outcome, AdvanceOutcome::kMoved);
+      }
+      if (i == 0) move({0, 0, AcceptedSteps::Chain(3)});
+      if (i == 0) move({1, 1, AcceptedSteps(0b1101)});
+      if (i == 0) move({2, 3, AcceptedSteps::Chain(4)});
+      ASSERT_TRUE(BytesOfArena(arena) == bytes) << tp_size << " ranks, call " << i;
+    }
+    request.items.resize(1);
+    request.request_id = "again";
+    ASSERT_TRUE(arenas_.Advance({}, arena.id, request).ok());
+    move({0, 0, AcceptedSteps::Chain(3)});
+    EXPECT_TRUE(BytesOfArena(arena) == bytes) << "another request";
+    ASSERT_EQ(arenas_.Close({}, arena.id), absl::OkStatus());
+    arenas_.CheckInvariants();
+  }
+}
+
 TEST_P(DeviceArenasTest, StatesThatLeftTheDeviceComeBackIntoRows) {
   const Open arena = OpenArena(2);
   std::vector<std::string> states;

@@ -78,7 +78,7 @@ class BlockCache:
 
     caches: bool  # the state at `position` is to be kept
     position: int  # a multiple of the block
-    accepted: int  # the accepted length that names this state among the steps of the last one: 1 + bias
+    accepted: int  # the accepted length that names this state among those of the step: 1 + bias; 0: nothing is cached
     block: int  # the index of the block that it ends
 
 
@@ -112,7 +112,8 @@ def align_after(block: int, computed: int, scheduled: int, draft: int, accepted:
     first = computed + scheduled - draft
     last = first + accepted - 1
     position = last // block * block
-    return BlockCache(position >= first, position, 1 + position - first, position // block - 1)
+    caches = position >= first
+    return BlockCache(caches, position, 1 + position - first if caches else 0, position // block - 1)
 
 
 def _check(block: int, **values: tuple[int, int]) -> None:

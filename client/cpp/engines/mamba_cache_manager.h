@@ -117,8 +117,8 @@ class MambaCacheManager {
   const client::ArenaTensor& GetConvState(int32_t recurrent_layer_idx) const;
 
   // The same of the states after each token of a verification: [active_batch_size, seq_len, ...], as the last
-  // ReshapeIntermediateStates said, at first the largest; dense, also where they are smaller. REQUIRES: also
-  // has_intermediate_states().
+  // ReshapeIntermediateStates said, at first the largest; dense, also where they are smaller. They begin right behind
+  // the main states, which begin at a multiple of 256 bytes. REQUIRES: also has_intermediate_states().
   const client::ArenaTensor& GetIntermediateRecurrentState(int32_t recurrent_layer_idx) const;
   const client::ArenaTensor& GetIntermediateConvState(int32_t recurrent_layer_idx) const;
   bool has_intermediate_states() const { return num_layers() > 0 && config_.max_intermediate_seq_len > 0; }

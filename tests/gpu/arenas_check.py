@@ -439,9 +439,9 @@ def check_restart(checks, directory, randbytes):
 
 def check_cpp_client(checks, daemon):
     program = harness.binary("gpu_client_test", harness.BUILD if harness.BUNDLE else harness.BUILD / "tests")
-    done = subprocess.run([program, "--gtest_filter=GpuClientTest.*"], env=os.environ | {"STATEPOOL_SERVER": daemon.address}, stdout=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([program, "--gtest_filter=GpuClientTest.*:GpuEnginesTest.*"], env=os.environ | {"STATEPOOL_SERVER": daemon.address}, stdout=subprocess.PIPE, text=True, timeout=60)
     passed = re.search(r"PASSED  \] (\d+) tests", done.stdout)
-    checks.expect(f"gpu_client_test: {done.stdout[-2000:]}", done.returncode == 0 and passed and int(passed[1]) >= 3)
+    checks.expect(f"gpu_client_test: {done.stdout[-2000:]}", done.returncode == 0 and passed and int(passed[1]) >= 5)
 
 
 def check_workers(checks, daemon):

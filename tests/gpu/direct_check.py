@@ -266,11 +266,11 @@ def check_evictions(checks, directory):
 
 
 def check_cpp_client(checks, directory):
-    """client_direct_test.cc, which says when the daemon is to be killed and started anew."""
+    """client_direct_test.cc and client_engines_test.cc, the first of which says when the daemon is to be killed and started anew."""
     program = harness.binary("gpu_client_test", harness.BUILD if harness.BUNDLE else harness.BUILD / "tests")
     with Counted(directory / "cpp", "--hot-bytes=768MiB") as daemon:
         told = []
-        with subprocess.Popen([program, "--gtest_filter=GpuDirectClientTest.*"], env=os.environ | {"STATEPOOL_SERVER": daemon.address},
+        with subprocess.Popen([program, "--gtest_filter=GpuDirectClientTest.*:GpuEnginesTest.*"], env=os.environ | {"STATEPOOL_SERVER": daemon.address},
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             too_long = threading.Timer(CPP_CLIENT_S_MAX, process.kill)
             too_long.start()
@@ -283,7 +283,7 @@ def check_cpp_client(checks, directory):
                     process.stdin.flush()
             too_long.cancel()
         passed = re.search(r"PASSED  \] (\d+) tests", "".join(told))
-        checks.expect(f"gpu_client_test: {''.join(told)[-4000:]}", process.returncode == 0 and passed and int(passed[1]) >= 9)
+        checks.expect(f"gpu_client_test: {''.join(told)[-4000:]}", process.returncode == 0 and passed and int(passed[1]) >= 11)
         checks.expect("gpu_client_test left no pins and grants", wait_until(lambda: not any(slots(daemon).values())) is not None)
 
 

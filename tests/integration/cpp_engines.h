@@ -71,8 +71,9 @@ class EnginesTest : public testing::Test {
     return *client::Pool::Connect(std::getenv("STATEPOOL_SERVER"), options);
   }
 
+  // That no other test, nor run, has used.
   static std::string Name(absl::string_view suffix = "") {
-    return absl::StrCat(testing::UnitTest::GetInstance()->current_test_info()->name(), suffix);
+    return absl::StrCat(testing::UnitTest::GetInstance()->current_test_info()->name(), "/", Seed(), suffix);
   }
   static void Restart() {
     std::puts("restart");

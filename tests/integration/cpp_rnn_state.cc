@@ -416,11 +416,11 @@ TEST_F(RnnStateTest, ARowThatAStepBeganToWriteIsNotTakenForThePoppedState) {
 
 // ---- between processes ---------------------------------------------------------------------------------------------
 
-constexpr char kProcessesName[] = "between-processes";
+std::string NameInBothProcesses() { return absl::StrCat("between-processes/", Seed()); }
 
 // The other process, as TwoProcessesShareSequences starts it: goes on with what that one made.
 TEST_F(RnnStateTest, DISABLED_TheOtherProcess) {
-  const auto state = Create(pool_, 2, 4, kProcessesName);
+  const auto state = Create(pool_, 2, 4, NameInBothProcesses());
   ASSERT_TRUE(state->BeginForward({7}, {1}, std::nullopt, stream()).ok());
   EXPECT_EQ(state->seq_lengths()[0], 2);
   EXPECT_TRUE(GetImage(*state, 0) == SeededBytes(2, init_.size()));
@@ -432,18 +432,17 @@ TEST_F(RnnStateTest, DISABLED_TheOtherProcess) {
 }
 
 TEST_F(RnnStateTest, TwoProcessesShareSequences) {
-  const auto state = Create(pool_, 2, 4, kProcessesName);
+  const auto state = Create(pool_, 2, 4, NameInBothProcesses());
   ASSERT_TRUE(state->AddSequence(7).ok());
   Step(state.get(), 7, 1, SeededBytes(1, init_.size()));
   Step(state.get(), 7, 1, SeededBytes(2, init_.size()));
   char self[4096];
   const ssize_t size = readlink("/proc/self/exe", self, sizeof self);
   ASSERT_GT(size, 0);
-  ASSERT_EQ(std::system(absl::StrCat("'", std::string(self, static_cast<size_t>(size)),
-                                     "' --gtest_filter=RnnStateTest.DISABLED_TheOtherProcess "
-                                     "--gtest_also_run_disabled_tests")
-                            .c_str()),
-            0);
+  const std::string command =
+      absl::StrCat("STATEPOOL_SEED=", Seed(), " '", std::string(self, static_cast<size_t>(size)),
+                   "' --gtest_filter=RnnStateTest.DISABLED_TheOtherProcess --gtest_also_run_disabled_tests");
+  ASSERT_EQ(std::system(command.c_str()), 0);
   ASSERT_TRUE(state->BeginForward({8, 7}, {1, 1}, std::nullopt, stream()).ok());
   EXPECT_EQ(state->seq_lengths()[0], 2);
   EXPECT_EQ(state->seq_lengths()[1], 3);

@@ -3,7 +3,7 @@
 // MLC-LLM's RNNState (in TVM: RNNStateObj) over a pool: its calls, its words and its history, but the states are
 // sequences of the daemon's, which other processes find, fork and go on with.
 //
-//   auto layout = RNNState::LayoutOf("sha256:…", num_hidden_layers, init_values);
+//   auto layout = RNNState::LayoutOf("sha256:...", num_hidden_layers, init_values);
 //   pool.RegisterLayout(*layout, "my-model");
 //   auto state = RNNState::Create(pool, "my-model", /*max_batch_size=*/8, /*max_history=*/4, "chat");
 //   (*state)->AddSequence(42);                      // the sequence "chat/42"
@@ -19,7 +19,9 @@
 //                   sequence's history is the ring of its name, in the daemon: H versions, which cost no arena memory
 //   add             Create: the initial state at position 0 of all layers, and of every place of the history (MLC: of
 //                   the first alone). There is no number of slots to run out of: max_batch_size is that of one batch
-//   begin_forward   Load of the batch's sequences, where their rows do not hold them already; token trees: chains alone
+//   begin_forward   Load of the batch's sequences, where their rows do not hold them already. Token trees: chains
+//   alone.
+//                   A step has at least one token (MLC takes 0, and is one version further without being one token)
 //   get             the row that holds the sequence's state, in place: also after a set within the step the state
 //                   before it. Read-only (MLC: a copy)
 //   set             a second row, in place, which becomes the state when the step ends: the two take turns

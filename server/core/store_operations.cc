@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The operations on sequences and snapshots, but for those that go by tokens (store_history.cc). A write is prepared: it validates, makes its image if it has one, and says
+// The operations on sequences and snapshots; those that go by tokens are in store_history.cc.
+// A write is prepared: it validates, makes its image if it has one, and says
 // in a closure what becomes of its names. Store::Write does the rest, for one or for a batch.
 #include <algorithm>
 #include <deque>

@@ -249,7 +249,7 @@ void FillNameInfo(const NameInfo& info, v1::NameInfo* out) {
     FillVersionInfo(version, out->add_history());
     positions.push_back(version.position);
   }
-  out->set_rollback_tokens(static_cast<uint32_t>(RollbackTokens(positions)));
+  if (!positions.empty()) out->set_rollback_tokens(static_cast<uint32_t>(RollbackTokens(positions)));
   if (info.ttl != absl::InfiniteDuration()) *out->mutable_ttl() = ToProto(info.ttl);
   if (info.expire_time != absl::InfiniteFuture()) *out->mutable_expire_time() = ToProto(info.expire_time);
   *out->mutable_create_time() = ToProto(info.create_time);

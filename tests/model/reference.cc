@@ -732,7 +732,7 @@ Reference::Plan Reference::PlanRenumber(const v1::RenumberRequest& in) {
     moved->parent = old.id;
     moved->position = *renumbered(old.position);
     if (old.exactness == v1::EXACT) moved->exactness = v1::EDITED;
-    if (old.image_from == 0) moved->image_from = old.id;
+    moved->image_from = old.image();
     plan.renumbered.push_back(moved);
     state.ring.insert(state.ring.begin(), moved);
   }
@@ -1107,7 +1107,7 @@ std::string Reference::DeleteMany(const v1::DeleteManyRequest& in, const Outcome
     if (key.first != kind || !absl::StartsWith(key.second, in.name_prefix()) || keep.count(key.second) > 0) continue;
     matched.push_back(key);
     const uint64_t bytes = layouts_.at(state.layout).bytes;
-    const uint64_t image = state.head()->image_from != 0 ? state.head()->image_from : state.head()->id;
+    const uint64_t image = state.head()->image();
     if (images.insert({state.layout, image}).second) bytes_most += bytes;
     if (shared.insert({state.layout, state.head()->initial ? 0 : image}).second) bytes_least += bytes;
   }
@@ -1193,9 +1193,9 @@ std::string Reference::BatchGet(const v1::BatchGetRequest& in, uint64_t limit, c
       continue;
     }
     const uint64_t bytes = layouts_.at(one.name->layout).bytes;
-    const uint64_t id = one.version()->id;
-    if (images.insert({one.name->layout, id}).second) most += bytes;
-    if (shared.insert({one.name->layout, one.version()->initial ? 0 : id}).second) least += bytes;
+    const uint64_t image = one.version()->image();
+    if (images.insert({one.name->layout, image}).second) most += bytes;
+    if (shared.insert({one.name->layout, one.version()->initial ? 0 : image}).second) least += bytes;
   }
   if (in.all_or_none() && first_refused >= 0) {
     const Resolved& one = found[static_cast<size_t>(first_refused)];

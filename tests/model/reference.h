@@ -58,6 +58,8 @@ struct VersionM {
   std::string data, attachment, checksum;
   bool initial = false;     // of Create: such images of one layout may be shared
   uint64_t image_from = 0;  // the version that its image was written for; 0: this one (Renumber)
+
+  uint64_t image() const { return image_from != 0 ? image_from : id; }
 };
 using VersionPtr = std::shared_ptr<VersionM>;
 

@@ -37,7 +37,7 @@ void StoreThreadsTest::Contend() {
         NameOptions options;
         options.durability = static_cast<Durability>(1 + random() % 3);
         options.max_history = 1 + random() % 3;
-        switch (random() % 8) {
+        switch (random() % 10) {
           case 0:
           case 1:
           case 2: {
@@ -54,6 +54,12 @@ void StoreThreadsTest::Contend() {
           }
           case 4: (void)store_->Delete(op, {Seq(random() % 2 ? name() : name() + "/x"), {}, true}); break;
           case 5: (void)store_->Rollback(op, {name(), static_cast<int64_t>(random() % 128), {}, {}}); break;
+          case 6: {
+            const TokenRange range(static_cast<int64_t>(random() % 128), -1);
+            (void)store_->RemoveRange(op, {name(), range, {}, {}, false});
+            (void)store_->Renumber(op, {name() + "/x", range, {.add = 1}, {}, {}});
+            break;
+          }
           default: {
             const auto answer = store_->Get(op, {Seq(name()), {}, ""});
             if (!answer.ok()) break;

@@ -101,7 +101,7 @@ class Info(FromMessage):
     durability: str
     max_history: int
     history: tuple[Version, ...]  # newest first; only from describe() and renumber()
-    rollback_tokens: int  # how many tokens the head can go back by; only from describe() and renumber()
+    rollback_tokens: int | None  # how many tokens the head can go back by; only from describe() and renumber()
     ttl: float | None  # idle seconds
     expire_time: datetime.datetime | None
     create_time: datetime.datetime | None
@@ -127,7 +127,7 @@ class Info(FromMessage):
             "durability": enum_name(pb.Durability, info.durability), "max_history": info.max_history,
             "history": tuple(Version(v.position, v.version_id, v.parent_version_id, enum_name(pb.Exactness, v.exactness), v.checksum,
                                      enum_name(pb.Tier, v.tier)) for v in info.history),
-            "rollback_tokens": info.rollback_tokens,
+            "rollback_tokens": info.rollback_tokens if info.HasField("rollback_tokens") else None,
             "ttl": info.ttl.ToTimedelta().total_seconds() if info.HasField("ttl") else None,
             "expire_time": info.expire_time.ToDatetime(datetime.timezone.utc) if info.HasField("expire_time") else None,
             "create_time": info.create_time.ToDatetime(datetime.timezone.utc) if info.HasField("create_time") else None,

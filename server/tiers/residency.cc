@@ -80,7 +80,7 @@ class Residency::ResidentPin final : public PinnedImage {
     const absl::Status status = CopyOutOfPlace(offset, bytes, to);
     if (!absl::IsUnavailable(status) || memory().device->health().ok()) return status;
     // The device failed: from another place, if there is one.
-    const absl::StatusOr<Pin> other = residency_->Read(Op(), image_, /*on=*/nullptr);
+    const absl::StatusOr<Pin> other = residency_->Read(Op(), image_, /*place=*/nullptr);
     return other.ok() ? (*other)->CopyOut(offset, bytes, to) : other.status();
   }
   absl::string_view attachment() const override { return Resident::Of(*image_)->attachment; }

@@ -897,6 +897,25 @@ TEST_F(GpuDevice, ASecondOneHasItsOwnMemoryAndReachesItsPeers) {
   std::vector<LeafHash> hashes(LeafCount(bytes.size()));
   EXPECT_EQ(second->HashLeaves(here->data(), bytes.size(), absl::MakeSpan(hashes)), absl::OkStatus());
   EXPECT_EQ(hashes == HashLeaves(bytes), true) << "the second GPU reads something else";
+
+  // Rows of the second's, from and to states that lie on the first.
+  EXPECT_TRUE(second->Reaches(*first) && second->Reaches(*second));
+  EXPECT_FALSE(first->Reaches(*second)) << "which was made without peers";
+  CopySegment segment;
+  segment.row_stride = kChunk;
+  segment.element_bytes = 4;
+  segment.axes = {{kChunk / 4, 4}};
+  const auto copier = second->NewRowCopier(CopyPlan({segment}, kChunk), 4);
+  ASSERT_TRUE(copier.ok()) << copier.status();
+  ASSERT_EQ((*copier)->Gather({{here->data() + kChunk, 2}}, there->data()), absl::OkStatus());
+  EXPECT_EQ(*Read(second.get(), there->data() + 2 * kChunk, kChunk) == bytes.substr(kChunk, kChunk), true);
+  const std::string row = RandomBytes(&random_, kChunk);
+  ASSERT_EQ(Write(second.get(), there->data() + 3 * kChunk, row), absl::OkStatus());
+  ASSERT_EQ((*copier)->Scatter({{3, 1, here->data()}}, there->data(), {}), absl::OkStatus());
+  EXPECT_EQ(*Read(first.get(), here->data(), kChunk) == row, true);
+  ASSERT_EQ(first->HashLeaves(here->data(), kChunk, absl::MakeSpan(hashes).first(LeafCount(kChunk))), absl::OkStatus());
+  EXPECT_EQ(absl::MakeSpan(hashes).first(LeafCount(kChunk)) == absl::MakeConstSpan(HashLeaves(row)), true)
+      << "the first GPU sees something else than the second wrote";
 }
 
 }  // namespace

@@ -180,13 +180,11 @@ class Case:
 
     def some_view(self, ranks, steps):
         """One that all ranks take: the orders of axes, the width of convolutions, and what is contiguous, by chance."""
-        turn = {"conv": ["channel", "tap"]}
-        turn.update({name: ["channel", "tap"] for name in CONVS}, delta=["head", "value", "key"], ssm=None, wkv=None)
         orders = {}
         for t in self.layout.tensors:
-            order = list(t.axes) if base(t.name) not in turn else turn[base(t.name)] or [*list(t.axes)[:-2], *list(t.axes)[:-3:-1]]
-            if self.rng.random() < 0.5 and base(t.name) in turn:
-                orders[t.name] = order
+            axes = list(t.axes)
+            if len(axes) > 1 and self.rng.random() < 0.5:  # conv DS, matrices turned
+                orders[t.name] = [*axes[:-2], axes[-1], axes[-2]]
         convs = any(t.kind == "conv" for t in self.layout.tensors)
         speculates = convs and steps > 0 and all(e.speculates or not any(c in e.shapes(1, 0) for c in CONVS) for e in self.engines.values())
         return {"layers": pick(self.rng, "per_layer", "layer_major", "row_major"), "axis_orders": orders, "tp_size": ranks,
@@ -285,17 +283,12 @@ def devices(pool):
     return [device.name for device in pool.capabilities().devices]
 
 
-def some_layers(rng, free):
-    layer_ids = sorted(rng.sample(free, rng.randint(1, min(3, len(free)))))
-    return layer_ids
-
-
 def make(pool, devices, rng, families, model):
     """A registered layout of one family, or a hybrid of several, each in layers of its own."""
     free = list(range(12))
     engines, presets = {}, []
     for i, family in enumerate(families):
-        engine, layer_ids = FAMILIES[family](rng), some_layers(rng, free)
+        engine, layer_ids = FAMILIES[family](rng), sorted(rng.sample(free, rng.randint(1, 3)))
         free = [layer for layer in free if layer not in layer_ids]
         prefix = f"{i}." if len(families) > 1 else ""
         engines[prefix[:-1]] = engine

@@ -237,6 +237,8 @@ TEST_P(PartArenasTest, AnyRanksAttachmentIsTheVersions) {
 
 // ---- on several devices
 
+#ifndef STATEPOOL_GPU_TESTS  // those have one; tests/gpu/ranks_check.py
+
 class PartArenasOnSeveralTest : public PartArenasTest {
  protected:
   // Ranks on the devices by turns.
@@ -388,6 +390,8 @@ TEST_P(PartArenasOnSeveralTest, PartsOnADeviceThatFailedAreDroppedAndTheRanksBeg
   EXPECT_TRUE(Get("seq") == state);
   arenas_.CheckInvariants();
 }
+
+#endif
 
 }  // namespace
 }  // namespace statepool

@@ -147,14 +147,17 @@ TEST_P(ResidencyWriteTest, AnAbandonedUploadGivesItsRoomBack) {
 }
 
 TEST_P(ResidencyWriteTest, AnUploadMayGetAnAttachmentLater) {
+  Start(4);
   const std::string attachment = MakeBytes(600'000, 5), state = MakeBytes(kChunk, 1);
   const ImageRef other = *Write(MakeBytes(kChunk, 2), attachment);
   auto first = Begin(), second = Begin();
   ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_EQ(residency_->tier(*other), Tier::kHot);
   ASSERT_EQ((*first)->AddAttachmentRoom({}, attachment.size()), absl::OkStatus());
   EXPECT_EQ(residency_->tier(*other), Tier::kCold) << "its attachment had to go, and goes with the state";
   EXPECT_EQ(residency_->stats().attachment_bytes, attachment.size());
-  EXPECT_EQ(ReasonOf((*second)->AddAttachmentRoom({}, attachment.size())), "HOT_FULL") << "no upload leaves for another";
+  EXPECT_EQ(ReasonOf((*second)->AddAttachmentRoom({}, attachment.size())), "HOT_FULL")
+      << "no upload leaves for another";
   EXPECT_EQ(ReasonOf((*second)->AddAttachmentRoom({}, 2_MiB)), "STATE_TOO_LARGE");
   EXPECT_EQ(ReasonOf((*second)->AddAttachmentRoom({.deadline = clock_.Now() - 1}, 1)), "DEADLINE");
   EXPECT_EQ(residency_->stats().attachment_bytes, attachment.size()) << "what is refused takes nothing";

@@ -905,7 +905,7 @@ TEST_F(GpuDevice, ASecondOneHasItsOwnMemoryAndReachesItsPeers) {
   segment.row_stride = kChunk;
   segment.element_bytes = 4;
   segment.axes = {{kChunk / 4, 4}};
-  const auto copier = second->NewRowCopier(CopyPlan({segment}, kChunk), 4);
+  const auto copier = second->NewRowCopier(CopyPlan({segment}, kChunk), AdvancePlan({}, /*steps_max=*/1), 4);
   ASSERT_TRUE(copier.ok()) << copier.status();
   ASSERT_EQ((*copier)->Gather({{here->data() + kChunk, 2}}, there->data()), absl::OkStatus());
   EXPECT_EQ(*Read(second.get(), there->data() + 2 * kChunk, kChunk) == bytes.substr(kChunk, kChunk), true);

@@ -108,8 +108,8 @@ struct StoreAnswer {
   // Parallel to it, of an arena of a rank's part (v1::View::tp_size): how many ranks have not stored theirs. If any,
   // the version is not there yet, and the row's info is empty. Elsewhere 0.
   std::vector<uint32_t> parts_missing;
-  bool done = false;          // false: nothing was stored (all_or_none, and an item failed)
-  absl::Duration copy_time;   // as in LoadAnswer
+  bool done = false;         // false: nothing was stored (all_or_none, and an item failed)
+  absl::Duration copy_time;  // as in LoadAnswer
 };
 // Which rows Advance leaves as they are, in the place of an error or a move. The .proto has more (AdvanceRequest).
 struct AdvanceOptions {

@@ -185,8 +185,8 @@ class ResidencyStressTest : public AnyColdStoreTest, public testing::WithParamIn
   std::unique_ptr<Residency> residency_;
   Table table_;
   std::atomic<int> reads_{0}, refused_{0};
-  bool moves_ahead_ = true;               // dirty images go down before their slots are needed
-  bool fails_ = false;                    // a device may fail
+  bool moves_ahead_ = true;  // dirty images go down before their slots are needed
+  bool fails_ = false;       // a device may fail
   std::function<void()> before_threads_;
   std::function<void(int)> before_step_;  // of any thread
 };

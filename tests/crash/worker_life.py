@@ -128,7 +128,8 @@ class Life:
         self.look_at_kept()
 
     def failed(self, error):
-        hung_up = not self.plan.survives and error.code == "CANCELLED" and self.hung_up
+        # A load that had returned is not copied any more once the arena ended.
+        hung_up = self.hung_up and (isinstance(error, statepool.RowsLost) or (not self.plan.survives and error.code == "CANCELLED"))
         if isinstance(error, statepool.DataLoss):
             self.violation("half_versions", error)
         elif not hung_up and not (self.plan.survives and isinstance(error, (statepool.Unavailable, statepool.NotFound))):

@@ -259,7 +259,7 @@ def check_flags(checks, pool, daemon, rng):
         try:
             arena.load({0: "flags/a"})
             checks.expect("a load that failed late is told", False)
-        except statepool.errors.RowsLost as lost:
+        except statepool.RowsLost as lost:
             checks.expect("a load that failed late is told", 2 in lost.rows)
         arena.load({2: "flags/a"})
         behind.stream.synchronize()

@@ -293,7 +293,7 @@ def test_a_load_that_fails_after_it_returned_is_told_by_the_next_call(far, pool,
     eventually(lambda: metric(far, "statepool_arena_late_failures_total") == 1)
     stream.open.set()
     stream.synchronize()  # the daemon has let it go
-    with pytest.raises(statepool.errors.RowsLost, match="load them again") as raised:
+    with pytest.raises(statepool.RowsLost, match="load them again") as raised:
         arena.store({1: name}, position=2)
     assert {0, 2} <= set(raised.value.rows)
     assert arena.store({1: name}, position=2)[1].position == 2
@@ -325,7 +325,7 @@ def test_streams_go_on_when_the_daemon_dies_or_stops(far, pool, arena, stream, r
         handle.wait()
     assert raised.value.code in ("UNAVAILABLE", "ABORTED")
     far.start()
-    with pytest.raises((statepool.ContentsGone, statepool.errors.RowsLost)):
+    with pytest.raises((statepool.ContentsGone, statepool.RowsLost)):
         arena.load({0: name})
     with contextlib.suppress(statepool.ContentsGone):
         arena.load({0: name}) if how == "stop" else None
@@ -350,7 +350,7 @@ def test_a_daemon_that_hangs_holds_streams_for_a_bounded_time(far, pool, arena, 
     finally:
         os.kill(far.process.pid, signal.SIGCONT)
     arena._pool = pool
-    with pytest.raises(statepool.errors.RowsLost):
+    with pytest.raises(statepool.RowsLost):
         arena.load({0: name})
     arena.load({0: name})
     stream.synchronize()

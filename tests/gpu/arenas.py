@@ -14,7 +14,7 @@ def measure_check(program, last):
     """A piece: what this program prints, up to a line of the name `last`. Broken off is not measurable: only what it has judged counts."""
     def measure(context):
         log = context.workspace / "log"
-        status = kernels.run_program([sys.executable, HERE / program, f"--seed={context.seed}", *["--quick"] * context.quick], context, log)
+        status = kernels.run_program([sys.executable, "-B", HERE / program, f"--seed={context.seed}", *["--quick"] * context.quick], context, log)
         output = log.read_text(errors="replace")
         if status not in (harness.OK, harness.FALLS_SHORT):
             raise harness.NotMeasurable(f"{program} ended with {status}: {output[-2000:]}")

@@ -149,7 +149,8 @@ class Bundle:
         self.script("bin/gpu_kernels_test", TEST.replace("FAILED", str(failed)).replace("STATUS", str(status)))
         for program in ("gpu_device_test", "gpu_tiers_test"):
             self.script(f"bin/{program}", TEST.replace("FAILED", "0").replace("STATUS", "0"))
-        for program, name in (("arenas_check.py", "gpu-arenas"), ("direct_check.py", "gpu-direct-kills")):
+        for program, name in (("arenas_check.py", "gpu-arenas"), ("speculation_check.py", "gpu-advance"), ("ranks_check.py", "gpu-ranks"),
+                              ("direct_check.py", "gpu-direct-kills")):
             judged = json.dumps({"name": name, "value": 0, "n": 141, "goal": 0, "ok": True})
             self.script(f"tests/gpu/{program}", f"#!/usr/bin/env python3\nprint({judged!r})\n")
         for name in ("tests/bench/run", "tests/crash/run"):
@@ -177,7 +178,7 @@ def test_all_is_well(bundle):
     status, lines, errors = bundle.make().run()
     assert status == 0, errors
     assert [line["name"] for line in lines] == ["gpu_kernels_test", "gpu_device_test", "gpu_tiers_test", "gpu_gather_mamba-2.8b_64", "gpu-arenas",
-                                                "gpu-direct-kills", *HARNESSES,
+                                                "gpu-advance", "gpu-ranks", "gpu-direct-kills", *HARNESSES,
                                                 "gpu_kernels_memcheck", "gpu_kernels_racecheck", "gpu_kernels_initcheck", "gpu_kernels_synccheck"]
     for line in lines:
         assert FIELDS <= set(line) and line["ok"] is True and (line["commit"], line["seed"]) == ("0123456789ab", 5)
@@ -218,7 +219,7 @@ def test_what_cannot_be_measured_is_2_and_named(bundle, made, said):
 def test_a_program_that_is_missing_is_2_and_what_else_there_is_runs(bundle):
     (bundle.make().root / "bin/gpu_kernels_bench").unlink()
     status, lines, errors = bundle.run()
-    assert status == 2 and len(lines) == 9 + len(HARNESSES) and "gpu_kernels_bench is not built" in errors
+    assert status == 2 and len(lines) == 11 + len(HARNESSES) and "gpu_kernels_bench is not built" in errors
 
 
 @pytest.mark.parametrize("arguments", [["--part=3/2"], ["--part=30/30"], ["--part=x"]])

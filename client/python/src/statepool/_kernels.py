@@ -235,7 +235,7 @@ class AdvancePlan:
     def move(self, moves: Sequence[tuple[int, int, int]], arena: int) -> None:
         """Moves rows of the arena at this address: the path's bits, the row and the row that gets its state, of each. REQUIRES: no row is written by two
         moves, or written by one and read by another. ValueError: no such row or step; then nothing was moved."""
-        _check(_library.statepool_kernels_advance_rows(self._plan, arena, (_Move * len(moves))(*moves), len(moves)))
+        _check(_library.statepool_kernels_advance_rows(self._plan, arena, (_Move * len(moves))(*[_Move(*move) for move in moves]), len(moves)))
 
 
 def _create_advance(library: Any, segments: Sequence[AdvanceSegment], arena_bytes: int, rows: int, steps_max: int) -> int:
@@ -322,7 +322,7 @@ class DeviceAdvancePlan:
 
     def move(self, moves: Sequence[tuple[int, int, int]], arena: int, stream: int) -> None:
         """Enqueues what AdvancePlan.move does. DeviceFailed; ValueError."""
-        result = self._library.statepool_kernels_device_advance_rows(self._plan, arena, (_Move * len(moves))(*moves), len(moves), stream)
+        result = self._library.statepool_kernels_device_advance_rows(self._plan, arena, (_Move * len(moves))(*[_Move(*move) for move in moves]), len(moves), stream)
         if result == 3:
             raise DeviceFailed(self._library.statepool_kernels_device_error().decode(errors="replace"))
         _check(result)

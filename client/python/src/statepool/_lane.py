@@ -140,6 +140,7 @@ class Lane:
                     slot.unsettled = False
                     if isinstance(result, Info):
                         return result, None
+                    assert isinstance(result, errors.StatepoolError)  # a whole state, and no skip
                     if result.reason == "REVISION_MISMATCH" and head.layout:
                         raise arenas._alone(result)  # Set says the same
                     return None, doubt

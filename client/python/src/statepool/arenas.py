@@ -1370,7 +1370,9 @@ class Row:
             raise
         except errors.StatepoolError as error:
             raise _alone(error)
-        return _raised(result)
+        stored = _raised(result)
+        assert isinstance(stored, Info)  # buffers have whole states
+        return stored
 
 
 class _Shelf:

@@ -126,11 +126,12 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const Aren
     (*assemblies)[scatter.k] = assembly;
     const PartAssemblies::Whole whole = parts_.Take(assembly);
     std::vector<LeafHash> leaves(LeafCount(plan.state_bytes()));
-    absl::Status status =
-        PartAssemblies::device(*assembly)->HashLeaves(whole.writer->room(), plan.state_bytes(), absl::MakeSpan(leaves));
-    if (status.ok() && !whole.attachment.empty()) status = whole.writer->AddAttachmentRoom(op, whole.attachment.size());
+    absl::Status status = PartAssemblies::device(*assembly)->HashLeaves(whole.slot.writer->room(), plan.state_bytes(),
+                                                                        absl::MakeSpan(leaves));
+    if (status.ok() && !whole.attachment.empty())
+      status = whole.slot.writer->AddAttachmentRoom(op, whole.attachment.size());
     if (status.ok()) {
-      images[scatter.k] = whole.writer->FinishFilled(HashRoot(leaves), whole.attachment);
+      images[scatter.k] = whole.slot.writer->FinishFilled(HashRoot(leaves), whole.attachment);
     } else {
       answer->rows[stored[scatter.k]].status = status;
     }
@@ -138,6 +139,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const Aren
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
   MutexLock lock(&mu_);
   stats_.arenas_to_slots_bytes += bytes;
+  changed_.SignalAll();  // to the keeper: those that are whole hold no slot of a reserve any more
   return images;
 }
 
@@ -146,16 +148,16 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const Aren
 absl::Status Arenas::ScatterOver(const Op& op, const ArenaRef& arena, const RowCopier::ScatterItem& item,
                                  Device* home) {
   Reserved between = TakeReserved(arena, /*elsewhere_too=*/false);
-  if (between.writer == nullptr) {
+  if (between.slot.writer == nullptr) {
     absl::StatusOr<std::unique_ptr<ImageWriter>> begun =
         images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0, arena->device);
     RETURN_IF_ERROR(begun.status());
-    between.writer = *std::move(begun);
+    between.slot.writer = *std::move(begun);
   }
   const absl::Cleanup put_back = [&] {
     if (between.of != nullptr) PutBack(std::move(between));
   };
-  char* const from = between.writer->room();
+  char* const from = between.slot.writer->room();
   RETURN_IF_ERROR(arena->store_copier->Scatter({{item.row, item.accepted, from}}, arena->memory->data(), {}));
   const absl::Span<const CopySegment> segments = arena->shape->store_plan->segments();
   for (size_t i = 0; i < segments.size();) {
@@ -184,18 +186,19 @@ Arenas::Reserved Arenas::TakeReserved(const ArenaRef& arena, bool elsewhere_too)
     }
   }
   if (from == nullptr) return {};
-  Reserved reserved{std::move(from->reserve.back()), from};
+  from->held->fetch_add(1);
+  Reserved reserved{{std::move(from->reserve.back()), {nullptr, [held = from->held](void*) { held->fetch_sub(1); }}},
+                    from};
   from->reserve.pop_back();
-  changed_.SignalAll();  // to the keeper: there is something to reserve
   return reserved;
 }
 
-// What was not used is kept for the next Store, unless it was reserved anew.
+// What was not used is kept for the next Store.
 void Arenas::PutBack(Reserved reserved) {
   MutexLock lock(&mu_);
   Arena& of = *reserved.of;
-  if (of.state == Arena::State::kLeased && of.reserve.size() < of.reserve_max())
-    of.reserve.push_back(std::move(reserved.writer));
+  reserved.slot.of_reserve.reset();
+  if (of.state == Arena::State::kLeased && of.lacks_reserve()) of.reserve.push_back(std::move(reserved.slot.writer));
 }
 
 absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item) {
@@ -207,17 +210,17 @@ absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, const Are
   if (joined.ok() && joined->assembly == nullptr) {
     Reserved room = TakeReserved(arena, /*elsewhere_too=*/true);
     Device* home = arena->device;
-    if (room.writer != nullptr) {
+    if (room.slot.writer != nullptr) {
       home = room.of->device;
     } else {
       absl::StatusOr<std::unique_ptr<ImageWriter>> begun =
           images_->BeginWrite(op, arena->layout, /*attachment_bytes=*/0, home);
       RETURN_IF_ERROR(begun.status());
-      room.writer = *std::move(begun);
+      room.slot.writer = *std::move(begun);
     }
     const uint64_t bytes = room.of != nullptr ? 0 : arena->layout->state_bytes();
-    joined = parts_.Begin(key, part, bytes, home, &room.writer);
-    if (room.writer != nullptr && room.of != nullptr) PutBack(std::move(room));
+    joined = parts_.Begin(key, part, bytes, home, &room.slot);
+    if (room.slot.writer != nullptr && room.of != nullptr) PutBack(std::move(room));
   }
   if (joined.ok() && joined->copies && !PartAssemblies::device(*joined->assembly)->health().ok()) {
     parts_.Failed(joined->assembly, part.rank);

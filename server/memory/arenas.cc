@@ -892,7 +892,7 @@ bool Arenas::ReserveOnce() {
   const MonoTime now = clock_->Now();
   for (const auto& [id, entry] : arenas_) {
     const ArenaRef arena = entry;
-    const bool lacks_slots = arena->state == Arena::State::kLeased && arena->reserve.size() < arena->reserve_max();
+    const bool lacks_slots = arena->state == Arena::State::kLeased && arena->lacks_reserve();
     if (!lacks_slots || arena->busy || now < arena->reserve_at) continue;
     std::unique_ptr<ImageWriter> writer;
     {
@@ -907,7 +907,7 @@ bool Arenas::ReserveOnce() {
     }
     if (writer == nullptr) {
       arena->reserve_at = After(clock_->Now(), absl::FromChrono(kKeeperRound));
-    } else if (arena->state == Arena::State::kLeased && arena->reserve.size() < arena->reserve_max()) {
+    } else if (arena->state == Arena::State::kLeased && arena->lacks_reserve()) {
       arena->reserve.push_back(std::move(writer));
     } else {
       MutexUnlock unlock(&mu_);

@@ -313,8 +313,8 @@ class Arenas {
 
   absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item);
   struct Reserved {
-    std::unique_ptr<ImageWriter> writer;  // null: there was none
-    ArenaRef of;
+    PartAssemblies::Slot slot;  // no writer: there was none
+    ArenaRef of;                // null: of none
   };
   Reserved TakeReserved(const ArenaRef& arena, bool elsewhere_too);
   void PutBack(Reserved reserved);

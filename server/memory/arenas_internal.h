@@ -93,6 +93,8 @@ struct Arenas::Arena {
   MonoTime free_at = 0;     // when the keeper looks again: the memory was still mapped
   MonoTime reserve_at = 0;  // when there may be room again
   std::vector<std::unique_ptr<ImageWriter>> reserve;
+  // How many more that were in it are held by versions in parts: they are not reserved anew as long.
+  std::shared_ptr<std::atomic<uint32_t>> held = std::make_shared<std::atomic<uint32_t>>(0);
   uint32_t flagged = 0;           // calls with flag words that wait, are ready or run
   std::deque<FlaggedCall> ready;  // those whose words are reached, but for the one that runs
   bool running = false;           // a thread runs them, or will
@@ -108,6 +110,7 @@ struct Arenas::Arena {
   bool is_of_parts() const { return shape->tp_size > 1; }
   // Slots kept for a Store: of ranks each has a share of them, and takes the others' too (TakeReserved).
   uint32_t reserve_max() const { return (shape->rows + shape->tp_size - 1) / shape->tp_size; }
+  bool lacks_reserve() const { return reserve.size() + held->load() < reserve_max(); }
 
   // Whether nothing need be copied for this item. REQUIRES: the turn.
   bool Holds(const LoadItem& item, const NameInfo& info) const {

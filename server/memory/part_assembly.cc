@@ -28,9 +28,9 @@ class PartAssemblies::Assembly {
   uint32_t missing = 0;         // that are not kThere
   uint32_t copying = 0;         // that are kCopying
   absl::flat_hash_set<std::string> arenas;
-  std::unique_ptr<ImageWriter> writer;        // until all parts are there, or it was dropped and nobody copies
+  Slot slot;                                  // until all parts are there, or it was dropped and nobody copies
   absl::flat_hash_set<uint32_t> attached_by;  // ranks that gave the attachment
-  std::string attachment;                     // until it is taken
+  std::string attachment;                     // until it is taken, or dropped
   Checksum attachment_checksum = 0;
   bool dropped = false;
   std::optional<NameInfo> published;
@@ -117,7 +117,7 @@ absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Join(const Key& key, cons
 }
 
 absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Begin(const Key& key, const Part& part, uint64_t bytes,
-                                                             Device* device, std::unique_ptr<ImageWriter>* writer) {
+                                                             Device* device, Slot* slot) {
   MutexLock lock(&mu_);
   const absl::StatusOr<Joined> joined = JoinLocked(key, part);
   if (!joined.ok() || joined->assembly != nullptr) return joined;
@@ -126,12 +126,12 @@ absl::StatusOr<PartAssemblies::Joined> PartAssemblies::Begin(const Key& key, con
   auto assembly = std::make_shared<Assembly>();
   assembly->key = key;
   assembly->device = device;
-  assembly->room = (*writer)->room();
+  assembly->room = slot->writer->room();
   assembly->bytes = bytes;
   assembly->expires = After(clock_->Now(), options_.timeout);
   assembly->parts.resize(key.tp_size, Assembly::Progress::kMissing);
   assembly->missing = key.tp_size;
-  assembly->writer = std::move(*writer);
+  assembly->slot = std::move(*slot);
   ++open_;
   open_bytes_ += bytes;
   begun_.push_back(assembly);
@@ -143,18 +143,18 @@ char* PartAssemblies::room(const Assembly& assembly) { return assembly.room; }
 Device* PartAssemblies::device(const Assembly& assembly) { return assembly.device; }
 
 absl::StatusOr<uint32_t> PartAssemblies::Arrived(const Ref& assembly, uint32_t rank) {
-  std::unique_ptr<ImageWriter> writer;  // goes after the lock
+  Slot slot;  // goes after the lock
   MutexLock lock(&mu_);
   assembly->parts[rank] = Assembly::Progress::kThere;
   --assembly->missing;
   --assembly->copying;
   if (!assembly->dropped) return assembly->missing;
-  if (assembly->copying == 0) writer = std::move(assembly->writer);
+  if (assembly->copying == 0) slot = std::move(assembly->slot);
   return Unknown();
 }
 
 void PartAssemblies::Failed(const Ref& assembly, uint32_t rank) {
-  std::unique_ptr<ImageWriter> writer;
+  Slot slot;
   MutexLock lock(&mu_);
   assembly->parts[rank] = Assembly::Progress::kMissing;
   --assembly->copying;
@@ -163,16 +163,16 @@ void PartAssemblies::Failed(const Ref& assembly, uint32_t rank) {
     open_bytes_ -= assembly->attachment.size();
     assembly->attachment.clear();
   }
-  if (assembly->dropped && assembly->copying == 0) writer = std::move(assembly->writer);
+  if (assembly->dropped && assembly->copying == 0) slot = std::move(assembly->slot);
 }
 
 PartAssemblies::Whole PartAssemblies::Take(const Ref& assembly) {
   MutexLock lock(&mu_);
-  return {std::move(assembly->writer), std::exchange(assembly->attachment, {})};
+  return {std::move(assembly->slot), std::exchange(assembly->attachment, {})};
 }
 
 void PartAssemblies::Published(const Ref& assembly, const NameInfo& info) {
-  std::unique_ptr<ImageWriter> none;  // theirs are taken
+  Slot none;  // theirs are taken
   MutexLock lock(&mu_);
   assembly->published = info;
   --open_;
@@ -183,19 +183,20 @@ void PartAssemblies::Published(const Ref& assembly, const NameInfo& info) {
 }
 
 void PartAssemblies::Drop(const Ref& assembly) {
-  std::unique_ptr<ImageWriter> writer;
+  Slot slot;
   MutexLock lock(&mu_);
-  DropLocked(assembly.get(), &writer);
+  DropLocked(assembly.get(), &slot);
 }
 
-void PartAssemblies::DropLocked(Assembly* assembly, std::unique_ptr<ImageWriter>* writer) {
+void PartAssemblies::DropLocked(Assembly* assembly, Slot* slot) {
   if (assembly->dropped) return;
   assembly->dropped = true;
   if (!assembly->published.has_value()) {
     --open_;
     open_bytes_ -= assembly->bytes;
   }
-  if (assembly->copying == 0) *writer = std::move(assembly->writer);
+  assembly->attachment = std::string();  // rows refer to the assembly for longer
+  if (assembly->copying == 0) *slot = std::move(assembly->slot);
   assemblies_.erase(assembly->key);
 }
 
@@ -207,14 +208,14 @@ PartAssemblies::State PartAssemblies::StateOf(const Assembly& assembly) const {
 }
 
 void PartAssemblies::ArenaEnded(absl::string_view arena) {
-  std::vector<std::unique_ptr<ImageWriter>> writers;
+  std::vector<Slot> slots;
   MutexLock lock(&mu_);
   std::vector<Ref> gone;
   for (const auto& [key, assembly] : assemblies_) {
     const bool is_open = assembly->missing > 0 && !assembly->published.has_value();
     if (is_open && assembly->arenas.contains(arena)) gone.push_back(assembly);
   }
-  for (const Ref& assembly : gone) DropLocked(assembly.get(), &writers.emplace_back());
+  for (const Ref& assembly : gone) DropLocked(assembly.get(), &slots.emplace_back());
 }
 
 void PartAssemblies::CheckInvariants() const {
@@ -233,27 +234,33 @@ void PartAssemblies::CheckInvariants() const {
     require(assembly->missing == assembly->parts.size() - count(Assembly::Progress::kThere), "parts are miscounted");
     require(assembly->copying == count(Assembly::Progress::kCopying), "copies are miscounted");
     require(!assembly->attached_by.empty() || assembly->attachment.empty(), "an attachment that nobody gave");
-    require(assembly->missing == 0 || (assembly->writer != nullptr && !assembly->published), "an open one has no slot");
+    require(assembly->missing == 0 || (assembly->slot.writer != nullptr && !assembly->published),
+            "an open one has no slot");
     if (assembly->published.has_value()) continue;
     ++open;
     open_bytes += assembly->bytes;
   }
   require(open == open_ && open_ <= options_.max_open, "open ones are miscounted, or too many");
   require(open_bytes == open_bytes_, "bytes of open ones are miscounted");
+  require(begun_.size() <= 2 * (uint64_t{options_.max_open} + 64), "ended ones pile up behind an open one");
+  require(published_.size() <= options_.max_remembered, "too many published ones are remembered");
 }
 
 void PartAssemblies::Expire() {
-  std::vector<std::unique_ptr<ImageWriter>> writers;
+  std::vector<Slot> slots;
   const MonoTime now = clock_->Now();
   MutexLock lock(&mu_);
   const auto may_go = [now](const Assembly& begun) {
     return begun.missing == 0 || begun.dropped || now >= begun.expires;
   };
   for (; !begun_.empty() && may_go(*begun_.front()); begun_.pop_front()) {
-    if (begun_.front()->missing > 0) DropLocked(begun_.front().get(), &writers.emplace_back());
+    if (begun_.front()->missing > 0) DropLocked(begun_.front().get(), &slots.emplace_back());
+  }
+  if (begun_.size() > 2 * open_ + 64) {  // behind one that is open yet
+    std::erase_if(begun_, [](const Ref& begun) { return begun->missing == 0 || begun->dropped; });
   }
   for (; !published_.empty() && now >= published_.front()->expires; published_.pop_front())
-    DropLocked(published_.front().get(), &writers.emplace_back());
+    DropLocked(published_.front().get(), &slots.emplace_back());
 }
 
 }  // namespace statepool

@@ -66,13 +66,18 @@ class PartAssemblies {
   };
   class Assembly;
   using Ref = std::shared_ptr<Assembly>;
+  // A slot for a version, and what says that it was one reserved for an arena, for as long as it is in here.
+  struct Slot {
+    std::unique_ptr<ImageWriter> writer;
+    std::shared_ptr<const void> of_reserve{};
+  };
 
   struct Joined {
     Ref assembly;         // null: there is none yet
     bool copies = false;  // this rank's part is to be copied now, into room(); then Arrived or Failed is called
   };
   struct Whole {
-    std::unique_ptr<ImageWriter> writer;
+    Slot slot;
     std::string attachment;
   };
   struct State {
@@ -90,10 +95,9 @@ class PartAssemblies {
   // version; INVALID_OPTION (attachment): another rank gave another one, or this part came without it;
   // TOO_MANY_UPLOADS.
   absl::StatusOr<Joined> Join(const Key& key, const Part& part);
-  // The same with room for a new one, on `device`: unless it has begun meanwhile, then *writer is left. `bytes` count
+  // The same with room for a new one, on `device`: unless it has begun meanwhile, then *slot is left. `bytes` count
   // against max_bytes. Errors: those of Join.
-  absl::StatusOr<Joined> Begin(const Key& key, const Part& part, uint64_t bytes, Device* device,
-                               std::unique_ptr<ImageWriter>* writer);
+  absl::StatusOr<Joined> Begin(const Key& key, const Part& part, uint64_t bytes, Device* device, Slot* slot);
 
   // The slot, state_bytes() long, and its device.
   static char* room(const Assembly& assembly);
@@ -123,14 +127,15 @@ class PartAssemblies {
   absl::StatusOr<Joined> JoinLocked(const Key& key, const Part& part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status Attach(Assembly* assembly, const Part& part) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool HasRoom(uint64_t bytes, uint64_t own_bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void DropLocked(Assembly* assembly, std::unique_ptr<ImageWriter>* writer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropLocked(Assembly* assembly, Slot* slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const PartAssemblyOptions options_;
   const Clock* const clock_;
 
   mutable Mutex mu_;
   absl::flat_hash_map<Key, Ref> assemblies_ ABSL_GUARDED_BY(mu_);  // open, whole and published
-  // Those that may be open, and those that were published, oldest first. Some were dropped meanwhile.
+  // Those that may be open, and those that were published, oldest first. Some are not any more: of begun_ at most as
+  // many as are open, and some more.
   std::deque<Ref> begun_ ABSL_GUARDED_BY(mu_), published_ ABSL_GUARDED_BY(mu_);
   uint64_t open_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t open_ ABSL_GUARDED_BY(mu_) = 0;

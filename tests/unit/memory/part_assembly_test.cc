@@ -49,8 +49,8 @@ class PartAssemblyTest : public testing::Test {
     const std::string arena = absl::StrCat("arena ", rank);
     absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(Key(request_id), {rank, arena, attachment});
     if (!joined.ok() || joined->assembly != nullptr) return joined;
-    std::unique_ptr<ImageWriter> writer = std::make_unique<FakeWriter>(&alive_);
-    return parts_.Begin(Key(request_id), {rank, arena, attachment}, bytes, /*device=*/nullptr, &writer);
+    PartAssemblies::Slot slot{std::make_unique<FakeWriter>(&alive_), held_};
+    return parts_.Begin(Key(request_id), {rank, arena, attachment}, bytes, /*device=*/nullptr, &slot);
   }
   void Publish(const std::string& request_id) {
     const PartAssemblies::Ref assembly = Whole(request_id);
@@ -67,6 +67,7 @@ class PartAssemblyTest : public testing::Test {
   }
 
   int alive_ = 0;
+  const std::shared_ptr<const void> held_ = std::make_shared<int>();  // what says that slots were reserved ones
   ManualClock clock_;
   PartAssemblies parts_{{.max_open = 3, .max_bytes = 250, .max_remembered = 2}, &clock_};
 };
@@ -108,6 +109,38 @@ TEST_F(PartAssemblyTest, OpenOnesHaveLimits) {
   parts_.ArenaEnded("arena 0");
   EXPECT_EQ(alive_, 0);
   for (const char* id : {"e", "f"}) EXPECT_EQ(*Bring(id, 0), 1u);
+}
+
+TEST_F(PartAssemblyTest, AReservedSlotIsHeldUntilItsVersionIsTakenOrDropped) {
+  const PartAssemblies::Ref whole = Whole("a");
+  EXPECT_EQ(held_.use_count(), 2);
+  {
+    const PartAssemblies::Whole taken = parts_.Take(whole);
+    EXPECT_EQ(held_.use_count(), 2);
+  }
+  EXPECT_EQ(held_.use_count(), 1);
+  parts_.Drop(whole);
+  EXPECT_EQ(*Bring("b", 0), 1u);
+  EXPECT_EQ(held_.use_count(), 2);
+  parts_.ArenaEnded("arena 0");
+  EXPECT_EQ(held_.use_count(), 1);
+}
+
+TEST_F(PartAssemblyTest, NothingPilesUpBehindOneThatIsOpen) {
+  EXPECT_EQ(*Bring("open", 0), 1u);
+  for (int i = 0; i < 300; ++i) {
+    Publish(absl::StrCat(i));
+    parts_.CheckInvariants();
+  }
+  EXPECT_EQ(*Bring("open", 1), 0u);
+}
+
+TEST_F(PartAssemblyTest, ADroppedOneHasNoAttachmentAnyMore) {
+  EXPECT_EQ(*Bring("a", 0, /*bytes=*/0, "logits"), 1u);
+  const PartAssemblies::Ref assembly = Join("a", 1)->assembly;
+  EXPECT_EQ(*parts_.Arrived(assembly, 1), 0u);
+  parts_.Drop(assembly);
+  EXPECT_EQ(parts_.Take(assembly).attachment, "") << "rows may refer to it for long";
 }
 
 TEST_F(PartAssemblyTest, ASlotThatIsBeingCopiedIntoOutlivesItsAssembly) {

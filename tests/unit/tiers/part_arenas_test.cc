@@ -18,7 +18,7 @@ namespace {
 
 class PartArenasTest : public DeviceArenasTest {
  protected:
-  PartArenasTest() : DeviceArenasTest({.parts = {.max_open = 3}}) {}
+  explicit PartArenasTest(PartAssemblyOptions parts = {.max_open = 3}) : DeviceArenasTest({.parts = parts}) {}
 
   std::vector<Open> OpenRanks(uint32_t tp_size, View view = {}, const std::string& device = "") {
     std::vector<Open> ranks;
@@ -192,6 +192,29 @@ TEST_P(PartArenasTest, TooManyUnfinishedVersionsAreRefused) {
   EXPECT_TRUE(GetErrorDetail(refused).retry_after > absl::ZeroDuration());
   EXPECT_EQ(StorePart(ranks[1], 0, "seq/1", 1, "1").parts_missing, 0u);
   EXPECT_EQ(StorePart(ranks[0], 0, "seq/3", 1, "1").status, absl::OkStatus());
+}
+
+// Slots that were reserved count nothing, but there are no more of them than that.
+class FewPartArenasTest : public PartArenasTest {
+ protected:
+  FewPartArenasTest() : PartArenasTest({.max_open = 100, .max_bytes = 1}) {}
+};
+INSTANTIATE_TEST_SUITE_P(Memory, FewPartArenasTest, AllMemories(), MemoryKindName);
+
+TEST_P(FewPartArenasTest, UnfinishedVersionsHaveTheReservedSlotsAndTheirBytesAndNoMore) {
+  const std::vector<Open> ranks = OpenRanks(2);  // of 2 rows: each has one slot reserved
+  for (const Open& rank : ranks) SetRow(rank, 0, MakeBytes(layout_->state_bytes(), 1));
+  const auto name = [](int i) { return absl::StrCat("seq/", i); };
+  for (int i = 0; i < 3; ++i) {  // the third counts, and one alone may have more than the limit
+    EXPECT_EQ(StorePart(ranks[0], 0, name(i), 1, "1").status, absl::OkStatus());
+    absl::SleepFor(absl::Milliseconds(50));  // in which slots would be reserved anew
+  }
+  EXPECT_EQ(arenas_.stats().reserved_slots, 0u);
+  EXPECT_EQ(ReasonOf(StorePart(ranks[0], 0, name(3), 1, "1").status), "TOO_MANY_UPLOADS");
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(StorePart(ranks[1], 0, name(i), 1, "1").parts_missing, 0u);
+  for (int i = 0; i < 2000 && arenas_.stats().reserved_slots < 2; ++i) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(arenas_.stats().reserved_slots, 2u) << "they are whole";
+  arenas_.CheckInvariants();
 }
 
 TEST_P(PartArenasTest, WhatAPartCantBeIsRefused) {

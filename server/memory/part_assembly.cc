@@ -161,7 +161,7 @@ void PartAssemblies::Failed(const Ref& assembly, uint32_t rank) {
   if (assembly->attached_by.erase(rank) > 0 && assembly->attached_by.empty() && !assembly->dropped) {
     assembly->bytes -= assembly->attachment.size();
     open_bytes_ -= assembly->attachment.size();
-    assembly->attachment.clear();
+    std::string().swap(assembly->attachment);
   }
   if (assembly->dropped && assembly->copying == 0) slot = std::move(assembly->slot);
 }
@@ -195,7 +195,7 @@ void PartAssemblies::DropLocked(Assembly* assembly, Slot* slot) {
     --open_;
     open_bytes_ -= assembly->bytes;
   }
-  assembly->attachment = std::string();  // rows refer to the assembly for longer
+  std::string().swap(assembly->attachment);  // rows refer to the assembly for longer
   if (assembly->copying == 0) *slot = std::move(assembly->slot);
   assemblies_.erase(assembly->key);
 }

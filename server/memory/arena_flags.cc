@@ -260,7 +260,7 @@ void Arenas::RunReady(const ArenaRef& arena) {
       if (arena->ready.empty()) {
         arena->running = false;
         --runners_;
-        changed_.SignalAll();
+        turns_.SignalAll();
         return;
       }
       call = std::move(arena->ready.front());

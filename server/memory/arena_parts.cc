@@ -139,7 +139,7 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const Aren
   answer->copy_time += absl::Nanoseconds(clock_->Now() - start);
   MutexLock lock(&mu_);
   stats_.arenas_to_slots_bytes += bytes;
-  changed_.SignalAll();  // to the keeper: those that are whole hold no slot of a reserve any more
+  to_reserve_.Signal();  // those that are whole hold no slot of a reserve any more
   return images;
 }
 

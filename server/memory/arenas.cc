@@ -92,17 +92,18 @@ Arenas::Arenas(ArenaOptions options, statepool::Store* store, ImageStore* images
       clock_(clock),
       parts_(options.parts, clock),
       waiter_(options.max_flag_waits, clock) {
-  keeper_ = std::thread([this] { Loop(&Arenas::FreeOnce); });
-  reserver_ = std::thread([this] { Loop(&Arenas::ReserveOnce); });
+  keeper_ = std::thread([this] { Loop(&Arenas::FreeOnce, &to_free_); });
+  reserver_ = std::thread([this] { Loop(&Arenas::ReserveOnce, &to_reserve_); });
 }
 
 Arenas::~Arenas() {
   DrainFlags();
   {
     MutexLock lock(&mu_);
-    while (runners_ > 0) changed_.Wait(&mu_);
+    while (runners_ > 0) turns_.Wait(&mu_);
     stopping_ = true;
-    changed_.SignalAll();
+    to_free_.Signal();
+    to_reserve_.Signal();
   }
   keeper_.join();
   reserver_.join();
@@ -155,7 +156,7 @@ absl::Status Arenas::Take(const Op& op, absl::string_view id, Queue queue, Arena
     }
     ++(*found)->waiting;
     ++waiting_;
-    changed_.WaitFor(&mu_, kPoll);
+    turns_.WaitFor(&mu_, kPoll);
     --waiting_;
     --(*found)->waiting;
   }
@@ -164,7 +165,12 @@ absl::Status Arenas::Take(const Op& op, absl::string_view id, Queue queue, Arena
 void Arenas::GiveBack(Arena* arena) {
   MutexLock lock(&mu_);
   arena->busy = false;
-  changed_.SignalAll();
+  turns_.SignalAll();
+  if (arena->state == Arena::State::kEnded) {
+    to_free_.Signal();
+  } else if (arena->lacks_reserve()) {
+    to_reserve_.Signal();
+  }
 }
 
 // ----
@@ -306,7 +312,8 @@ void Arenas::EndLocked(Arena* arena) {
   if (arena->state == Arena::State::kEnded) return;
   arena->state = Arena::State::kEnded;
   arena->ended.store(true);
-  changed_.SignalAll();
+  turns_.SignalAll();
+  to_free_.Signal();
 }
 
 void Arenas::LeaseEnded(absl::string_view id) {
@@ -320,7 +327,7 @@ void Arenas::ProcessGone(absl::string_view id) {
   if (it == arenas_.end()) return;
   it->second->process_gone = true;
   EndLocked(it->second.get());
-  changed_.SignalAll();
+  to_free_.Signal();
 }
 
 void Arenas::Unmapped(absl::string_view id) {
@@ -329,7 +336,7 @@ void Arenas::Unmapped(absl::string_view id) {
   if (it == arenas_.end() || it->second->device->host_accessible()) return;  // the system knows
   it->second->unmapped = true;
   it->second->free_at = 0;
-  changed_.SignalAll();
+  to_free_.Signal();
 }
 
 bool Arenas::IsGone(absl::string_view id) const {
@@ -360,7 +367,7 @@ absl::Status Arenas::Close(const Op& op, absl::string_view id) {
     RETURN_IF_ERROR(found.status());
     arena = *std::move(found);
     EndLocked(arena.get());
-    while (arena->busy && arenas_.contains(arena->id) && op.Check(*clock_).ok()) changed_.WaitFor(&mu_, kPoll);
+    while (arena->busy && arenas_.contains(arena->id) && op.Check(*clock_).ok()) turns_.WaitFor(&mu_, kPoll);
     if (arena->busy) return absl::OkStatus();  // it is freed, or the keeper will do it
     arena->busy = true;
   }
@@ -405,7 +412,7 @@ bool Arenas::FreeInTurn(const ArenaRef& arena) {
   MutexLock lock(&mu_);
   bytes_[arena->device] -= arena->bytes;
   arenas_.erase(arena->id);
-  changed_.SignalAll();
+  turns_.SignalAll();
   return true;
 }
 
@@ -786,7 +793,6 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
       if (scatter.reserved && scatter.writer != nullptr && arena->reserve.size() < arena->reserve_max())
         arena->reserve.push_back(std::move(scatter.writer));
     }
-    changed_.SignalAll();  // to the keeper: there may be something to reserve
   };
   for (size_t k = 0; k < stored.size(); ++k) {
     const StoreItem& item = items[stored[k]];
@@ -856,10 +862,10 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
 // ----
 // the threads of its own
 
-void Arenas::Loop(bool (Arenas::*once)()) {
+void Arenas::Loop(bool (Arenas::*once)(), CondVar* wake) {
   MutexLock lock(&mu_);
   while (!stopping_) {
-    if (!(this->*once)()) changed_.WaitFor(&mu_, kKeeperRound);
+    if (!(this->*once)()) wake->WaitFor(&mu_, kKeeperRound);
   }
 }
 

@@ -322,7 +322,7 @@ class Arenas {
   static absl::Status CheckPart(const StoreItem& item);
   void SettleRow(Arena* arena, uint32_t row) const;  // takes note of what became of the version it is a part of
 
-  void Loop(bool (Arenas::*once)());
+  void Loop(bool (Arenas::*once)(), CondVar* wake);
   bool FreeOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool ReserveOnce() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -334,7 +334,8 @@ class Arenas {
   const Clock* const clock_;
 
   mutable Mutex mu_;
-  CondVar changed_;  // an arena's turn, or what the keeper looks at
+  CondVar turns_;                 // a turn was given back, an arena ended, or nobody runs flagged calls any more
+  CondVar to_free_, to_reserve_;  // the keeper, and the reserver, may have something to do
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   absl::flat_hash_map<std::string, ArenaRef> arenas_ ABSL_GUARDED_BY(mu_);  // until their memory is destroyed
   // Of arenas_ and of those being opened, as max_bytes counts.

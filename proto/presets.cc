@@ -146,6 +146,7 @@ void Mamba2(Builder* b) {
   const uint64_t heads = b->Size("heads"), head_dim = b->Size("head_dim"), states = b->Size("state_size");
   const uint64_t groups = b->Size("groups"), taps = b->Taps();
   const uint64_t x = b->Product("head_dim", heads, head_dim), bc = b->Product("groups", groups, states);
+  b->RequireMultiple("heads", heads, groups, "groups");
   b->Add("conv", v1::CONV, b->Dtype("conv_dtype"), {{"tap", taps}, {"channel", x + 2 * bc}},
          Split{1, {{x, heads}, {bc, groups, true}, {bc, groups, true}}});
   b->Add("ssm", v1::RECURRENT, b->Dtype("recurrent_dtype"),
@@ -241,11 +242,12 @@ std::vector<Family> MakeFamilies() {
   const auto recurrent_dtype = [](const char* tensor) {
     return PresetFamily::Parameter{"recurrent_dtype", "FLOAT32", absl::StrCat("of ", tensor)};
   };
-  const std::vector<PresetFamily::Parameter> rwkv = {layers,
-                                                     {"hidden_size", "", "C, a multiple of D"},
-                                                     {"head_size", "64", "D"},
-                                                     shift_dtype,
-                                                     {"wkv_dtype", "FLOAT32", "of wkv"}};
+  const std::vector<PresetFamily::Parameter> rwkv = {
+      layers,
+      {"hidden_size", "", "C, a multiple of D"},
+      {"head_size", "64", "D"},
+      shift_dtype,
+      {"wkv_dtype", "FLOAT32", "of wkv; another for an engine that has it so"}};
   return {
       {v1::LayoutPreset::kMamba1,
        Mamba1,
@@ -258,7 +260,7 @@ std::vector<Family> MakeFamilies() {
        {"mamba2",
         "conv [tap K-1, channel H*P + 2*G*N], ssm [head H, head_dim P, state N]",
         {layers,
-         {"heads", "", "H"},
+         {"heads", "", "H, a multiple of G"},
          {"head_dim", "", "P"},
          {"state_size", "", "N"},
          {"groups", "1", "G"},
@@ -344,6 +346,8 @@ const std::vector<Family>& Families() {
   return *families;
 }
 
+std::string InitialField(const std::string& name) { return absl::StrCat("initial[\"", name, "\"]"); }
+
 std::optional<PresetFault> Build(const v1::LayoutPreset& preset, v1::Layout* layout) {
   const auto family = std::find_if(Families().begin(), Families().end(),
                                    [&](const Family& f) { return f.number == preset.family_case(); });
@@ -386,10 +390,27 @@ std::optional<PresetFault> LayoutOfPreset(const v1::LayoutPreset& preset, v1::La
     const auto tensor = std::find_if(layout->mutable_tensors()->begin(), layout->mutable_tensors()->end(),
                                      [&](const v1::TensorSpec& t) { return t.name() == name; });
     if (tensor == layout->mutable_tensors()->end())
-      return PresetFault{absl::StrCat("initial[\"", name, "\"]"), "names no tensor that the preset makes"};
+      return PresetFault{InitialField(name), "names no tensor that the preset makes"};
     *tensor->mutable_initial() = entry.second;
   }
   return std::nullopt;
+}
+
+PresetFields FieldsOfTensor(const v1::LayoutPreset& preset, int tensor) {
+  v1::Layout layout;
+  const v1::LayoutPreset* part = &preset;
+  std::string path;
+  if (preset.has_hybrid()) {
+    for (int i = 0; layout.tensors_size() <= tensor && i < preset.hybrid().parts_size(); ++i) {
+      part = &preset.hybrid().parts(i);
+      path = absl::StrCat("hybrid.parts[", i, "].");
+      Build(*part, &layout);
+    }
+  } else {
+    Build(preset, &layout);
+  }
+  const FieldDescriptor* const family = v1::LayoutPreset::descriptor()->FindFieldByNumber(part->family_case());
+  return {path + family->name(), path + "prefix", InitialField(layout.tensors(tensor).name())};
 }
 
 const std::vector<PresetFamily>& PresetFamilies() {

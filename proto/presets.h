@@ -23,6 +23,15 @@ struct PresetFault {
 // for (its model_id, its bytes together) is not checked here. Thread-safe.
 std::optional<PresetFault> LayoutOfPreset(const v1::LayoutPreset& preset, v1::Layout* layout);
 
+// Where a preset says what its tensor number `tensor` is like, as a path in it. REQUIRES: LayoutOfPreset made that
+// tensor.
+struct PresetFields {
+  std::string family;   // "mamba2", "hybrid.parts[1].mamba2"
+  std::string prefix;   // "prefix", "hybrid.parts[1].prefix"
+  std::string initial;  // "initial[\"pp\"]": also where nothing is there
+};
+PresetFields FieldsOfTensor(const v1::LayoutPreset& preset, int tensor);
+
 // A family as a person reads it.
 struct PresetFamily {
   struct Parameter {

@@ -4,6 +4,7 @@
 #include <google/protobuf/util/time_util.h>
 
 #include <cassert>
+#include <charconv>
 #include <cmath>
 
 #include "absl/strings/ascii.h"
@@ -87,7 +88,7 @@ Json Value(const Message& message, const FieldDescriptor* field, int i) {
     case FieldDescriptor::CPPTYPE_UINT64:
       return i < 0 ? r.GetUInt64(message, field) : r.GetRepeatedUInt64(message, field, i);
     case FieldDescriptor::CPPTYPE_FLOAT:
-      return Json(double{i < 0 ? r.GetFloat(message, field) : r.GetRepeatedFloat(message, field, i)});
+      return Json(i < 0 ? r.GetFloat(message, field) : r.GetRepeatedFloat(message, field, i));
     case FieldDescriptor::CPPTYPE_DOUBLE:
       return Json(i < 0 ? r.GetDouble(message, field) : r.GetRepeatedDouble(message, field, i));
     case FieldDescriptor::CPPTYPE_BOOL: return i < 0 ? r.GetBool(message, field) : r.GetRepeatedBool(message, field, i);
@@ -104,9 +105,16 @@ Json Value(const Message& message, const FieldDescriptor* field, int i) {
   return "";
 }
 
+template <typename T>
+std::string Shortest(T number) {
+  char text[32];
+  return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
+}
+
 }  // namespace
 
-Json::Json(double number) : kind_(std::isfinite(number) ? kNumber : kString), text_(absl::StrFormat("%.17g", number)) {}
+Json::Json(double number) : kind_(std::isfinite(number) ? kNumber : kString), text_(Shortest(number)) {}
+Json::Json(float number) : kind_(std::isfinite(number) ? kNumber : kString), text_(Shortest(number)) {}
 
 const Json* Json::Find(absl::string_view key) const {
   for (const Member& member : members_) {

@@ -26,7 +26,9 @@ class Json {
   Json(std::same_as<bool> auto value) : kind_(kBool), text_(value ? "true" : "false") {}
   template <std::integral T>
   requires(!std::same_as<T, bool>) Json(T number) : kind_(kNumber), text_(std::to_string(number)) {}
-  explicit Json(double number);  // not finite: a string
+  // In the fewest digits from which it is read back as it is. Not finite: a string.
+  explicit Json(double number);
+  explicit Json(float number);
   static Json Array() { return Json(kArray); }
   static Json Object() { return Json(kObject); }
 

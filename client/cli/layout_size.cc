@@ -45,8 +45,7 @@ absl::StatusOr<v1::Layout> FromPreset(const v1::LayoutPreset& preset) {
   v1::Layout layout;
   const std::optional<PresetFault> fault = LayoutOfPreset(preset, &layout);
   if (!fault.has_value()) return layout;
-  const std::string field = fault->field.empty() ? "preset" : fault->field;
-  return UsageError(field, absl::StrCat(field, " ", fault->what));
+  return UsageError(fault->field.empty() ? "preset" : fault->field, fault->what);
 }
 
 absl::StatusOr<Json> SizesOf(const v1::Layout& layout) {

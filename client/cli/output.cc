@@ -39,6 +39,7 @@ const std::vector<std::string>& ColumnsOf(absl::string_view kind) {
       {"matches", {"prefix", "position", "tier", "state_bytes"}},
       {"history", {"position", "version_id", "checksum", "exactness", "tier"}},
       {"layouts", {"layout", "state_bytes", "aliases", "model_id"}},
+      {"models", {"name", "family", "layers", "state_bytes", "megabytes"}},
       {"tensors", {"name", "kind", "dtype", "layers", "axes", "layer_bytes", "tensor_bytes"}},
       {"devices", {"name", "healthy", "used_bytes", "budget_bytes", "chunk_bytes"}},
   };
@@ -50,6 +51,16 @@ const std::vector<std::string>& ColumnsOf(absl::string_view kind) {
 std::string BytesCell(const std::string& digits) {
   uint64_t bytes = 0;
   return absl::SimpleAtoi(digits, &bytes) ? HumanBytes(bytes) : digits;
+}
+
+// Decimal ones, their points below each other.
+std::string MegabytesCell(const std::string& text) {
+  double megabytes = 0;
+  return absl::SimpleAtod(text, &megabytes) ? absl::StrFormat("%.2f", megabytes) : text;
+}
+
+std::string HeaderOf(absl::string_view column) {
+  return column == "megabytes" ? "MB" : absl::AsciiStrToUpper(absl::StripSuffix(column, "_bytes"));
 }
 
 // 0,1,2,3,7 as "0-3,7".
@@ -74,7 +85,9 @@ std::string Cell(absl::string_view key, const Json& value) {
       return std::string(key == "layout" ? absl::string_view(value.text()).substr(0, kFingerprintDigits)
                                          : value.text());
     case Json::kBool: return value.text() == "true" ? "yes" : "no";
-    case Json::kNumber: return absl::StrContains(key, "bytes") ? BytesCell(value.text()) : value.text();
+    case Json::kNumber:
+      if (key == "megabytes") return MegabytesCell(value.text());
+      return absl::StrContains(key, "bytes") ? BytesCell(value.text()) : value.text();
     case Json::kArray:
       if (!value.members().empty() && value.members()[0].second.kind() == Json::kNumber) return Ranges(value.members());
       return absl::StrJoin(value.members(), ", ", [](std::string* out, const Json::Member& element) {
@@ -182,9 +195,7 @@ std::string TableAsText(absl::string_view kind, const std::vector<Json>& items, 
                 columns.end());
   std::vector<std::vector<std::string>> rows(1);
   std::vector<bool> numeric(columns.size(), false);
-  for (const std::string& column : columns) {
-    rows[0].push_back(absl::AsciiStrToUpper(absl::StripSuffix(column, "_bytes")));
-  }
+  for (const std::string& column : columns) rows[0].push_back(HeaderOf(column));
   for (const Json& item : items) {
     rows.emplace_back();
     for (size_t c = 0; c < columns.size(); ++c) {

@@ -7,7 +7,10 @@
 #include <vector>
 
 #include "absl/algorithm/container.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "kernels/checksum.h"
 #include "proto/presets.h"
 #include "server/core/error.h"
@@ -89,19 +92,35 @@ absl::StatusOr<LayoutSpec> ToLayoutSpec(const v1::Layout& proto) {
   return spec;
 }
 
+// What is wrong with the layout that `preset` made, in the preset's fields.
+absl::Status OfPreset(const absl::Status& status, const v1::LayoutPreset& preset, const v1::Layout& made) {
+  const std::string field = GetErrorDetail(status).field;
+  const absl::string_view why = absl::StripPrefix(status.message(), absl::StrCat("invalid layout: ", field, ": "));
+  absl::string_view of_tensor = field;
+  size_t tensor = 0;
+  if (field == "model_id") return InvalidArgument("INVALID_LAYOUT", "preset.model_id", why);
+  if (!absl::ConsumePrefix(&of_tensor, "tensors[") ||
+      !absl::SimpleAtoi(of_tensor.substr(0, of_tensor.find(']')), &tensor))
+    return InvalidArgument("INVALID_LAYOUT", preset.initial().empty() ? "preset" : "preset.initial", why);
+  of_tensor.remove_prefix(of_tensor.find(']') + 1);
+  const PresetFields fields = FieldsOfTensor(preset, static_cast<int>(tensor));
+  if (absl::StartsWith(of_tensor, ".initial"))
+    return InvalidArgument("INVALID_LAYOUT", absl::StrCat("preset.", fields.initial), why);
+  return InvalidArgument("INVALID_LAYOUT",
+                         absl::StrCat("preset.", of_tensor == ".name" ? fields.prefix : fields.family),
+                         absl::StrCat("tensor '", made.tensors(static_cast<int>(tensor)).name(), "': ", why));
+}
+
 absl::StatusOr<LayoutRef> ToLayout(const v1::LayoutPreset& preset) {
   v1::Layout made;
   if (const std::optional<PresetFault> fault = LayoutOfPreset(preset, &made); fault.has_value()) {
-    if (fault->field.empty()) return InvalidArgument("MISSING_FIELD", "preset", absl::StrCat("it ", fault->what));
-    const std::string field = absl::StrCat("preset.", fault->field);
-    return InvalidArgument("INVALID_LAYOUT", field, absl::StrCat(field, " ", fault->what));
+    if (fault->field.empty()) return InvalidArgument("MISSING_FIELD", "preset", fault->what);
+    return InvalidArgument("INVALID_LAYOUT", absl::StrCat("preset.", fault->field), fault->what);
   }
   absl::StatusOr<LayoutSpec> spec = ToLayoutSpec(made);
-  const absl::StatusOr<LayoutRef> layout = spec.ok() ? Layout::Create(*std::move(spec)) : spec.status();
-  if (layout.ok()) return layout;
-  // The model's id is the one field that the preset shares with the layout it makes.
-  if (GetErrorDetail(layout.status()).field == "model_id") return BelowField(layout.status(), "preset");
-  return InvalidArgument("INVALID_LAYOUT", "preset", layout.status().message());
+  absl::StatusOr<LayoutRef> layout = spec.ok() ? Layout::Create(*std::move(spec)) : spec.status();
+  if (!layout.ok()) return OfPreset(layout.status(), preset, made);
+  return layout;
 }
 
 void FillLayout(const LayoutSpec& spec, v1::Layout* out) {

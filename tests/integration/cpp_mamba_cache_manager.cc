@@ -8,6 +8,7 @@
 #include <iterator>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -215,7 +216,14 @@ void MambaCacheManagerTest::RunHistory(int operations) {
         std::vector<int32_t> accept_lengths;
         for (int32_t i = 0; i < active[which]; ++i)
           accept_lengths.push_back(static_cast<int32_t>(Random(static_cast<uint32_t>(seq_len[which]) + 3)) - 1);
-        const auto outcomes = manager.ScatterMtpStates(accept_lengths, rule, stream());
+        // SGLang's form: slot i's state goes to row indices[i].
+        std::vector<int32_t> indices(static_cast<size_t>(config.max_batch_size));
+        std::iota(indices.begin(), indices.end(), 0);
+        const bool is_indexed = Random(2) == 0;
+        if (is_indexed) std::shuffle(indices.begin(), indices.end(), random_);
+        indices.resize(accept_lengths.size());
+        const auto outcomes = is_indexed ? manager.ScatterMtpStates(accept_lengths, indices, rule, stream())
+                                         : manager.ScatterMtpStates(accept_lengths, rule, stream());
         ASSERT_TRUE(outcomes.ok()) << outcomes.status();
         for (size_t i = 0; i < accept_lengths.size(); ++i) {
           const int32_t step = accept_lengths[i] - 1, verify = seq_len[which];
@@ -226,7 +234,7 @@ void MambaCacheManagerTest::RunHistory(int operations) {
           for (MambaReference::Kind* kind : {&reference.recurrent, &reference.conv}) {
             const uint64_t at = (i * static_cast<uint64_t>(verify) + static_cast<uint64_t>(step)) * kind->bytes;
             for (size_t layer = 0; layer < kind->main.size(); ++layer)
-              kind->main[layer][i] = kind->intermediate[layer].substr(at, kind->bytes);
+              kind->main[layer][static_cast<size_t>(indices[i])] = kind->intermediate[layer].substr(at, kind->bytes);
           }
         }
       }
@@ -265,6 +273,66 @@ TEST_F(MambaCacheManagerTest, EveryAcceptLengthOfBothRules) {
   EXPECT_TRUE(manager->ScatterMtpStates({}, MtpScatterRule::kSkipOutOfRange, stream())->empty());
 }
 
+// dst[:, idx[i]] = src[:, i, step[i]]: each slot's state goes elsewhere, also to the row that another slot's came from.
+TEST_F(MambaCacheManagerTest, AScatterWithIndicesIsThatOfSgLang) {
+  constexpr int32_t kSlots = 4, kVerify = 3;
+  const Config config = {.num_recurrent_layers = 2,
+                         .max_batch_size = kSlots + 1,
+                         .recurrent_state_num_heads = 2,
+                         .recurrent_state_head_dim = 3,
+                         .recurrent_state_size = 5,
+                         .conv_dim = 7,
+                         .conv_kernel = 4,
+                         .max_intermediate_seq_len = kVerify};
+  const std::string layout = pool_.RegisterLayout(*MambaCacheManager::LayoutOf(Name(), config))->fingerprint();
+  const auto manager = Create(pool_, layout, config);
+  ASSERT_TRUE(manager->ReshapeIntermediateStates(kSlots, kVerify).ok());
+  MambaReference reference = Zeros(config);
+  for (size_t slot = 0; slot <= kSlots; ++slot) WriteMain(*manager, slot, &reference);
+  for (int32_t layer = 0; layer < config.num_recurrent_layers; ++layer) {
+    for (const auto& [kind, tensor] : {std::pair(&reference.recurrent, &manager->GetIntermediateRecurrentState(layer)),
+                                       std::pair(&reference.conv, &manager->GetIntermediateConvState(layer))}) {
+      std::string& states = kind->intermediate[static_cast<size_t>(layer)];
+      states = RandomBytes(kind->bytes * kSlots * kVerify);
+      Write(tensor->data, states);
+    }
+  }
+  const std::vector<int32_t> accept_lengths = {1, 2, 3, 2};
+  std::vector<int32_t> indices = {0, 1, 2, 3};  // the identity first
+  do {
+    const auto outcomes = manager->ScatterMtpStates(accept_lengths, indices, MtpScatterRule::kSkipOutOfRange, stream());
+    ASSERT_TRUE(outcomes.ok()) << outcomes.status();
+    for (size_t i = 0; i < kSlots; ++i) {
+      EXPECT_EQ((*outcomes)[i], v1::AdvancedRow::MOVED);
+      const auto step = static_cast<uint64_t>(accept_lengths[i]) - 1;
+      for (MambaReference::Kind* kind : {&reference.recurrent, &reference.conv}) {
+        for (size_t layer = 0; layer < kind->main.size(); ++layer) {
+          kind->main[layer][static_cast<size_t>(indices[i])] =
+              kind->intermediate[layer].substr((i * kVerify + step) * kind->bytes, kind->bytes);
+        }
+      }
+    }
+    ExpectSame(*manager, reference);
+    if (indices == std::vector<int32_t>{0, 1, 2, 3}) {
+      ASSERT_TRUE(manager->ScatterMtpStates(accept_lengths, MtpScatterRule::kSkipOutOfRange, stream()).ok());
+      ExpectSame(*manager, reference);
+    }
+  } while (!HasFailure() && std::next_permutation(indices.begin(), indices.end()));
+
+  const auto refusal = [&](const std::vector<int32_t>& lengths, const std::vector<int32_t>& rows) {
+    return FieldOf(manager->ScatterMtpStates(lengths, rows).status());
+  };
+  EXPECT_EQ(refusal({1, 1}, {3, 3}), "indices[1]");
+  EXPECT_EQ(refusal({1, 1, 1}, {4, 5, 0}), "indices[1]");
+  EXPECT_EQ(refusal({1}, {-1}), "indices[0]");
+  EXPECT_EQ(refusal({1, 1}, {0}), "indices");
+  ExpectSame(*manager, reference);
+  // What is skipped needs no row: padding.
+  EXPECT_EQ(*manager->ScatterMtpStates({0, 4, 1}, {-1, 0, 0}, MtpScatterRule::kSkipOutOfRange, stream()),
+            (std::vector<MtpScatterOutcome>{v1::AdvancedRow::SKIPPED_NONE, v1::AdvancedRow::SKIPPED_OUT_OF_RANGE,
+                                            v1::AdvancedRow::MOVED}));
+}
+
 TEST_F(MambaCacheManagerTest, WithoutLayersNothingIsDone) {
   const auto manager = Create(pool_, "no-such-layout", Config());
   EXPECT_EQ(manager->num_layers(), 0);
@@ -275,6 +343,7 @@ TEST_F(MambaCacheManagerTest, WithoutLayersNothingIsDone) {
   EXPECT_EQ(GetBytes(pool_, Name()), "NEVER_CREATED");
   EXPECT_TRUE(manager->RestoreStates(SequenceRef(Name()), 3).ok());
   EXPECT_TRUE(manager->ScatterMtpStates({1, 2})->empty());
+  EXPECT_TRUE(manager->ScatterMtpStates({1, 2}, {0, 0})->empty());
 }
 
 TEST_F(MambaCacheManagerTest, AnEngineWithAnotherOrderOfAxesSharesStates) {
@@ -358,11 +427,22 @@ TEST_F(MambaCacheManagerTest, WhatDoesNotFitIsRefused) {
   EXPECT_EQ(refusal([](Config* c) { c->recurrent_state_size = 1; }), "LAYOUT_MISMATCH recurrent_state_size");
   EXPECT_EQ(refusal([](Config* c) { c->conv_dim = 1; }), "LAYOUT_MISMATCH conv_dim");
   EXPECT_EQ(refusal([](Config* c) { c->conv_kernel = 5; }), "LAYOUT_MISMATCH conv_kernel");
+  Config other = config;
+  other.conv_kernel = 5;
+  EXPECT_EQ(MambaCacheManager::Create(pool_, layout, other).status().message(),
+            "conv_kernel is 4 in the layout, and 5 in this configuration");
   EXPECT_EQ(refusal([](Config* c) { c->conv_state_type = v1::BFLOAT16; }), "LAYOUT_MISMATCH conv_state_type");
   EXPECT_EQ(refusal([](Config* c) { c->recurrent_state_type = v1::FLOAT32; }), "LAYOUT_MISMATCH recurrent_state_type");
   EXPECT_EQ(ReasonOf(MambaCacheManager::Create(pool_, "no-such-layout", config).status()), "LAYOUT_UNKNOWN");
   EXPECT_EQ(FieldOf(MambaCacheManager::Create(pool_, layout, config, {.recurrent_axes = {"head"}}).status()),
             "recurrent_axes");
+  EXPECT_EQ(
+      FieldOf(MambaCacheManager::Create(pool_, layout, config, {.recurrent_axes = {"head", "head_dim", "n"}}).status()),
+      "recurrent_axes");
+  v1::Layout without_taps = *MambaCacheManager::LayoutOf(Name("/column"), config);
+  without_taps.mutable_tensors(0)->mutable_axes(0)->set_name("column");
+  const std::string odd = pool_.RegisterLayout(without_taps)->fingerprint();
+  EXPECT_EQ(ReasonOf(MambaCacheManager::Create(pool_, odd, config).status()), "LAYOUT_MISMATCH");
   EXPECT_EQ(ReasonOf(MambaCacheManager::LayoutOf("x", Config()).status()), "INVALID_OPTION");
   const auto manager = Create(pool_, layout, config);
   EXPECT_EQ(FieldOf(manager->ReshapeIntermediateStates(3, 1)), "active_batch_size");

@@ -308,6 +308,15 @@ TEST_F(RnnStateTest, AStepWithoutASetMakesNoVersion) {
   EXPECT_EQ(ReasonOf(state->EndForward()), "NO_BATCH");
 }
 
+TEST_F(RnnStateTest, ALayoutHasLayersAndStates) {
+  const RNNStateInitValue value = {{2}, v1::FLOAT32, ""};
+  EXPECT_TRUE(RNNState::LayoutOf("m", 1, {value}).ok());
+  const absl::Status no_layers = RNNState::LayoutOf("m", 0, {value}).status();
+  EXPECT_EQ(ReasonOf(no_layers) + " " + FieldOf(no_layers), "INVALID_OPTION num_hidden_layers");
+  EXPECT_EQ(FieldOf(RNNState::LayoutOf("m", 1, {}).status()), "init_values");
+  EXPECT_EQ(FieldOf(RNNState::LayoutOf("m", 1, {{{3}, v1::FLOAT32, "abcd"}}).status()), "init_values[0]");
+}
+
 TEST_F(RnnStateTest, BatchesThatMakeNoSenseAreRefused) {
   const auto state = Create(pool_, 2, 4, Name());
   for (int64_t id : {0, 1, 2}) ASSERT_TRUE(state->AddSequence(id).ok());

@@ -201,6 +201,28 @@ def test_a_hybrid_is_registered_from_a_file(cli, name, tmp_path):
 def test_models_that_are_known_have_their_sizes_without_a_daemon():
     models = Cli("unix:/nonexistent/socket").ok("layout", "size")["models"]
     assert {m["name"]: m["state_bytes"] for m in models}["Mamba-2.8b"] == 64 * 5120 * (3 * 2 + 16 * 4)
+    assert [m["megabytes"] for m in models] == [round(m["state_bytes"] / 1e6, 2) for m in models]
+
+
+def test_numbers_have_the_digits_that_they_need():
+    absent = Cli("unix:/nonexistent/socket")
+    text = absent("-o", "json", "layout", "size").out
+    assert '"megabytes":0.08}' in text and '"megabytes":2.58}' in text and '"megabytes":912.61}' in text
+    table = absent("layout", "size").out.splitlines()
+    assert table[0].split() == ["NAME", "FAMILY", "LAYERS", "STATE", "MB"]
+    assert table[1].endswith("  80.0 KiB    0.08") and table[2].endswith("   2.5 MiB    2.58") and table[-1].endswith(" 870.3 MiB  912.61")
+    assert len({len(line) for line in table}) == 1 and len({line.rindex(".") for line in table[1:]}) == 1
+
+
+def test_an_initial_value_is_shown_as_it_was_written(cli, tmp_path, name):
+    file = tmp_path / "preset.json"
+    values = (-1e30, 0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 123456789.0)
+    for i, value in enumerate(values):
+        axes = [{"name": "channel", "size": 2}]
+        file.write_text(json.dumps({"model_id": f"{name}/{i}", "tensors": [{"name": "pp", "kind": "OTHER", "layers": [0], "dtype": "FLOAT64", "axes": axes,
+                                                                           "initial": {"constant": value}}]}))
+        shown = cli.ok("layout", "show", cli.ok("layout", "register", file)["layout"])
+        assert shown["schema"]["tensors"][0]["initial"]["constant"] == value
 
 
 def test_presets_are_described(cli):

@@ -1,8 +1,11 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
-"""The C++ client's engine-shaped adapters against the real daemon: cpp_rnn_state.cc and cpp_mamba_cache_manager.cc, over the host's memory and over a GPU's that is made up,
-the daemon copying and the worker itself."""
+"""The C++ client's engine-shaped adapters against the real daemon: cpp_rnn_state.cc, cpp_mamba_cache_manager.cc and the README's example, over the host's memory and over
+a GPU's that is made up, the daemon copying and the worker itself."""
 import os
+import re
 import subprocess
+import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,14 @@ from daemon_process import BINARY
 TESTS = BINARY.parent / "tests" / "cpp_engines"
 DAEMONS = {"host": (), "host direct": ("--direct",), "far": ("--devices=far", "--chunk-bytes=65536"),
            "far direct": ("--direct", "--devices=far", "--chunk-bytes=65536")}
+
+
+def test_the_readme_shows_what_is_run():
+    repository = Path(__file__).parents[2]
+    readme = (repository / "client/cpp/engines/README.md").read_text()
+    source = (repository / "tests/integration/cpp_engines_example.cc").read_text()
+    shown = re.search(r"```cpp\n.*?\n\n(.*?)```", readme, re.S)[1]
+    assert shown == textwrap.dedent(re.search(r"  // ---- README\n(.*?)  // ---- README\n", source, re.S)[1])
 
 
 def environment(daemon, flags):

@@ -311,9 +311,15 @@ def test_a_preset_begins_as_its_user_says(pool, name):
     assert (np.asarray(state.tensors["ffn_shift"]).view(np.uint16) == 0x4000).all()  # 2 in bfloat16
     pp = pool.create(pool.register_layout(statepool.layouts.rwkv4("m", layers=1, hidden_size=8)), f"{name}/4").get().tensors["pp"]
     assert (pp == np.float32(-1e30)).all()
-    with pytest.raises(statepool.InvalidArgument) as error:
-        pool.register_layout(statepool.layouts.rwkv7("m", layers=1, hidden_size=64, initial={"kv": 1}))
-    assert error.value.field == 'preset.initial["kv"]'
+    for family, initial in (("rwkv7", {"kv": 1}), ("rwkv7", {"wkv": b"short"}), ("rwkv4", {"pp": 1e300})):
+        with pytest.raises(statepool.InvalidArgument) as error:
+            pool.register_layout(getattr(statepool.layouts, family)("m", layers=1, hidden_size=64, initial=initial))
+        assert [error.value.field] == [f'preset.initial["{tensor}"]' for tensor in initial]
+        assert error.value.field not in error.value.message
+    convs = [statepool.layouts.short_conv(layer_ids=[i], channels=4) for i in range(2)]
+    with pytest.raises(statepool.InvalidArgument, match="tensor 'conv': twice") as error:
+        pool.register_layout(statepool.layouts.hybrid("m", convs))
+    assert error.value.field == "preset.hybrid.parts[1].prefix"
 
 
 # ------------------------------------------------------------------------------------------------------------ sequences

@@ -53,7 +53,8 @@ def mamba1(rng):
 
 
 def mamba2(rng):
-    h, p, n, k, g = pick(rng, 4, 8, 12, 24), rng.randint(1, 4), rng.randint(1, 5), rng.randint(2, 5), pick(rng, 1, 1, 2, 3, 4, 6, 8)
+    h, p, n, k = pick(rng, 4, 8, 12, 24), rng.randint(1, 4), rng.randint(1, 5), rng.randint(2, 5)
+    g = pick(rng, *(g for g in (1, 1, 2, 3, 4, 6, 8) if h % g == 0))
     i = h * p
 
     def shapes(t, s):
@@ -354,6 +355,7 @@ def test_groups_of_mamba2_are_shared_by_ranks_that_are_more(pool, name, groups, 
     (layouts.mamba1, {"intermediate_size": 8, "state_size": 2, "layers": 0}, "preset.mamba1.layers"),
     (layouts.short_conv, {"channels": 8, "layers": 1, "conv_kernel": 1}, "preset.short_conv.conv_kernel"),
     (layouts.gated_delta_net, {"key_heads": 4, "key_dim": 2, "value_heads": 6, "value_dim": 2, "layers": 1}, "preset.gated_delta_net.value_heads"),
+    (layouts.mamba2, {"heads": 3, "head_dim": 2, "state_size": 2, "groups": 2, "layers": 1}, "preset.mamba2.heads"),
     (layouts.rwkv6, {"hidden_size": 100, "layers": 1}, "preset.rwkv6.hidden_size"),
 ])
 def test_sizes_that_make_no_sense_are_refused(pool, family, sizes, field):

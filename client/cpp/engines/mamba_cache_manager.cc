@@ -2,6 +2,7 @@
 #include "client/cpp/engines/mamba_cache_manager.h"
 
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -82,12 +83,14 @@ absl::StatusOr<const v1::TensorSpec*> Find(const v1::Layout& layout, v1::TensorK
 
 struct NamedSize {
   const char* field;  // of Config
-  uint64_t size;
+  int32_t size;
+  int32_t not_kept = 0;  // how much of it the layout's axis leaves out
 };
 
 // That the tensor has these axes, outermost first, each of the size that the engine says; the view then has them so.
 absl::Status CheckTensor(const v1::TensorSpec& tensor, const Config& config, const char* dtype_field, v1::DType dtype,
-                         absl::Span<const std::string> axes, absl::Span<const NamedSize> sizes, v1::View* view) {
+                         const char* axes_field, absl::Span<const std::string> axes, absl::Span<const NamedSize> sizes,
+                         v1::View* view) {
   if (tensor.layers_size() != config.num_recurrent_layers) {
     return Mismatch("num_recurrent_layers",
                     absl::StrCat("'", tensor.name(), "' has ", tensor.layers_size(), " layers in the layout"));
@@ -101,10 +104,12 @@ absl::Status CheckTensor(const v1::TensorSpec& tensor, const Config& config, con
   for (size_t i = 0; i < axes.size(); ++i) {
     const auto axis = std::find_if(tensor.axes().begin(), tensor.axes().end(),
                                    [&](const v1::Axis& candidate) { return candidate.name() == axes[i]; });
-    if (axis == tensor.axes().end() || axis->size() != sizes[i].size) {
-      return Mismatch(sizes[i].field, absl::StrCat("'", tensor.name(), "' has in the layout ",
-                                                   axis == tensor.axes().end() ? 0 : axis->size(), " of the axis '",
-                                                   axes[i], "', where this configuration has ", sizes[i].size));
+    if (axis == tensor.axes().end())
+      return InvalidOption(axes_field, absl::StrCat("'", tensor.name(), "' has no axis '", axes[i], "' in the layout"));
+    const auto& [field, size, not_kept] = sizes[i];
+    if (axis->size() != static_cast<uint64_t>(size - not_kept)) {
+      return Mismatch(field, absl::StrCat(field, " is ", axis->size() + static_cast<uint64_t>(not_kept),
+                                          " in the layout, and ", size, " in this configuration"));
     }
     order.add_axes(axes[i]);
   }
@@ -155,6 +160,8 @@ absl::StatusOr<std::unique_ptr<MambaCacheManager>> MambaCacheManager::Create(con
   for (const v1::Axis& axis : (*conv)->axes()) {
     if (axis.name() != kTapAxis) conv_axes.push_back(axis.name());
   }
+  if (conv_axes.size() != 1)
+    return Mismatch("conv_kernel", absl::StrCat("'", (*conv)->name(), "' has no axis '", kTapAxis, "' in the layout"));
   conv_axes.push_back(kTapAxis);
 
   client::ArenaOptions arena_options;
@@ -162,15 +169,15 @@ absl::StatusOr<std::unique_ptr<MambaCacheManager>> MambaCacheManager::Create(con
   arena_options.view.set_conv_padding(1);
   arena_options.direct = options.direct;
   arena_options.device = options.device;
-  absl::Status status = CheckTensor(**conv, config, "conv_state_type", config.conv_state_type, conv_axes,
-                                    {{"conv_dim", static_cast<uint64_t>(config.conv_dim)},
-                                     {"conv_kernel", static_cast<uint64_t>(config.conv_kernel) - 1}},
-                                    &arena_options.view);
+  absl::Status status = CheckTensor(
+      **conv, config, "conv_state_type", config.conv_state_type, "", conv_axes,
+      {{"conv_dim", config.conv_dim}, {"conv_kernel", config.conv_kernel, /*not_kept=*/1}}, &arena_options.view);
   if (!status.ok()) return status;
-  status = CheckTensor(**recurrent, config, "recurrent_state_type", config.recurrent_state_type, recurrent_axes,
-                       {{"recurrent_state_num_heads", static_cast<uint64_t>(config.recurrent_state_num_heads)},
-                        {"recurrent_state_head_dim", static_cast<uint64_t>(config.recurrent_state_head_dim)},
-                        {"recurrent_state_size", static_cast<uint64_t>(config.recurrent_state_size)}},
+  status = CheckTensor(**recurrent, config, "recurrent_state_type", config.recurrent_state_type, "recurrent_axes",
+                       recurrent_axes,
+                       {{"recurrent_state_num_heads", config.recurrent_state_num_heads},
+                        {"recurrent_state_head_dim", config.recurrent_state_head_dim},
+                        {"recurrent_state_size", config.recurrent_state_size}},
                        &arena_options.view);
   if (!status.ok()) return status;
   absl::StatusOr<std::unique_ptr<client::Arena>> arena = pool.OpenArena(layout, arena_options);
@@ -263,11 +270,22 @@ absl::StatusOr<v1::NameInfo> MambaCacheManager::RestoreStates(const v1::NameRef&
 
 absl::StatusOr<std::vector<MtpScatterOutcome>> MambaCacheManager::ScatterMtpStates(
     absl::Span<const int32_t> accept_lengths, MtpScatterRule rule, CUstream_st* stream) {
+  std::vector<int32_t> indices(accept_lengths.size());
+  std::iota(indices.begin(), indices.end(), 0);
+  return ScatterMtpStates(accept_lengths, indices, rule, stream);
+}
+
+absl::StatusOr<std::vector<MtpScatterOutcome>> MambaCacheManager::ScatterMtpStates(
+    absl::Span<const int32_t> accept_lengths, absl::Span<const int32_t> indices, MtpScatterRule rule,
+    CUstream_st* stream) {
   if (!has_intermediate_states()) return std::vector<MtpScatterOutcome>();
   if (accept_lengths.size() > static_cast<size_t>(active_batch_size_))
     return InvalidOption("accept_lengths", absl::StrCat("more than the ", active_batch_size_, " active batch slots"));
+  if (indices.size() != accept_lengths.size())
+    return InvalidOption("indices", absl::StrCat("one for each of the ", accept_lengths.size(), " accept lengths"));
   std::vector<MtpScatterOutcome> outcomes(accept_lengths.size(), v1::AdvancedRow::MOVED);
   std::vector<v1::AdvanceItem> items;
+  std::vector<bool> is_taken(static_cast<size_t>(config_.max_batch_size), false);
   for (size_t i = 0; i < accept_lengths.size(); ++i) {
     const int32_t step = std::max(accept_lengths[i], 0) - 1;
     if (step < 0) {
@@ -277,9 +295,15 @@ absl::StatusOr<std::vector<MtpScatterOutcome>> MambaCacheManager::ScatterMtpStat
     } else if (step >= seq_len_) {
       outcomes[i] = v1::AdvancedRow::SKIPPED_OUT_OF_RANGE;
     } else {
+      const std::string field = absl::StrCat("indices[", i, "]");
+      if (indices[i] < 0 || indices[i] >= config_.max_batch_size)
+        return InvalidOption(field, absl::StrCat("must be 0..", config_.max_batch_size - 1));
+      const auto to = static_cast<size_t>(indices[i]);
+      if (is_taken[to]) return InvalidOption(field, absl::StrCat("row ", to, " gets another slot's state as well"));
+      is_taken[to] = true;
       const auto slot = static_cast<int32_t>(i);
       items.push_back(client::AdvanceRow(static_cast<uint32_t>(config_.max_batch_size + slot * seq_len_ + step), 1));
-      items.back().set_to_row(static_cast<uint32_t>(slot));
+      items.back().set_to_row(static_cast<uint32_t>(to));
     }
   }
   if (items.empty()) return outcomes;

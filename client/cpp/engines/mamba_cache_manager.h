@@ -16,13 +16,18 @@
 //   each layer                 oldest of a convolution's conv_kernel columns, which no later step reads: zeros there
 //                              where it was restored
 //   clearStates                Arena::Reopen: zeros in all rows at the same addresses, the intermediate states' too
-//   captureRecurrentStates,    one Store of the batch slot as a version of a sequence: both kinds, all layers. From
-//   captureConvStates          there: Pool::Snapshot, Fork, PublishPrefix
+//   captureRecurrentStates,    CaptureStates: one Store of the batch slot as a version of a sequence, both kinds, all
+//   captureConvStates          layers. From there: Pool::Snapshot, Fork, PublishPrefix. It is one call because a
+//   version
+//                              is a whole state: of one kind alone nothing could be restored. One kind of a version is
+//                              a selection of it (v1::Select, the tensor's name); one kind of a row, for tensors of the
+//                              engine's own, is [batch_idx] of each GetRecurrentState or GetConvState
 //   restoring them             one Load of any name into a batch slot
 //   MTP intermediate states    the arena's further rows, max_intermediate_seq_len for each batch slot
 //   reshapeIntermediateStates  says how many of them the next verification writes, one after the other: those of batch
 //                              slot i begin behind the i * seq_len of the slots before it
-//   scatterMtpStates           one Advance of all rows, into the main pools: both kinds, all layers, no version
+//   scatterMtpStates           one Advance of all rows, into the main pools: both kinds, all layers, no version. With
+//                              indices it is SGLang's, dst[:, idx[i]] = src[:, i, step[i]]
 // Any dtype of the layout's is taken, for both kinds (there: half, and half or float).
 //
 // Without recurrent layers there is no arena, and every call does nothing and succeeds.
@@ -148,6 +153,13 @@ class MambaCacheManager {
   absl::StatusOr<std::vector<MtpScatterOutcome>> ScatterMtpStates(
       absl::Span<const int32_t> accept_lengths, MtpScatterRule rule = MtpScatterRule::kSkipFullAcceptance,
       CUstream_st* stream = nullptr);
+  // The same for an engine whose verification has its batch in another order than the pools: slot i's state goes to row
+  // indices[i] of the main states, 0 <= indices[i] < max_batch_size, as many as accept lengths, no row twice. Of slots
+  // that are left as they are the index is not looked at: it may be padding.
+  absl::StatusOr<std::vector<MtpScatterOutcome>> ScatterMtpStates(absl::Span<const int32_t> accept_lengths,
+                                                                  absl::Span<const int32_t> indices,
+                                                                  MtpScatterRule rule = MtpScatterRule::kSkipOutOfRange,
+                                                                  CUstream_st* stream = nullptr);
 
  private:
   // Of one kind of state, a tensor for each layer.

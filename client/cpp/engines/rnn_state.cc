@@ -41,6 +41,9 @@ absl::Status FirstError(const std::vector<absl::StatusOr<Row>>& rows) {
 
 absl::StatusOr<v1::Layout> RNNState::LayoutOf(absl::string_view model_id, uint32_t num_hidden_layers,
                                               absl::Span<const RNNStateInitValue> init_values) {
+  if (num_hidden_layers < 1)
+    return InvalidOption("num_hidden_layers", "a model without recurrent layers has no layout, and needs no RNNState");
+  if (init_values.empty()) return InvalidOption("init_values", "a layer has at least one state");
   v1::Layout layout;
   layout.set_model_id(std::string(model_id));
   for (size_t i = 0; i < init_values.size(); ++i) {

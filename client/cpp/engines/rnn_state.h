@@ -20,8 +20,8 @@
 //   add             Create: the initial state at position 0 of all layers, and of every place of the history (MLC: of
 //                   the first alone). There is no number of slots to run out of: max_batch_size is that of one batch
 //   begin_forward   Load of the batch's sequences, where their rows do not hold them already. Token trees: chains
-//   alone.
-//                   A step has at least one token (MLC takes 0, and is one version further without being one token)
+//                   alone. A step has at least one token (MLC takes 0, and is one version further without being one
+//                   token)
 //   get             the row that holds the sequence's state, in place: also after a set within the step the state
 //                   before it. Read-only (MLC: a copy)
 //   set             a second row, in place, which becomes the state when the step ends: the two take turns
@@ -113,7 +113,9 @@ class RNNState {
  public:
   // A layout with one tensor "state_<i>" for each of the init values, in layers 0, 1, ... num_hidden_layers - 1, its
   // axes "axis_0", "axis_1", ...: for models that no preset knows. Values that are not zero are in the layout once for
-  // each layer; it has at most 8 MiB. Errors: INVALID_OPTION (init_values).
+  // each layer; it has at most 8 MiB. At least one layer and one init value: without a state there is nothing to keep,
+  // and a model without recurrent layers makes no RNNState (a MambaCacheManager of no layers does nothing, as
+  // Edge-LLM's). Errors: INVALID_OPTION (num_hidden_layers, init_values).
   static absl::StatusOr<v1::Layout> LayoutOf(absl::string_view model_id, uint32_t num_hidden_layers,
                                              absl::Span<const RNNStateInitValue> init_values);
 

@@ -10,6 +10,8 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
+#include <string>
 #include <thread>
 
 #include "absl/strings/match.h"
@@ -69,6 +71,17 @@ TEST(JsonTest, TextIsEscapedAndAlwaysUtf8) {
             "\"a\\\"\\\\\\n\\t\\u0001\\u007f\u00e4\u20ac\U0001F600\"");
   EXPECT_EQ(Json("\xff|\xc3|\xe0\x80\x80|\xed\xa0\x80|\xf5").Dump(),
             "\"\uFFFD|\uFFFD|\uFFFD\uFFFD\uFFFD|\uFFFD\uFFFD\uFFFD|\uFFFD\"");
+}
+
+TEST(JsonTest, NumbersHaveTheDigitsFromWhichTheyAreReadBack) {
+  EXPECT_EQ(Json(0.08).Dump(), "0.08");
+  EXPECT_EQ(Json(102.0).Dump(), "102");
+  EXPECT_EQ(Json(1.0 / 3).Dump(), "0.3333333333333333");
+  EXPECT_EQ(Json(-1e30).Dump(), "-1e+30");
+  EXPECT_EQ(Json(0.1f).Dump(), "0.1");
+  EXPECT_EQ(Json(std::numeric_limits<double>::infinity()).Dump(), "\"inf\"");
+  for (const double number : {5e-324, 1.7976931348623157e308, 0.1 + 0.2, 9007199254740993.0, -0.0})
+    EXPECT_EQ(std::strtod(Json(number).Dump().c_str(), nullptr), number);
 }
 
 TEST(JsonTest, IsJsonToAParser) {

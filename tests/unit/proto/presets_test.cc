@@ -139,6 +139,7 @@ TEST(PresetsTest, WhatMakesNoSenseNamesItsField) {
       {"mamba1 { layers: 1 intermediate_size: 4 state_size: 2 conv_kernel: 1 }", "mamba1.conv_kernel"},
       {"mamba2 { layers: 1 heads: 4294967296 head_dim: 4294967296 state_size: 2 }", "mamba2.head_dim"},
       {"mamba2 { layers: 1 heads: 4 head_dim: 4 state_size: 4294967296 groups: 4294967296 }", "mamba2.groups"},
+      {"mamba2 { layers: 1 heads: 3 head_dim: 4 state_size: 4 groups: 2 }", "mamba2.heads"},
       {"gated_delta_net { layers: 1 key_heads: 4 key_dim: 4 value_heads: 6 value_dim: 4 }",
        "gated_delta_net.value_heads"},
       {"gated_delta_net { layers: 1 key_heads: 4 key_dim: 4 value_heads: 8 }", "gated_delta_net.value_dim"},
@@ -170,6 +171,23 @@ TEST(PresetsTest, WhatMakesNoSenseNamesItsField) {
   preset.mutable_mamba1()->set_recurrent_dtype(static_cast<v1::DType>(99));
   v1::Layout layout;
   EXPECT_EQ(LayoutOfPreset(preset, &layout)->field, "mamba1.recurrent_dtype");
+}
+
+TEST(PresetsTest, ATensorIsThatOfTheFieldsWhichMadeIt) {
+  const auto fields = [](const std::string& preset, int tensor) {
+    const PresetFields found = FieldsOfTensor(Parse(preset), tensor);
+    return Tensors{found.family, found.prefix, found.initial};
+  };
+  EXPECT_EQ(fields("prefix: 'x.' rwkv4 { layers: 1 hidden_size: 4 }", 3),
+            (Tensors{"rwkv4", "prefix", "initial[\"x.pp\"]"}));
+  const std::string hybrid =
+      "hybrid { parts { rwkv7 { layers: 1 hidden_size: 64 } } parts { prefix: 'c' short_conv { layers: 1 channels: 4 } "
+      "} "
+      "parts { mamba1 { layers: 1 intermediate_size: 4 state_size: 2 } } }";
+  EXPECT_EQ(fields(hybrid, 0), (Tensors{"hybrid.parts[0].rwkv7", "hybrid.parts[0].prefix", "initial[\"att_shift\"]"}));
+  EXPECT_EQ(fields(hybrid, 2), (Tensors{"hybrid.parts[0].rwkv7", "hybrid.parts[0].prefix", "initial[\"ffn_shift\"]"}));
+  EXPECT_EQ(fields(hybrid, 3), (Tensors{"hybrid.parts[1].short_conv", "hybrid.parts[1].prefix", "initial[\"cconv\"]"}));
+  EXPECT_EQ(fields(hybrid, 5), (Tensors{"hybrid.parts[2].mamba1", "hybrid.parts[2].prefix", "initial[\"ssm\"]"}));
 }
 
 }  // namespace

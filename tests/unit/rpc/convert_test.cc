@@ -1,11 +1,13 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "server/rpc/convert.h"
 
+#include <gmock/gmock.h>
 #include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/checksum.h"
 #include "server/core/error.h"
 
@@ -114,9 +116,35 @@ TEST(Convert, LayoutsThatMakeNoSenseNameTheirFieldFromTheRequestsRoot) {
             "INVALID_LAYOUT preset.hybrid.parts[0].rwkv7.hidden_size");
   EXPECT_EQ(LayoutComplaint("preset { model_id: 'm' rwkv7 { layers: 1 hidden_size: 64 } initial { key: 'wkv' "
                             "value { data: 'short' } } }"),
-            "INVALID_LAYOUT preset");
+            "INVALID_LAYOUT preset.initial[\"wkv\"]");
   EXPECT_EQ(LayoutComplaint("preset { mamba1 { layers: 1 intermediate_size: 1 state_size: 1 } }"),
             "INVALID_LAYOUT preset.model_id");
+}
+
+TEST(Convert, PresetsThatMakeNoSenseAreToldInTheirOwnFieldsAndOnce) {
+  const auto complaint = [](const std::string& preset) {
+    const absl::Status status = ToLayout(Parse<v1::RegisterLayoutRequest>("preset { " + preset + " }")).status();
+    return absl::StrCat(GetErrorDetail(status).field, " | ", status.message());
+  };
+  const std::string rwkv4 = "model_id: 'm' rwkv4 { layers: 2 hidden_size: 4 } ";
+  EXPECT_EQ(complaint(""), "preset | names no family that is known here");
+  EXPECT_EQ(complaint("mamba1 { layers: 1 intermediate_size: 1 }"), "preset.mamba1.state_size | must be 1..2^32");
+  EXPECT_EQ(complaint("mamba1 { layers: 1 intermediate_size: 1 state_size: 1 }"),
+            "preset.model_id | must be 1..512 bytes without control characters");
+  EXPECT_EQ(complaint(rwkv4 + "initial { key: 'pp' value { data: 'abc' } }"),
+            "preset.initial[\"pp\"] | has 3 bytes, the tensor 32");
+  EXPECT_EQ(complaint(rwkv4 + "initial { key: 'pp' value { constant: 1e300 } }"),
+            "preset.initial[\"pp\"] | the dtype can't represent it");
+  EXPECT_EQ(complaint(rwkv4 + "prefix: '\\n'"),
+            "preset.prefix | tensor '\natt_shift': must be 1..128 bytes without control characters");
+  EXPECT_EQ(complaint("model_id: 'm' hybrid { parts { short_conv { channels: 4 } layer_ids: 0 } "
+                      "parts { short_conv { channels: 4 } layer_ids: 1 } }"),
+            "preset.hybrid.parts[1].prefix | tensor 'conv': twice in one layout");
+  EXPECT_THAT(complaint("model_id: 'm' mamba1 { layers: 4096 intermediate_size: 4294967296 state_size: 1 }"),
+              testing::StartsWith("preset.mamba1 | tensor 'conv': the state would be larger than "));
+  EXPECT_THAT(complaint("model_id: 'm' rwkv4 { layers: 64 hidden_size: 65536 } initial { key: 'aa' value { data: '" +
+                        std::string(64 * 65536 * 4, 'x') + "' } }"),
+              testing::StartsWith("preset.initial | the layout has "));
 }
 
 TEST(Convert, HowAnAxisIsDividedIsToldAsItWasGiven) {

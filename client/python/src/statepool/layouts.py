@@ -286,7 +286,9 @@ class Preset:
     initial     in the place of the family's initial values
     prefix      of the tensors' names: for the parts of a hybrid
 
-    and of which the .proto says the formulas. Sizes are in elements; a parameter that makes no sense is refused by the daemon, InvalidArgument (INVALID_LAYOUT).
+    and of which the .proto says the formulas. Where a shape is called vLLM's, it is that of a MambaStateShapeCalculator method in vLLM's
+    model_executor/layers/mamba/mamba_utils.py, whole: for one rank and no speculative tokens, convolutions [K-1, channels]; a View has the ranks', and num_spec
+    more columns. Sizes are in elements; a parameter that makes no sense is refused by the daemon, InvalidArgument (INVALID_LAYOUT).
     """
 
     proto: pb.LayoutPreset
@@ -294,7 +296,7 @@ class Preset:
 
 def mamba1(model_id: str = "", *, layers: int = 0, intermediate_size: int, state_size: int, conv_kernel: int = 4, conv_dtype: str = "bfloat16",
            recurrent_dtype: str = "float32", layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
-    """Mamba: tensors "conv" [layers, conv_kernel-1, intermediate_size] and "ssm" [layers, intermediate_size, state_size]."""
+    """Mamba: tensors "conv" [layers, conv_kernel-1, intermediate_size] and "ssm" [layers, intermediate_size, state_size]: vLLM's mamba1_state_shape."""
     return _preset(model_id, layer_ids, initial, prefix, mamba1=pb.Mamba1Preset(
         layers=layers, intermediate_size=intermediate_size, state_size=state_size, conv_kernel=conv_kernel,
         conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
@@ -303,7 +305,11 @@ def mamba1(model_id: str = "", *, layers: int = 0, intermediate_size: int, state
 def mamba2(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, state_size: int, groups: int = 1, conv_kernel: int = 4,
            conv_dtype: str = "bfloat16", recurrent_dtype: str = "float32", layer_ids: Iterable[int] | None = None, initial: Initial | None = None,
            prefix: str = "") -> Preset:
-    """Mamba-2: tensors "conv" [layers, conv_kernel-1, heads*head_dim + 2*groups*state_size] and "ssm" [layers, heads, head_dim, state_size]."""
+    """Mamba-2: tensors "conv" [layers, conv_kernel-1, heads*head_dim + 2*groups*state_size] and "ssm" [layers, heads, head_dim, state_size].
+
+    vLLM's mamba2_state_shape, whose intermediate_size is heads*head_dim; of more ranks than groups each has a group, as by its extra_groups_for_head_shards.
+    heads is a multiple of groups.
+    """
     return _preset(model_id, layer_ids, initial, prefix, mamba2=pb.Mamba2Preset(
         layers=layers, heads=heads, head_dim=head_dim, state_size=state_size, groups=groups, conv_kernel=conv_kernel,
         conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
@@ -312,7 +318,11 @@ def mamba2(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, st
 def gated_delta_net(model_id: str = "", *, layers: int = 0, key_heads: int, key_dim: int, value_heads: int, value_dim: int, conv_kernel: int = 4,
                     conv_dtype: str = "bfloat16", recurrent_dtype: str = "float32", layer_ids: Iterable[int] | None = None, initial: Initial | None = None,
                     prefix: str = "") -> Preset:
-    """Gated delta net: "conv" [layers, conv_kernel-1, 2*key_heads*key_dim + value_heads*value_dim] and "delta" [layers, value_heads, key_dim, value_dim]."""
+    """Gated delta net: "conv" [layers, conv_kernel-1, 2*key_heads*key_dim + value_heads*value_dim] and "delta" [layers, value_heads, key_dim, value_dim].
+
+    vLLM's gated_delta_net_state_shape, but for "delta", whose axes key and value are in MLC-LLM's order; vLLM's is View(axis_orders={"delta": ["head", "value",
+    "key"]}). value_heads is a multiple of key_heads.
+    """
     return _preset(model_id, layer_ids, initial, prefix, gated_delta_net=pb.GatedDeltaNetPreset(
         layers=layers, key_heads=key_heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, conv_kernel=conv_kernel,
         conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
@@ -323,7 +333,8 @@ def kda(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, key_h
         prefix: str = "") -> Preset:
     """Kimi delta attention: "conv" [layers, conv_kernel-1, heads*head_dim + 2*key_heads*key_dim] and "delta" [layers, heads, head_dim, head_dim] (float32).
 
-    key_heads and key_dim are heads and head_dim by default. separate_convs: "conv_q", "conv_k" and "conv_v", as older engines have them.
+    key_heads and key_dim are heads and head_dim by default. vLLM's kda_state_shape; with separate_convs, which has "conv_q", "conv_k" and "conv_v" in the
+    place of "conv", as older vLLM has it.
     """
     return _preset(model_id, layer_ids, initial, prefix, kda=pb.KdaPreset(
         layers=layers, heads=heads, head_dim=head_dim, key_heads=key_heads, key_dim=key_dim, conv_kernel=conv_kernel, conv_dtype=_dtype(conv_dtype),
@@ -332,14 +343,17 @@ def kda(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, key_h
 
 def linear_attention(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, recurrent_dtype: str = "float32",
                      layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
-    """Linear (lightning) attention: "kv" [layers, heads, head_dim (key), head_dim (value)]."""
+    """Linear (lightning) attention: "kv" [layers, heads, head_dim (key), head_dim (value)].
+
+    vLLM's linear_attention_state_shape; ranks that don't divide the heads, for which it rounds down, are refused.
+    """
     return _preset(model_id, layer_ids, initial, prefix, linear_attention=pb.LinearAttentionPreset(
         layers=layers, heads=heads, head_dim=head_dim, recurrent_dtype=_dtype(recurrent_dtype)))
 
 
 def short_conv(model_id: str = "", *, layers: int = 0, channels: int, conv_kernel: int = 4, conv_dtype: str = "bfloat16",
                layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
-    """Short convolutions (LFM2): "conv" [layers, conv_kernel-1, channels]."""
+    """Short convolutions (LFM2): "conv" [layers, conv_kernel-1, channels]: vLLM's short_conv_state_shape."""
     return _preset(model_id, layer_ids, initial, prefix, short_conv=pb.ShortConvPreset(
         layers=layers, channels=channels, conv_kernel=conv_kernel, conv_dtype=_dtype(conv_dtype)))
 
@@ -348,7 +362,7 @@ def rwkv4(model_id: str = "", *, layers: int = 0, hidden_size: int, attention_si
           layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
     """RWKV-4: "att_shift" [layers, hidden_size], "aa", "bb", "pp" [layers, attention_size] (float32; "pp" begins at -1e30), "ffn_shift" [layers, hidden_size].
 
-    attention_size is hidden_size by default.
+    attention_size is hidden_size by default. The five vectors of a layer are those of RWKV's own code (ChatRWKV), in its order.
     """
     return _preset(model_id, layer_ids, initial, prefix, rwkv4=pb.Rwkv4Preset(
         layers=layers, hidden_size=hidden_size, attention_size=attention_size, shift_dtype=_dtype(shift_dtype)))
@@ -363,7 +377,11 @@ def rwkv4_seed(model_id: str = "", *, layers: int = 0, hidden_size: int, shift_d
 
 def rwkv5(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16", wkv_dtype: str = "float32",
           layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
-    """RWKV-5: "att_shift" [layers, hidden_size], "wkv" [layers, hidden_size/head_size, head_size (key), head_size (value)], "ffn_shift" [layers, hidden_size]."""
+    """RWKV-5: "att_shift" [layers, hidden_size], "wkv" [layers, hidden_size/head_size, head_size (key), head_size (value)], "ffn_shift" [layers, hidden_size].
+
+    The three tensors of a layer are those of RWKV's own code (ChatRWKV), in its order. It keeps the matrices "wkv" in float32, and so does the default: they add
+    up over all tokens. Another wkv_dtype is for an engine that keeps them so itself; its states are of another layout then, and never mix with those in float32.
+    """
     return _preset(model_id, layer_ids, initial, prefix, rwkv5=_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
 
 

@@ -105,7 +105,12 @@ void StoreThreadsTest::Contend() {
     ASSERT_TRUE(info.ok()) << name;
     EXPECT_EQ(info->revision, revision);
     EXPECT_EQ(info->version.position, positions[name]);
-    EXPECT_EQ(*Get(Seq(name)) & 0x7f, positions[name]);
+    const absl::StatusOr<char> fill = Get(Seq(name));
+    ASSERT_TRUE(fill.ok()) << name;
+    // One that was renumbered is not where its bytes say.
+    if (info->version.exactness == Exactness::kExact) {
+      EXPECT_EQ(*fill & 0x7f, positions[name]);
+    }
   }
 }
 

@@ -20,8 +20,8 @@
 //   add             Create: the initial state at position 0 of all layers, and of every place of the history (MLC: of
 //                   the first alone). There is no number of slots to run out of: max_batch_size is that of one batch
 //   begin_forward   Load of the batch's sequences, where their rows do not hold them already. Token trees: chains
-//   alone.
-//                   A step has at least one token (MLC takes 0, and is one version further without being one token)
+//                   alone. A step has at least one token (MLC takes 0, and is one version further without being one
+//                   token)
 //   get             the row that holds the sequence's state, in place: also after a set within the step the state
 //                   before it. Read-only (MLC: a copy)
 //   set             a second row, in place, which becomes the state when the step ends: the two take turns
@@ -113,7 +113,8 @@ class RNNState {
  public:
   // A layout with one tensor "state_<i>" for each of the init values, in layers 0, 1, ... num_hidden_layers - 1, its
   // axes "axis_0", "axis_1", ...: for models that no preset knows. Values that are not zero are in the layout once for
-  // each layer; it has at most 8 MiB. Errors: INVALID_OPTION (init_values).
+  // each layer; it has at most 8 MiB. Errors: INVALID_OPTION (num_hidden_layers: 1..4,096 of them; init_values: bytes
+  // that are not of the shape, a state above 2^40 bytes, more than 8 MiB of values).
   static absl::StatusOr<v1::Layout> LayoutOf(absl::string_view model_id, uint32_t num_hidden_layers,
                                              absl::Span<const RNNStateInitValue> init_values);
 
@@ -136,7 +137,8 @@ class RNNState {
   // The child is the parent as it was at position fork_pos, or, by default, as it is; with what is behind that in the
   // parent's history, and with its max_history. Errors: every miss (of fork_pos: POSITION_MISMATCH), NAME_EXISTS.
   absl::Status ForkSequence(int64_t parent_seq_id, int64_t child_seq_id, int64_t fork_pos = -1);
-  // Errors: every miss; HISTORY_TOO_SHORT (metadata: available): more than can be popped. Then nothing changes.
+  // Errors: every miss; INVALID_OPTION (tokens): n < 0; HISTORY_TOO_SHORT (metadata: available): more than can be
+  // popped. Then nothing changes.
   absl::Status PopN(int64_t seq_id, int32_t n);
 
   // Begins a step of append_lengths[i] >= 1 tokens of each sequence; no sequence twice. token_tree_parent_ptr, if there

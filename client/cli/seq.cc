@@ -318,8 +318,9 @@ std::vector<Command> SeqCommands() {
        "the first moves the head back to position --begin; if no version is kept there,\n"
        "done is false, nothing changes, and the exit code is 3. One without the last\n"
        "token changes nothing.",
-       "statepool seq remove-range chat/42 --begin=120",
-       {{"begin", Flag::kInteger, "I", "index of the first token; default: 0"},
+       "statepool seq remove-range chat/42 --begin=120\n"
+       "statepool seq remove-range chat/42 --begin=0   # deletes it",
+       {{"begin", Flag::kInteger, "I", "index of the first token", true},
         {"end", Flag::kInteger, "I", "index after the last one; default: after all tokens"},
         kIfRevision,
         kRequestId,

@@ -17,9 +17,11 @@
 //   ARENA_CLOSED        FAILED_PRECONDITION: it was closed
 //   FORKED              FAILED_PRECONDITION: it is that of the process that this one was forked from
 //   SOCKET_UNREACHABLE  UNAVAILABLE: the daemon is on another machine, or gone
-//   TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS, NO_DESCRIPTORS   the daemon refused the connection
-//   (ARENAS) MAPPING_FAILED      RESOURCE_EXHAUSTED: this process has no room for it; FAILED_PRECONDITION: it is in a
-//   GPU's memory, and this client was built without CUDA, there is no driver, or this process does not see the GPU
+//   TOKEN_INVALID, PEER_REFUSED, PEER_UNKNOWN, TOO_MANY_CONNECTIONS, NO_DESCRIPTORS
+//                       the daemon refused the connection (ARENAS)
+//   MAPPING_FAILED      RESOURCE_EXHAUSTED: this process has no room for it; FAILED_PRECONDITION: it is in a GPU's
+//                       memory, and this client was built without CUDA, there is no driver, or this process does not
+//                       see the GPU
 //   STREAM_CAPTURING    FAILED_PRECONDITION: the stream is being captured into a graph, which can't have loads or
 //                       stores: call them before or after the capture, or give them another stream
 //   GPU_FAILED          INTERNAL: this process's context on the GPU refused a copy; as a rule it is of no use any more,
@@ -168,18 +170,18 @@ class PendingStore {
 // GPU when the stream is done. The answers are the same. Arenas of a GPU that copy so have a thread of their own, which
 // gives back what copies that are done had pinned, and commits stores (StoreAsync).
 //
-// Threads: Load and Store may be called from any thread, also at once for different rows. Nobody else may touch a row
-// meanwhile. Close, Reopen and the destructor want all others to have let go of the rows.
+// Threads: Load, Store and Advance may be called from any thread, also at once for different rows. Nobody else may
+// touch a row meanwhile. Close, Reopen and the destructor want all others to have let go of the rows.
 //
-// Restarts: when the daemon has lost the arena, Load and Store open it again at the same addresses and return
-// CONTENTS_GONE. So does the next Load or Store of every other thread that used it before. When it can't be had again,
-// the call's own error is returned, and the next call tries anew. Nothing but Load, Store, PendingStore::Wait and
-// Reopen opens it again, in the thread that called. On a GPU the rows are not mapped for a moment then, and what
-// another thread launches on them just there is an illegal address, which ends its context: no other thread may launch
-// work on rows of this arena while one of these calls may open it again.
+// Restarts: when the daemon has lost the arena, Load, Store and Advance open it again at the same addresses and return
+// CONTENTS_GONE. So does the next Load, Store or Advance of every other thread that used it before. When it can't be
+// had again, the call's own error is returned, and the next call tries anew. Nothing but Load, Store, Advance,
+// StoreAsync, PendingStore::Wait and Reopen opens it again, in the thread that called. On a GPU the rows are not mapped
+// for a moment then, and what another thread launches on them just there is an illegal address, which ends its context:
+// no other thread may launch work on rows of this arena while one of these calls may open it again.
 //
-// After fork() it is the parent's: in the child Load, Store and Reopen return FORKED, and Close and the destructor let
-// go of what the child has of it, no more.
+// After fork() it is the parent's: in the child Load, Store, Advance and Reopen return FORKED, and Close and the
+// destructor let go of what the child has of it, no more.
 class Arena {
  public:
   ~Arena();  // Close()

@@ -95,7 +95,7 @@ absl::StatusOr<BlockCache> AlignAfter(uint64_t block, uint64_t computed, uint64_
   BlockCache cache;
   cache.caches = position >= first;
   cache.position = static_cast<int64_t>(position);
-  cache.accepted = cache.caches ? static_cast<uint32_t>(1 + position - first) : 0;
+  cache.accepted = cache.caches ? 1 + position - first : 0;
   cache.block = static_cast<int64_t>(position / block) - 1;
   return cache;
 }

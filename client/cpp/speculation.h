@@ -34,7 +34,7 @@ absl::StatusOr<uint32_t> ChainOf(absl::Span<const int32_t> parents);
 absl::StatusOr<v1::AdvanceItem> AdvanceAlong(uint32_t row, absl::Span<const int32_t> parents, uint32_t accepted);
 
 // ---- vLLM's align mode, for blocks of `block` tokens, at least 1. Statepool keeps any position, and needs none of
-// this: it tells an engine that finds states by blocks alone which ones to store.
+// this: it tells an engine that finds states by blocks alone which ones to store. No argument is above 2^53.
 
 // What such an engine does before a step.
 struct BlockCopy {
@@ -51,7 +51,7 @@ absl::StatusOr<BlockCopy> AlignBefore(uint64_t block, uint64_t computed, uint64_
 struct BlockCache {
   bool caches = false;    // the state at `position` is to be kept
   int64_t position = 0;   // a multiple of the block
-  uint32_t accepted = 0;  // the accepted length that names this state; of no meaning where nothing is cached
+  uint64_t accepted = 0;  // the accepted length that names this state; 0: nothing is cached
   int64_t block = -1;     // index of the block that it ends
 };
 // With R = computed + scheduled - draft and N = R + accepted - 1 tokens, the state at A = floor(N / block) * block is

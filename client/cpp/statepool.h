@@ -310,6 +310,8 @@ class Pool {
                                                       const CallOptions& call = {}) const;
   absl::StatusOr<v1::RemoveRangeResponse> RemoveRange(absl::string_view sequence, int64_t begin, int64_t end) const;
 
+  // Another position for a sequence, if the range has its last token: see TOKENS in the contract. Begin and end of an
+  // empty request are 0, a range that has none. What it is now, with its history.
   absl::StatusOr<v1::NameInfo> Renumber(const v1::RenumberRequest& request, const CallOptions& call = {}) const;
 
   absl::StatusOr<v1::NameInfo> Snapshot(const v1::SnapshotRequest& request, const CallOptions& call = {}) const;

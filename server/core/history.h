@@ -30,6 +30,7 @@ class TokenRange {
   int64_t begin() const { return begin_; }
   // The last token of a state at `position` is in the range. There is none at position 0.
   bool HasLastOf(int64_t position) const { return begin_ < position && position <= end_; }
+  bool empty() const { return end_ <= begin_; }
   // The range is not empty, and no token of a state at `position` is outside it.
   bool HasAllOf(int64_t position) const { return begin_ == 0 && end_ > 0 && position <= end_; }
 
@@ -37,10 +38,11 @@ class TokenRange {
   int64_t begin_, end_;
 };
 
-// Another index for tokens: (index / divide) + add, rounded down.
+// Another index for tokens: index + add, or index / divide rounded down. Only one of the two is ever asked for, so that
+// it need not be said which comes first.
 struct Renumbering {
   int64_t add = 0;
-  int64_t divide = 1;  // >= 1
+  int64_t divide = 1;  // >= 1; else `add` is 0
 
   // The position of a state whose last token is numbered anew; nothing if its index would be negative, or the position
   // above kMaxPosition. REQUIRES: 1 <= position <= kMaxPosition.

@@ -61,4 +61,11 @@ absl::Status ValidatePosition(int64_t position, absl::string_view field) {
       .Field(field);
 }
 
+absl::Status ValidateRequestId(absl::string_view id) {
+  if (id.size() <= kMaxRequestIdBytes) return absl::OkStatus();
+  return Error(absl::StatusCode::kInvalidArgument, "INVALID_OPTION",
+               absl::StrCat("a request_id has at most ", kMaxRequestIdBytes, " bytes"))
+      .Field("request_id");
+}
+
 }  // namespace statepool

@@ -95,6 +95,8 @@ struct NameRecord {
 // '..'.
 absl::Status ValidateName(absl::string_view name, absl::string_view field);
 absl::Status ValidatePosition(int64_t position, absl::string_view field);
+// INVALID_OPTION (request_id) for more than kMaxRequestIdBytes. Empty: none was given, which is fine.
+absl::Status ValidateRequestId(absl::string_view id);
 
 }  // namespace statepool
 

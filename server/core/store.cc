@@ -21,12 +21,6 @@ absl::Status Store::ValidateKey(const NameKey& key, absl::string_view field) {
   return absl::OkStatus();
 }
 
-absl::Status Store::ValidateRequestId(const RequestId& request) {
-  if (request.id.size() <= kMaxRequestIdBytes) return absl::OkStatus();
-  return Invalid("INVALID_OPTION", "request_id",
-                 absl::StrCat("a request_id has at most ", kMaxRequestIdBytes, " bytes"));
-}
-
 Store::Store(StoreOptions options, ImageStore* images, NameLog* log, const Clock* clock)
     : options_(std::move(options)),
       images_(images),
@@ -178,6 +172,13 @@ VersionInfo Store::InfoOf(const Version& version) const {
 void Store::AddHistory(const Ring& ring, NameInfo* info) const {
   info->history.clear();
   for (auto version = ring.rbegin(); version != ring.rend(); ++version) info->history.push_back(InfoOf(**version));
+  CountRollbackTokens(info);
+}
+
+void Store::CountRollbackTokens(NameInfo* info) {
+  std::vector<int64_t> positions;  // newest first
+  for (const VersionInfo& version : info->history) positions.push_back(version.position);
+  info->rollback_tokens = static_cast<uint32_t>(RollbackTokens(positions));
 }
 
 absl::Time Store::ExpireTimeOf(const NameState& state, MonoTime deadline) const {
@@ -307,7 +308,7 @@ VersionRef Store::NewVersion(VersionId parent, int64_t position, Exactness exact
   return std::make_shared<const Version>(Version{ids_.Next(), parent, position, exactness, std::move(image)});
 }
 
-void Store::Advance(const RequestId& request, NameState* state) {
+void Store::GiveRevision(const RequestId& request, NameState* state) {
   if (state->ring.size() > state->max_history) {
     state->ring.erase(state->ring.begin(), state->ring.end() - state->max_history);
   }

@@ -110,7 +110,8 @@ struct NameInfo {
   absl::Duration flush_lag;  // how long the oldest unrecorded change waits
   Durability durability = Durability::kWriteBehind;
   uint32_t max_history = 1;
-  std::vector<VersionInfo> history;  // newest first; Describe and Renumber only
+  std::vector<VersionInfo> history;         // newest first; Describe and Renumber (with_history) only
+  std::optional<uint32_t> rollback_tokens;  // with `history` only
   absl::Duration ttl = absl::InfiniteDuration();
   absl::Time expire_time = absl::InfiniteFuture();
   absl::Time create_time;
@@ -218,6 +219,7 @@ struct RenumberRequest {
   Renumbering change;
   std::optional<uint64_t> if_revision;
   RequestId request;
+  bool with_history = false;  // the answer has the ring, whatever its length
 };
 struct SnapshotRequest {
   Source source;
@@ -394,6 +396,12 @@ class Store {
     absl::Status status;                        // how it went
     std::function<void()> published = nullptr;  // runs once under the lock, if something was done
   };
+  // A version, as a Source names it.
+  struct Found {
+    Name* name;
+    size_t index;  // into name->state.ring
+    const VersionRef& version() const { return name->state.ring[index]; }
+  };
   struct WriteItem;  // store_write.cc: a name of one Write
 
   // store_write.cc: every write is this. Waits until nobody writes the names of `changes`, decides all, persists and
@@ -435,6 +443,18 @@ class Store {
   template <typename Answer, typename Request>
   absl::StatusOr<Answer> Run(const Op& op, const Request& request);
 
+  // store_history.cc: what its decisions begin with. The version of a sequence that is there and at the revision that
+  // the request asks for; nothing: the sequence has answered this request before, and `answer` is that again.
+  template <typename Request>
+  absl::StatusOr<std::optional<Found>> FindOrReplayLocked(const Source& source, const Request& request,
+                                                          NameInfo* answer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A RemoveRange that finds no sequence. `miss`: why.
+  absl::StatusOr<std::vector<Next>> RemoveAbsentLocked(const NameKey& key, const RemoveRangeRequest& request,
+                                                       absl::Status miss, RemoveRangeAnswer* answer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The versions that a renumbered sequence has, the head's among them.
+  Ring RenumberedRing(const Ring& ring, const TokenRange& range, const Renumbering& change);
+
   // The parts of a Set. `request` with the body hash of all it writes, once the bytes are known.
   absl::Status ValidateSet(const SetRequest& request, absl::string_view attachment) const;
   // What a Set finds: all that can be refused without its image is refused then.
@@ -453,14 +473,8 @@ class Store {
 
   // store.cc: pieces of decisions. All under the lock.
   static absl::Status ValidateKey(const NameKey& key, absl::string_view field);  // but this one
-  static absl::Status ValidateRequestId(const RequestId& request);               // and this one
   Name* FindLocked(const NameKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);       // null: absent, unborn or expired
   absl::Status MissLocked(const NameKey& key, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  struct Found {
-    Name* name;
-    size_t index;  // into name->state.ring
-    const VersionRef& version() const { return name->state.ring[index]; }
-  };
   absl::StatusOr<Found> ResolveLocked(const Source& source, absl::string_view field) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status ApplyOptions(const NameOptions& options, NameState* state) const;
   static absl::Status CheckIfRevision(const Name* name, const std::optional<uint64_t>& if_revision);
@@ -471,10 +485,8 @@ class Store {
   // True: `name` has answered this request before, and `info` is that answer again. Errors: REQUEST_ID_REUSED.
   absl::StatusOr<bool> ReplayLocked(const Name& name, const RequestId& request, NameInfo* info) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // The versions that a renumbered sequence has, the head's among them.
-  Ring RenumberedRing(const Ring& ring, const TokenRange& range, const Renumbering& change);
   // The last step of a decision: trims the ring, gives the state its new revision, remembers the request.
-  void Advance(const RequestId& request, NameState* state);
+  void GiveRevision(const RequestId& request, NameState* state);
   VersionRef NewVersion(VersionId parent, int64_t position, Exactness exactness, ImageRef image);
   NameState NewState(LayoutRef layout) const;
   bool IsExpired(const Name& name) const {
@@ -498,6 +510,7 @@ class Store {
   absl::Time ExpireTimeOf(const NameState& state, MonoTime deadline) const;  // for people; infinite: never
   VersionInfo InfoOf(const Version& version) const;
   void AddHistory(const Ring& ring, NameInfo* info) const;
+  static void CountRollbackTokens(NameInfo* info);  // from its history
   NameInfo InfoLocked(const Name& name, const Version& version) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   NameInfo InfoOf(const NameKey& key, const NameState& state, MonoTime deadline) const;  // but for its version
 

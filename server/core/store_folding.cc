@@ -102,6 +102,7 @@ NameInfo Store::InfoOfResting(const RestingName& name, bool with_history) const 
   for (auto version = name.versions.rbegin(); version != name.versions.rend(); ++version) {
     info.history.push_back(info_of(*version));
   }
+  CountRollbackTokens(&info);
   return info;
 }
 

@@ -29,11 +29,25 @@ absl::Status HistoryTooShort(const NameKey& key, int64_t tokens, size_t availabl
 
 }  // namespace
 
+template <typename Request>
+absl::StatusOr<std::optional<Store::Found>> Store::FindOrReplayLocked(const Source& source, const Request& request,
+                                                                      NameInfo* answer) {
+  if (const Name* name = FindLocked(source.key); name != nullptr) {
+    const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
+    RETURN_IF_ERROR(replayed.status());
+    if (*replayed) return std::nullopt;
+  }
+  absl::StatusOr<Found> found = ResolveLocked(source, "sequence");
+  RETURN_IF_ERROR(found.status());
+  RETURN_IF_ERROR(CheckIfRevision(found->name, request.if_revision));
+  return *std::move(found);
+}
+
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RollbackRequest& request, NameInfo* answer) {
   Source source{{op.tenant, NameKind::kSequence, request.sequence}, std::nullopt, ""};
   if (!request.tokens.has_value()) source.position = request.position;
   RETURN_IF_ERROR(ValidateKey(source.key, "sequence"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  RETURN_IF_ERROR(ValidateRequestId(request.request.id));
   if (request.tokens.has_value() && (*request.tokens < 0 || request.position != 0)) {
     return Invalid("INVALID_OPTION", "tokens",
                    "say where to go back to by a position, or by how many tokens: 0 or more, without a position");
@@ -41,64 +55,72 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RollbackRequest
   return Change{{source.key},
                 [this, source, &request, answer]()
                     ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
-                      if (const Name* name = FindLocked(source.key); name != nullptr) {
-                        const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
-                        RETURN_IF_ERROR(replayed.status());
-                        if (*replayed) return std::vector<Next>();
-                      }
-                      absl::StatusOr<Found> found = ResolveLocked(source, "sequence");
+                      absl::StatusOr<std::optional<Found>> found = FindOrReplayLocked(source, request, answer);
                       RETURN_IF_ERROR(found.status());
-                      RETURN_IF_ERROR(CheckIfRevision(found->name, request.if_revision));
-                      NameState state = found->name->state;
+                      if (!found->has_value()) return std::vector<Next>();
+                      size_t index = (*found)->index;
+                      NameState state = (*found)->name->state;
                       if (request.tokens.has_value()) {
                         const size_t available = RollbackTokensOf(state.ring);
                         if (static_cast<uint64_t>(*request.tokens) > available)
                           return HistoryTooShort(source.key, *request.tokens, available);
-                        found->index -= static_cast<size_t>(*request.tokens);
+                        index -= static_cast<size_t>(*request.tokens);
                       }
-                      state.ring.resize(found->index + 1);
-                      Advance(request.request, &state);
+                      state.ring.resize(index + 1);
+                      GiveRevision(request.request, &state);
                       return One(std::move(state));
                     },
                 answer,
                 absl::OkStatus()};
 }
 
+absl::StatusOr<std::vector<Store::Next>> Store::RemoveAbsentLocked(const NameKey& key,
+                                                                   const RemoveRangeRequest& request, absl::Status miss,
+                                                                   RemoveRangeAnswer* answer) {
+  const auto grave = graves_.find(key);
+  // A record that nobody can read is a sequence too, as for Delete; where it is, nobody knows.
+  if (grave != graves_.end() && grave->second.kept && request.range.HasAllOf(kMaxPosition)) {
+    answer->done = answer->deleted = true;
+    return One(std::nullopt);
+  }
+  if (!request.allow_missing || !absl::IsNotFound(miss)) return miss;
+  answer->done = answer->missing = true;
+  // What is left on disk of an earlier name goes before the answer: it may have tokens of the range.
+  if (grave == graves_.end() || grave->second.kept || request.range.empty()) return std::vector<Next>();
+  return One(std::nullopt);
+}
+
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RemoveRangeRequest& request,
                                              RemoveRangeAnswer* answer) {
   const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
   RETURN_IF_ERROR(ValidateKey(key, "sequence"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  RETURN_IF_ERROR(ValidateRequestId(request.request.id));
   return Change{{key},
                 [this, key, &request, answer]()
                     ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
                       *answer = RemoveRangeAnswer{};
-                      const Name* name = FindLocked(key);
-                      if (name == nullptr) {
-                        absl::Status miss = MissLocked(key, "sequence");
-                        if (!request.allow_missing || !absl::IsNotFound(miss)) return miss;
-                        answer->done = answer->missing = true;
-                        return std::vector<Next>();
-                      }
-                      const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, &answer->info);
-                      RETURN_IF_ERROR(replayed.status());
-                      answer->done = *replayed;  // what is remembered was done
-                      if (*replayed) return std::vector<Next>();
-                      RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
-                      const int64_t position = name->state.head()->position;
+                      const absl::StatusOr<std::optional<Found>> found =
+                          FindOrReplayLocked({key, std::nullopt, ""}, request, &answer->info);
+                      if (!found.ok() && FindLocked(key) == nullptr)
+                        return RemoveAbsentLocked(key, request, found.status(), answer);
+                      RETURN_IF_ERROR(found.status());
+                      answer->done = !found->has_value();  // what is remembered was done
+                      if (answer->done) return std::vector<Next>();
+                      const Name& name = *(*found)->name;
+                      const int64_t position = name.state.head()->position;
                       if (request.range.HasAllOf(position)) {
                         answer->done = answer->deleted = true;
                         return One(std::nullopt);
                       }
-                      answer->info = InfoLocked(*name, *name->state.head());
+                      answer->info = InfoLocked(name, *name.state.head());
                       answer->done = !request.range.HasLastOf(position);
                       if (answer->done) return std::vector<Next>();
-                      NameState state = name->state;
+                      NameState state = name.state;
                       while (!state.ring.empty() && state.ring.back()->position != request.range.begin())
                         state.ring.pop_back();
                       answer->done = !state.ring.empty();
                       if (!answer->done) return std::vector<Next>();
-                      Advance(request.request, &state);
+                      GiveRevision(request.request, &state);
                       return One(std::move(state));
                     },
                 &answer->info,
@@ -123,20 +145,23 @@ Ring Store::RenumberedRing(const Ring& ring, const TokenRange& range, const Renu
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RenumberRequest& request, NameInfo* answer) {
   const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
   RETURN_IF_ERROR(ValidateKey(key, "sequence"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  RETURN_IF_ERROR(ValidateRequestId(request.request.id));
   if (request.change.divide < 1) return Invalid("INVALID_OPTION", "divide", "the divisor is 1 or more");
+  if (request.change.divide > 1 && request.change.add != 0)
+    return Invalid("INVALID_OPTION", "change", "add and divide exclude each other");
   return Change{
       {key},
       [this, key, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
-        const Name* name = FindLocked(key);
-        if (name == nullptr) return MissLocked(key, "sequence");
-        const absl::StatusOr<bool> replayed = ReplayLocked(*name, request.request, answer);
-        RETURN_IF_ERROR(replayed.status());
-        if (!*replayed) *answer = InfoLocked(*name, *name->state.head());
-        AddHistory(name->state.ring, answer);
-        if (*replayed) return std::vector<Next>();
-        RETURN_IF_ERROR(CheckIfRevision(name, request.if_revision));
-        const int64_t position = name->state.head()->position;
+        const absl::StatusOr<std::optional<Found>> found = FindOrReplayLocked({key, std::nullopt, ""}, request, answer);
+        RETURN_IF_ERROR(found.status());
+        if (!found->has_value()) {
+          if (request.with_history) AddHistory(FindLocked(key)->state.ring, answer);
+          return std::vector<Next>();
+        }
+        const Name& name = *(*found)->name;
+        *answer = InfoLocked(name, *name.state.head());
+        if (request.with_history) AddHistory(name.state.ring, answer);
+        const int64_t position = name.state.head()->position;
         if (!request.range.HasLastOf(position)) return std::vector<Next>();
         const std::optional<int64_t> renumbered = request.change.PositionOf(position);
         if (!renumbered.has_value()) {
@@ -147,14 +172,15 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RenumberRequest
                                   .Meta("position", static_cast<uint64_t>(position)));
         }
         if (*renumbered == position) return std::vector<Next>();
-        NameState state = name->state;
-        state.ring = RenumberedRing(name->state.ring, request.range, request.change);
-        Advance(request.request, &state);
+        NameState state = name.state;
+        state.ring = RenumberedRing(name.state.ring, request.range, request.change);
+        GiveRevision(request.request, &state);
         return One(std::move(state));
       },
       answer,
       absl::OkStatus(),
-      [this, key, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      [this, key, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        if (!request.with_history) return;
         if (const Name* name = names_.Find(key); name != nullptr) AddHistory(name->state.ring, answer);
       }};
 }

@@ -1,8 +1,8 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 //
-// The operations on sequences and snapshots; those that go by tokens are in store_history.cc.
-// A write is prepared: it validates, makes its image if it has one, and says
-// in a closure what becomes of its names. Store::Write does the rest, for one or for a batch.
+// The operations on sequences and snapshots; those that go by tokens are in store_history.cc. A write is prepared: it
+// validates, makes its image if it has one, and says in a closure what becomes of its names. Store::Write does the
+// rest, for one or for a batch.
 #include <algorithm>
 #include <deque>
 #include <type_traits>
@@ -281,7 +281,7 @@ absl::StatusOr<bool> Store::Delete(const Op& op, const DeleteRequest& request) {
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& request, NameInfo* answer) {
   const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
   RETURN_IF_ERROR(ValidateKey(key, "sequence"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  RETURN_IF_ERROR(ValidateRequestId(request.request.id));
   absl::StatusOr<LayoutRef> layout = layouts_.Find(op.tenant, request.layout);
   RETURN_IF_ERROR(layout.status());
   const NameState fresh = NewState(*layout);
@@ -298,7 +298,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
     RETURN_IF_ERROR(ApplyOptions(request.options, &state));  // a retry may come when its expire_time is over
     if (image != nullptr) {
       state.ring.push_back(NewVersion(0, 0, Exactness::kExact, image));
-      Advance(request.request, &state);
+      GiveRevision(request.request, &state);
     }
     return One(std::move(state));
   };
@@ -322,7 +322,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const CreateRequest& 
 absl::Status Store::ValidateSet(const SetRequest& request, absl::string_view attachment) const {
   RETURN_IF_ERROR(ValidateKey({kDefaultTenant, NameKind::kSequence, request.sequence}, "sequence"));
   RETURN_IF_ERROR(ValidatePosition(request.position, "position"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  RETURN_IF_ERROR(ValidateRequestId(request.request.id));
   if (attachment.size() > options_.max_attachment_bytes) {
     return Invalid("INVALID_OPTION", "attachment",
                    absl::StrCat("an attachment has at most ", options_.max_attachment_bytes, " bytes"));
@@ -370,7 +370,7 @@ absl::StatusOr<std::vector<Store::Next>> Store::DecideSetLocked(const NameKey& k
   NameState state = name != nullptr ? name->state : NewState(layout);
   RETURN_IF_ERROR(ApplyOptions(request.options, &state));
   state.ring.push_back(NewVersion(name != nullptr ? name->state.head()->id : 0, request.position, exactness, image));
-  Advance(request_id, &state);
+  GiveRevision(request_id, &state);
   return One(std::move(state));
 }
 
@@ -537,7 +537,7 @@ absl::StatusOr<NameInfo> Store::FinishSet(const Op& op, PendingSet* set) {
 }
 
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& request, ForkAnswer* out) {
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  RETURN_IF_ERROR(ValidateRequestId(request.request.id));
   if (request.children.empty()) return Invalid("MISSING_FIELD", "children", "name at least one child");
   if (request.children.size() > options_.max_children) {
     return absl::Status(Error(absl::StatusCode::kInvalidArgument, "TOO_MANY",
@@ -608,7 +608,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
     RETURN_IF_ERROR(ApplyOptions(request.options, &child));
     std::vector<Next> states(keys.size(), child);
     for (Next& state : states) {
-      Advance(request.request, &*state);
+      GiveRevision(request.request, &*state);
       answer.revisions.push_back(state->revision);
     }
     answer.version = InfoOf(*found->version());
@@ -623,7 +623,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const ForkRequest& re
 absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SnapshotRequest& request, NameInfo* answer) {
   const NameKey key{op.tenant, NameKind::kSnapshot, request.snapshot};
   RETURN_IF_ERROR(ValidateKey(key, "snapshot"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  RETURN_IF_ERROR(ValidateRequestId(request.request.id));
   return Change{{key},
                 [this, key, &request, answer]()
                     ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
@@ -640,7 +640,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const SnapshotRequest
                       RETURN_IF_ERROR(ApplyOptions(request.options, &state));
                       state.max_history = 1;
                       state.ring.push_back(found->version());
-                      Advance(request.request, &state);
+                      GiveRevision(request.request, &state);
                       return One(std::move(state));
                     },
                 answer,
@@ -653,7 +653,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RestoreRequest&
   const NameKey key{op.tenant, NameKind::kSequence, request.sequence};
   RETURN_IF_ERROR(ValidateKey(source.key, "snapshot"));
   RETURN_IF_ERROR(ValidateKey(key, "sequence"));
-  RETURN_IF_ERROR(ValidateRequestId(request.request));
+  RETURN_IF_ERROR(ValidateRequestId(request.request.id));
   return Change{
       {key},
       [this, key, source, &request, answer]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) -> absl::StatusOr<std::vector<Next>> {
@@ -672,7 +672,7 @@ absl::StatusOr<Store::Change> Store::Prepare(const Op& op, const RestoreRequest&
         NameState state = name != nullptr ? name->state : NewState(found->name->state.layout);
         RETURN_IF_ERROR(ApplyOptions(request.options, &state));
         state.ring.push_back(found->version());
-        Advance(request.request, &state);
+        GiveRevision(request.request, &state);
         return One(std::move(state));
       },
       answer,

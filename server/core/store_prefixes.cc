@@ -81,7 +81,7 @@ absl::StatusOr<PublishAnswer> Store::PublishPrefix(const Op& op, const PublishRe
                    state.prefix = place;
                    if (!same) state.ring.push_back(found->version());
                    answer.already_published = same;
-                   Advance({}, &state);
+                   GiveRevision({}, &state);
                    return One(std::move(state));
                  },
                  &answer.info,

@@ -24,10 +24,7 @@ absl::Status CheckRequest(const AdvanceRequest& request, const ArenaShape& shape
   const std::vector<AdvanceItem>& items = request.items;
   if (items.empty()) return Invalid("MISSING_FIELD", "items", "name at least one row");
   if (items.size() > shape.rows) return TooManyItems(items.size(), shape.rows);
-  if (request.request_id.size() > kMaxRequestIdBytes) {
-    return Invalid("INVALID_OPTION", "request_id",
-                   absl::StrCat("request_id has more than ", kMaxRequestIdBytes, " bytes"));
-  }
+  if (absl::Status status = ValidateRequestId(request.request_id); !status.ok()) return status;
   if (request.rules.verified_length > shape.max_accepted()) {
     return Invalid(
         "INVALID_OPTION", "verified_length",

@@ -14,7 +14,6 @@
 #include "kernels/checksum.h"
 #include "proto/presets.h"
 #include "server/core/error.h"
-#include "server/core/history.h"
 #include "server/rpc/errors.h"
 
 namespace statepool {
@@ -263,12 +262,8 @@ void FillNameInfo(const NameInfo& info, v1::NameInfo* out) {
   out->set_attachment_bytes(info.version.attachment_bytes);
   out->set_durability(ToProto(info.durability));
   out->set_max_history(info.max_history);
-  std::vector<int64_t> positions;  // newest first
-  for (const VersionInfo& version : info.history) {
-    FillVersionInfo(version, out->add_history());
-    positions.push_back(version.position);
-  }
-  if (!positions.empty()) out->set_rollback_tokens(static_cast<uint32_t>(RollbackTokens(positions)));
+  for (const VersionInfo& version : info.history) FillVersionInfo(version, out->add_history());
+  if (info.rollback_tokens.has_value()) out->set_rollback_tokens(*info.rollback_tokens);
   if (info.ttl != absl::InfiniteDuration()) *out->mutable_ttl() = ToProto(info.ttl);
   if (info.expire_time != absl::InfiniteFuture()) *out->mutable_expire_time() = ToProto(info.expire_time);
   *out->mutable_create_time() = ToProto(info.create_time);

@@ -659,8 +659,9 @@ absl::Status Handlers::RemoveRange(const Op& op, const v1::RemoveRangeRequest& i
 }
 
 absl::Status Handlers::Renumber(const Op& op, const v1::RenumberRequest& in, v1::NameInfo* out) {
-  const absl::StatusOr<RenumberRequest> request = ToCore(in);
+  absl::StatusOr<RenumberRequest> request = ToCore(in);
   if (!request.ok()) return request.status();
+  request->with_history = true;
   return Answer(store_->Renumber(op, *request), out);
 }
 

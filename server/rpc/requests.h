@@ -46,10 +46,8 @@ uint64_t BodyHash(absl::string_view method, const Request& request) {
 template <typename Request>
 absl::StatusOr<RequestId> ToRequestId(absl::string_view method, const Request& request) {
   if (request.request_id().empty()) return RequestId{};
-  if (request.request_id().size() > kMaxRequestIdBytes) {
-    return InvalidArgument("INVALID_OPTION", "request_id",
-                           absl::StrCat("request_id has more than ", kMaxRequestIdBytes, " bytes"));
-  }
+  // Here too, before core: what it is kept for elsewhere (uploads, ranks' parts) is bounded as well.
+  if (absl::Status status = ValidateRequestId(request.request_id()); !status.ok()) return status;
   return RequestId{request.request_id(), BodyHash(method, request)};
 }
 

@@ -421,6 +421,9 @@ TEST_F(MambaCacheManagerTest, WhatDoesNotFitIsRefused) {
   EXPECT_EQ(refusal([](Config* c) { c->max_intermediate_seq_len = -1; }), "INVALID_OPTION max_intermediate_seq_len");
   EXPECT_EQ(refusal([](Config* c) { c->max_batch_size = c->max_intermediate_seq_len = 1 << 20; }),
             "INVALID_OPTION max_intermediate_seq_len");
+  const auto rows_max = static_cast<int32_t>(pool_.GetCapabilities()->max_arena_rows());
+  EXPECT_EQ(refusal([&](Config* c) { c->max_batch_size = rows_max + 1; }), "INVALID_OPTION max_batch_size");
+  EXPECT_EQ(refusal([&](Config* c) { c->max_batch_size = rows_max / 2; }), "INVALID_OPTION max_intermediate_seq_len");
   EXPECT_EQ(refusal([](Config* c) { c->num_recurrent_layers = 3; }), "LAYOUT_MISMATCH num_recurrent_layers");
   EXPECT_EQ(refusal([](Config* c) { c->recurrent_state_num_heads = 1; }), "LAYOUT_MISMATCH recurrent_state_num_heads");
   EXPECT_EQ(refusal([](Config* c) { c->recurrent_state_head_dim = 1; }), "LAYOUT_MISMATCH recurrent_state_head_dim");

@@ -348,7 +348,22 @@ TEST_F(RnnStateTest, BatchesThatMakeNoSenseAreRefused) {
   options.view.set_tp_size(2);
   EXPECT_EQ(FieldOf(RNNState::Create(pool_, layout_, 2, 4, Name(), options).status()), "view");
   EXPECT_EQ(FieldOf(RNNState::Create(pool_, layout_, 0, 4, Name()).status()), "max_batch_size");
+  const uint32_t rows_max = pool_.GetCapabilities()->max_arena_rows();
+  EXPECT_EQ(FieldOf(RNNState::Create(pool_, layout_, rows_max / 2 + 1, 4, Name()).status()), "max_batch_size");
+  EXPECT_EQ(FieldOf(RNNState::Create(pool_, layout_, UINT32_MAX, 4, Name()).status()), "max_batch_size");
   EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", 2, {{{3}, v1::FLOAT32, "short"}}).status()), "init_values[0]");
+  for (uint32_t layers : {0u, 4097u, UINT32_MAX})
+    EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", layers, {{{3}, v1::FLOAT32, ""}}).status()), "num_hidden_layers");
+  const uint64_t root = uint64_t{1} << 32;  // its square is 0 in 64 bits
+  EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", 2, {{{root, root}, v1::FLOAT32, ""}}).status()), "init_values[0]");
+  const RNNStateInitValue large = {{1 << 19}, v1::FLOAT32, std::string(2 << 20, 'x')};
+  EXPECT_TRUE(RNNState::LayoutOf("x", 4, {large}).ok());
+  EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", 5, {large}).status()), "init_values[0]");
+  EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", 4096, {large}).status()), "init_values[0]");
+  EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", 3, {large, large}).status()), "init_values[1]");
+  ASSERT_TRUE(state->AddSequence(9).ok());
+  EXPECT_EQ(FieldOf(state->PopN(9, -1)), "tokens");
+  EXPECT_EQ(ReasonOf(state->PopN(9, -1)), "INVALID_OPTION");
 }
 
 TEST_F(RnnStateTest, ABatchIsStoredAsAWholeOrNotAtAll) {

@@ -287,9 +287,12 @@ def test_ranges_of_tokens(cli, layout, name, state):
     cli.fails(2, "INVALID_POSITION", "seq", "renumber", name, "--add=-3")
     cli.fails(2, "USAGE", "seq", "renumber", name)
     cli.fails(2, "USAGE", "seq", "renumber", name, "--add=1", "--divide=2")
-    assert cli.ok("seq", "remove-range", name) == {"done": True, "deleted": True}
-    cli.fails(3, "DELETED", "seq", "remove-range", name)
-    assert cli.ok("seq", "remove-range", name, "--allow-missing") == {"done": True, "deleted": False}
+    for unsaid in ([], ["--end=2"], ["--allow-missing"]):
+        cli.fails(2, "USAGE", "seq", "remove-range", name, *unsaid)
+    assert cli.ok("seq", "describe", name)["position"] == 3
+    assert cli.ok("seq", "remove-range", name, "--begin=0") == {"done": True, "deleted": True}
+    cli.fails(3, "DELETED", "seq", "remove-range", name, "--begin=0")
+    assert cli.ok("seq", "remove-range", name, "--begin=0", "--allow-missing") == {"done": True, "deleted": False}
 
 
 def test_names_to_keep(cli, layout, name):

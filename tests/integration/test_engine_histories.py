@@ -3,6 +3,7 @@
 do, and the daemon must give the same bytes, positions and refusals after any operations. Each random history is that of the seed in its test's name."""
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import statepool
 from daemon_process import DEVICES
 from statepool import View, layouts
 from statepool.layouts import Layout, Tensor
+from statepool.v1 import statepool_pb2 as pb
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
@@ -372,10 +374,10 @@ def test_every_refusal_of_ranges(pool, seq):
     assert reason_of(seq.renumber)[0] == "MISSING_FIELD"
     assert reason_of(lambda: seq.renumber(add=1, divide=2))[0] == "INVALID_OPTION"
     assert reason_of(lambda: seq.renumber(add=1, if_revision=revision - 1))[0] == "REVISION_MISMATCH"
-    assert reason_of(lambda: seq.remove_range(if_revision=revision - 1))[0] == "REVISION_MISMATCH"
+    assert reason_of(lambda: seq.remove_range(0, if_revision=revision - 1))[0] == "REVISION_MISMATCH"
     absent = pool.sequence(seq.name + "/absent")
-    assert reason_of(absent.remove_range)[0] == reason_of(lambda: absent.renumber(add=1))[0] == "NEVER_CREATED"
-    assert absent.remove_range(allow_missing=True) == statepool.names.Removal(True, False, None)
+    assert reason_of(lambda: absent.remove_range(0))[0] == reason_of(lambda: absent.renumber(add=1))[0] == "NEVER_CREATED"
+    assert absent.remove_range(0, allow_missing=True) == statepool.names.Removal(True, False, None)
     assert seq.describe().revision == revision
 
 
@@ -398,6 +400,43 @@ def test_ranges_are_safe_to_retry_and_may_be_items_of_a_batch(pool, seq):
     assert seq.get().data == bytes([3]) * seq_layout.state_bytes
 
 
+def test_a_sequence_that_expired_and_was_removed_is_not_back_after_a_crash(own_daemon):
+    for attempt in range(3):  # the daemon reclaims it by itself a moment later
+        with statepool.connect(own_daemon.address) as pool:
+            layout = pool.register_layout(random_layout(random.Random(41)))
+            names = [f"{attempt}/{how}" for how in ("call", "batch", "kept")]
+            for name in names:
+                pool.create(layout, name, durability="sync", ttl=math.inf if name.endswith("kept") else 1)
+                pool.set(name, bytes(layout.state_bytes), 1)
+            time.sleep(1.01)
+            assert pool.remove_range(names[0], 0, allow_missing=True) == statepool.names.Removal(True, False, None)
+            with pool.batch() as batch:
+                batch.remove_range(names[1], 0, allow_missing=True)
+            assert batch.results == [statepool.names.Removal(True, False, None)]
+        own_daemon.kill()
+        own_daemon.start()
+        with statepool.connect(own_daemon.address) as pool:
+            assert [info.name for info in pool.list(prefix=f"{attempt}/")] == names[2:]
+
+
+def test_a_batch_of_renumberings_answers_without_their_histories(own_daemon):
+    with statepool.connect(own_daemon.address) as pool:
+        layout = pool.register_layout(random_layout(random.Random(43)))
+        pool.create(layout, "p", max_history=256)
+        for position in range(1, 257):
+            pool.set("p", bytes(layout.state_bytes), position)
+        names = [f"c/{i}" for i in range(1000)]
+        pool.fork_many("p", names)
+        for add in (7, 0, 7):  # done; nothing to do; answered again
+            items = [pb.BatchWriteItem(renumber=pb.RenumberRequest(sequence=name, end=-1, add=add, request_id="r" if add else "")) for name in names]
+            answer = pool._call("BatchWrite", pb.BatchWriteRequest(items=items), pb.BatchWriteResponse.FromString)
+            assert answer.ByteSize() < 1 << 20
+            for result in answer.results:
+                assert result.info.position == 263 and not result.info.history and not result.info.HasField("rollback_tokens")
+        info = pool.renumber("c/0", add=1)
+        assert len(info.history) == 256 and info.rollback_tokens == 255
+
+
 def test_positions_that_changed_are_there_after_a_restart(own_daemon):
     with statepool.connect(own_daemon.address) as pool:
         layout = pool.register_layout(random_layout(random.Random(31)))
@@ -407,7 +446,7 @@ def test_positions_that_changed_are_there_after_a_restart(own_daemon):
         pool.fork("a", "child", position=5)
         pool.renumber("a", add=10)
         pool.remove_range("b", 5)
-        pool.remove_range("c")
+        pool.remove_range("c", 0)
     own_daemon.kill()
     own_daemon.start()
     with statepool.connect(own_daemon.address) as pool:

@@ -193,7 +193,7 @@ def test_a_write_is_retried_with_its_request_id_when_the_daemon_advises_it(fake_
     (lambda pool: pool.describe("s"), {}, "UNAVAILABLE", 60),  # the timeout is earlier
     (lambda pool: pool.describe("s"), {}, "ABORTED", 0.01),
     (lambda pool: pool.delete("s"), {}, "UNAVAILABLE", 0.01),  # not safe
-    (lambda pool: pool.remove_range("s"), {}, "UNAVAILABLE", 0.01),  # nor is this
+    (lambda pool: pool.remove_range("s", 0), {}, "UNAVAILABLE", 0.01),  # nor is this
 ], ids=["retries=0", "no advice", "too late", "conflict", "unsafe", "unsafe range"])
 def test_a_call_is_not_retried_when_that_is_not_wanted_or_not_safe(fake_pool, call, options, code, retry_after):
     fake = Fake(grpc.StatusCode[code], 1, retry_after)
@@ -235,7 +235,7 @@ print(switches() - before, os.environ.get("GRPC_EXPERIMENTS"))
     assert left is not None or int(switches) < 50, "500 calls"
 
 
-@pytest.mark.parametrize("call", [lambda pool: pool.remove_range("s", 1), lambda pool: pool.remove_range("s", allow_missing=True),
+@pytest.mark.parametrize("call", [lambda pool: pool.remove_range("s", 1), lambda pool: pool.remove_range("s", 0, allow_missing=True),
                                   lambda pool: pool.renumber("s", add=1)])
 def test_a_range_is_retried_where_a_second_time_does_what_the_first_did(fake_pool, call):
     fake = Fake(grpc.StatusCode.UNAVAILABLE, 1, retry_after=0.01)
@@ -381,6 +381,33 @@ def test_names_that_are_kept_stay(pool, seq):
     kept = [children[1].name, children[3].name]
     assert pool.delete_many(f"{seq.name}/", keep=kept, if_count=2).names == (children[0].name, children[2].name)
     assert [info.name for info in pool.list(prefix=f"{seq.name}/")] == kept
+
+
+def test_names_to_keep_and_children_may_be_handles(pool, seq):
+    children = pool.fork_many(seq, [pool.sequence(f"{seq.name}/{i}") for i in range(3)])
+    assert [c.name for c in children] == [f"{seq.name}/{i}" for i in range(3)]
+    assert pool.delete_many(f"{seq.name}/", keep=[children[1], children[2].name]).deleted == 1
+    assert pool.rollback(children[1], 8).position == pool.remove_range(children[1], 8).info.position == pool.renumber(children[1], add=0).position == 8
+
+
+@pytest.mark.parametrize("call, field", [
+    (lambda p, s: p.delete_many(s.name, keep="main"), "keep"),
+    (lambda p, s: p.delete_many(s.name, keep=s), "keep"),
+    (lambda p, s: p.delete_many(s.name, keep=[s.name, p.snapshot(s, s.name)]), "keep[1]"),
+    (lambda p, s: p.fork_many(s, "ab"), "children"),
+    (lambda p, s: p.fork_many(s, p.sequence("ab")), "children")])
+def test_one_name_is_not_taken_for_several(pool, seq, call, field):
+    with pytest.raises(statepool.InvalidArgument) as error:
+        call(pool, seq)
+    assert (error.value.reason, error.value.field) == ("INVALID_OPTION", field)
+    assert [info.name for info in pool.list(prefix=seq.name)] == [seq.name]
+
+
+def test_a_range_that_is_removed_has_a_begin(pool, seq):
+    for call in (seq.remove_range, lambda: pool.remove_range(seq), lambda: pool.batch().remove_range(seq)):
+        with pytest.raises(TypeError):
+            call()
+    assert seq.describe().position == 12
 
 
 def test_a_fork_is_independent_of_its_source(pool, seq):

@@ -394,8 +394,24 @@ def test_align_mode_is_the_table_that_brute_force_gives():
                             assert (answer.block + 1) * block == cached[-1]
     for call in (lambda: speculation.align_before(0, 1, 1), lambda: speculation.align_before(4, -1, 1), lambda: speculation.align_before(4, 1, 0),
                  lambda: speculation.align_after(4, 1, 2, 2, 1), lambda: speculation.align_after(4, 1, 2, 1, 3), lambda: speculation.align_after(4, 1, 2, 1, 0)):
-        with pytest.raises(ValueError):
+        with pytest.raises(errors.InvalidArgument, match="INVALID_OPTION"):
             call()
+
+
+def test_align_mode_takes_what_the_cpp_client_takes():
+    most, more = 2**53, 2**53 + 1
+    cache = speculation.align_after(2**34, 0, 2**34, 2**34 - 1, 2**34)
+    assert (cache.caches, cache.position, cache.accepted) == (True, 2**34, 2**34)
+    assert speculation.align_after(most, 0, most, most - 1, most).accepted == most
+    speculation.align_before(most, most, most, most)
+    for call, field in ((lambda: speculation.align_before(more, 1, 1), "block"), (lambda: speculation.align_before(1, more, 1), "computed"),
+                        (lambda: speculation.align_before(1, 1, more), "scheduled"), (lambda: speculation.align_before(1, 1, 1, more), "stored"),
+                        (lambda: speculation.align_after(more, 1, 1, 0, 1), "block"), (lambda: speculation.align_after(1, more, 1, 0, 1), "computed"),
+                        (lambda: speculation.align_after(1, 1, more, 0, 1), "scheduled"), (lambda: speculation.align_after(4, 1, 2, 2, 1), "draft"),
+                        (lambda: speculation.align_after(4, 1, 2, -1, 1), "draft"), (lambda: speculation.align_after(4, 1, 2, 1, 3), "accepted")):
+        with pytest.raises(errors.InvalidArgument, match="INVALID_OPTION") as error:
+            call()
+        assert error.value.field == field
 
 
 def test_what_python_sees_of_a_path_is_what_the_kernels_see():

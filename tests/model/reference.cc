@@ -672,13 +672,17 @@ Reference::Plan Reference::PlanRemoveRange(const v1::RemoveRangeRequest& in) {
   v1::NameRef ref;
   ref.set_sequence(in.sequence());
   const std::vector<Fault> faults = Resolve(ref, std::nullopt, "", 0, "sequence").faults;
-  if (name == nullptr && IsName(in.sequence()) && in.allow_missing()) return plan;
+  if (name == nullptr && IsName(in.sequence()) && in.allow_missing()) {
+    const int64_t begin = std::max<int64_t>(in.begin(), 0);
+    plan.buries = in.end() < 0 || in.end() > begin;
+    return plan;
+  }
   plan.faults.insert(plan.faults.end(), faults.begin(), faults.end());
   if (name != nullptr) CheckIfRevision(name, in.has_if_revision(), in.if_revision(), &plan.faults);
   if (!plan.faults.empty()) return plan;
   const int64_t position = name->head()->position;
   if (HasAll(in.begin(), in.end(), position)) {
-    plan.deleted = true;
+    plan.deleted = plan.buries = true;
     plan.next.emplace_back(plan.key, std::nullopt);
     return plan;
   }
@@ -802,6 +806,7 @@ Reference::Plan Reference::PlanDelete(const v1::DeleteRequest& in) {
   const bool missing = !plan.faults.empty() && plan.faults.front().code == kNotFound;
   if (missing && in.allow_missing()) plan.faults.clear();
   plan.deleted = found.name != nullptr;
+  plan.buries = plan.faults.empty();
   if (plan.deleted && plan.faults.empty()) plan.next.emplace_back(plan.key, std::nullopt);
   return plan;
 }
@@ -929,7 +934,7 @@ std::string Reference::Settle(Plan* plan, const Given& given) {
     }
     Publish(key, *std::move(next));
   }
-  if (plan->kind == Plan::Kind::kDelete || plan->deleted) disk_[plan->key].states = {std::nullopt};
+  if (plan->buries) disk_[plan->key].states = {std::nullopt};
   return CheckAnswer(*plan, given);
 }
 

@@ -179,7 +179,8 @@ class Reference {
     bool history = false;  // the info has it
     std::vector<Key> children;
     bool deleted = false;
-    bool done = false;  // of a RemoveRange
+    bool done = false;    // of a RemoveRange
+    bool buries = false;  // nothing is left on disk of an earlier name
   };
   struct Given {  // an answer to a write
     Outcome outcome;

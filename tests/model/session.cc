@@ -476,6 +476,19 @@ std::string Session::BatchWrite() {
   v1::BatchWriteResponse out;
   const Outcome outcome = world_.BatchWrite(in, &out);
   Note("BatchWrite", in, outcome, out);
+  // A Renumber gives every version of the ring another id, and here only Describe tells them.
+  for (int i = 0; i < out.results_size(); ++i) {
+    if (!in.items(i).has_renumber() || !out.results(i).has_info()) continue;
+    v1::NameInfo& info = *out.mutable_results(i)->mutable_info();
+    if (info.history_size() > 0 || info.has_rollback_tokens()) return "a batch that tells a history";
+    v1::DescribeRequest describe;
+    describe.mutable_name()->set_sequence(in.items(i).renumber().sequence());
+    v1::NameInfo described;
+    if (const absl::Status status = world_.handlers().Describe(Op(), describe, &described); !status.ok())
+      return status.ToString();
+    *info.mutable_history() = described.history();
+    info.set_rollback_tokens(described.rollback_tokens());
+  }
   return reference_.BatchWrite(in, outcome, out);
 }
 

@@ -180,6 +180,15 @@ absl::StatusOr<std::unique_ptr<MambaCacheManager>> MambaCacheManager::Create(con
                         {"recurrent_state_size", config.recurrent_state_size}},
                        &arena_options.view);
   if (!status.ok()) return status;
+  const absl::StatusOr<v1::Capabilities> capabilities = pool.GetCapabilities();
+  if (!capabilities.ok()) return capabilities.status();
+  // A daemon without arenas has no limit: OpenArena says that it has none.
+  if (const uint32_t limit = capabilities->max_arena_rows(); limit > 0 && arena_options.rows > limit) {
+    const bool alone = static_cast<uint32_t>(config.max_batch_size) > limit;
+    return InvalidOption(alone ? "max_batch_size" : "max_intermediate_seq_len",
+                         absl::StrCat("makes ", arena_options.rows, " rows of an arena, which has at most ", limit,
+                                      " (Capabilities.max_arena_rows)"));
+  }
   absl::StatusOr<std::unique_ptr<client::Arena>> arena = pool.OpenArena(layout, arena_options);
   if (!arena.ok()) return arena.status();
   manager->arena_ = *std::move(arena);

@@ -20,6 +20,10 @@ absl::Status InvalidOption(absl::string_view field, absl::string_view message) {
   return client::InvalidArgument("INVALID_OPTION", field, message);
 }
 
+constexpr uint32_t kLayersMax = 4096;  // of a tensor, as the daemon takes them
+constexpr uint64_t kStateBytesMax = uint64_t{1} << 40;
+constexpr uint64_t kLayoutBytesMax = 8 << 20;  // initial values included
+
 absl::Status NoBatch() {
   return MakeError(absl::StatusCode::kFailedPrecondition, "NO_BATCH", "",
                    "no step goes on: BeginForward begins one, and EndForward ends it");
@@ -43,11 +47,15 @@ absl::StatusOr<v1::Layout> RNNState::LayoutOf(absl::string_view model_id, uint32
                                               absl::Span<const RNNStateInitValue> init_values) {
   if (num_hidden_layers < 1)
     return InvalidOption("num_hidden_layers", "a model without recurrent layers has no layout, and needs no RNNState");
+  if (num_hidden_layers > kLayersMax)
+    return InvalidOption("num_hidden_layers", absl::StrCat("at most ", kLayersMax, " layers"));
   if (init_values.empty()) return InvalidOption("init_values", "a layer has at least one state");
   v1::Layout layout;
   layout.set_model_id(std::string(model_id));
+  uint64_t value_bytes = 0;
   for (size_t i = 0; i < init_values.size(); ++i) {
     const RNNStateInitValue& init = init_values[i];
+    const std::string field = absl::StrCat("init_values[", i, "]");
     v1::TensorSpec& tensor = *layout.add_tensors();
     tensor.set_name(absl::StrCat("state_", i));
     tensor.set_kind(v1::RECURRENT);
@@ -58,14 +66,21 @@ absl::StatusOr<v1::Layout> RNNState::LayoutOf(absl::string_view model_id, uint32
       v1::Axis& to = *tensor.add_axes();
       to.set_name(absl::StrCat("axis_", axis));
       to.set_size(init.shape[axis]);
+      if (init.shape[axis] > 0 && bytes > kStateBytesMax / init.shape[axis])
+        return InvalidOption(field, absl::StrCat("a state of this shape has more than ", kStateBytesMax, " bytes"));
       bytes *= init.shape[axis];
     }
     if (init.data.find_first_not_of('\0') == std::string::npos && (init.data.empty() || init.data.size() == bytes))
       continue;
     if (init.data.size() != bytes) {
-      return InvalidOption(absl::StrCat("init_values[", i, "]"),
+      return InvalidOption(field,
                            absl::StrCat("a state of this shape has ", bytes, " bytes, and not ", init.data.size()));
     }
+    if (init.data.size() > (kLayoutBytesMax - value_bytes) / num_hidden_layers) {
+      return InvalidOption(field, absl::StrCat("with one for each layer, a layout has at most ", kLayoutBytesMax,
+                                               " bytes of values that are not zero"));
+    }
+    value_bytes += init.data.size() * num_hidden_layers;
     std::string& data = *tensor.mutable_initial()->mutable_data();
     for (uint32_t layer = 0; layer < num_hidden_layers; ++layer) data += init.data;
   }
@@ -81,8 +96,7 @@ RNNState::RNNState(const client::Pool& pool, absl::string_view name, uint32_t ma
 absl::StatusOr<std::unique_ptr<RNNState>> RNNState::Create(const client::Pool& pool, absl::string_view layout,
                                                            uint32_t max_batch_size, uint32_t max_history,
                                                            absl::string_view name, const RNNStateOptions& options) {
-  if (max_batch_size < 1 || max_batch_size > UINT32_MAX / 2)
-    return InvalidOption("max_batch_size", "a batch has at least one sequence, and two rows for each");
+  if (max_batch_size < 1) return InvalidOption("max_batch_size", "a batch has at least one sequence");
   if (max_history < 1) return InvalidOption("max_history", "1 is the state itself: at least that is kept");
   const v1::View& view = options.view;
   if (view.layers() != v1::View::PER_LAYER || view.num_spec() > 0 || view.tp_size() > 1)
@@ -91,6 +105,12 @@ absl::StatusOr<std::unique_ptr<RNNState>> RNNState::Create(const client::Pool& p
   if (!capabilities.ok()) return capabilities.status();
   if (max_history > capabilities->max_history())
     return InvalidOption("max_history", absl::StrCat("at most ", capabilities->max_history()));
+  // A daemon without arenas has no limit: OpenArena says that it has none.
+  const uint32_t rows_max = capabilities->max_arena_rows() > 0 ? capabilities->max_arena_rows() : UINT32_MAX;
+  if (max_batch_size > rows_max / 2) {
+    return InvalidOption("max_batch_size", absl::StrCat("at most ", rows_max / 2, ": each sequence has two of the ",
+                                                        rows_max, " rows (Capabilities.max_arena_rows)"));
+  }
   auto state = absl::WrapUnique(new RNNState(pool, name, max_batch_size, max_history, options));
   client::ArenaOptions arena_options;
   arena_options.rows = 2 * max_batch_size;

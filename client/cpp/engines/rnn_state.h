@@ -115,7 +115,8 @@ class RNNState {
   // axes "axis_0", "axis_1", ...: for models that no preset knows. Values that are not zero are in the layout once for
   // each layer; it has at most 8 MiB. At least one layer and one init value: without a state there is nothing to keep,
   // and a model without recurrent layers makes no RNNState (a MambaCacheManager of no layers does nothing, as
-  // Edge-LLM's). Errors: INVALID_OPTION (num_hidden_layers, init_values).
+  // Edge-LLM's). Errors: INVALID_OPTION (num_hidden_layers: 1..4,096 of them; init_values: none, bytes that are not of
+  // the shape, a state above 2^40 bytes, more than 8 MiB of values).
   static absl::StatusOr<v1::Layout> LayoutOf(absl::string_view model_id, uint32_t num_hidden_layers,
                                              absl::Span<const RNNStateInitValue> init_values);
 
@@ -138,7 +139,8 @@ class RNNState {
   // The child is the parent as it was at position fork_pos, or, by default, as it is; with what is behind that in the
   // parent's history, and with its max_history. Errors: every miss (of fork_pos: POSITION_MISMATCH), NAME_EXISTS.
   absl::Status ForkSequence(int64_t parent_seq_id, int64_t child_seq_id, int64_t fork_pos = -1);
-  // Errors: every miss; HISTORY_TOO_SHORT (metadata: available): more than can be popped. Then nothing changes.
+  // Errors: every miss; INVALID_OPTION (tokens): n < 0; HISTORY_TOO_SHORT (metadata: available): more than can be
+  // popped. Then nothing changes.
   absl::Status PopN(int64_t seq_id, int32_t n);
 
   // Begins a step of append_lengths[i] >= 1 tokens of each sequence; no sequence twice. token_tree_parent_ptr, if there

@@ -11,6 +11,8 @@
 namespace statepool::client {
 namespace {
 
+constexpr uint64_t kMost = uint64_t{1} << 53;  // tokens, and blocks
+
 using Path = std::vector<uint32_t>;
 
 TEST(Speculation, PathsOfTreesBeginAtARootAndEndAtTheAcceptedToken) {
@@ -92,6 +94,16 @@ TEST(Speculation, AlignModeIsWhatBruteForceGives) {
   }
 }
 
+TEST(Speculation, StepsMayBeLongerThan32BitsTell) {
+  const uint64_t block = uint64_t{1} << 34, tokens = block - 1;
+  const absl::StatusOr<BlockCache> cache = AlignAfter(block, 0, tokens + 1, tokens, tokens + 1);
+  ASSERT_TRUE(cache.ok());
+  EXPECT_TRUE(cache->caches);
+  EXPECT_EQ(cache->position, static_cast<int64_t>(block));
+  EXPECT_EQ(cache->accepted, block);
+  EXPECT_EQ(AlignAfter(block, 0, kMost, kMost - 1, kMost)->accepted, kMost);
+}
+
 TEST(Speculation, StepsThatCantBeAreRefused) {
   const auto field_of = [](const absl::Status& status) {
     EXPECT_EQ(GetErrorDetail(status).reason, "INVALID_OPTION") << status;
@@ -104,6 +116,13 @@ TEST(Speculation, StepsThatCantBeAreRefused) {
   EXPECT_EQ(field_of(AlignAfter(4, 1, 2, 2, 1).status()), "draft");
   EXPECT_EQ(field_of(AlignAfter(4, 1, 2, 1, 3).status()), "accepted");
   EXPECT_EQ(field_of(AlignAfter(4, 1, 2, 1, 0).status()), "accepted");
+  for (const auto& status : {AlignBefore(kMost + 1, 1, 1).status(), AlignAfter(kMost + 1, 1, 1, 0, 1).status()})
+    EXPECT_EQ(field_of(status), "block");
+  for (const auto& status : {AlignBefore(1, kMost + 1, 1).status(), AlignAfter(1, kMost + 1, 1, 0, 1).status()})
+    EXPECT_EQ(field_of(status), "computed");
+  for (const auto& status : {AlignBefore(1, 1, kMost + 1).status(), AlignAfter(1, 1, kMost + 1, 0, 1).status()})
+    EXPECT_EQ(field_of(status), "scheduled");
+  EXPECT_TRUE(AlignBefore(kMost, kMost, kMost, kMost).ok());
 }
 
 }  // namespace

@@ -121,11 +121,9 @@ class RollbackTokensTest : public HistoryTest {
  protected:
   // How many tokens the store says that it can go back by; and that it can go back by as many, and no more.
   size_t Available(const std::string& name) {
-    std::vector<int64_t> positions;
     const absl::StatusOr<NameInfo> info = store_->Describe(op_, Seq(name));
-    for (const VersionInfo& version : info->history) positions.push_back(version.position);
-    const size_t available = RollbackTokens(positions);
-    EXPECT_TRUE(ForkAt(name, positions.front(), {"probe"}).ok());
+    const size_t available = *info->rollback_tokens;
+    EXPECT_TRUE(ForkAt(name, info->version.position, {"probe"}).ok());
     EXPECT_REASON(Back("probe", static_cast<int64_t>(available) + 1), "HISTORY_TOO_SHORT");
     EXPECT_TRUE(Back("probe", static_cast<int64_t>(available)).ok());
     EXPECT_TRUE(Delete(Seq("probe")).ok());
@@ -315,6 +313,51 @@ TEST_F(RemoveRangeTest, AnAbsentSequenceIsAMissUnlessThatIsFine) {
   EXPECT_EQ(Remove("a", 0, -1), "DELETED");
 }
 
+TEST_F(RemoveRangeTest, WhatIsOnDiskOfASequenceThatIsOverDoesNotComeBackAfterIt) {
+  NameOptions options = Ttl(absl::Seconds(1));
+  options.durability = Durability::kSync;
+  const auto expired = [&](const std::string& name) {
+    Steps(name, {1, 2}, options);
+    clock_.Advance(absl::Seconds(2));
+  };
+  for (const int64_t begin : {0, 1}) {
+    expired("a");
+    EXPECT_EQ(Remove("a", begin, -1, /*allow_missing=*/true, /*if_revision=*/7), "missing");  // 7 is not looked at
+    LosePower();
+    EXPECT_FALSE(Get(Seq("a")).ok());
+  }
+  expired("a");
+  EXPECT_TRUE((*Batch({RemoveRangeRequest{"a", TokenRange(0, -1), {}, {}, true}}))[0].status.ok());
+  LosePower();
+  EXPECT_FALSE(Get(Seq("a")).ok());
+  // It waits for the disk, which may refuse.
+  expired("a");
+  log_->commit_error = Error(absl::StatusCode::kResourceExhausted, "COLD_FULL", "");
+  EXPECT_EQ(Remove("a", 0, -1, true), "COLD_FULL");
+  EXPECT_EQ(Remove("a", 2, 2, true), "missing");  // no token
+  EXPECT_EQ(Remove("a", 0, -1), "EXPIRED");
+  log_->commit_error = absl::OkStatus();
+  EXPECT_EQ(Remove("a", 0, -1, true), "missing");
+}
+
+TEST_F(RemoveRangeTest, ASequenceWhoseRecordIsUnreadableGoesWithARangeOfAllThereMayBe) {
+  for (const char* name : {"a", "b"}) Steps(name, {1, 2}, SyncHistory(4));
+  {
+    MutexLock lock(&disk_.mu);
+    for (const char* name : {"a", "b"}) disk_.synced.names[Seq(name)] = disk_.written.names[Seq(name)] = std::nullopt;
+  }
+  LosePower();
+  for (const bool allow_missing : {false, true}) {
+    EXPECT_EQ(Remove("a", 0, kMaxPosition - 1, allow_missing), "CORRUPT");
+    EXPECT_EQ(Remove("a", 1, -1, allow_missing), "CORRUPT");
+    EXPECT_EQ(Remove("a", 0, 0, allow_missing), "CORRUPT");
+  }
+  EXPECT_EQ(Remove("a", 0, -1), "deleted");
+  EXPECT_EQ(Remove("b", 0, kMaxPosition, true), "deleted");
+  LosePower();
+  for (const char* name : {"a", "b"}) EXPECT_NE(ReasonOf(Get(Seq(name)).status()), "CORRUPT");
+}
+
 TEST_F(RemoveRangeTest, ConditionsAndRetries) {
   Steps("a", {1, 2, 3, 4});
   const Revision revision = store_->Describe(op_, Seq("a"))->revision;
@@ -351,7 +394,8 @@ class RenumberTest : public RemoveRangeTest {
  protected:
   absl::StatusOr<NameInfo> Renumber(const std::string& name, int64_t begin, int64_t end, Renumbering change,
                                     std::optional<uint64_t> if_revision = {}, RequestId request = {}) {
-    absl::StatusOr<NameInfo> info = store_->Renumber(op_, {name, TokenRange(begin, end), change, if_revision, request});
+    absl::StatusOr<NameInfo> info =
+        store_->Renumber(op_, {name, TokenRange(begin, end), change, if_revision, request, /*with_history=*/true});
     store_->CheckInvariants();
     return info;
   }
@@ -393,6 +437,7 @@ TEST_F(RenumberTest, DivideRoundsTheLastTokensIndexDown) {
   EXPECT_EQ(Renumbered(0, 9, {.divide = 2}), "10k");
   EXPECT_EQ(Renumbered(0, -1, {.divide = 0}), "INVALID_OPTION");
   EXPECT_EQ(Renumbered(0, -1, {.divide = -2}), "INVALID_OPTION");
+  EXPECT_EQ(Renumbered(0, -1, {.add = 1, .divide = 2}), "INVALID_OPTION");  // which of them first?
 }
 
 TEST_F(RenumberTest, TheRingIsRenumberedAsFarAsItsVersionsAreInTheRange) {
@@ -448,6 +493,21 @@ TEST_F(RenumberTest, NoByteIsCopiedAndTheVersionsAreNewAndEdited) {
   EXPECT_GT(after->history[0].id, after->history[1].id);
 }
 
+TEST_F(RenumberTest, TheHistoryIsToldToWhoAsksForItAlone) {
+  Steps("a", {4, 5});
+  const RequestId request{"r", 5};
+  for (const int64_t add : {1, 1, 0}) {  // done, answered again, and nothing to do
+    for (const bool with_history : {true, false}) {
+      const auto info = store_->Renumber(
+          op_, {"a", TokenRange(0, -1), {.add = add}, {}, add == 0 ? RequestId{} : request, with_history});
+      ASSERT_TRUE(info.ok());
+      EXPECT_EQ(info->version.position, 6);
+      EXPECT_EQ(info->history.size(), with_history ? 2u : 0u);
+      EXPECT_EQ(info->rollback_tokens, with_history ? std::optional<uint32_t>(1) : std::nullopt);
+    }
+  }
+}
+
 TEST_F(RenumberTest, ConditionsAndRetries) {
   Steps("a", {4, 5});
   const Revision revision = store_->Describe(op_, Seq("a"))->revision;
@@ -493,7 +553,7 @@ TEST_F(RenumberTest, ItemsOfABatchDoWhatTheirOwnCallsDo) {
   EXPECT_TRUE(std::get<RemoveRangeAnswer>((*results)[0].answer).deleted);
   EXPECT_TRUE(std::get<RemoveRangeAnswer>((*results)[1].answer).done);
   EXPECT_FALSE(std::get<RemoveRangeAnswer>((*results)[2].answer).done);  // an answer: the others are done
-  EXPECT_EQ(std::get<NameInfo>((*results)[3].answer).history.size(), 2u);
+  EXPECT_EQ(std::get<NameInfo>((*results)[3].answer).version.position, 6);
   EXPECT_REASON(Get(Seq("a")), "DELETED");
   EXPECT_EQ(RingOf("b"), "4e");
   EXPECT_EQ(RingOf("c"), "4e 5f");

@@ -48,9 +48,9 @@ def set(name: str | Name, position: int, chosen: pb.Select | None, layout: Layou
         exactness=enum(pb.Exactness, exactness, "exactness"), select=chosen)
 
 
-def fork(source: Name | Match | str, children: Iterable[str], position: int | None, layout: Layout | str, durability: Durability | None,
+def fork(source: Name | Match | str, children: Iterable[str | Name], position: int | None, layout: Layout | str, durability: Durability | None,
          ttl: Ttl, expire_at: Expiry | None, max_history: int | None, request_id: str | None) -> pb.ForkRequest:
-    return pb.ForkRequest(source=names.ref_of(source), position=position, layout=fingerprint(layout), children=children,
+    return pb.ForkRequest(source=names.ref_of(source), position=position, layout=fingerprint(layout), children=name_list(children, "children", "sequence"),
                           options=options(durability, ttl, expire_at, max_history), request_id=id_or_new(request_id))
 
 
@@ -96,6 +96,17 @@ def restore(snapshot: Name | str, name: str, if_revision: int | None, durability
 
 def delete(source: Name | Match | str, if_revision: int | None, allow_missing: bool) -> pb.DeleteRequest:
     return pb.DeleteRequest(name=names.ref_of(source), if_revision=if_revision, allow_missing=allow_missing)
+
+
+def name_list(given: Iterable[str | Name], field: str, kind: str) -> list[str]:
+    """Names of one kind, or handles of such. A string is refused: its letters would be taken for names."""
+    if isinstance(given, (str, bytes, Name)):
+        raise errors.invalid("INVALID_OPTION", "one name in the place of several: give a list", field)
+    listed = list(given)
+    for i, name in enumerate(listed):
+        if isinstance(name, Name) and name.kind != kind:
+            raise errors.invalid("INVALID_OPTION", f"a {name.kind}, where names of {kind}s are wanted", f"{field}[{i}]")
+    return [name.name if isinstance(name, Name) else name for name in listed]
 
 
 def select(tensors: Iterable[str] | str | None, layers: Iterable[int] | None) -> pb.Select | None:

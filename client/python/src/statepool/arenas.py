@@ -213,8 +213,8 @@ class Arena:
     incarnation    of the daemon that has it
     on_reopen      called with the arena after each reopening, in the thread that did it, before ContentsGone is raised: what it raises comes instead
 
-    Threads: load and store may be called from any thread, also at once for different rows. Nobody else may touch a row meanwhile: also not after a call
-    that got no answer (DeadlineExceeded or Unavailable without a reason), until another load or store of this arena is answered.
+    Threads: load, store and advance may be called from any thread, also at once for different rows. Nobody else may touch a row meanwhile: also not after
+    a call that got no answer (DeadlineExceeded or Unavailable without a reason), until another load, store or advance of this arena is answered.
     The arrays stay valid as long as they live, also after close(): then they hold zeros, or what was there. They keep the memory as well, which counts
     against the daemon's budget until it is unmapped: drop them.
 
@@ -231,13 +231,14 @@ class Arena:
     memory counts until this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU
     refuses to copy.
 
-    Restarts: when the daemon has lost the arena, load and store open it again at the same addresses and raise ContentsGone: all rows are zeros. So
-    does the next load or store of every other thread that used it before. When it can't be had again, the call's own error is raised, and the next
-    call tries anew. Nothing but load, store, store_async, Store.wait() and reopen() opens it again, in the thread that called. On a GPU the rows are not
-    mapped for a moment then, and what another thread launches on them just there is an illegal address, which ends its CUDA context: no other thread may
+    Restarts: when the daemon has lost the arena, load, store and advance open it again at the same addresses and raise ContentsGone: all rows are zeros.
+    So does the next load, store or advance of every other thread that used it before. When it can't be had again, the call's own error is raised, and the
+    next call tries anew. Nothing but load, store, advance, store_async, Store.wait() and reopen() opens it again, in the thread that called. On a GPU the
+    rows are not mapped for a moment then, and what another thread launches on them just there is an illegal address, which ends its CUDA context: no other thread may
     launch work on rows of this arena while one of these calls may open it again.
 
-    After os.fork() it is the parent's: in the child load and store raise Conflict (FORKED), and close() drops what the child has of it, no more.
+    After os.fork() it is the parent's: in the child load, store and advance raise Conflict (FORKED), and close() drops what the child has of it, no
+    more.
     """
 
     def __init__(self, pool: Pool, layout: Layout | str, rows: int, steps: int, view: View, attempts: Attempts, *, direct: bool = False,

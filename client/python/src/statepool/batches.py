@@ -92,7 +92,7 @@ class Batch:
         self._items.append(pb.BatchWriteItem(set=head, data_bytes=sum(len(_wire.as_bytes(p)) for p in pieces)))
         self._data += pieces
 
-    def fork(self, source: Name | Match | str, *children: str, position: int | None = None, layout: Layout | str = "",
+    def fork(self, source: Name | Match | str, *children: str | Sequence, position: int | None = None, layout: Layout | str = "",
              durability: Durability | None = None, ttl: Ttl = None, expire_at: Expiry | None = None, max_history: int | None = None,
              request_id: str | None = None) -> None:
         """Pool.fork_many."""
@@ -104,7 +104,7 @@ class Batch:
         """Pool.rollback."""
         self._items.append(pb.BatchWriteItem(rollback=_requests.rollback(name, position, tokens, if_revision, request_id)))
 
-    def remove_range(self, name: str | Sequence, begin: int = 0, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
+    def remove_range(self, name: str | Sequence, begin: int, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
                      request_id: str | None = None) -> None:
         """Pool.remove_range. One that is refused is an answer: also with all_or_none the others are done."""
         self._items.append(pb.BatchWriteItem(remove_range=_requests.remove_range(name, begin, end, if_revision, allow_missing, request_id)))

@@ -402,10 +402,10 @@ class Pool:
         return self.fork_many(source, [name], position=position, layout=layout, durability=durability, ttl=ttl, expire_at=expire_at,
                               max_history=max_history, request_id=request_id)[0]
 
-    def fork_many(self, source: Name | Match | str, children: Iterable[str], *, position: int | None = None, layout: Layout | str = "",
+    def fork_many(self, source: Name | Match | str, children: Iterable[str | Sequence], *, position: int | None = None, layout: Layout | str = "",
                   durability: Durability | None = None, ttl: Ttl = None, expire_at: Expiry | None = None,
                   max_history: int | None = None, request_id: str | None = None) -> list[Sequence]:
-        """fork() into many names at once, in their order: all of them or none."""
+        """fork() into many names at once, in their order: all of them or none. InvalidArgument (INVALID_OPTION: one string in the place of a list)."""
         request = _requests.fork(source, children, position, layout, durability, ttl, expire_at, max_history, request_id)
         return self._children(self._call("Fork", request, pb.ForkResponse.FromString))
 
@@ -413,18 +413,18 @@ class Pool:
         return [Sequence(self, child.sequence, position=answer.position, revision=child.revision, replayed=answer.replayed)
                 for child in answer.children]
 
-    def rollback(self, name: str, position: int | None = None, *, tokens: int | None = None, if_revision: int | None = None,
+    def rollback(self, name: str | Sequence, position: int | None = None, *, tokens: int | None = None, if_revision: int | None = None,
                  request_id: str | None = None) -> Info:
         """Sequence.rollback by name."""
         return self._info("Rollback", _requests.rollback(name, position, tokens, if_revision, request_id))
 
-    def remove_range(self, name: str, begin: int = 0, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
+    def remove_range(self, name: str | Sequence, begin: int, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
                      request_id: str | None = None) -> Removal:
         """Sequence.remove_range by name."""
         request = _requests.remove_range(name, begin, end, if_revision, allow_missing, request_id)
         return Removal.from_proto(self._call("RemoveRange", request, pb.RemoveRangeResponse.FromString, retry=_requests.may_repeat(request)))
 
-    def renumber(self, name: str, begin: int = 0, end: int = -1, *, add: int | None = None, divide: int | None = None,
+    def renumber(self, name: str | Sequence, begin: int = 0, end: int = -1, *, add: int | None = None, divide: int | None = None,
                  if_revision: int | None = None, request_id: str | None = None) -> Info:
         """Sequence.renumber by name."""
         return self._info("Renumber", _requests.renumber(name, begin, end, add, divide, if_revision, request_id))
@@ -440,11 +440,11 @@ class Pool:
         request = _requests.delete(source, if_revision, allow_missing)
         return self._call("Delete", request, pb.DeleteResponse.FromString, retry=_requests.may_repeat(request)).deleted
 
-    def delete_many(self, prefix: str = "", kind: names.Kind = "sequence", *, keep: Iterable[str] = (), preview: bool = False,
+    def delete_many(self, prefix: str = "", kind: names.Kind = "sequence", *, keep: Iterable[str | Name] = (), preview: bool = False,
                     if_count: int | None = None, all: bool = False) -> Deletion:
         """Forgets all names of one kind that begin with `prefix`.
 
-        keep      but for these, which don't count; they need not be there
+        keep      but for these (names, or handles of this kind), which don't count; they need not be there. A string alone is InvalidArgument
         preview   only count them
         if_count  only if exactly so many match: what a preview said. Conflict (COUNT_MISMATCH), and nothing was deleted, otherwise
         all       required for an empty prefix: every name of this kind
@@ -452,7 +452,7 @@ class Pool:
         of the last attempt.
         """
         request = pb.DeleteManyRequest(kind=_requests.enum(pb.NameKind, kind, "kind"), name_prefix=prefix, all=all, preview=preview,
-                                       if_count=if_count, keep=keep)
+                                       if_count=if_count, keep=_requests.name_list(keep, "keep", kind))
         answer = self._call("DeleteMany", request, pb.DeleteManyResponse.FromString, retry=preview or if_count is None)
         return Deletion(answer.matched, answer.deleted, answer.state_bytes, tuple(answer.names))
 

@@ -101,7 +101,7 @@ class Info(FromMessage):
     durability: str
     max_history: int
     history: tuple[Version, ...]  # newest first; only from describe() and renumber()
-    rollback_tokens: int | None  # how many tokens the head can go back by; only from describe() and renumber()
+    rollback_tokens: int | None  # how many tokens the head can go back by; where there is a history
     ttl: float | None  # idle seconds
     expire_time: datetime.datetime | None
     create_time: datetime.datetime | None
@@ -350,7 +350,7 @@ class Sequence(Name):
         """
         return self._pool.rollback(self.name, position, tokens=tokens, if_revision=if_revision, request_id=request_id)
 
-    def remove_range(self, begin: int = 0, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
+    def remove_range(self, begin: int, end: int = -1, *, if_revision: int | None = None, allow_missing: bool = False,
                      request_id: str | None = None) -> Removal:
         """Takes the tokens with the indices [begin, end) out of the sequence, as far as that can be done: llama.cpp's seq_rm.
 

@@ -13,6 +13,7 @@ from . import errors
 
 STEPS_MAX = 64
 """Most steps that a row can hold (Capabilities.max_arena_steps)."""
+_POSITION_MAX = 2**53
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +90,11 @@ def align_before(block: int, computed: int, scheduled: int, stored: int | None =
     block      tokens of a block, at least 1
     computed   tokens whose state there is; scheduled: those of this step, drafts included, at least 1
     stored     the index of the block that has the state, where it is known; None, as 0 there, says it is not
-    ValueError for what is out of its range.
+    InvalidArgument (INVALID_OPTION, and the field) for what is out of its range; nothing is above 2^53.
     """
-    _check(block, computed=(computed, 0), scheduled=(scheduled, 1), stored=(stored or 0, 0))
+    _check(block, computed, scheduled)
+    if not 0 <= (stored or 0) <= _POSITION_MAX:
+        raise errors.invalid("INVALID_OPTION", "0..2^53 blocks", "stored")
     source = stored or (computed - 1) // block
     target = -(-(computed + scheduled) // block) - 1
     return BlockCopy(source not in (-1, target), source, target)
@@ -104,11 +107,13 @@ def align_after(block: int, computed: int, scheduled: int, draft: int, accepted:
     draft     tokens of the step that were drafts: 0..scheduled - 1
     accepted  tokens that hold, 1..draft + 1
     Statepool keeps any position, and needs none of this: for an engine that finds states by blocks alone it says which ones to store (Arena.store with
-    `position` and `accepted`). ValueError for what is out of its range.
+    `position` and `accepted`). InvalidArgument (INVALID_OPTION, and the field) for what is out of its range; nothing is above 2^53.
     """
-    _check(block, computed=(computed, 0), scheduled=(scheduled, 1), draft=(draft, 0), accepted=(accepted, 1))
-    if draft >= scheduled or accepted > draft + 1:
-        raise ValueError(f"of {scheduled} tokens {draft} can't be drafts, and {accepted} of them hold")
+    _check(block, computed, scheduled)
+    if not 0 <= draft < scheduled:
+        raise errors.invalid("INVALID_OPTION", f"fewer than the {scheduled} tokens are drafts", "draft")
+    if not 1 <= accepted <= draft + 1:
+        raise errors.invalid("INVALID_OPTION", f"1..{draft + 1} tokens hold", "accepted")
     first = computed + scheduled - draft
     last = first + accepted - 1
     position = last // block * block
@@ -116,7 +121,10 @@ def align_after(block: int, computed: int, scheduled: int, draft: int, accepted:
     return BlockCache(caches, position, 1 + position - first if caches else 0, position // block - 1)
 
 
-def _check(block: int, **values: tuple[int, int]) -> None:
-    for name, (value, least) in {"block": (block, 1), **values}.items():
-        if value < least:
-            raise ValueError(f"{name} is at least {least}, not {value}")
+def _check(block: int, computed: int, scheduled: int) -> None:
+    if not 1 <= block <= _POSITION_MAX:
+        raise errors.invalid("INVALID_OPTION", "a block has 1..2^53 tokens", "block")
+    if not 0 <= computed <= _POSITION_MAX:
+        raise errors.invalid("INVALID_OPTION", "0..2^53 tokens", "computed")
+    if not 1 <= scheduled <= _POSITION_MAX:
+        raise errors.invalid("INVALID_OPTION", "a step has 1..2^53 tokens", "scheduled")

@@ -354,7 +354,7 @@ class Arena:
 
         Where the view is of a rank of several (View.tp_size) the ranks store a version together: all of them under the same name, position and
         StoreItem.request_id, which must be given, and never again for another version. The last one's result is the Info, that of those before it PartStored;
-        until then nobody finds the version. Its attachment is that of the rank that gives one, or several the same. Parts that stay alone for a minute are dropped: then the rows have no base any more, and all ranks store again.
+        until then nobody finds the version. None has `advance`, for a part may have to be stored again: call advance() once the version is there. Its attachment is that of the rank that gives one, or several the same. Parts that stay alone for a minute are dropped: then the rows have no base any more, and all ranks store again.
         """
         self._check_parts(items)
         request = _store_request(items, position, accepted, all_or_none, advance, skip_none, align, max(self.steps, 1))

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cassert>
 #include <cstring>
+#include <unordered_set>
 
 namespace statepool {
 namespace {
@@ -90,6 +91,18 @@ std::vector<uint32_t> SourceColumns(AcceptedSteps steps, uint32_t window, uint32
   return in;
 }
 
+std::optional<RowClash> FindRowClash(absl::Span<const AdvanceMove> moves) {
+  std::unordered_set<uint32_t> written;
+  for (size_t i = 0; i < moves.size(); ++i) {
+    if (!written.insert(moves[i].to_row).second) return RowClash{i, /*is_to_row=*/true};
+  }
+  for (size_t i = 0; i < moves.size(); ++i) {
+    if (moves[i].from_row != moves[i].to_row && written.contains(moves[i].from_row))
+      return RowClash{i, /*is_to_row=*/false};
+  }
+  return std::nullopt;
+}
+
 std::optional<AdvancePlan> AdvancePlan::Checked(absl::Span<const AdvanceSegment> segments, const CopyArena& arena) {
   if (arena.rows == 0 || arena.accepted_max == 0 || arena.accepted_max > kAcceptedStepsMax) return std::nullopt;
   for (const AdvanceSegment& segment : segments) {
@@ -126,6 +139,10 @@ AdvancePlan::AdvancePlan(absl::Span<const AdvanceSegment> segments, uint32_t ste
     bytes_ += bytes;
     parts_.push_back(std::move(part));
   }
+}
+
+bool AdvancePlan::has_windows() const {
+  return std::any_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.window > 0; });
 }
 
 void AdvancePlan::Move(char* arena, const AdvanceMove& move, size_t index) const {

@@ -61,6 +61,14 @@ struct AdvanceMove {
   AcceptedSteps steps{};
 };
 
+// An item that writes to a row which another one writes to as well, or reads.
+struct RowClash {
+  size_t item = 0;        // index of the later of those that write, or of the one that reads
+  bool is_to_row = true;  // it writes there
+};
+// The first there is. Moves of a row to itself only write.
+std::optional<RowClash> FindRowClash(absl::Span<const AdvanceMove> moves);
+
 class AdvancePlan {
  public:
   // A segment for the move: axes of 1 gone, and those that are one piece merged into runs of bytes.
@@ -81,6 +89,8 @@ class AdvancePlan {
 
   uint32_t steps_max() const { return steps_max_; }
   absl::Span<const Part> parts() const { return parts_; }  // one for each segment
+  // Whether any tensor's steps are columns, so that paths which are no chains can't be stored.
+  bool has_windows() const;
   // What a row's move reads, at most.
   uint64_t bytes() const { return bytes_; }
 

@@ -129,17 +129,6 @@ std::unique_ptr<const AdvancePlan> AdvancePlanOf(const v1::Arena& arena, uint32_
   return plan ? std::make_unique<const AdvancePlan>(*std::move(plan)) : nullptr;
 }
 
-// Whether no row is written twice, or written by one item and read by another.
-bool AreApart(absl::Span<const AdvanceMove> items) {
-  absl::flat_hash_set<uint32_t> written;
-  for (const AdvanceMove& item : items) {
-    if (!written.insert(item.to_row).second) return false;
-  }
-  return std::all_of(items.begin(), items.end(), [&](const AdvanceMove& item) {
-    return item.from_row == item.to_row || !written.contains(item.from_row);
-  });
-}
-
 void ToProto(absl::Duration from, google::protobuf::Duration* to) {
   const timespec time = absl::ToTimespec(from);
   to->set_seconds(time.tv_sec);
@@ -197,6 +186,9 @@ absl::StatusOr<AdvanceAnswer> AnswerOf(const absl::StatusOr<v1::AdvanceResponse>
   }
   return answer;
 }
+
+// Whether it is to answer a retry by the caller: who the row was advanced for only the daemon remembers.
+bool MayBeARetry(const v1::StoreItem& item) { return item.advance() && !item.request_id().empty(); }
 
 v1::StoreRequest RequestOf(absl::Span<const v1::StoreItem> items, bool all_or_none) {
   v1::StoreRequest request;
@@ -391,7 +383,9 @@ absl::StatusOr<StoreAnswer> Arena::Store(absl::Span<const v1::StoreItem> items, 
   if (absl::Status status = CheckParts(items); !status.ok()) return status;
   v1::StoreRequest request = RequestOf(items, all_or_none);
   const absl::Time deadline = DeadlineOf(call);
-  std::optional<absl::StatusOr<v1::StoreResponse>> response = StoreDirectly(&request, Until(deadline), stream);
+  std::optional<absl::StatusOr<v1::StoreResponse>> response;
+  if (std::none_of(items.begin(), items.end(), MayBeARetry))
+    response = StoreDirectly(&request, Until(deadline), stream);
   if (response && response->ok()) {
     if (absl::Status status = AdvanceStored(request, **response, stream); !status.ok()) return status;
   }
@@ -555,15 +549,11 @@ absl::StatusOr<bool> Arena::Gather(absl::Span<const char* const> states, absl::S
   return true;
 }
 
-uint32_t Arena::AcceptedLengthOf(const v1::StoreItem& item) const {
-  const uint32_t limit = std::max(steps(), 1u);
-  if (item.path().empty()) {
-    const uint32_t length = item.has_accepted_length() ? item.accepted_length() : 1;
-    return length <= limit ? length : 0;
-  }
-  const std::optional<AcceptedSteps> path = PathOf(item.path(), limit);
-  if (!path || item.has_accepted_length() || (has_windows_ && !path->is_chain())) return 0;
-  return path->last() + 1;
+ToStore Arena::ToStoreOf(const v1::StoreItem& item) const {
+  const std::optional<uint32_t> length =
+      item.has_accepted_length() ? std::optional<uint32_t>(item.accepted_length()) : std::nullopt;
+  return statepool::ToStoreOf(length, item.path(), item.position(),
+                              {std::max(steps(), 1u), advance_plan_->has_windows(), item.skip_none(), item.align()});
 }
 
 std::optional<absl::StatusOr<v1::AdvanceResponse>> Arena::AdvanceDirectly(const v1::AdvanceRequest& request,
@@ -579,14 +569,13 @@ std::optional<absl::StatusOr<v1::AdvanceResponse>> Arena::AdvanceDirectly(const 
     if (item.row() >= this->rows() || to_row >= this->rows()) return std::nullopt;
     const std::optional<uint32_t> length =
         item.has_accepted_length() ? std::optional<uint32_t>(item.accepted_length()) : std::nullopt;
-    Accepted accepted = AcceptedOf(length, item.path(), limit, rules);
+    const Accepted accepted = AcceptedOf(length, item.path(), to_row != item.row(), limit, rules);
     if (accepted.outcome >= AdvanceOutcome::kNoLength) return std::nullopt;
-    if (accepted.outcome == AdvanceOutcome::kInPlace && to_row != item.row()) accepted.outcome = AdvanceOutcome::kMoved;
     rows.push_back({item.row(), to_row, accepted.steps});
     if (accepted.outcome == AdvanceOutcome::kMoved) moves.push_back(rows.back());
     response.add_rows()->set_outcome(static_cast<v1::AdvancedRow::Outcome>(accepted.outcome));
   }
-  if (!AreApart(rows)) return std::nullopt;
+  if (FindRowClash(rows)) return std::nullopt;
   const absl::Time start = absl::Now();
   if (absl::Status status = Move(moves, stream); !status.ok()) return status;
   if (gpu_ == nullptr) ToProto(absl::Now() - start, response.mutable_copy_time());
@@ -615,8 +604,8 @@ absl::Status Arena::AdvanceStored(const v1::StoreRequest& request, const v1::Sto
   for (int i = 0; i < std::min(request.items_size(), response.rows_size()); ++i) {
     const v1::StoreItem& item = request.items(i);
     if (!item.advance() || response.rows(i).has_error() || !response.done()) continue;
-    const uint32_t length = AcceptedLengthOf(item);
-    if (length > 1) moves.push_back({item.row(), item.row(), AcceptedSteps::Chain(length)});
+    const std::optional<AcceptedSteps> steps = ToStoreOf(item).steps;
+    if (steps && steps->bits() != 1) moves.push_back({item.row(), item.row(), *steps});
   }
   if (moves.empty()) return absl::OkStatus();
   return Move(moves, stream);
@@ -626,7 +615,7 @@ std::optional<DirectGrants> Arena::TakeGrants(const v1::StoreRequest& request, a
   const auto count = static_cast<size_t>(request.items_size());
   if (plan_ == nullptr || count == 0) return std::nullopt;
   for (const v1::StoreItem& item : request.items()) {
-    if (!item.attachment().empty() || item.row() >= rows() || AcceptedLengthOf(item) == 0) return std::nullopt;
+    if (!item.attachment().empty() || item.row() >= rows() || ToStoreOf(item).length == 0) return std::nullopt;
   }
   {
     const std::lock_guard lock(mu_);
@@ -671,7 +660,7 @@ std::optional<absl::StatusOr<v1::StoreResponse>> Arena::StoreDirectly(v1::StoreR
   Share(bytes, leaves, [&](uint64_t first, uint64_t last) {
     for (size_t i = 0; i < count; ++i) {
       const v1::StoreItem& item = request->items(static_cast<int>(i));
-      plan_->ScatterLeaves(memory_->data(), item.row(), AcceptedLengthOf(item), first, last, grants[i].data(),
+      plan_->ScatterLeaves(memory_->data(), item.row(), ToStoreOf(item).length, first, last, grants[i].data(),
                            hashes.data() + i * leaves + first, hint);
     }
   });
@@ -714,7 +703,7 @@ absl::StatusOr<std::shared_ptr<Storing>> Arena::BeginStore(const v1::StoreReques
   std::vector<GpuCopies::ToSlot> items;
   for (int i = 0; i < request.items_size(); ++i) {
     const v1::StoreItem& item = request.items(i);
-    items.push_back({item.row(), AcceptedLengthOf(item), granted->grants[static_cast<size_t>(i)].data()});
+    items.push_back({item.row(), ToStoreOf(item).length, granted->grants[static_cast<size_t>(i)].data()});
   }
   const std::lock_guard lock(mu_);  // while it is held nobody unmaps the arena, and stores are in their order
   absl::Status status = closed_ ? Closed() : IsKnownLocked() ? absl::OkStatus() : GoneLocked();
@@ -873,9 +862,7 @@ absl::Status Arena::ConnectLocked(const v1::Arena& table, absl::Time deadline) {
     if (absl::Status status = MakeTensorsLocked(); !status.ok()) return status;
     plan_ = PlanOf(table_);
     if (plan_ != nullptr) {
-      const uint32_t num_spec = request_.view().num_spec();
-      advance_plan_ = AdvancePlanOf(table_, num_spec);
-      has_windows_ = num_spec > 0 && table_.steps() > 1;
+      advance_plan_ = AdvancePlanOf(table_, request_.view().num_spec());
       if (advance_plan_ == nullptr) plan_ = nullptr;  // then the daemon does all of it
     }
     if (plan_ != nullptr && gpu_ != nullptr) MakeCopiesLocked();

@@ -59,6 +59,7 @@ namespace statepool {
 class AdvancePlan;
 class CopyPlan;
 struct AdvanceMove;
+struct ToStore;
 }  // namespace statepool
 
 namespace statepool::client {
@@ -106,7 +107,8 @@ struct LoadAnswer {
 struct StoreAnswer {
   // What was stored, or the error of the item, in the order of the items.
   std::vector<absl::StatusOr<v1::NameInfo>> rows;
-  std::vector<bool> skipped;  // parallel: nothing was to be stored (StoreItem.skip_none), and the NameInfo is empty
+  // Parallel: nothing was to be stored (StoreItem.skip_none, StoreItem.align), and the NameInfo is empty.
+  std::vector<bool> skipped;
   // Parallel to it, of an arena of a rank's part (v1::View::tp_size): how many ranks have not stored theirs. If any,
   // the version is not there yet, and the row's info is empty. Elsewhere 0.
   std::vector<uint32_t> parts_missing;
@@ -130,7 +132,8 @@ struct AdvanceAnswer {
 // Of one element. 1 for what this client does not know.
 uint64_t BytesOf(v1::DType dtype);
 
-// Items of Load, Store and Advance that say nothing else.
+// Items of Load, Store and Advance that say nothing else; what else there is to be said stands in the .proto. For an
+// engine that keeps states by blocks alone: StoreItem.align and, of the position after all accepted tokens, `position`.
 v1::LoadItem LoadRow(uint32_t row, const v1::NameRef& name);
 v1::StoreItem StoreRow(uint32_t row, absl::string_view sequence, int64_t position);
 v1::AdvanceItem AdvanceRow(uint32_t row, uint32_t accepted_length);
@@ -210,9 +213,10 @@ class Arena {
   // Makes rows new versions of sequences, existing or new ones, as Pool::Set would; published at one moment, recorded
   // together. An empty request_id of an item is filled in here, so retries are safe. Ranks that store a version
   // together (PARTS) give the same one, and never again for another version: then an empty one is MISSING_FIELD, and
-  // the daemon copies. An item with `advance` leaves its row advanced to what was stored; by a direct way, in
-  // `stream`. On a GPU it waits for `stream`, which wrote the rows. call.timeout is without what it waits for
-  // that.
+  // the daemon copies, and none has `advance`. An item with `advance` leaves its row advanced, to what was stored, or,
+  // with `align`, to its accepted length or path; by a direct way, in `stream`. Where the caller gave such an item its
+  // request_id, to repeat the call himself, the daemon copies and moves: it knows what it did before. On a GPU it waits
+  // for `stream`, which wrote the rows. call.timeout is without what it waits for that.
   absl::StatusOr<StoreAnswer> Store(absl::Span<const v1::StoreItem> items, bool all_or_none = false,
                                     const CallOptions& call = {}, CUstream_st* stream = nullptr);
 
@@ -296,8 +300,9 @@ class Arena {
   // it is attended. Null: let the daemon copy.
   absl::StatusOr<std::shared_ptr<Storing>> BeginStore(const v1::StoreRequest& request, const CallOptions& call,
                                                       CUstream_st* stream, bool attended);
-  // The accepted length that names the state which the item is to store; 0: let the daemon say what is wrong with it.
-  uint32_t AcceptedLengthOf(const v1::StoreItem& item) const;
+  // What of the row the item is to store. Nothing (length 0): let the daemon say what is wrong with it, or skip it.
+  // REQUIRES: plan_.
+  ToStore ToStoreOf(const v1::StoreItem& item) const;
   // Advance by this process; nothing: let the daemon move, or say what is wrong.
   std::optional<absl::StatusOr<v1::AdvanceResponse>> AdvanceDirectly(const v1::AdvanceRequest& request,
                                                                      CUstream_st* stream);
@@ -358,7 +363,6 @@ class Arena {
   // Null: the daemon copies; on a GPU without copies_, too.
   std::unique_ptr<const CopyPlan> plan_;
   std::unique_ptr<const AdvancePlan> advance_plan_;  // there where plan_ is
-  bool has_windows_ = false;                         // its view has num_spec columns, and more than one step
 
   // Of what follows; held while it is opened again. std, for ThreadSanitizer does not see into Debian's Abseil.
   mutable std::mutex mu_;

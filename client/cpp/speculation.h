@@ -34,7 +34,8 @@ absl::StatusOr<uint32_t> ChainOf(absl::Span<const int32_t> parents);
 absl::StatusOr<v1::AdvanceItem> AdvanceAlong(uint32_t row, absl::Span<const int32_t> parents, uint32_t accepted);
 
 // ---- vLLM's align mode, for blocks of `block` tokens, at least 1. Statepool keeps any position, and needs none of
-// this: it tells an engine that finds states by blocks alone which ones to store. No argument is above 2^53.
+// this: it tells an engine that finds states by blocks alone which ones to store. With StoreItem.align a Store goes by
+// AlignAfter itself. No argument is above 2^53.
 
 // What such an engine does before a step.
 struct BlockCopy {

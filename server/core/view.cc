@@ -86,6 +86,10 @@ struct Block {
   std::vector<uint64_t> strides_of_layout;  // parallel to the layout's axes
 };
 
+bool IsWithoutNumSpec(const View& view, absl::string_view tensor) {
+  return std::find(view.without_num_spec.begin(), view.without_num_spec.end(), tensor) != view.without_num_spec.end();
+}
+
 absl::StatusOr<Block> MakeBlock(const TensorSpec& tensor, const std::vector<size_t>& order, const View& view,
                                 uint32_t steps) {
   absl::StatusOr<Part> part = PartOf(tensor, view);
@@ -96,14 +100,15 @@ absl::StatusOr<Block> MakeBlock(const TensorSpec& tensor, const std::vector<size
   block.shape.resize(order.size());
   block.strides.resize(order.size());
   block.strides_of_layout.resize(order.size());
-  const bool widened = tensor.kind == TensorKind::kConv && view.conv_padding + view.num_spec > 0;
+  const uint32_t num_spec = IsWithoutNumSpec(view, tensor.name) ? 0 : view.num_spec;
+  const bool widened = tensor.kind == TensorKind::kConv && view.conv_padding + num_spec > 0;
   uint64_t tap_stride = 0;
   uint64_t stride = DTypeBytes(tensor.dtype);
   for (size_t i = order.size(); i-- > 0;) {
     const Axis& axis = tensor.axes[order[i]];
     const bool is_tap = widened && axis.name == kTapAxis;
     if (is_tap) tap_stride = stride;
-    block.shape[i] = block.part.SizeOf(tensor, order[i]) + (is_tap ? view.conv_padding + view.num_spec : 0);
+    block.shape[i] = block.part.SizeOf(tensor, order[i]) + (is_tap ? view.conv_padding + num_spec : 0);
     block.strides[i] = stride;
     block.strides_of_layout[order[i]] = stride;
     stride *= block.shape[i];
@@ -115,7 +120,7 @@ absl::StatusOr<Block> MakeBlock(const TensorSpec& tensor, const std::vector<size
                    absl::StrCat("the CONV tensor '", tensor.name, "' has no axis \"", kTapAxis, "\" to widen"));
   }
   block.first_offset = view.conv_padding * (widened ? tap_stride : 0);
-  if (widened && view.num_spec > 0) {
+  if (widened && num_spec > 0) {
     block.accept_stride = tap_stride;
   } else {
     block.steps = std::max<uint64_t>(steps, 1);
@@ -225,6 +230,16 @@ absl::Status CheckColumns(const Layout& layout, const View& view, uint32_t steps
                    absl::StrCat(steps, " steps need at least ", steps - 1, " speculative columns, or none"));
   }
   const auto& tensors = layout.spec().tensors;
+  for (size_t i = 0; i < view.without_num_spec.size(); ++i) {
+    const std::string& name = view.without_num_spec[i];
+    const std::string field = absl::StrCat("without_num_spec[", i, "]");
+    const auto is_it = [&](const TensorSpec& t) { return t.kind == TensorKind::kConv && t.name == name; };
+    if (std::none_of(tensors.begin(), tensors.end(), is_it))
+      return Refused(field, "the layout has no CONV tensor of this name");
+    const auto here = view.without_num_spec.begin() + static_cast<ptrdiff_t>(i);
+    if (std::find(view.without_num_spec.begin(), here, name) != here)
+      return Refused(field, "this tensor is named twice");
+  }
   const bool has_conv = std::any_of(tensors.begin(), tensors.end(),
                                     [](const TensorSpec& tensor) { return tensor.kind == TensorKind::kConv; });
   if (has_conv) return absl::OkStatus();
@@ -309,8 +324,6 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
     if (!AddAdvanceSegments(seen, steps, view.num_spec, &moves))
       return absl::InternalError("a tensor without its rows");
   }
-  const bool has_windows =
-      std::any_of(moves.begin(), moves.end(), [](const AdvanceSegment& s) { return s.window > 0; });
   AdvancePlan advance_plan(moves, std::max(steps, 1u));
   ArenaShape shape{rows,
                    steps,
@@ -321,8 +334,7 @@ absl::StatusOr<ArenaShape> MakeArenaShape(const Layout& layout, const View& view
                    std::move(tensors),
                    CopyPlan(std::move(segments), layout.state_bytes()),
                    std::nullopt,
-                   std::move(advance_plan),
-                   has_windows};
+                   std::move(advance_plan)};
   if (view.tp_size > 1) shape.store_plan.emplace(std::move(stored), layout.state_bytes());
   return shape;
 }

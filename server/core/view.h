@@ -36,7 +36,8 @@ struct View {
   std::vector<AxisOrder> axis_orders = {};
   uint32_t conv_padding = 0;
   uint32_t num_spec = 0;
-  uint32_t tp_size = 1, tp_rank = 0;  // this rank's part of each tensor, as the layout shards it
+  std::vector<std::string> without_num_spec = {};  // CONV tensors that it does not widen
+  uint32_t tp_size = 1, tp_rank = 0;               // this rank's part of each tensor, as the layout shards it
 };
 
 struct ArenaTensor {
@@ -59,7 +60,6 @@ struct ArenaShape {
   // What a rank's Store copies, with tp_size > 1: of bytes that several ranks have the first of them brings them.
   std::optional<CopyPlan> store_plan;
   AdvancePlan advance_plan;
-  bool has_windows = false;  // tensors whose speculative tokens are in columns (num_spec), with more than one step
 
   uint32_t max_accepted() const { return steps == 0 ? 1 : steps; }
 };

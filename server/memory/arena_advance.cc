@@ -14,6 +14,18 @@ constexpr uint64_t kTaskBytes = 1 << 20;  // what a thread moves before it looks
 
 std::string FieldOf(size_t i, absl::string_view field) { return absl::StrCat("items[", i, "].", field); }
 
+// Whether the row is to be moved, or is where it is to be.
+bool IsMoved(const AdvancedRow& row) {
+  return row.status.ok() && (row.outcome == AdvanceOutcome::kMoved || row.outcome == AdvanceOutcome::kInPlace);
+}
+
+// Of a row that another call with this request_id has moved.
+absl::Status MovedByAnother() {
+  return Invalid("REQUEST_ID_REUSED", "request_id",
+                 "this request_id has moved the row already, for something else: each Advance, and each Store that "
+                 "advances, needs one of its own");
+}
+
 absl::Status RowTwice(size_t i, absl::string_view field, uint32_t row) {
   return Invalid("DUPLICATE_ROW", FieldOf(i, field),
                  absl::StrCat("row ", row, " is written by one item, and written or read by another"));
@@ -30,41 +42,40 @@ absl::Status CheckRequest(const AdvanceRequest& request, const ArenaShape& shape
         "INVALID_OPTION", "verified_length",
         absl::StrCat("a row of this arena holds ", shape.max_accepted(), " steps, so not more are verified"));
   }
-  std::vector<bool> written(shape.rows, false);
+  std::vector<AdvanceMove> rows;
   for (size_t i = 0; i < items.size(); ++i) {
     const uint32_t to = items[i].to_row.value_or(items[i].row);
     if (items[i].row >= shape.rows) return RowOutOfRange(FieldOf(i, "row"), items[i].row, shape.rows);
     if (to >= shape.rows) return RowOutOfRange(FieldOf(i, "to_row"), to, shape.rows);
-    if (written[to]) return RowTwice(i, items[i].to_row.has_value() ? "to_row" : "row", to);
-    written[to] = true;
+    rows.push_back({items[i].row, to});
   }
-  for (size_t i = 0; i < items.size(); ++i) {
-    const bool is_copied = items[i].to_row.has_value() && *items[i].to_row != items[i].row;
-    if (is_copied && written[items[i].row]) return RowTwice(i, "row", items[i].row);
+  if (const std::optional<RowClash> clash = FindRowClash(rows)) {
+    const AdvanceItem& item = items[clash->item];
+    return clash->is_to_row && item.to_row.has_value() ? RowTwice(clash->item, "to_row", *item.to_row)
+                                                       : RowTwice(clash->item, "row", item.row);
   }
   return absl::OkStatus();
 }
 
-// What is to be moved, and what the answer says of each row.
+// What becomes of each row, as the answer says it, and how; parallel to the items.
 std::vector<AdvanceMove> MovesOf(const AdvanceRequest& request, const ArenaShape& shape, AdvanceAnswer* answer) {
   const uint32_t limit = shape.max_accepted();
   std::vector<AdvanceMove> moves;
   for (const AdvanceItem& item : request.items) {
-    const Accepted accepted = AcceptedOf(item.accepted_length, item.path, limit, request.rules);
+    const uint32_t to_row = item.to_row.value_or(item.row);
+    const Accepted accepted = AcceptedOf(item.accepted_length, item.path, to_row != item.row, limit, request.rules);
+    moves.push_back({item.row, to_row, accepted.steps});
     AdvancedRow& row = answer->rows.emplace_back();
     row.outcome = accepted.outcome;
     switch (accepted.outcome) {
-      case AdvanceOutcome::kInPlace:
-        if (item.to_row.value_or(item.row) == item.row) break;
-        row.outcome = AdvanceOutcome::kMoved;
-        [[fallthrough]];
-      case AdvanceOutcome::kMoved: moves.push_back({item.row, item.to_row.value_or(item.row), accepted.steps}); break;
       case AdvanceOutcome::kNoLength:
         row.status = Invalid("MISSING_FIELD", "accepted_length", "say how many tokens hold, or which: `path`");
         break;
       case AdvanceOutcome::kLengthAndPath: row.status = LengthAndPath(); break;
       case AdvanceOutcome::kBadLength: row.status = BadAcceptedLength(*item.accepted_length, limit); break;
       case AdvanceOutcome::kBadPath: row.status = BadPath(limit); break;
+      case AdvanceOutcome::kMoved:
+      case AdvanceOutcome::kInPlace:
       case AdvanceOutcome::kSkippedNone:
       case AdvanceOutcome::kSkippedOutOfRange:
       case AdvanceOutcome::kSkippedAll: break;
@@ -93,6 +104,24 @@ absl::Status LengthAndPath() {
   return Invalid("INVALID_OPTION", "path", "contradicts accepted_length: give the one or the other");
 }
 
+absl::Status StatusOf(StoreOutcome outcome, const StoreItem& item, uint32_t limit) {
+  if (item.advance && item.image != nullptr) {
+    return Invalid("INVALID_OPTION", "advance", "who copies a row into a grant himself advances it himself");
+  }
+  switch (outcome) {
+    case StoreOutcome::kStored:
+    case StoreOutcome::kSkipped: break;
+    case StoreOutcome::kLengthAndPath: return LengthAndPath();
+    case StoreOutcome::kBadLength: return BadAcceptedLength(item.accepted_length.value_or(1), limit);
+    case StoreOutcome::kBadPath: return BadPath(limit);
+    case StoreOutcome::kTreeOfWindows:
+      return Invalid("INVALID_OPTION", "path",
+                     "tensors with num_spec columns are stored along a chain, 0, 1 and so on; Advance the row along "
+                     "this path, and store it then with accepted length 1, or open the arena without num_spec");
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<AdvanceAnswer> Arenas::Advance(const Op& op, absl::string_view id, const AdvanceRequest& request) {
   return AdvanceInTurn(op, id, request, Queue::kLimited);
 }
@@ -104,11 +133,35 @@ absl::StatusOr<AdvanceAnswer> Arenas::AdvanceInTurn(const Op& op, absl::string_v
   const Turn turn(this, arena);
   RETURN_IF_ERROR(CheckRequest(request, *arena->shape));
   AdvanceAnswer answer;
-  std::vector<AdvanceMove> moves = MovesOf(request, *arena->shape, &answer);
-  std::erase_if(moves, [&](const AdvanceMove& move) { return arena->WasAdvancedBy(move.to_row, request.request_id); });
-  RETURN_IF_ERROR(MoveRows(op, arena.get(), moves, &answer.copy_time));
-  for (const AdvanceMove& move : moves) arena->rows[move.to_row].advanced_by = request.request_id;
+  const std::vector<AdvanceMove> planned = MovesOf(request, *arena->shape, &answer);
+  std::vector<AdvanceMove> moves;
+  for (size_t i = 0; i < planned.size(); ++i) {
+    AdvancedRow& row = answer.rows[i];
+    const Arena::MovedBy& moved_by = arena->rows[planned[i].to_row].moved_by;
+    if (!row.status.ok()) continue;
+    if (!moved_by.Is(request.request_id)) {
+      if (IsMoved(row)) moves.push_back(planned[i]);
+    } else if (!IsMoved(row) || !moved_by.IsAdvance(planned[i].from_row, planned[i].steps)) {
+      row.status = MovedByAnother();
+    }
+  }
+  RETURN_IF_ERROR(MoveRowsBy(op, arena.get(), moves, request.request_id, &answer.copy_time));
   return answer;
+}
+
+// MoveRows for an Advance: of rows that are where they are to be it is taken note alone.
+absl::Status Arenas::MoveRowsBy(const Op& op, Arena* arena, absl::Span<const AdvanceMove> moves,
+                                absl::string_view request_id, absl::Duration* copy_time) {
+  std::vector<AdvanceMove> moved;
+  for (const AdvanceMove& move : moves) {
+    if (move.from_row != move.to_row || move.steps.bits() != 1) moved.push_back(move);
+  }
+  RETURN_IF_ERROR(MoveRows(op, arena, moved, copy_time));
+  for (const AdvanceMove& move : moves) {
+    arena->rows[move.to_row].moved_by = {
+        .request_id = std::string(request_id), .from_row = move.from_row, .steps = move.steps};
+  }
+  return absl::OkStatus();
 }
 
 // All or nothing, but for a lease that ends and a device that fails. REQUIRES: the turn.
@@ -142,29 +195,59 @@ absl::Status Arenas::MoveRows(const Op& op, Arena* arena, absl::Span<const Advan
     Arena::Row& row = arena->rows[move.to_row];
     if (!status.ok()) row = {};
     row.holds = 0;
-    row.advanced_by.clear();
+    row.moved_by = {};
   }
   *copy_time += absl::Nanoseconds(clock_->Now() - start);
   return absl::IsCancelled(status) ? Gone(arena->id) : status;
 }
 
-// Of a Store: rows that were stored, and ask for it. `advanced_to` is parallel to `stored`.
+// Whether it was this very Store, an earlier attempt of it, that advanced the item's row: then the answer is the first
+// one's. The row has the state no more, and the sequence knows it by its checksum. Errors: REQUEST_ID_REUSED. REQUIRES:
+// the item asks for it.
+absl::StatusOr<bool> Arenas::AnswerAdvanced(const Op& op, const Arena& arena, const StoreItem& item,
+                                            StoredRow* answer) {
+  const Arena::MovedBy& moved_by = arena.rows[item.row].moved_by;
+  if (!moved_by.Is(item.set.request.id)) return false;
+  if (!moved_by.is_store) return MovedByAnother();
+  if (moved_by.sequence != item.set.sequence) return false;  // each has request_ids of its own
+  if (moved_by.body_hash != item.set.request.body_hash) return RequestIdReused();
+  if (!moved_by.stored.has_value()) {
+    answer->skipped = true;
+    return true;
+  }
+  const absl::StatusOr<std::optional<NameInfo>> info = store_->ReplayOfSet(op, item.set, *moved_by.stored);
+  RETURN_IF_ERROR(info.status());
+  if (!info->has_value()) {
+    return Invalid("REQUEST_ID_REUSED", "request_id",
+                   "the sequence does not remember this request any more, and the row was advanced by it; to store the "
+                   "row as it is now, give another request_id");
+  }
+  answer->info = **info;
+  return true;
+}
+
+// Of a Store: rows that were stored, or skipped by `align`, and ask for it.
 absl::Status Arenas::AdvanceStored(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
-                                   absl::Span<const size_t> stored, absl::Span<const AcceptedSteps> advanced_to,
+                                   absl::Span<const ToStore> to_store, const std::vector<bool>& answered,
                                    StoreAnswer* answer) {
   std::vector<AdvanceMove> moves;
   std::vector<size_t> advanced;  // indexes of items
-  for (size_t k = 0; k < stored.size(); ++k) {
-    const StoreItem& item = items[stored[k]];
-    if (!item.advance || !answer->rows[stored[k]].status.ok()) continue;
-    advanced.push_back(stored[k]);
-    if (advanced_to[k].bits() != 1) moves.push_back({item.row, item.row, advanced_to[k]});
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!items[i].advance || answered[i] || !answer->rows[i].status.ok() || !to_store[i].steps) continue;
+    advanced.push_back(i);
+    if (to_store[i].steps->bits() != 1) moves.push_back({items[i].row, items[i].row, *to_store[i].steps});
   }
   RETURN_IF_ERROR(MoveRows(op, arena, moves, &answer->copy_time));
   for (const size_t i : advanced) {
+    const StoredRow& stored = answer->rows[i];
     Arena::Row& row = arena->rows[items[i].row];
-    row.holds = answer->rows[i].info.version.id;  // 0: a version whose parts are not all there
-    row.advanced_by = items[i].set.request.id;
+    // A state of align mode may be one that the row has passed.
+    if (to_store[i].length == to_store[i].steps->last() + 1) row.holds = stored.info.version.id;
+    row.moved_by = {.request_id = items[i].set.request.id,
+                    .is_store = true,
+                    .sequence = items[i].set.sequence,
+                    .body_hash = items[i].set.request.body_hash};
+    if (!stored.skipped) row.moved_by.stored = stored.info.version.checksum;
   }
   return absl::OkStatus();
 }
@@ -192,7 +275,11 @@ void Arenas::Advance(const Op& op, absl::string_view id, AdvanceRequest request,
   auto late = std::make_unique<LateAdvance>(*arena, flags);
   absl::StatusOr<AdvanceAnswer> answer = AdvanceAnswer();
   if (absl::Status status = CheckRequest(request, *(*arena)->shape); status.ok()) {
-    late->moves = MovesOf(request, *(*arena)->shape, &*answer);
+    const std::vector<AdvanceMove> planned = MovesOf(request, *(*arena)->shape, &*answer);
+    for (size_t i = 0; i < planned.size(); ++i) {
+      const AdvancedRow& row = answer->rows[i];
+      if (row.status.ok() && row.outcome == AdvanceOutcome::kMoved) late->moves.push_back(planned[i]);
+    }
   } else {
     answer = std::move(status);
   }
@@ -215,18 +302,23 @@ void Arenas::Advance(const Op& op, absl::string_view id, AdvanceRequest request,
 // `status`: whether it may.
 void Arenas::Move(LateAdvance* late, absl::Status status) {
   Arena* const arena = late->arena.get();
+  std::vector<uint32_t> refused;  // rows
   if (status.ok()) {
     ArenaRef taken;
     status = Take(late->op, arena->id, Queue::kUnlimited, &taken);
     if (status.ok()) {
       const Turn turn(this, taken);
-      std::erase_if(late->moves,
-                    [&](const AdvanceMove& move) { return arena->WasAdvancedBy(move.to_row, late->request_id); });
+      std::erase_if(late->moves, [&](const AdvanceMove& move) {
+        const Arena::MovedBy& moved_by = arena->rows[move.to_row].moved_by;
+        if (!moved_by.Is(late->request_id)) return false;
+        if (!moved_by.IsAdvance(move.from_row, move.steps)) refused.push_back(move.to_row);
+        return true;
+      });
       absl::Duration copy_time;
-      status = MoveRows(late->op, arena, late->moves, &copy_time);
-      for (const AdvanceMove& move : late->moves) arena->rows[move.to_row].advanced_by = late->request_id;
+      status = MoveRowsBy(late->op, arena, late->moves, late->request_id, &copy_time);
     }
   }
+  if (!refused.empty()) Spoil(arena, refused, MovedByAnother());
   if (!status.ok()) {
     std::vector<uint32_t> rows;
     for (const AdvanceMove& move : late->moves) rows.push_back(move.to_row);

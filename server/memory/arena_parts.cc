@@ -14,6 +14,11 @@ absl::Status Arenas::CheckPart(const StoreItem& item) {
     return Invalid("MISSING_FIELD", "request_id",
                    "a part of a version needs the request_id that all ranks give for this version, and for no other");
   }
+  if (item.advance) {
+    return Invalid("INVALID_OPTION", "advance",
+                   "a part may have to be stored again, from a row that is as it was; Advance the row by a call of its "
+                   "own once the version is whole");
+  }
   if (item.image != nullptr) return Invalid("INVALID_OPTION", "grant", "parts of states are copied by the daemon");
   return absl::OkStatus();
 }
@@ -30,11 +35,9 @@ void Arenas::SettleRow(Arena* arena, uint32_t index) const {
   }
 }
 
-absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const ArenaRef& arena,
-                                                        absl::Span<const StoreItem> items,
-                                                        absl::Span<const size_t> stored,
-                                                        std::vector<PartAssemblies::Ref>* assemblies,
-                                                        StoreAnswer* answer) {
+absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(
+    const Op& op, const ArenaRef& arena, absl::Span<const StoreItem> items, absl::Span<const size_t> stored,
+    absl::Span<const ToStore> to_store, std::vector<PartAssemblies::Ref>* assemblies, StoreAnswer* answer) {
   const CopyPlan& plan = *arena->shape->store_plan;
   const uint32_t rank = arena->shape->tp_rank;
   struct Scatter {
@@ -57,7 +60,8 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const Aren
     base.stored_with = assembly;
   };
   for (size_t k = 0; k < stored.size(); ++k) {
-    const absl::StatusOr<PartAssemblies::Joined> joined = JoinParts(op, arena, items[stored[k]]);
+    const absl::StatusOr<PartAssemblies::Joined> joined =
+        JoinParts(op, arena, items[stored[k]], to_store[stored[k]].position);
     if (!joined.ok()) {
       answer->rows[stored[k]].status = joined.status();
     } else if (joined->copies) {
@@ -81,8 +85,8 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyParts(const Op& op, const Aren
   if (scatters.empty()) return images;
   char* const memory = arena->memory->data();
   const auto item_of = [&](const Scatter& scatter) {
-    const StoreItem& item = items[stored[scatter.k]];
-    return RowCopier::ScatterItem{item.row, arena->AcceptedLengthOf(item), PartAssemblies::room(*scatter.assembly)};
+    const size_t i = stored[scatter.k];
+    return RowCopier::ScatterItem{items[i].row, to_store[i].length, PartAssemblies::room(*scatter.assembly)};
   };
   const uint64_t bytes = scatters.size() * plan.segment_bytes();
   const MonoTime start = clock_->Now();
@@ -201,10 +205,11 @@ void Arenas::PutBack(Reserved reserved) {
   if (of.state == Arena::State::kLeased && of.lacks_reserve()) of.reserve.push_back(std::move(reserved.slot.writer));
 }
 
-absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item) {
+absl::StatusOr<PartAssemblies::Joined> Arenas::JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item,
+                                                         int64_t position) {
   const SetRequest& set = item.set;
   const PartAssemblies::Key key = {arena->tenant, set.sequence,         set.request.id, arena->layout->fingerprint(),
-                                   set.position,  arena->shape->tp_size};
+                                   position,      arena->shape->tp_size};
   const PartAssemblies::Part part = {arena->shape->tp_rank, arena->id, item.attachment};
   absl::StatusOr<PartAssemblies::Joined> joined = parts_.Join(key, part);
   if (joined.ok() && joined->assembly == nullptr) {

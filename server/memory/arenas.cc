@@ -40,28 +40,6 @@ constexpr char kLater[] = "LATER";
 
 uint64_t RoundUp(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
 
-// What a StoreItem says of the steps that hold.
-absl::Status CheckAccepted(const StoreItem& item, const ArenaShape& shape) {
-  const uint32_t limit = shape.max_accepted();
-  if (item.advance && item.image != nullptr) {
-    return Invalid("INVALID_OPTION", "advance", "who copies a row into a grant himself advances it himself");
-  }
-  if (item.path.empty()) {
-    if (const uint32_t length = item.accepted_length.value_or(1); length == 0 || length > limit)
-      return BadAcceptedLength(length, limit);
-    return absl::OkStatus();
-  }
-  if (item.accepted_length.has_value()) return LengthAndPath();
-  const std::optional<AcceptedSteps> path = PathOf(item.path, limit);
-  if (!path) return BadPath(limit);
-  if (!path->is_chain() && shape.has_windows) {
-    return Invalid("INVALID_OPTION", "path",
-                   "tensors with num_spec columns are stored along a chain, 0, 1 and so on; Advance the row along this "
-                   "path, and store it then with accepted length 1, or open the arena without num_spec");
-  }
-  return absl::OkStatus();
-}
-
 absl::Status Aborted() {
   return Error(absl::StatusCode::kAborted, "BATCH_ABORTED", "another item was refused, so nothing was stored");
 }
@@ -644,6 +622,9 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
   StoreAnswer answer;
   answer.rows.resize(items.size());
   std::vector<SetItem> sets(items.size());
+  std::vector<ToStore> to_store(items.size());
+  std::vector<bool> answered(items.size(), false);  // before, by its request_id
+  const StoreRules rules = {arena->shape->max_accepted(), arena->shape->advance_plan.has_windows()};
   bool refused = false, advances = false;
   const auto refuse = [&](size_t i, const absl::Status& status) {
     answer.rows[i].status = status;
@@ -656,7 +637,22 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
       refuse(i, item.refused);
       continue;
     }
-    if (item.skip_none && item.accepted_length == 0u && item.path.empty()) {
+    if (const absl::Status part = arena->is_of_parts() ? CheckPart(item) : absl::OkStatus(); !part.ok()) {
+      refuse(i, part);
+      continue;
+    }
+    if (item.advance) {
+      const absl::StatusOr<bool> was_answered = AnswerAdvanced(op, *arena, item, &answer.rows[i]);
+      if (!was_answered.ok()) refuse(i, was_answered.status());
+      answered[i] = was_answered.ok() && *was_answered;
+      if (!was_answered.ok() || *was_answered) continue;
+      advances = true;
+    }
+    StoreRules rules_of_item = rules;
+    rules_of_item.skip_none = item.skip_none;
+    rules_of_item.align = item.align;
+    to_store[i] = ToStoreOf(item.accepted_length, item.path, item.set.position, rules_of_item);
+    if (to_store[i].outcome == StoreOutcome::kSkipped) {
       answer.rows[i].skipped = true;
       continue;
     }
@@ -664,6 +660,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     const Arena::Row& row = arena->rows[item.row];
     SetRequest& set = sets[i].request = item.set;
     set.layout = arena->layout->fingerprint();
+    set.position = to_store[i].position;
     if (item.any_revision && set.if_revision.has_value()) {
       refuse(i, Invalid("INVALID_OPTION", "any_revision", "contradicts if_revision"));
       continue;
@@ -675,18 +672,13 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
                     .Field("row"));
       continue;
     }
-    if (const absl::Status accepted = CheckAccepted(item, *arena->shape); !accepted.ok()) {
+    if (const absl::Status accepted = StatusOf(to_store[i].outcome, item, rules.steps_max); !accepted.ok()) {
       refuse(i, accepted);
       continue;
     }
-    advances = advances || item.advance;
     if (!item.any_revision && !set.if_revision.has_value() && row.loaded &&
         row.key == NameKey{op.tenant, NameKind::kSequence, set.sequence}) {
       set.if_revision = row.revision;
-    }
-    if (const absl::Status part = arena->is_of_parts() ? CheckPart(item) : absl::OkStatus(); !part.ok()) {
-      refuse(i, part);
-      continue;
     }
     if (item.image != nullptr) continue;  // nothing is copied for it, and the store looks at it once
     if (const absl::StatusOr<LayoutRef> may = store_->LayoutOfSet(op, set); !may.ok()) {
@@ -709,28 +701,19 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
 
   std::vector<size_t> stored;
   for (size_t i = 0; i < items.size(); ++i) {
-    if (answer.rows[i].status.ok() && !answer.rows[i].skipped) stored.push_back(i);
+    if (answer.rows[i].status.ok() && !answer.rows[i].skipped && !answered[i]) stored.push_back(i);
   }
-  if (stored.empty()) return answer;
   std::vector<PartAssemblies::Ref> assemblies(stored.size());
   const absl::Cleanup drop = [&] {  // what was not published
     for (const PartAssemblies::Ref& assembly : assemblies) {
       if (assembly != nullptr) parts_.Drop(assembly);
     }
   };
-  absl::StatusOr<std::vector<ImageRef>> images = arena->is_of_parts()
-                                                     ? CopyParts(op, arena, items, stored, &assemblies, &answer)
-                                                     : CopyFromRows(op, arena.get(), items, stored, &answer);
+  absl::StatusOr<std::vector<ImageRef>> images =
+      arena->is_of_parts() ? CopyParts(op, arena, items, stored, to_store, &assemblies, &answer)
+                           : CopyFromRows(op, arena.get(), items, stored, to_store, &answer);
   if (done != nullptr && !advances) done->Set();
   RETURN_IF_ERROR(images.status());
-  // To where each row is advanced once it is stored, parallel to `stored`: before the base of a row forgets that it
-  // was.
-  std::vector<AcceptedSteps> advanced_to(stored.size());
-  for (size_t k = 0; k < stored.size(); ++k) {
-    const StoreItem& item = items[stored[k]];
-    const uint32_t length = arena->AcceptedLengthOf(item);
-    if (item.advance) advanced_to[k] = AcceptedSteps::Chain(length);  // without windows its last step says all
-  }
   std::vector<BatchItem> batch;
   std::vector<size_t> published, at;  // parallel: indexes of items and of `stored`
   for (size_t k = 0; k < stored.size(); ++k) {
@@ -762,19 +745,20 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     }
     answer.rows[i].info = std::get<NameInfo>(std::move(result.answer));
     const NameInfo& info = answer.rows[i].info;
-    const bool row_holds_it = arena->AcceptedLengthOf(items[i]) == 1;
-    arena->rows[items[i].row] = {true, info.key, info.revision, row_holds_it ? info.version.id : 0};
+    arena->rows[items[i].row] = {true, info.key, info.revision, to_store[i].length == 1 ? info.version.id : 0};
     if (PartAssemblies::Ref assembly = std::move(assemblies[at[k]]); assembly != nullptr)
       parts_.Published(assembly, info);
   }
-  if (advances) RETURN_IF_ERROR(AdvanceStored(op, arena.get(), items, stored, advanced_to, &answer));
+  if (!answer.done) abort_all();
+  if (advances) RETURN_IF_ERROR(AdvanceStored(op, arena.get(), items, to_store, answered, &answer));
   return answer;
 }
 
 // Images of `stored` (indexes of items), parallel to it; null where an item was refused.
 absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* arena,
                                                            absl::Span<const StoreItem> items,
-                                                           absl::Span<const size_t> stored, StoreAnswer* answer) {
+                                                           absl::Span<const size_t> stored,
+                                                           absl::Span<const ToStore> to_store, StoreAnswer* answer) {
   const CopyPlan& plan = arena->shape->plan;
   const uint64_t leaves = LeafCount(plan.state_bytes());
   struct Scatter {
@@ -833,16 +817,14 @@ absl::StatusOr<std::vector<ImageRef>> Arenas::CopyFromRows(const Op& op, Arena* 
   const auto run_on_device = [&] {
     std::vector<RowCopier::ScatterItem> batch;
     for (const Scatter& scatter : scatters) {
-      const StoreItem& item = items[scatter.item];
-      batch.push_back({item.row, arena->AcceptedLengthOf(item), scatter.room});
+      batch.push_back({items[scatter.item].row, to_store[scatter.item].length, scatter.room});
     }
     return arena->copier->Scatter(batch, memory, absl::MakeSpan(hashes));
   };
   const auto run = [&](size_t task) {
     const Scatter& scatter = scatters[task / tasks_each];
-    const StoreItem& item = items[scatter.item];
     const uint64_t first = task % tasks_each * kTaskLeaves, last = std::min(first + kTaskLeaves, leaves);
-    plan.ScatterLeaves(memory, item.row, arena->AcceptedLengthOf(item), first, last, scatter.room,
+    plan.ScatterLeaves(memory, items[scatter.item].row, to_store[scatter.item].length, first, last, scatter.room,
                        hashes.data() + task / tasks_each * leaves + first, hint);
   };
   const MonoTime start = clock_->Now();

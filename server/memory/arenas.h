@@ -137,6 +137,7 @@ struct StoreItem {
   std::vector<uint32_t> path{};
   bool any_revision = false, whole_row = false;
   bool advance = false, skip_none = false;
+  uint64_t align = 0;
 };
 struct StoredRow {
   absl::Status status;
@@ -277,7 +278,8 @@ class Arenas {
                             absl::Span<const size_t> copied, absl::Span<absl::StatusOr<GetAnswer>> found,
                             const HoldPin& hold, LoadAnswer* answer);
   absl::StatusOr<std::vector<ImageRef>> CopyFromRows(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
-                                                     absl::Span<const size_t> stored, StoreAnswer* answer);
+                                                     absl::Span<const size_t> stored,
+                                                     absl::Span<const ToStore> to_store, StoreAnswer* answer);
 
   // ---- arena_flags.cc
   absl::StatusOr<ArenaRef> FindFlagged(const Op& op, absl::string_view id, const CallFlags& flags) const
@@ -300,8 +302,11 @@ class Arenas {
   absl::StatusOr<AdvanceAnswer> AdvanceInTurn(const Op& op, absl::string_view id, const AdvanceRequest& request,
                                               Queue queue);
   absl::Status MoveRows(const Op& op, Arena* arena, absl::Span<const AdvanceMove> moves, absl::Duration* copy_time);
+  absl::Status MoveRowsBy(const Op& op, Arena* arena, absl::Span<const AdvanceMove> moves, absl::string_view request_id,
+                          absl::Duration* copy_time);
+  absl::StatusOr<bool> AnswerAdvanced(const Op& op, const Arena& arena, const StoreItem& item, StoredRow* answer);
   absl::Status AdvanceStored(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
-                             absl::Span<const size_t> stored, absl::Span<const AcceptedSteps> advanced_to,
+                             absl::Span<const ToStore> to_store, const std::vector<bool>& answered,
                              StoreAnswer* answer);
   void Move(LateAdvance* late, absl::Status status) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -309,9 +314,11 @@ class Arenas {
   // *assemblies, parallel to `stored`, has those that the images complete, which are to be published or dropped.
   absl::StatusOr<std::vector<ImageRef>> CopyParts(const Op& op, const ArenaRef& arena,
                                                   absl::Span<const StoreItem> items, absl::Span<const size_t> stored,
+                                                  absl::Span<const ToStore> to_store,
                                                   std::vector<PartAssemblies::Ref>* assemblies, StoreAnswer* answer);
 
-  absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item);
+  absl::StatusOr<PartAssemblies::Joined> JoinParts(const Op& op, const ArenaRef& arena, const StoreItem& item,
+                                                   int64_t position);
   struct Reserved {
     PartAssemblies::Slot slot;  // no writer: there was none
     ArenaRef of;                // null: of none

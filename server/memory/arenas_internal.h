@@ -35,6 +35,7 @@ inline absl::Status RowOutOfRange(absl::string_view field, uint32_t row, uint32_
 absl::Status BadAcceptedLength(uint32_t length, uint32_t limit);
 absl::Status BadPath(uint32_t limit);
 absl::Status LengthAndPath();
+absl::Status StatusOf(StoreOutcome outcome, const StoreItem& item, uint32_t limit);
 
 // What is wrong with the list itself: then nothing is done.
 template <typename Item>
@@ -61,6 +62,21 @@ absl::Status LoadTooLarge(uint64_t limit);
 
 struct Arenas::Arena {
   enum class State { kWaiting, kLeased, kEnded };
+  // The call with a request_id that moved a row, or found it where it was to be: the last one that touched it.
+  struct MovedBy {
+    std::string request_id{};  // empty: there is none
+    bool is_store = false;
+    // Of an Advance:
+    uint32_t from_row = 0;
+    AcceptedSteps steps{};
+    // Of a Store: which one, and what it stored; no checksum: nothing, it skipped the row.
+    std::string sequence{};
+    uint64_t body_hash = 0;
+    std::optional<Checksum> stored{};
+
+    bool Is(absl::string_view id) const { return !request_id.empty() && request_id == id; }
+    bool IsAdvance(uint32_t from, AcceptedSteps path) const { return !is_store && from_row == from && steps == path; }
+  };
   // What a row was last loaded from or stored as.
   struct Row {
     bool loaded = false;
@@ -68,7 +84,7 @@ struct Arenas::Arena {
     Revision revision = 0;
     VersionId holds = 0;  // the version whose state was left in the row; 0: none, though it may have a base
     PartAssemblies::Ref stored_with{};  // the version that it was last stored as a part of, in the place of all these
-    std::string advanced_by{};          // request_id of the Store or Advance that moved it last, if it had one
+    MovedBy moved_by{};
   };
 
   std::string id, token;
@@ -116,17 +132,6 @@ struct Arenas::Arena {
   bool Holds(const LoadItem& item, const NameInfo& info) const {
     const Row& row = rows[item.row];
     return item.row_unmodified && row.loaded && row.holds == info.version.id;
-  }
-
-  // Whether a call with this request_id has moved the row, and nothing after it. REQUIRES: the turn.
-  bool WasAdvancedBy(uint32_t row, absl::string_view request_id) const {
-    return !request_id.empty() && rows[row].advanced_by == request_id;
-  }
-  // The accepted length whose state the item's row holds: of one that was advanced before, 1. REQUIRES: the turn; what
-  // the item says was checked.
-  uint32_t AcceptedLengthOf(const StoreItem& item) const {
-    if (item.advance && WasAdvancedBy(item.row, item.set.request.id)) return 1;
-    return item.path.empty() ? item.accepted_length.value_or(1) : item.path.back() + 1;
   }
 };
 

@@ -34,6 +34,7 @@ absl::StatusOr<View> ToView(const v1::View& in) {
   if (in.tp_size() != 0) view.tp_size = in.tp_size();
   view.tp_rank = in.tp_rank();
   view.num_spec = in.num_spec();
+  view.without_num_spec.assign(in.without_num_spec().begin(), in.without_num_spec().end());
   return view;
 }
 
@@ -60,6 +61,7 @@ StoreItem ToCore(const v1::StoreItem& in) {
   item.path.assign(in.path().begin(), in.path().end());
   item.advance = in.advance();
   item.skip_none = in.skip_none();
+  item.align = in.align();
   item.any_revision = in.any_revision();
   item.whole_row = in.whole_row();
   item.attachment = in.attachment();

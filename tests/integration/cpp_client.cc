@@ -927,6 +927,26 @@ TEST_F(DirectTest, RowsAreGatheredAndScatteredAsTheDaemonWould) {
       seen.emplace_back(begin, bytes);
       seen.push_back(absl::StrJoin(inline_.Get(SequenceRef(advanced.sequence()))->pieces(), ""));
     }
+    // Align mode: of two tokens that end at 9 the first one's state is at 8. By an id of the caller's, again.
+    std::iota(begin, begin + bytes, '\1');
+    v1::StoreItem aligned = StoreRow(2, Name(pool == &pool_ ? "/direct/8" : "/isolated/8"), 9);
+    aligned.set_accepted_length(2);
+    aligned.set_align(8);
+    for (const char* id : {"", "once", "once"}) {
+      aligned.set_advance(!std::string(id).empty());
+      aligned.set_request_id(id);
+      const auto stored = (*arena)->Store({aligned});
+      ASSERT_TRUE(stored.ok() && stored->rows[0].ok()) << stored.status() << stored->rows[0].status();
+      EXPECT_EQ(stored->rows[0]->position(), 8);
+      seen.emplace_back(begin, bytes);
+      seen.push_back(absl::StrJoin(inline_.Get(SequenceRef(aligned.sequence()))->pieces(), ""));
+    }
+    EXPECT_TRUE(seen[seen.size() - 2] == seen[seen.size() - 4]) << "the row is not moved again";
+    EXPECT_TRUE(seen[seen.size() - 4] != seen[seen.size() - 6]) << "but it was once";
+    aligned.set_position(16 + 7);
+    aligned.set_request_id("skipped");
+    EXPECT_EQ((*arena)->Store({aligned})->skipped, std::vector<bool>{true});
+    seen.emplace_back(begin, bytes);
   }
   EXPECT_TRUE(memory[0] == memory[1]);
 }

@@ -33,7 +33,7 @@ class Engine:
     shapes: Callable[[int, int], dict[str, tuple[int | None, ...]]]
     sections: dict[str, tuple[int, list[tuple[int, int]]]]
     dtypes: dict[str, str]
-    speculates: bool = False  # its convolutions have columns for speculative tokens
+    speculates: bool = False  # its convolutions have columns for speculative tokens; those of the others have steps (vLLM ignores S there)
 
 
 def over(size, t):
@@ -186,10 +186,11 @@ class Case:
             axes = list(t.axes)
             if len(axes) > 1 and self.rng.random() < 0.5:  # conv DS, matrices turned
                 orders[t.name] = [*axes[:-2], axes[-1], axes[-2]]
-        convs = any(t.kind == "conv" for t in self.layout.tensors)
-        speculates = convs and steps > 0 and all(e.speculates or not any(c in e.shapes(1, 0) for c in CONVS) for e in self.engines.values())
+        convs = [t.name for t in self.layout.tensors if t.kind == "conv"]
+        columns = max(steps - 1, 0) + self.rng.randint(0, 2) if convs and self.rng.random() < 0.8 else 0
         return {"layers": pick(self.rng, "per_layer", "layer_major", "row_major"), "axis_orders": orders, "tp_size": ranks,
-                "conv_padding": self.rng.randint(0, 1) if convs else 0, "num_spec": steps - 1 if speculates else 0}
+                "conv_padding": self.rng.randint(0, 1) if convs else 0,
+                "num_spec": columns, "without_num_spec": [name for name in convs if not self.engine(name).speculates]}
 
     def open(self, pool, view, rank, steps=0):
         return pool.open_arena(self.layout, rows=2, steps=steps, view=View(**view, tp_rank=rank), device=self.devices[rank % len(self.devices)])
@@ -221,19 +222,23 @@ class Case:
                 out[t.name, layer] = cut(whole[t.name, layer], self.engine(t.name).sections.get(base(t.name)), view["tp_size"], rank).transpose(order)
         return out
 
+    def speculates(self, tensor, view):
+        """Whether its speculative tokens are columns."""
+        return tensor.kind == "conv" and view["num_spec"] > 0 and self.engine(tensor.name).speculates
+
     def columns(self, tensor, array, view, accepted=1):
         """Of a row's step the K-1 columns that it holds after `accepted` tokens; of other tensors all."""
         if tensor.kind != "conv":
             return array
         axis = list(view["axis_orders"].get(tensor.name, list(tensor.axes))).index("tap")
-        first = view["conv_padding"] + (accepted - 1 if view["num_spec"] else 0)
+        first = view["conv_padding"] + (accepted - 1 if self.speculates(tensor, view) else 0)
         return array[(slice(None),) * axis + (slice(first, first + tensor.axes["tap"]),)]
 
     def at(self, arena, tensor, layer, row, view, accepted=1):
         """The K-1 columns, or all, of the step that `accepted` names."""
         array = arena.layer(tensor.name, layer)[row]
         if arena.steps:
-            array = array[0 if tensor.kind == "conv" and view["num_spec"] else accepted - 1]
+            array = array[0 if self.speculates(tensor, view) else accepted - 1]
         return self.columns(tensor, array, view, accepted)
 
     def store(self, pool, name, whole, view, steps, position):
@@ -247,6 +252,8 @@ class Case:
             for t in self.layout.tensors:
                 for layer in t.layers:
                     row = arena.layer(t.name, layer)[1]
+                    shape = self.shape(t, view)
+                    assert row.shape == ((1 if self.speculates(t, view) else steps, *shape) if steps else shape), (t.name, rank, view)
                     row[...] = noise(self.rng, row.shape, t.numpy_dtype)
                     self.at(arena, t, layer, 1, view, accepted)[...] = parts[t.name, layer]
             stored = arena.store({1: StoreItem(name, whole_row=True, request_id=f"at {position}")}, position=position, accepted=accepted)[1]

@@ -379,6 +379,26 @@ def test_a_store_with_advance_is_done_before_its_row_moves_on(pool, steps, strea
     assert steps.load({2: statepool.LoadItem(f"{name}/b", row_unmodified=True)})[2].copied
 
 
+def test_align_mode_stores_what_the_row_has_passed_and_a_retry_finds_it(pool, steps, stream, request, monkeypatch):
+    name = request.node.name
+    for row in range(2):
+        for step in range(3):
+            fill(steps, stream, row, step, 10 * row + step)
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_wait_for", lambda _: pytest.fail("the daemon need not copy"))
+        stored = steps.store({0: StoreItem(f"{name}/0", whole_row=True)}, position=9, accepted=3, align=4, advance=True)
+    assert stored[0].position == 8
+    assert {t.ravel()[0] for t in pool.get(f"{name}/0").tensors.values()} == {1}
+    stream.synchronize()
+    assert values(steps, 0) == values(steps, 0, 2) == {2}
+    # With an id of the caller's, and where a row is skipped, it is the daemon's to do.
+    items = {1: StoreItem(f"{name}/1", 9, 3, whole_row=True, request_id="once"), 0: StoreItem(f"{name}/none", 11, 3, request_id="once")}
+    first = steps.store(items, align=4, advance=True)
+    assert (first[1].position, first[0]) == (8, None) and values(steps, 1) == {12}
+    again = steps.store(items, align=4, advance=True)
+    assert (again[1].version_id, again[1].replayed, again[0]) == (first[1].version_id, True, None) and values(steps, 1) == {12}
+
+
 def test_a_store_that_nobody_waits_for_is_committed(pool, arena, stream, request):
     name = request.node.name
     write(arena, stream, 1, image(5))

@@ -144,7 +144,44 @@ def test_what_a_part_needs_is_said(pool, name):
         with pytest.raises(statepool.InvalidArgument) as error:
             arena.store({1: StoreItem(name, whole_row=True, request_id="1")}, position=1, all_or_none=True)
         assert error.value.field == "all_or_none"
+        # A row that was advanced could not be stored once more, when the version is dropped.
+        for position in 0, 1:
+            with pytest.raises(statepool.InvalidArgument, match="Advance the row by a call of its own") as error:
+                arena.store({1: StoreItem(name, whole_row=True, request_id="1", advance=True, align=position)}, position=position)
+            assert (error.value.reason, error.value.field) == ("INVALID_OPTION", "items[0].advance")
     for view, field in ((View(tp_size=3), "view.tp_size"), (View(tp_size=2, tp_rank=2), "view.tp_rank")):
         with pytest.raises(statepool.InvalidArgument) as error:
             pool.open_arena(layout, rows=2, view=view)
         assert error.value.reason == "INVALID_VIEW" and error.value.field == field
+
+
+def test_ranks_of_align_mode_store_the_same_state_or_none(pool, name):
+    """Speculative tokens in columns; the version is dropped once in between, when a rank's arena ends."""
+    layout, ranks = pool.register_layout(MAMBA2), 2
+    views = [View(tp_size=ranks, tp_rank=rank, num_spec=3) for rank in range(ranks)]
+    arenas = [pool.open_arena(layout, rows=2, steps=4, view=view) for view in views]
+
+    def fill(arena):
+        for layer in range(2):
+            arena["ssm"][layer][1] = np.arange(4).reshape(-1, 1, 1, 1)
+            arena["conv"][layer][1, 0] = np.arange(arena["conv"][layer].shape[2]).reshape(-1, 1)
+
+    def store(rank, position, request_id):
+        return arenas[rank].store({1: StoreItem(name, position, accepted=4, whole_row=True, request_id=request_id, align=8)})[1]
+
+    for arena in arenas:
+        fill(arena)
+    assert [store(rank, 15, "none") for rank in range(ranks)] == [None, None]
+    assert store(0, 18, "step") == PartStored(1)
+    arenas[0].close()
+    arenas[0] = pool.open_arena(layout, rows=2, steps=4, view=views[0])
+    fill(arenas[0])
+    assert store(1, 18, "step") == PartStored(1)
+    assert store(0, 18, "step").position == 16
+    state = pool.get(name)
+    assert state.position == 16 and (np.asarray(state.tensors["ssm"]) == 1).all()
+    assert (np.asarray(state.tensors["conv"]) == np.array([1, 2, 3]).reshape(1, 3, 1)).all()
+    assert [arena.advance({1: 4}) for arena in arenas] == [{1: "moved"}] * ranks  # once the version is whole
+    for arena in arenas:
+        assert (arena["ssm"][0][1, 0] == 3).all()
+        arena.close()

@@ -76,7 +76,8 @@ void ForEachElement(const Layout& layout, const ArenaShape& shape, const View& v
   for (size_t t = 0; t < layout.spec().tensors.size(); ++t) {
     const TensorSpec& spec = layout.spec().tensors[t];
     const bool is_conv = spec.kind == TensorKind::kConv;
-    const bool shifts = is_conv && view.num_spec > 0;
+    const auto& without = view.without_num_spec;
+    const bool shifts = is_conv && view.num_spec > 0 && std::count(without.begin(), without.end(), spec.name) == 0;
     const bool is_cut = view.tp_size > 1 && spec.sharding.has_value();
     const std::vector<uint64_t> mine =
         is_cut ? IndexesOfRank(spec, view.tp_size, view.tp_rank) : std::vector<uint64_t>();
@@ -119,6 +120,29 @@ TEST(ViewTest, PerLayerTensorsAreAlignedArraysOfRows) {
   EXPECT_EQ(shape->tensors[1].strides, (std::vector<uint64_t>{30, 10, 2}));
   for (const ArenaTensor& tensor : shape->tensors) EXPECT_EQ(tensor.offset % 256, 0u);
   EXPECT_EQ(shape->row_bytes, layout->state_bytes());
+}
+
+// A hybrid of convolutions that have columns for speculative tokens and of ones that have steps.
+TEST(ViewTest, ConvolutionsCanBeLeftOutOfNumSpec) {
+  const auto conv = [](const char* name, std::vector<uint32_t> layers) {
+    return TensorSpec{name, TensorKind::kConv, std::move(layers), DType::kInt16, {{"tap", 3}, {"channel", 5}}, {}, {}};
+  };
+  const LayoutRef layout = *Layout::Create({"m", {conv("mamba1.conv", {0}), conv("mamba2.conv", {1})}});
+  const View view{.conv_padding = 1, .num_spec = 3, .without_num_spec = {"mamba1.conv"}};
+  const absl::StatusOr<ArenaShape> shape = MakeArenaShape(*layout, view, 2, 4);
+  ASSERT_TRUE(shape.ok()) << shape.status();
+  EXPECT_EQ(shape->tensors[0].shape, (std::vector<uint64_t>{2, 4, 4, 5}));
+  EXPECT_EQ(shape->tensors[1].shape, (std::vector<uint64_t>{2, 1, 7, 5}));
+  EXPECT_EQ(shape->advance_plan.parts()[0].window, 0u);
+  EXPECT_EQ(shape->advance_plan.parts()[1].window, 4u);
+  EXPECT_TRUE(shape->advance_plan.has_windows());
+
+  const View none{.num_spec = 3, .without_num_spec = {"mamba2.conv", "mamba1.conv"}};
+  const absl::StatusOr<ArenaShape> steps = MakeArenaShape(*layout, none, 2, 4);
+  ASSERT_TRUE(steps.ok()) << steps.status();
+  for (const ArenaTensor& tensor : steps->tensors) EXPECT_EQ(tensor.shape, (std::vector<uint64_t>{2, 4, 3, 5}));
+  EXPECT_FALSE(steps->advance_plan.has_windows());
+  EXPECT_TRUE(MakeArenaShape(*layout, {.without_num_spec = {"mamba2.conv"}}, 2, 4).ok()) << "it says nothing then";
 }
 
 TEST(ViewTest, StepsWidthsAndOrdersShowInTheTable) {
@@ -201,6 +225,9 @@ TEST(ViewTest, LoadAndStorePutEveryElementWhereTheTableSays) {
     const uint32_t steps = static_cast<uint32_t>(any(4));
     if (has_conv && any(2) == 0) view.conv_padding = static_cast<uint32_t>(any(3));
     if (has_conv && any(2) == 0) view.num_spec = static_cast<uint32_t>(std::max<uint64_t>(steps, 1) - 1 + any(3));
+    for (const TensorSpec& tensor : spec.tensors) {
+      if (tensor.kind == TensorKind::kConv && any(3) == 0) view.without_num_spec.push_back(tensor.name);
+    }
     const absl::StatusOr<ArenaShape> shape = MakeArenaShape(*layout, view, rows, steps);
     ASSERT_TRUE(shape.ok()) << shape.status();
 
@@ -308,6 +335,10 @@ TEST(ViewTest, WhatDoesNotFitTheLayoutIsRefusedByItsField) {
   refused({.conv_padding = kMaxConvPadding + 1}, "conv_padding");
   refused({.num_spec = kMaxNumSpec + 1}, "num_spec");
   refused({.num_spec = 1}, "num_spec", /*steps=*/3);
+  refused({.num_spec = 1, .without_num_spec = {"none"}}, "without_num_spec[0]");
+  refused({.num_spec = 1, .without_num_spec = {"conv", "ssm"}}, "without_num_spec[1]");
+  refused({.num_spec = 1, .without_num_spec = {"conv", "conv"}}, "without_num_spec[1]");
+  refused({.without_num_spec = {"none"}}, "without_num_spec[0]");
 
   const LayoutRef no_conv =
       *Layout::Create({"m", {{"ssm", TensorKind::kRecurrent, {0}, DType::kFloat32, {{"state", 4}}, {}, {}}}});

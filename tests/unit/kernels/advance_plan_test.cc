@@ -185,8 +185,9 @@ TEST(AcceptedStepsTest, APathAscendsWithinTheSteps) {
 TEST(AcceptedStepsTest, RowsAreSkippedOnlyWhenThatIsAsked) {
   using enum AdvanceOutcome;
   const auto outcome = [](std::optional<uint32_t> length, std::vector<uint32_t> path, AdvanceRules rules) {
-    return AcceptedOf(length, path, 4, rules).outcome;
+    return AcceptedOf(length, path, /*is_to_another=*/false, 4, rules).outcome;
   };
+  EXPECT_EQ(AcceptedOf(1, {}, /*is_to_another=*/true, 4, {}).outcome, kMoved);
   EXPECT_EQ(outcome(1, {}, {}), kInPlace);
   EXPECT_EQ(outcome(4, {}, {}), kMoved);
   EXPECT_EQ(outcome(0, {}, {}), kBadLength);
@@ -206,6 +207,74 @@ TEST(AcceptedStepsTest, RowsAreSkippedOnlyWhenThatIsAsked) {
   EXPECT_EQ(outcome({}, {0, 4}, {.skip_out_of_range = true, .verified_length = 2}), kBadPath);
   EXPECT_EQ(outcome({}, {}, {}), kNoLength);
   EXPECT_EQ(outcome(2, {0, 1}, {}), kLengthAndPath);
+}
+
+TEST(AcceptedStepsTest, APathsFirstTokensAreItsLowestSteps) {
+  const AcceptedSteps path(0b1101100);
+  EXPECT_EQ(path.First(1).bits(), 0b100u);
+  EXPECT_EQ(path.First(3).bits(), 0b101100u);
+  EXPECT_EQ(path.First(4), path);
+  EXPECT_EQ(AcceptedSteps::Chain(64).First(64), AcceptedSteps::Chain(64));
+}
+
+TEST(ToStoreTest, ItIsTheStateOfALengthOrPath) {
+  using enum StoreOutcome;
+  const StoreRules rules{.steps_max = 4};
+  const ToStore one = ToStoreOf(std::nullopt, {}, 9, rules);
+  EXPECT_EQ(one.outcome, kStored);
+  EXPECT_EQ(one.length, 1u);
+  EXPECT_EQ(one.position, 9);
+  const ToStore path = ToStoreOf(std::nullopt, {0, 2}, 9, rules);
+  EXPECT_EQ(path.length, 3u);
+  EXPECT_EQ(path.steps->bits(), 0b101u);
+
+  const auto outcome = [&](std::optional<uint32_t> length, std::vector<uint32_t> path, bool has_windows = false,
+                           bool skip_none = false) {
+    return ToStoreOf(length, path, 9, {.steps_max = 4, .has_windows = has_windows, .skip_none = skip_none}).outcome;
+  };
+  EXPECT_EQ(outcome(4, {}), kStored);
+  EXPECT_EQ(outcome(5, {}), kBadLength);
+  EXPECT_EQ(outcome(0, {}), kBadLength);
+  EXPECT_EQ(outcome(0, {}, false, true), kSkipped);
+  EXPECT_EQ(outcome(1, {0}), kLengthAndPath);
+  EXPECT_EQ(outcome({}, {1, 1}), kBadPath);
+  EXPECT_EQ(outcome({}, {4}), kBadPath);
+  EXPECT_EQ(outcome({}, {0, 1}, true), kStored);
+  EXPECT_EQ(outcome({}, {0, 2}, true), kTreeOfWindows);
+}
+
+// The formula: R = N - a + 1, A = floor(N / B) * B; if A >= R and A > 0, accepted length A - R + 1 at position A.
+TEST(ToStoreTest, AlignModeIsItsFormula) {
+  for (int64_t block = 1; block <= 9; ++block) {
+    for (int64_t tokens = 1; tokens <= 6; ++tokens) {
+      for (int64_t position = 0; position <= 30; ++position) {
+        const ToStore to_store = ToStoreOf(static_cast<uint32_t>(tokens), {}, position,
+                                           {.steps_max = 6, .align = static_cast<uint64_t>(block)});
+        const int64_t first = position - tokens + 1, at = position / block * block;
+        const bool is_stored = at >= first && at > 0;
+        EXPECT_EQ(to_store.outcome, is_stored ? StoreOutcome::kStored : StoreOutcome::kSkipped);
+        EXPECT_EQ(to_store.length, is_stored ? at - first + 1 : 0);
+        EXPECT_EQ(to_store.steps->length(), tokens) << "the row is advanced by all of them";
+        EXPECT_EQ(to_store.position, is_stored ? at : to_store.position);
+      }
+    }
+  }
+  const StoreRules rules{.steps_max = 8, .align = 4};
+  EXPECT_EQ(ToStoreOf(std::nullopt, {0, 3, 5, 6}, 10, rules).length, 4u) << "of a path so many first steps: 0 and 3";
+  EXPECT_EQ(ToStoreOf(1, {}, -4, rules).position, -4) << "no position: for others to refuse";
+  EXPECT_EQ(ToStoreOf(1, {}, INT64_MAX, rules).position, INT64_MAX);
+  EXPECT_EQ(ToStoreOf(1, {}, 7, {.align = UINT64_MAX}).outcome, StoreOutcome::kSkipped);
+}
+
+TEST(FindRowClashTest, ARowIsWrittenOnceOrRead) {
+  const auto clash = [](std::vector<AdvanceMove> moves) { return FindRowClash(moves); };
+  EXPECT_FALSE(clash({{0, 0}, {1, 2}, {1, 3}}).has_value());
+  const std::optional<RowClash> twice = clash({{0, 0}, {1, 0}});
+  EXPECT_EQ(twice->item, 1u);
+  EXPECT_TRUE(twice->is_to_row);
+  const std::optional<RowClash> read = clash({{1, 2}, {1, 1}});
+  EXPECT_EQ(read->item, 0u);
+  EXPECT_FALSE(read->is_to_row);
 }
 
 }  // namespace

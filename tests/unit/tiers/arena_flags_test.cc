@@ -415,6 +415,36 @@ TEST_P(ArenaFlagsTest, AnAdvanceIsAnsweredAtOnceAndMovesWhenItsWordIsReached) {
   EXPECT_TRUE(arena.words->Has({2, 3})) << "there is nothing to wait for";
 }
 
+TEST_P(ArenaFlagsTest, AnAdvanceThatIsRepeatedAfterItsAnswerMovesNothingAndAnothersIdSpoilsItsRowAlone) {
+  const Flagged arena = OpenFlagged(4);
+  ASSERT_TRUE(Set("b", 1, State(2)).ok());
+  for (uint32_t row = 0; row < 4; ++row) ASSERT_EQ(Load(arena, row, "b"), absl::OkStatus());
+  uint32_t done = 0;
+  const auto advance = [&](std::vector<AdvanceItem> items) {
+    AdvanceRequest request{std::move(items), {}, "once"};
+    auto [answered, later] = Promise<AdvanceAnswer>();
+    arenas_.Advance({}, arena.id, std::move(request), {std::nullopt, FlagValue{2, ++done}}, std::move(answered));
+    EXPECT_EQ(StatusOf(std::move(later)), absl::OkStatus());
+    ASSERT_TRUE(arena.words->Gets({2, done}));
+  };
+  SetRow(arena, 0, State(3));
+  advance({{0, 1, {}, 1}});
+  EXPECT_TRUE(RowOf(arena, 1) == State(3));
+  SetRow(arena, 0, State(4));
+  advance({{0, 1, {}, 1}});
+  EXPECT_TRUE(RowOf(arena, 1) == State(3));
+  EXPECT_EQ(arena.words->Get(FlagWords::kFailures), 0u);
+  advance({{2, 1, {}, 1}, {0, 1, {}, 3}});
+  EXPECT_TRUE(RowOf(arena, 1) == State(3));
+  EXPECT_TRUE(RowOf(arena, 3) == State(4));
+  EXPECT_EQ(arena.words->Get(FlagWords::kFailures), 1u);
+  const auto store = [&](uint32_t row) {
+    return ReasonOf(StatusOf(StoreWith(arena, {std::nullopt, FlagValue{3, 1}}, {ToStore(row, "c", 2, false)})));
+  };
+  EXPECT_EQ(store(1), "ROW_NOT_LOADED");
+  EXPECT_EQ(store(3), "");
+}
+
 TEST_P(ArenaFlagsTest, RowsOfAnAdvanceThatFailedAfterItsAnswerHaveNoBase) {
   const Flagged arena = OpenFlagged(2);
   ASSERT_TRUE(Set("b", 1, State(2)).ok());

@@ -89,6 +89,15 @@ TEST_P(DeviceArenasTest, RowsAreAdvancedOnceForEachRequestIdWholeOrAsARanksPart)
       ASSERT_TRUE(BytesOfArena(arena) == bytes) << tp_size << " ranks, call " << i;
     }
     request.items.resize(1);
+    const auto refused = [&](const AdvanceItem& item) {
+      const AdvanceAnswer answer = *arenas_.Advance({}, arena.id, {{item}, {}, "once"});
+      EXPECT_EQ(GetErrorDetail(answer.rows[0].status).field, "request_id");
+      return ReasonOf(answer.rows[0].status);
+    };
+    EXPECT_EQ(refused({0, 2, {}, {}}), "REQUEST_ID_REUSED");
+    EXPECT_EQ(refused({1, {}, {0, 3}, {}}), "REQUEST_ID_REUSED");
+    EXPECT_EQ(refused({1, 4, {}, 3}), "REQUEST_ID_REUSED") << "from another row";
+    ASSERT_TRUE(BytesOfArena(arena) == bytes);
     request.request_id = "again";
     ASSERT_TRUE(arenas_.Advance({}, arena.id, request).ok());
     move({0, 0, AcceptedSteps::Chain(3)});
@@ -96,6 +105,50 @@ TEST_P(DeviceArenasTest, RowsAreAdvancedOnceForEachRequestIdWholeOrAsARanksPart)
     ASSERT_EQ(arenas_.Close({}, arena.id), absl::OkStatus());
     arenas_.CheckInvariants();
   }
+}
+
+TEST_P(DeviceArenasTest, AStoreIsRepeatedThoughItsRowHasPassedWhatItStored) {
+  absl::StatusOr<OpenedArena> opened = arenas_.Open({}, {"m", 2, 4, {.num_spec = 3}});
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  absl::StatusOr<Arenas::Lease> lease = arenas_.Connect(opened->token);
+  ASSERT_TRUE(lease.ok()) << lease.status();
+  close(lease->fd);
+  const Open arena = {opened->id, newest_memory_, opened->shape};
+  std::string bytes = MakeBytes(arena.shape->bytes, 1);
+  memory_.Write(arena.memory, bytes);
+  std::vector<StoreItem> items(2);
+  for (uint32_t row = 0; row < 2; ++row) {
+    StoreItem& item = items[row];
+    item.row = row;
+    item.whole_row = item.advance = true;
+    item.set.sequence = row == 0 ? "stored" : "skipped";
+    item.set.position = row == 0 ? 10 : 11;  // at 8 is the state after 2 of 4 tokens; of 3 none is at a multiple
+    item.set.request = {"once", row};
+    item.accepted_length = row == 0 ? 4 : 3;
+    item.align = 8;
+  }
+  std::string state(layout_->state_bytes(), 0);
+  arena.shape->plan.Scatter(bytes.data(), 0, 2, 0, state.size(), state.data(), CopyHint::kCached);
+  for (size_t part = 0; part < arena.shape->advance_plan.parts().size(); ++part) {
+    arena.shape->advance_plan.Move(bytes.data(), {0, 0, AcceptedSteps::Chain(4)}, part);
+    arena.shape->advance_plan.Move(bytes.data(), {1, 1, AcceptedSteps::Chain(3)}, part);
+  }
+  for (const bool again : {false, true, true}) {
+    const absl::StatusOr<StoreAnswer> answer = arenas_.Store({}, arena.id, items, /*all_or_none=*/again);
+    ASSERT_TRUE(answer.ok() && answer->rows[0].status.ok()) << answer.status();
+    EXPECT_EQ(answer->rows[0].info.version.position, 8);
+    EXPECT_EQ(answer->rows[0].info.replayed, again);
+    EXPECT_TRUE(answer->done && answer->rows[1].skipped);
+    EXPECT_TRUE(Get("stored") == state);
+    EXPECT_TRUE(BytesOfArena(arena) == bytes);
+  }
+  items[0].set.request.body_hash = 7;
+  EXPECT_EQ(ReasonOf(arenas_.Store({}, arena.id, items, false)->rows[0].status), "REQUEST_ID_REUSED");
+  // The name has forgotten it, and the row can't tell any more what it was.
+  items[0].set.request.body_hash = 0;
+  ASSERT_TRUE(store_.Delete({}, {Key("stored"), std::nullopt}).ok());
+  EXPECT_EQ(ReasonOf(arenas_.Store({}, arena.id, items, false)->rows[0].status), "REQUEST_ID_REUSED");
+  EXPECT_TRUE(BytesOfArena(arena) == bytes);
 }
 
 TEST_P(DeviceArenasTest, StatesThatLeftTheDeviceComeBackIntoRows) {

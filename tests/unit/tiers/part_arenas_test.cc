@@ -225,6 +225,11 @@ TEST_P(PartArenasTest, WhatAPartCantBeIsRefused) {
   item.set.request.id = "1";
   item.whole_row = true;
   EXPECT_EQ(GetErrorDetail(arenas_.Store({}, rank.id, {&item, 1}, /*all_or_none=*/true).status()).field, "all_or_none");
+  item.advance = true;
+  const absl::StatusOr<StoreAnswer> advanced = arenas_.Store({}, rank.id, {&item, 1}, /*all_or_none=*/false);
+  ASSERT_TRUE(advanced.ok()) << advanced.status();
+  EXPECT_EQ(ReasonOf(advanced->rows[0].status), "INVALID_OPTION");
+  EXPECT_EQ(GetErrorDetail(advanced->rows[0].status).field, "advance");
 }
 
 TEST_P(PartArenasTest, AnyRanksAttachmentIsTheVersions) {

@@ -55,6 +55,28 @@ def source_columns(bits: int, window: int, columns: int) -> list[int]:
     return [*range(window - 1), *path, *range(window + last_of(bits), columns)][len(path) - 1:]
 
 
+def to_store_of(item: pb.StoreItem, steps_max: int, has_windows: bool) -> tuple[int, int]:
+    """What of a row an item is to store: the accepted length that names this state, and the steps that hold, to which the row is advanced. Zeros: the daemon
+    says what is wrong with it, or skips it. kernels/accepted_steps.h has the same."""
+    length = item.accepted_length if item.HasField("accepted_length") else 1
+    bits = path_bits(item.path, steps_max) if item.path else (1 << length) - 1 if length <= steps_max else 0
+    if item.path and (item.HasField("accepted_length") or has_windows and not is_chain(bits)):
+        return 0, 0
+    named, tokens = bits, bin(bits).count("1")
+    if item.align and 0 <= item.position <= 1 << 53:
+        behind = item.position % item.align
+        if item.position == behind or behind >= tokens:
+            return 0, 0
+        for _ in range(behind):
+            named ^= 1 << last_of(named)
+    return named.bit_length(), bits
+
+
+def has_windows(table: pb.Arena) -> bool:
+    """Whether the steps of any tensor are columns."""
+    return any(dict(zip(tensor.axes, tensor.shape)).get("step", table.steps) < table.steps for tensor in table.tensors)
+
+
 def moves_of(request: pb.AdvanceRequest, rows: int, steps_max: int) -> tuple[list[Move], pb.AdvanceResponse] | None:
     """What a request asks for, and the answer to it. None: something is wrong with it, and the daemon says what."""
     if request.verified_length > steps_max:

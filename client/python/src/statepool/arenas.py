@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,8 @@ class View:
     conv_padding  columns of conv tensors (axis "tap") before the K-1 that the layout has, 0..8. Zeros after a load, not stored
     num_spec      columns after them, for the inputs of speculative tokens: at least steps - 1. Such a tensor has one step, and what is stored are the
                   K-1 columns that end accepted - 1 columns later
+    without_num_spec  conv tensors that it does not widen: they have steps, as other tensors have. vLLM ignores its number of speculative tokens for the
+                  convolutions of mamba1, short_conv and KDA's separate ones; a hybrid may have both kinds. Without num_spec it says nothing
     tp_size       tensor parallelism: the part of each tensor that the rank tp_rank of so many has, as the layout divides it. See Arena.store
     tp_rank
     """
@@ -69,10 +71,11 @@ class View:
     num_spec: int = 0
     tp_size: int = 1
     tp_rank: int = 0
+    without_num_spec: Iterable[str] = ()
 
     def to_proto(self) -> pb.View:
         return pb.View(layers=_requests.enum(pb.View.Layers, self.layers, "view.layers"), conv_padding=self.conv_padding, num_spec=self.num_spec,
-                       tp_size=self.tp_size, tp_rank=self.tp_rank,
+                       tp_size=self.tp_size, tp_rank=self.tp_rank, without_num_spec=self.without_num_spec,
                        axis_orders=[pb.AxisOrder(tensor=tensor, axes=axes) for tensor, axes in self.axis_orders.items()])
 
 
@@ -117,7 +120,10 @@ class StoreItem:
     position      tokens consumed; None: that of Arena.store
     accepted      how many of the row's steps hold, 1..max(steps, 1): the state after this many tokens is stored; None: that of Arena.store
     path          in its place, of a tree's tokens: the steps of those that hold, ascending (speculation.path_of)
-    advance       once it is stored the row is advanced to it (Arena.advance); None: as Arena.store says
+    advance       once it is stored the row is advanced to its accepted length, or path (Arena.advance); None: as Arena.store says. Not of a rank's part
+    align         for engines that find states at multiples of so many tokens alone (align mode, SPECULATION in statepool.proto): `position` is that after all
+                  accepted tokens, and what is stored is the state at the last such multiple among those after each of them, at its position (Info.position); if
+                  there is none nothing is, and None stands in its place. 0: the state at `position`. None: as Arena.store says
     if_revision   write only if this is the sequence's revision; 0: only if it does not exist. None: that of the row's last load or store, if it was of
                   this sequence; else whatever it has
     any_revision  whatever it has in any case
@@ -133,6 +139,7 @@ class StoreItem:
     whole_row: bool = False
     path: Iterable[int] = ()
     advance: bool | None = None
+    align: int | None = None
     attachment: bytes = b""
     exactness: Exactness | None = None
     durability: Durability | None = None
@@ -261,6 +268,7 @@ class Arena:
         self._flags: _flags.Flags | None = None  # None: streams and the daemon have no words for each other
         self._late_bytes_max = 0  # of states that a load may have which returns before its copies
         self._moves: _advance.HostMoves | _advance.GpuMoves | None = None  # None: nor does it move rows
+        self._has_windows = False  # it moves rows, and steps of some tensors are columns
         self._doubtful: set[int] = set()  # rows that the daemon may take for loaded, and nobody copied to
         self._on_gpu = False
         self._table: pb.Arena  # as the daemon told it first
@@ -326,14 +334,15 @@ class Arena:
         return _by_row(items, results, return_errors)
 
     def store(self, items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None = None, *,
-              accepted: int | Mapping[int, int] | None = None, advance: bool = False, skip_none: bool = False, all_or_none: bool = False,
+              accepted: int | Mapping[int, int] | None = None, advance: bool = False, skip_none: bool = False, align: int = 0, all_or_none: bool = False,
               return_errors: bool = False, stream: Any = None) -> dict[int, Any]:
         """Makes rows new versions of sequences, existing or new ones, as Pool.set would; published at one moment, recorded together.
 
         items          which sequence each row is for (a str is one), or a StoreItem
         position       tokens consumed: of all rows, or by row
         accepted       how many of the row's steps hold, 1..max(steps, 1): of all rows, or by row. None: 1
-        advance        each row that was stored is left advanced to what was stored, as advance() does
+        advance        each row that was stored is left advanced to its accepted length, or path, as advance() does
+        align          stores at multiples of so many tokens alone: StoreItem.align. Rows that have none are no errors either, and are advanced all the same
         skip_none      rows of which no token holds (accepted 0) are no errors: nothing is stored for them, and None stands in their place
         all_or_none    store nothing, and raise the first error, when an item fails
         return_errors  otherwise: put the error of an item that fails in its place, instead of raising the first of them
@@ -341,22 +350,23 @@ class Arena:
         The Info of what was stored by row, in the order of the items. An item that fails changes nothing, also not its row; the others are stored. The
         sequence that a row was loaded from or stored as must still have that revision: Conflict (REVISION_MISMATCH). Errors of items have "row" in
         their metadata. Conflict (ROW_NOT_LOADED, LAYOUT_MISMATCH), InvalidArgument (INVALID_ACCEPTED_LENGTH, INVALID_POSITION ...), Exhausted;
-        ContentsGone. Retries are safe: each item has a request_id.
+        ContentsGone. Retries are safe: each item has a request_id. Who gives it himself (StoreItem.request_id), to repeat a call that advances rows, has them
+        copied and moved by the daemon, also direct: it knows what it did before.
 
         Where the view is of a rank of several (View.tp_size) the ranks store a version together: all of them under the same name, position and
         StoreItem.request_id, which must be given, and never again for another version. The last one's result is the Info, that of those before it PartStored;
-        until then nobody finds the version. Its attachment is that of the rank that gives one, or several the same. Parts that stay alone for a minute are dropped: then the rows have no base any more, and all ranks store again.
+        until then nobody finds the version. None has `advance`, for a part may have to be stored again: call advance() once the version is there. Its attachment is that of the rank that gives one, or several the same. Parts that stay alone for a minute are dropped: then the rows have no base any more, and all ranks store again.
         """
         self._check_parts(items)
-        request = _store_request(items, position, accepted, all_or_none, advance, skip_none)
+        request = _store_request(items, position, accepted, all_or_none, advance, skip_none, align, max(self.steps, 1))
         if not request.items:
             return {}
         self._enter(stream)
-        results = self._store(request, self._pool._attempts(), self._known(), stream)
+        results = self._store(request, self._pool._attempts(), self._known(), stream, may_be_a_retry=_may_be_a_retry(items, request))
         return _by_row(items, results, return_errors)
 
     def store_async(self, items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None = None, *,
-                    accepted: int | Mapping[int, int] | None = None, advance: bool = False, skip_none: bool = False, all_or_none: bool = False,
+                    accepted: int | Mapping[int, int] | None = None, advance: bool = False, skip_none: bool = False, align: int = 0, all_or_none: bool = False,
                     return_errors: bool = False, stream: Any = None) -> Store:
         """store(), which is done when the handle's wait() returns, or done() is true; without either a thread of the arena's does it soon.
 
@@ -369,7 +379,7 @@ class Arena:
         copies: it must know what was stored. advance() after store_async() does the same in the stream's order.
         """
         self._check_parts(items)
-        request = _store_request(items, position, accepted, all_or_none, advance, skip_none)
+        request = _store_request(items, position, accepted, all_or_none, advance, skip_none, align, max(self.steps, 1))
         rows = list(items)
         self._enter(stream)
         attempts = self._pool._attempts()
@@ -381,37 +391,45 @@ class Arena:
                 storing = self._begin_in_order(request, known, stream)
             if storing is not None:
                 return Store(self, known, storing, lambda answer: _by_row(rows, _stored(request.items, answer), return_errors))
-            result = _by_row(rows, self._store(request, attempts, known, stream), return_errors) if request.items else {}
+            results = self._store(request, attempts, known, stream, may_be_a_retry=_may_be_a_retry(items, request)) if request.items else []
+            result = _by_row(rows, results, return_errors)
         except errors.StatepoolError as error:
             return Store(self, known, error, None)
         return Store(self, known, None, lambda _: result)
 
-    def advance(self, items: Mapping[int, AdvanceItem | Iterable[int] | int], *, skip_none: bool = False, skip_out_of_range: bool = False,
-                verified_length: int = 0, return_errors: bool = False, stream: Any = None) -> dict[int, Any]:
+    @overload
+    def advance(self, items: Mapping[int, AdvanceItem | Iterable[int] | int], *, skip_none: bool = ..., skip_out_of_range: bool = ...,
+                verified_length: int = ..., return_errors: bool = ..., stream: Any = ...) -> dict[int, Any]: ...
+    @overload
+    def advance(self, items: Iterable[AdvanceItem], *, skip_none: bool = ..., skip_out_of_range: bool = ..., verified_length: int = ...,
+                return_errors: bool = ..., stream: Any = ...) -> list[Any]: ...
+
+    def advance(self, items: Mapping[int, AdvanceItem | Iterable[int] | int] | Iterable[AdvanceItem], *, skip_none: bool = False,
+                skip_out_of_range: bool = False, verified_length: int = 0, return_errors: bool = False, stream: Any = None) -> dict[int, Any] | list[Any]:
         """Moves rows to the states after their accepted tokens, without a version (SPECULATION in statepool.proto): each row's first step becomes the state
         after the accepted length, or path; of tensors with num_spec columns the window moves up. One pass for all rows; on a GPU one launch.
 
-        items              what holds of each row: an accepted length, a path (a list, of a tree's tokens: speculation.path_of), or an AdvanceItem
+        items              what holds of each row: an accepted length, a path (a list, of a tree's tokens: speculation.path_of), or an AdvanceItem. Or a list of
+                           AdvanceItems that name their rows: then several may have the same, and other rows that get its states
         skip_none          rows of accepted length 0 are left as they are, instead of an error
         skip_out_of_range  and those whose length is above the steps
         verified_length    and those of which at least so many tokens hold: all were accepted, and the engine has left their state in its place. 0: none
         return_errors      put the error of an item that fails in its place, instead of raising the first of them
         stream             on a GPU: the torch stream that the rows are for; None: the current one
-        What was done with each row, in the order of the items: "moved", "in_place" (its first step was it already), "skipped_none", "skipped_out_of_range" or
+        What was done with each row, in the order of the items (of a list, a list): "moved", "in_place" (its first step was it already), "skipped_none", "skipped_out_of_range" or
         "skipped_all". The row of an item that fails is as it was. Rows need not have been loaded; what they are stored as later is checked then, as if
         this had not been. row_unmodified says nothing of these rows until the next load or store. InvalidArgument (INVALID_ACCEPTED_LENGTH, INVALID_PATH,
         ROW_OUT_OF_RANGE; DUPLICATE_ROW: a row that two items write, or one writes and another reads); ContentsGone; RowsLost of an earlier call.
         """
-        request = pb.AdvanceRequest(skip_none=skip_none, skip_out_of_range=skip_out_of_range, verified_length=verified_length, request_id=os.urandom(16).hex())
-        for row, given in items.items():
-            item = given if isinstance(given, AdvanceItem) else AdvanceItem(path=given) if isinstance(given, Iterable) else AdvanceItem(given)
-            to = request.items.add(row=_row(row), path=item.path)
-            if item.accepted is not None:
-                to.accepted_length = item.accepted
-            if item.to_row is not None:
-                to.to_row = _row(item.to_row)
+        request = _advance_request(items.items() if isinstance(items, Mapping) else [(None, item) for item in items], max(self.steps, 1), skip_out_of_range)
+        request.skip_none, request.skip_out_of_range = skip_none, skip_out_of_range
+        try:
+            request.verified_length = verified_length
+        except ValueError:
+            raise errors.invalid("INVALID_OPTION", f"a row of this arena holds {max(self.steps, 1)} steps, so {verified_length} are not verified",
+                                 "verified_length") from None
         if not request.items:
-            return {}
+            return {} if isinstance(items, Mapping) else []
         self._enter(stream)
         known, attempts = self._known(), self._pool._attempts()
         answer = self._advance_directly(request, known, stream)
@@ -421,8 +439,11 @@ class Arena:
         if answer is None:
             self._wait_for(stream)
             answer = self._call("Advance", request, pb.AdvanceResponse.FromString, attempts, known)
-        return _by_row(items, [_error(request.items[i], r.error) if r.HasField("error") else names.enum_name(pb.AdvancedRow.Outcome, r.outcome)
-                               for i, r in enumerate(answer.rows)], return_errors)
+        results = [_error(request.items[i], r.error) if r.HasField("error") else names.enum_name(pb.AdvancedRow.Outcome, r.outcome)
+                   for i, r in enumerate(answer.rows)]
+        if isinstance(items, Mapping):
+            return _by_row(items, results, return_errors)
+        return list(_by_row(range(len(results)), results, return_errors).values())
 
     def _advance_directly(self, request: pb.AdvanceRequest, generation: int, stream: Any) -> pb.AdvanceResponse | None:
         """An Advance that is done, or enqueued, here. None: it is for the daemon to do, or to refuse."""
@@ -455,8 +476,9 @@ class Arena:
         """The rows of a direct Store that were stored, and ask for it."""
         if not answer.done:
             return
-        moves = [_advance.Move(item.row, item.row, (1 << self._accepted(item)) - 1) for item, row in zip(request.items, answer.rows)
-                 if item.advance and not row.HasField("error") and self._accepted(item) > 1]
+        to_store = [self._to_store(item) for item in request.items]
+        moves = [_advance.Move(item.row, item.row, steps) for item, row, (_, steps) in zip(request.items, answer.rows, to_store)
+                 if item.advance and not row.HasField("error") and steps > 1]
         if moves:
             self._move(moves, generation, stream)
 
@@ -485,17 +507,13 @@ class Arena:
         self._follow(flags, call, stream)
         return answer
 
+    def _to_store(self, item: pb.StoreItem) -> tuple[int, int]:
+        """_advance.to_store_of. REQUIRES: this process copies."""
+        return _advance.to_store_of(item, max(self._table.steps, 1), self._has_windows)
+
     def _accepted(self, item: pb.StoreItem) -> int:
-        """The accepted length that names the state which an item is to store. 0: let the daemon say what is wrong with it."""
-        most = max(self._table.steps, 1)
-        if not item.path:
-            length = item.accepted_length if item.HasField("accepted_length") else 1
-            return length if length <= most else 0
-        bits = _advance.path_bits(item.path, most)
-        has_windows = self.view.num_spec > 0 and most > 1
-        if item.HasField("accepted_length") or (has_windows and not _advance.is_chain(bits)):
-            return 0
-        return _advance.last_of(bits) + 1
+        """The accepted length that names the state which an item is to store. 0: let the daemon say what is wrong with it, or skip it."""
+        return self._to_store(item)[0]
 
     def _check_parts(self, items: Mapping[int, StoreItem | Sequence | str]) -> None:
         """InvalidArgument (MISSING_FIELD) for a part without what tells which version it is of: an id made here would be this rank's alone."""
@@ -618,9 +636,11 @@ class Arena:
             event = self._copies.gather(states, [row for _, rows in pinned for row in rows], self._memory.stream(stream))  # type: ignore[union-attr]
         self._in_flight.hold(event, lease, [pin for pin, _ in pinned])
 
-    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any = None) -> list[Info | PartStored | errors.StatepoolError | None]:
+    def _store(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any = None, *,
+               may_be_a_retry: bool = False) -> list[Info | PartStored | errors.StatepoolError | None]:
+        """may_be_a_retry: of a call that advanced rows, which the daemon alone remembers: it is the daemon's to do."""
         while True:
-            answer = self._store_directly(request, attempts, generation, stream)
+            answer = None if may_be_a_retry else self._store_directly(request, attempts, generation, stream)
             if answer is None:
                 self._finish_stores()  # in the order of the calls
                 answer = self._store_in_order(request, attempts, generation, stream)
@@ -1147,6 +1167,7 @@ class Arena:
             return
         state_bytes = sum(segment.element_bytes * math.prod(segment.sizes) for segment in self._table.plan)
         accepted_max = max(self._table.steps, 1)
+        self._has_windows = _advance.has_windows(self._table)
         with contextlib.suppress(ValueError):  # then the daemon copies
             if self._on_gpu:
                 self._copies = _gpu_copies.Copies(self._memory, self._table.plan, state_bytes, self._table.rows, accepted_max)  # type: ignore[arg-type]
@@ -1211,7 +1232,8 @@ def _load_request(items: Mapping[int, LoadItem | Name | Match | str]) -> pb.Load
 
 
 def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: int | Mapping[int, int] | None,
-                   accepted: int | Mapping[int, int] | None, all_or_none: bool, advance: bool = False, skip_none: bool = False) -> pb.StoreRequest:
+                   accepted: int | Mapping[int, int] | None, all_or_none: bool, advance: bool = False, skip_none: bool = False, align: int = 0,
+                   steps_max: int = 1) -> pb.StoreRequest:
     request = pb.StoreRequest(all_or_none=all_or_none)
     add = request.items.add
     position_of, accepted_of = _by_row_of(position), _by_row_of(accepted)
@@ -1233,19 +1255,69 @@ def _store_request(items: Mapping[int, StoreItem | Sequence | str], position: in
                 to.if_revision = more.if_revision
             if more.attachment:
                 to.attachment = more.attachment
-            to.path.extend(more.path)
+            _set_path(to, more.path, i, row, steps_max)
+        block = align if more is None or more.align is None else more.align
+        if block:
+            if operator.index(block) < 0:
+                raise errors.invalid("INVALID_OPTION", f"a block has 1 token or more, not {block}", f"items[{i}].align", row=row)
+            to.align = min(operator.index(block), (1 << 64) - 1)  # no position is a multiple of more
         if advance if more is None or more.advance is None else more.advance:
             to.advance = True
         if skip_none:
             to.skip_none = True
         length = accepted_of(row) if more is None or more.accepted is None else more.accepted
         if length is not None:
-            to.accepted_length = length
+            _set_length(to, length, i, row, steps_max)
         to.row = _row(row)
         to.sequence = sequence
-        to.position = at
+        try:
+            to.position = at
+        except ValueError:
+            raise errors.invalid("INVALID_POSITION", f"a position is 0..2^53, not {at}", f"items[{i}].position", row=row) from None
         to.request_id = f"{request_ids}{i:04x}" if more is None or more.request_id is None else more.request_id
     return request
+
+
+def _may_be_a_retry(items: Mapping[int, StoreItem | Sequence | str], request: pb.StoreRequest) -> bool:
+    """Whether a row may have been advanced already by an earlier call with the caller's own request_id."""
+    return any([to.advance and isinstance(item, StoreItem) and item.request_id is not None for item, to in zip(items.values(), request.items)])
+
+
+def _advance_request(items: Iterable[tuple[int | None, Any]], steps_max: int, skip_out_of_range: bool) -> pb.AdvanceRequest:
+    """Of rows, None where the item names it itself."""
+    request = pb.AdvanceRequest(request_id=os.urandom(16).hex())
+    for i, (row, given) in enumerate(items):
+        if row is None:
+            if not isinstance(given, AdvanceItem) or given.row is None:
+                raise errors.invalid("MISSING_FIELD", "an item of a list says which row it is for: AdvanceItem(..., row=...)", f"items[{i}].row")
+            row = given.row
+        item = given if isinstance(given, AdvanceItem) else AdvanceItem(path=given) if isinstance(given, Iterable) else AdvanceItem(given)
+        if item.row is not None and item.row != row:
+            raise errors.invalid("INVALID_OPTION", f"this item is for row {item.row}, and stands at row {row}", f"items[{i}].row")
+        to = request.items.add(row=_row(row))
+        _set_path(to, item.path, i, row, steps_max)
+        if item.accepted is not None:
+            most = (1 << 32) - 1  # above all steps, as what is larger
+            _set_length(to, most if skip_out_of_range and item.accepted > most else item.accepted, i, row, steps_max)
+        if item.to_row is not None:
+            to.to_row = _row(item.to_row)
+    return request
+
+
+def _set_length(to: pb.StoreItem | pb.AdvanceItem, length: int, i: int, row: int, steps_max: int) -> None:
+    try:
+        to.accepted_length = length
+    except ValueError:
+        raise errors.invalid("INVALID_ACCEPTED_LENGTH", f"the accepted length is 1..{steps_max}, not {length}", f"items[{i}].accepted_length", limit=steps_max,
+                             row=row) from None
+
+
+def _set_path(to: pb.StoreItem | pb.AdvanceItem, path: Iterable[int], i: int, row: int, steps_max: int) -> None:
+    try:
+        to.path.extend(path)
+    except ValueError:
+        raise errors.invalid("INVALID_PATH", f"a path is steps of the row, 0..{steps_max - 1}, each larger than the one before it", f"items[{i}].path",
+                             limit=steps_max, row=row) from None
 
 
 @functools.lru_cache(maxsize=64)

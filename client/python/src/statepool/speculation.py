@@ -23,11 +23,13 @@ class AdvanceItem:
     accepted  how many of the tokens hold: 1..max(steps, 1)
     path      of a tree's tokens: the steps of those that hold, ascending, each below max(steps, 1). See path_of
     to_row    the row that gets the state, in the place of the row itself, which then stays as it is
+    row       which one it is for, in a list of items; in a mapping its key says so
     """
 
     accepted: int | None = None
     path: Iterable[int] = ()
     to_row: int | None = None
+    row: int | None = None
 
 
 def path_of(parents: Sequence[int], accepted: int) -> list[int]:
@@ -106,8 +108,8 @@ def align_after(block: int, computed: int, scheduled: int, draft: int, accepted:
 
     draft     tokens of the step that were drafts: 0..scheduled - 1
     accepted  tokens that hold, 1..draft + 1
-    Statepool keeps any position, and needs none of this: for an engine that finds states by blocks alone it says which ones to store (Arena.store with
-    `position` and `accepted`). InvalidArgument (INVALID_OPTION, and the field) for what is out of its range; nothing is above 2^53.
+    Statepool keeps any position, and needs none of this: for an engine that finds states by blocks alone it says which ones to store. Arena.store(align=block)
+    does the same by itself, of `position` N and `accepted`. InvalidArgument (INVALID_OPTION, and the field) for what is out of its range; nothing is above 2^53.
     """
     _check(block, computed, scheduled)
     if not 0 <= draft < scheduled:

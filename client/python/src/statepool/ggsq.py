@@ -2,7 +2,7 @@
 """llama.cpp's file of one sequence ('ggsq', llama_state_seq_save_file) of a purely recurrent model, to and from images of a layout.
 
     file = ggsq.read("slot.bin", layout)
-    seq = pool.set("chat/42", file.data, file.position, layout=layout)
+    pool.set("chat/42", file.data, file.position, layout=layout)
     pool.publish_prefix(layout, file.tokens, "chat/42")
     ggsq.write("slot.bin", layout, pool.get("chat/42"), file.tokens)
 

@@ -12,7 +12,7 @@
 //   MALFORMED_RESPONSE  INTERNAL: an answer that this contract doesn't allow
 //   UNIMPLEMENTED       the daemon doesn't know this call
 //   INVALID_ADDRESS, INVALID_OPTION, BYTES_LENGTH_MISMATCH   INVALID_ARGUMENT: refused before anything was sent
-// those of arena.h, and empty for any other.
+// those of arena.h and of the headers in engines/, and empty for any other.
 //
 // All functions are thread-safe.
 #ifndef STATEPOOL_CLIENT_CPP_ERRORS_H_

@@ -1,6 +1,6 @@
 # Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 """Client of Statepool, the daemon that keeps the recurrent states of sequence models. Begin at connect()."""
-from . import _grpc, errors, layouts, speculation  # _grpc: before what imports gRPC
+from . import _grpc, errors, ggsq, layouts, speculation  # _grpc: before what imports gRPC
 from .arenas import Arena, Buffers, Loaded, LoadItem, PartStored, Store, StoreItem, View
 from .batches import Batch, Get
 from .client import Pool, connect
@@ -13,6 +13,6 @@ from .streams import StateStream
 __all__ = [
     "AdvanceItem", "Arena", "Batch", "Buffers", "Conflict", "ContentsGone", "DataLoss", "DeadlineExceeded", "Deletion", "Exhausted", "Get", "Info",
     "InvalidArgument", "Layout", "LoadItem", "Loaded", "Match", "Name", "NotFound", "Part", "PartStored", "Pool", "Prefix", "Removal", "RowsLost", "Sequence",
-    "Snapshot", "State", "StateStream", "StatepoolError", "Store", "StoreItem", "Tensor", "Unavailable", "Upload", "Version", "View", "connect", "errors", "layouts",
-    "speculation",
+    "Snapshot", "State", "StateStream", "StatepoolError", "Store", "StoreItem", "Tensor", "Unavailable", "Upload", "Version", "View", "connect", "errors", "ggsq",
+    "layouts", "speculation",
 ]

@@ -612,7 +612,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
       CheckItems(items, arena->shape->rows, std::min<size_t>(arena->shape->rows, store_->options().max_batch)));
   absl::flat_hash_set<absl::string_view> names;
   for (size_t i = 0; i < items.size(); ++i) {
-    if (names.insert(items[i].set.sequence).second) continue;
+    if (items[i].set.sequence.empty() || names.insert(items[i].set.sequence).second) continue;
     return Invalid("DUPLICATE_NAME", absl::StrCat("items[", i, "].sequence"),
                    absl::StrCat("'", items[i].set.sequence, "' is written twice in one call"));
   }
@@ -690,7 +690,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
   }
   const auto abort_all = [&] {
     for (StoredRow& row : answer.rows) {
-      if (row.status.ok()) row.status = Aborted();
+      if (row.status.ok() && !row.skipped) row.status = Aborted();
     }
     answer.done = false;
   };

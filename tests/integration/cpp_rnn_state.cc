@@ -284,6 +284,10 @@ TEST_F(RnnStateTest, APrefillIsNotPoppedIntoButTo) {
   ASSERT_TRUE(state->BeginForward({0}, {1}, std::nullopt, stream()).ok());
   EXPECT_EQ(state->seq_lengths()[0], 6);
   EXPECT_TRUE(GetImage(*state, 0) == prefilled);
+  EXPECT_EQ(ReasonOf(state->PopN(7, 0)), "NEVER_CREATED");
+  ASSERT_TRUE(state->PopN(0, 0).ok());
+  SetImages(state.get(), {RandomBytes(init_.size())});
+  EXPECT_TRUE(state->EndForward(stream()).ok()) << "a pop of nothing changes nothing, also in a step";
 }
 
 TEST_F(RnnStateTest, AStepWithoutASetMakesNoVersion) {
@@ -333,6 +337,7 @@ TEST_F(RnnStateTest, BatchesThatMakeNoSenseAreRefused) {
   EXPECT_EQ(field({0, 0}, {1, 1}), "seq_ids[1]");
   EXPECT_EQ(field({0, 1}, {1}), "append_lengths");
   EXPECT_EQ(field({0, 1}, {1, 0}), "append_lengths[1]");
+  EXPECT_EQ(field({0, 1}, {1, INT64_MAX}), "append_lengths[1]");
   EXPECT_EQ(field({0, 1}, {3, 2}, {{-1, 0, 1, -1, 0}}), "");
   EXPECT_EQ(field({0, 1}, {3, 2}, {{-1, 0, 0, -1, 0}}), "token_tree_parent_ptr[2]");
   EXPECT_EQ(field({0, 1}, {3, 2}, {{-1, 0, 1, 2, 0}}), "token_tree_parent_ptr[3]");

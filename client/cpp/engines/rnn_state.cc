@@ -20,6 +20,7 @@ absl::Status InvalidOption(absl::string_view field, absl::string_view message) {
   return client::InvalidArgument("INVALID_OPTION", field, message);
 }
 
+constexpr int64_t kPositionMax = int64_t{1} << 53;
 constexpr uint32_t kLayersMax = 4096;  // of a tensor, as the daemon takes them
 constexpr uint64_t kStateBytesMax = uint64_t{1} << 40;
 constexpr uint64_t kLayoutBytesMax = 8 << 20;  // initial values included
@@ -87,9 +88,9 @@ absl::StatusOr<v1::Layout> RNNState::LayoutOf(absl::string_view model_id, uint32
   return layout;
 }
 
-RNNState::RNNState(const client::Pool& pool, absl::string_view name, uint32_t max_batch_size, uint32_t max_history,
+RNNState::RNNState(const client::Pool& pool, absl::string_view name, uint32_t max_history,
                    const RNNStateOptions& options)
-    : pool_(pool), name_(name), name_options_(options.name_options), pairs_(max_batch_size) {
+    : pool_(pool), name_(name), name_options_(options.name_options) {
   name_options_.set_max_history(max_history);
 }
 
@@ -111,7 +112,7 @@ absl::StatusOr<std::unique_ptr<RNNState>> RNNState::Create(const client::Pool& p
     return InvalidOption("max_batch_size", absl::StrCat("at most ", rows_max / 2, ": each sequence has two of the ",
                                                         rows_max, " rows (Capabilities.max_arena_rows)"));
   }
-  auto state = absl::WrapUnique(new RNNState(pool, name, max_batch_size, max_history, options));
+  auto state = absl::WrapUnique(new RNNState(pool, name, max_history, options));
   client::ArenaOptions arena_options;
   arena_options.rows = 2 * max_batch_size;
   arena_options.view = view;
@@ -120,6 +121,7 @@ absl::StatusOr<std::unique_ptr<RNNState>> RNNState::Create(const client::Pool& p
   absl::StatusOr<std::unique_ptr<client::Arena>> arena = pool.OpenArena(layout, arena_options);
   if (!arena.ok()) return arena.status();
   state->arena_ = *std::move(arena);
+  state->pairs_.resize(max_batch_size);  // of which there are not too many
   const std::vector<client::ArenaTensor>& tensors = state->arena_->tensors();
   int64_t state_id = -1;
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -158,6 +160,7 @@ absl::Status RNNState::ForkSequence(int64_t parent_seq_id, int64_t child_seq_id,
 }
 
 absl::Status RNNState::PopN(int64_t seq_id, int32_t n) {
+  if (n == 0) return pool_.Describe(client::SequenceRef(NameOf(seq_id))).status();
   v1::RollbackRequest request;
   request.set_sequence(NameOf(seq_id));
   request.set_tokens(n);
@@ -182,7 +185,8 @@ absl::Status RNNState::CheckBatch(absl::Span<const int64_t> seq_ids, absl::Span<
   for (size_t i = 0; i < seq_ids.size(); ++i) {
     if (!seen.insert(seq_ids[i]).second)
       return InvalidOption(absl::StrCat("seq_ids[", i, "]"), absl::StrCat(seq_ids[i], " is there twice"));
-    if (append_lengths[i] < 1) return InvalidOption(absl::StrCat("append_lengths[", i, "]"), "at least one token");
+    if (append_lengths[i] < 1 || append_lengths[i] > kPositionMax)
+      return InvalidOption(absl::StrCat("append_lengths[", i, "]"), "1..2^53 tokens");
     if (!token_tree_parent_ptr.has_value()) continue;
     for (int64_t token = 0; token < append_lengths[i]; ++token, ++tokens) {
       if (tokens >= token_tree_parent_ptr->size())

@@ -139,8 +139,8 @@ class RNNState {
   // The child is the parent as it was at position fork_pos, or, by default, as it is; with what is behind that in the
   // parent's history, and with its max_history. Errors: every miss (of fork_pos: POSITION_MISMATCH), NAME_EXISTS.
   absl::Status ForkSequence(int64_t parent_seq_id, int64_t child_seq_id, int64_t fork_pos = -1);
-  // Errors: every miss; INVALID_OPTION (tokens): n < 0; HISTORY_TOO_SHORT (metadata: available): more than can be
-  // popped. Then nothing changes.
+  // Of 0 tokens nothing changes. Errors: every miss; INVALID_OPTION (tokens): n < 0; HISTORY_TOO_SHORT (metadata:
+  // available): more than can be popped. Then nothing changes.
   absl::Status PopN(int64_t seq_id, int32_t n);
 
   // Begins a step of append_lengths[i] >= 1 tokens of each sequence; no sequence twice. token_tree_parent_ptr, if there
@@ -175,8 +175,7 @@ class RNNState {
     uint64_t last_step = 0;
   };
 
-  RNNState(const client::Pool& pool, absl::string_view name, uint32_t max_batch_size, uint32_t max_history,
-           const RNNStateOptions& options);
+  RNNState(const client::Pool& pool, absl::string_view name, uint32_t max_history, const RNNStateOptions& options);
 
   static int32_t RowOf(size_t pair, int which) { return static_cast<int32_t>(2 * pair) + which; }
   absl::Status CheckBatch(absl::Span<const int64_t> seq_ids, absl::Span<const int64_t> append_lengths,

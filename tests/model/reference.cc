@@ -673,8 +673,9 @@ Reference::Plan Reference::PlanRemoveRange(const v1::RemoveRangeRequest& in) {
   ref.set_sequence(in.sequence());
   const std::vector<Fault> faults = Resolve(ref, std::nullopt, "", 0, "sequence").faults;
   if (name == nullptr && IsName(in.sequence()) && in.allow_missing()) {
+    // Of a range that begins after all tokens and ends there, it is open whether it is empty.
     const int64_t begin = std::max<int64_t>(in.begin(), 0);
-    plan.buries = in.end() < 0 || in.end() > begin;
+    plan.buries = in.end() < 0 ? begin < int64_t{1} << 53 : in.end() > begin;
     return plan;
   }
   plan.faults.insert(plan.faults.end(), faults.begin(), faults.end());
@@ -1266,7 +1267,9 @@ std::string Reference::List(const v1::ListRequest& in, const Outcome& outcome, c
       more = true;
       break;
     }
-    if (listed == out.names_size()) return absl::StrCat("'", key.second, "' is missing");
+    const Key got = listed < out.names_size() ? KeyOf(out.names(listed).name()) : Key();
+    if (listed == out.names_size() || got > key) return absl::StrCat("'", key.second, "' is missing");
+    if (got < key) return absl::StrCat("'", got.second, "' is listed, and must not be there");
     if (std::string wrong = CheckInfo(key, *state.head(), /*history=*/false, out.names(listed++)); !wrong.empty())
       return absl::StrCat("'", key.second, "': ", wrong);
     after = key.second;
@@ -1577,11 +1580,17 @@ void Reference::Restarted(bool orderly, std::string incarnation) {
 std::vector<Key> Reference::KeysToAsk() const {
   std::vector<Key> keys;
   for (const auto& [key, disk] : disk_) {
-    const auto recorded = [](const auto& s) { return s.has_value(); };
-    if (before_restart_.count(key) > 0 || std::any_of(disk.states.begin(), disk.states.end(), recorded))
-      keys.push_back(key);
+    if (before_restart_.count(key) > 0 || disk.MayHaveRecord()) keys.push_back(key);
   }
   return keys;
+}
+
+std::vector<std::string> Reference::SequencesLeft() const {
+  std::vector<std::string> left;
+  for (const auto& [key, disk] : disk_) {
+    if (key.first == v1::SEQUENCE && Find(key) == nullptr && disk.MayHaveRecord()) left.push_back(key.second);
+  }
+  return left;
 }
 
 std::string Reference::Recovered(const Key& key, const Outcome& outcome, const v1::NameInfo& out) {

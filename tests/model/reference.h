@@ -13,6 +13,7 @@
 
 #include <google/rpc/status.pb.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -154,6 +155,7 @@ class Reference {
 
   // ---- for whoever makes requests
   const State* Find(const Key& key) const;
+  std::vector<std::string> SequencesLeft() const;  // absent, but a record may be left on disk
   const std::map<Key, State>& names() const { return names_; }
   const std::map<std::string, LayoutM>& layouts() const { return layouts_; }
   const LayoutM* LayoutOf(const std::string& name) const;  // alias or fingerprint
@@ -193,6 +195,10 @@ class Reference {
     // What may be recorded of a name on disk: at first nothing.
     std::vector<std::optional<State>> states{std::nullopt};
     bool reaped = false;  // of a name that is gone by itself: the daemon has noticed
+
+    bool MayHaveRecord() const {
+      return std::any_of(states.begin(), states.end(), [](const auto& state) { return state.has_value(); });
+    }
   };
   struct Stone {
     std::string reason;

@@ -1,6 +1,7 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "tests/model/session.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <set>
 #include <utility>
@@ -299,14 +300,15 @@ v1::RollbackRequest Session::MakeRollback() {
 
 v1::RemoveRangeRequest Session::MakeRemoveRange() {
   v1::RemoveRangeRequest in;
-  in.set_sequence(Sequence());
+  const std::vector<std::string> left = reference_.SequencesLeft();
+  in.set_sequence(!left.empty() && Chance(0.7) ? OneOf(left) : Sequence());
   const Key key(v1::SEQUENCE, in.sequence());
   const auto [begin, end] = RangeOf(reference_.Find(key));
   in.set_begin(begin);
   in.set_end(end);
   if (Chance(0.2)) in.set_if_revision(IfRevision(key));
   in.set_request_id(RequestId());
-  in.set_allow_missing(Chance(0.3));
+  in.set_allow_missing(Chance(reference_.Find(key) == nullptr ? 0.8 : 0.3));
   return in;
 }
 
@@ -426,8 +428,12 @@ std::string Session::Write(const v1::BatchWriteItem& item) {
       return reference_.Delete(item.delete_(), outcome, out);
     }
     case v1::BatchWriteItem::kRemoveRange: {
+      const std::vector<std::string> left = reference_.SequencesLeft();
+      const bool was_left = std::find(left.begin(), left.end(), item.remove_range().sequence()) != left.end();
       STATEPOOL_CALL(RemoveRange, item.remove_range(), v1::RemoveRangeResponse);
-      return reference_.RemoveRange(item.remove_range(), outcome, out);
+      std::string wrong = reference_.RemoveRange(item.remove_range(), outcome, out);
+      if (!wrong.empty() || !was_left || !outcome.ok() || !options_.crashes || Chance(0.5)) return wrong;
+      return Restart(/*orderly=*/false);  // it must not come back
     }
     case v1::BatchWriteItem::kRenumber: {
       STATEPOOL_CALL(Renumber, item.renumber(), v1::NameInfo);

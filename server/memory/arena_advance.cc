@@ -19,6 +19,9 @@ bool IsMoved(const AdvancedRow& row) {
   return row.status.ok() && (row.outcome == AdvanceOutcome::kMoved || row.outcome == AdvanceOutcome::kInPlace);
 }
 
+// Whether the state is where it is to be already.
+bool IsInPlace(const AdvanceMove& move) { return move.from_row == move.to_row && move.steps.bits() == 1; }
+
 // Of a row that another call with this request_id has moved.
 absl::Status MovedByAnother() {
   return Invalid("REQUEST_ID_REUSED", "request_id",
@@ -104,10 +107,13 @@ absl::Status LengthAndPath() {
   return Invalid("INVALID_OPTION", "path", "contradicts accepted_length: give the one or the other");
 }
 
+absl::Status AdvancedElsewhere() {
+  return Invalid("REQUEST_ID_REUSED", "request_id",
+                 "the version is there already, and this row was not moved when it was stored, or something else was "
+                 "done to it since: Load the row, or Advance it by a call of its own");
+}
+
 absl::Status StatusOf(StoreOutcome outcome, const StoreItem& item, uint32_t limit) {
-  if (item.advance && item.image != nullptr) {
-    return Invalid("INVALID_OPTION", "advance", "who copies a row into a grant himself advances it himself");
-  }
   switch (outcome) {
     case StoreOutcome::kStored:
     case StoreOutcome::kSkipped: break;
@@ -154,7 +160,7 @@ absl::Status Arenas::MoveRowsBy(const Op& op, Arena* arena, absl::Span<const Adv
                                 absl::string_view request_id, absl::Duration* copy_time) {
   std::vector<AdvanceMove> moved;
   for (const AdvanceMove& move : moves) {
-    if (move.from_row != move.to_row || move.steps.bits() != 1) moved.push_back(move);
+    if (!IsInPlace(move)) moved.push_back(move);
   }
   RETURN_IF_ERROR(MoveRows(op, arena, moved, copy_time));
   for (const AdvanceMove& move : moves) {
@@ -226,6 +232,12 @@ absl::StatusOr<bool> Arenas::AnswerAdvanced(const Op& op, const Arena& arena, co
   return true;
 }
 
+// Whether this Store made its version before, of this very state.
+bool Arenas::IsReplay(const Op& op, const SetRequest& request, const Image& image) const {
+  const absl::StatusOr<std::optional<NameInfo>> info = store_->ReplayOfSet(op, request, image.info().checksum);
+  return info.ok() && info->has_value();
+}
+
 // Of a Store: rows that were stored, or skipped by `align`, and ask for it.
 absl::Status Arenas::AdvanceStored(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
                                    absl::Span<const ToStore> to_store, const std::vector<bool>& answered,
@@ -278,7 +290,8 @@ void Arenas::Advance(const Op& op, absl::string_view id, AdvanceRequest request,
     const std::vector<AdvanceMove> planned = MovesOf(request, *(*arena)->shape, &*answer);
     for (size_t i = 0; i < planned.size(); ++i) {
       const AdvancedRow& row = answer->rows[i];
-      if (row.status.ok() && row.outcome == AdvanceOutcome::kMoved) late->moves.push_back(planned[i]);
+      const bool takes_note = IsMoved(row) && !request.request_id.empty();  // of one in place, too
+      if (takes_note || (row.status.ok() && row.outcome == AdvanceOutcome::kMoved)) late->moves.push_back(planned[i]);
     }
   } else {
     answer = std::move(status);
@@ -321,7 +334,9 @@ void Arenas::Move(LateAdvance* late, absl::Status status) {
   if (!refused.empty()) Spoil(arena, refused, MovedByAnother());
   if (!status.ok()) {
     std::vector<uint32_t> rows;
-    for (const AdvanceMove& move : late->moves) rows.push_back(move.to_row);
+    for (const AdvanceMove& move : late->moves) {
+      if (!IsInPlace(move)) rows.push_back(move.to_row);
+    }
     Spoil(arena, rows, status);
   }
   late->done.Set();

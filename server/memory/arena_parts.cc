@@ -30,8 +30,10 @@ void Arenas::SettleRow(Arena* arena, uint32_t index) const {
   switch (state.what) {
     case PartAssemblies::State::kOpen:
     case PartAssemblies::State::kWhole: break;  // it has a base, whose revision nobody knows yet
-    case PartAssemblies::State::kPublished: *row = {true, state.info.key, state.info.revision, 0}; break;
-    case PartAssemblies::State::kDropped: *row = {}; break;
+    case PartAssemblies::State::kPublished:
+      *row = {true, state.info.key, state.info.revision, 0, nullptr, std::move(row->moved_by)};
+      break;
+    case PartAssemblies::State::kDropped: *row = {false, {}, 0, 0, nullptr, std::move(row->moved_by)}; break;
   }
 }
 

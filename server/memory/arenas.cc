@@ -641,6 +641,10 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
       refuse(i, part);
       continue;
     }
+    if (item.advance && item.image != nullptr) {
+      refuse(i, Invalid("INVALID_OPTION", "advance", "who copies a row into a grant himself advances it himself"));
+      continue;
+    }
     if (item.advance) {
       const absl::StatusOr<bool> was_answered = AnswerAdvanced(op, *arena, item, &answer.rows[i]);
       if (!was_answered.ok()) refuse(i, was_answered.status());
@@ -654,6 +658,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     to_store[i] = ToStoreOf(item.accepted_length, item.path, item.set.position, rules_of_item);
     if (to_store[i].outcome == StoreOutcome::kSkipped) {
       answer.rows[i].skipped = true;
+      arena->rows[item.row].holds = 0;  // what the worker wrote before this Store was stored nowhere
       continue;
     }
     if (arena->is_of_parts()) SettleRow(arena.get(), item.row);
@@ -689,8 +694,9 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
     }
   }
   const auto abort_all = [&] {
-    for (StoredRow& row : answer.rows) {
-      if (row.status.ok() && !row.skipped) row.status = Aborted();
+    for (size_t i = 0; i < items.size(); ++i) {
+      StoredRow& row = answer.rows[i];
+      if (row.status.ok() && !row.skipped && !answered[i]) row.status = Aborted();
     }
     answer.done = false;
   };
@@ -719,6 +725,10 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
   for (size_t k = 0; k < stored.size(); ++k) {
     const size_t i = stored[k];
     if (!answer.rows[i].status.ok() || (*images)[k] == nullptr) continue;
+    if (items[i].advance && IsReplay(op, sets[i].request, *(*images)[k])) {
+      answer.rows[i].status = AdvancedElsewhere();
+      continue;
+    }
     at.push_back(k);
     sets[i].bytes.image = (*images)[k];
     sets[i].bytes.attachment = items[i].attachment;
@@ -750,7 +760,7 @@ absl::StatusOr<StoreAnswer> Arenas::StoreInTurn(const Op& op, absl::string_view 
       parts_.Published(assembly, info);
   }
   if (!answer.done) abort_all();
-  if (advances) RETURN_IF_ERROR(AdvanceStored(op, arena.get(), items, to_store, answered, &answer));
+  if (advances && answer.done) RETURN_IF_ERROR(AdvanceStored(op, arena.get(), items, to_store, answered, &answer));
   return answer;
 }
 

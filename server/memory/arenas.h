@@ -304,6 +304,7 @@ class Arenas {
   absl::Status MoveRows(const Op& op, Arena* arena, absl::Span<const AdvanceMove> moves, absl::Duration* copy_time);
   absl::Status MoveRowsBy(const Op& op, Arena* arena, absl::Span<const AdvanceMove> moves, absl::string_view request_id,
                           absl::Duration* copy_time);
+  bool IsReplay(const Op& op, const SetRequest& request, const Image& image) const;
   absl::StatusOr<bool> AnswerAdvanced(const Op& op, const Arena& arena, const StoreItem& item, StoredRow* answer);
   absl::Status AdvanceStored(const Op& op, Arena* arena, absl::Span<const StoreItem> items,
                              absl::Span<const ToStore> to_store, const std::vector<bool>& answered,

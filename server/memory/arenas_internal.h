@@ -35,6 +35,7 @@ inline absl::Status RowOutOfRange(absl::string_view field, uint32_t row, uint32_
 absl::Status BadAcceptedLength(uint32_t length, uint32_t limit);
 absl::Status BadPath(uint32_t limit);
 absl::Status LengthAndPath();
+absl::Status AdvancedElsewhere();
 absl::Status StatusOf(StoreOutcome outcome, const StoreItem& item, uint32_t limit);
 
 // What is wrong with the list itself: then nothing is done.

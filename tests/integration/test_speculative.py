@@ -588,6 +588,38 @@ def test_what_fails_in_align_mode_moves_no_row_of_all_or_none(pool):
         world.check(merged(world, {0: vllm_copy(world, 0, 0, 3)}))
 
 
+def test_a_store_that_is_refused_at_last_moves_no_row(pool):
+    for world in worlds(pool, 2, steps=4, rows=2):
+        world.arena.store({1: StoreItem(f"{world.name}/1", 5, whole_row=True, request_id="X")})
+        items = {0: StoreItem(f"{world.name}/0", 7, 3, advance=True), 1: StoreItem(f"{world.name}/1", 8, 2, whole_row=True, request_id="X")}
+        with pytest.raises(errors.InvalidArgument, match="REQUEST_ID_REUSED"):
+            world.arena.store(items, align=4, all_or_none=True)
+        world.check(world.filled)
+
+
+def test_a_retry_moves_no_row_that_has_something_else_since(pool):
+    for world in worlds(pool, 2, steps=3, num_spec=False):
+        item = StoreItem(f"{world.name}/0", 3, 3, whole_row=True, advance=True, request_id="R")
+        world.arena.store({0: item})
+        world.arena.load({0: pool.create(world.layout, f"{world.name}/other")})
+        held = world.held()
+        with pytest.raises(errors.InvalidArgument, match="REQUEST_ID_REUSED"):
+            world.arena.store({0: item})
+        world.check(held)
+
+
+def test_what_a_skipped_store_left_is_not_taken_for_what_was_loaded(pool):
+    for world in worlds(pool, 2, steps=0, num_spec=False):
+        sequence = pool.create(world.layout, f"{world.name}/skipped")
+        world.arena.load({0: sequence})
+        loaded = world.held()
+        world.fill()
+        assert world.arena.store({0: sequence}, position=3, align=64)[0] is None
+        assert world.arena.load({0: LoadItem(sequence, row_unmodified=True)})[0].copied
+        for key, array in world.held().items():
+            assert array[0].tobytes() == loaded[key][0].tobytes()
+
+
 def test_a_store_goes_on_where_the_row_was_loaded_from(pool):
     """Bases stay: Advance between Load and Store neither makes the one forget the other, nor another's write unseen."""
     for world in worlds(pool, 2, steps=3):

@@ -149,6 +149,21 @@ TEST_P(PartArenasTest, TheOthersRowsHaveTheVersionAsTheirBaseOnceItIsThere) {
     EXPECT_EQ(ReasonOf(StorePart(rank, 0, "seq", 3, "3", /*whole_row=*/false).status), "REVISION_MISMATCH");
 }
 
+TEST_P(PartArenasTest, ARowRemembersWhatMovedItWhenItsVersionIsWhole) {
+  const std::vector<Open> ranks = OpenRanks(2);
+  const std::string state = MakeBytes(layout_->state_bytes(), 1), other = MakeBytes(layout_->state_bytes(), 2);
+  for (const Open& rank : ranks) SetRow(rank, 1, state);
+  for (const Open& rank : ranks) ASSERT_EQ(StorePart(rank, 1, "seq", 1, "a").status, absl::OkStatus());
+  AdvanceRequest request;
+  request.items = {{.row = 0, .accepted_length = 1, .to_row = 1}};
+  request.request_id = "moves";
+  ASSERT_EQ(arenas_.Advance({}, ranks[0].id, request).status(), absl::OkStatus());
+  EXPECT_EQ(ReasonOf(StorePart(ranks[0], 1, std::string(600, 'x'), 2, "b").status), "INVALID_NAME");
+  SetRow(ranks[0], 1, other);
+  ASSERT_EQ(arenas_.Advance({}, ranks[0].id, request)->rows[0].status, absl::OkStatus());
+  EXPECT_TRUE(RowOf(ranks[0], 1) == PartOf(ranks[0], other)) << "a retry moves nothing";
+}
+
 TEST_P(PartArenasTest, WhereARankIsGoneOrLateTheOthersBeginAnew) {
   std::vector<Open> ranks = OpenRanks(2);
   const std::string state = MakeBytes(layout_->state_bytes(), 1);

@@ -303,9 +303,10 @@ void Arenas::Advance(const Op& op, absl::string_view id, AdvanceRequest request,
   late->request_id = std::move(request.request_id);
   late->op.tenant = op.tenant;
   late->op.deadline = wait.deadline;
+  const Op move = late->op;  // which outlives the call, and what cancels it
   // Before the answer: the order is that of the calls, and who may not wait is told.
   const absl::StatusOr<bool> is_next =
-      Enqueue(*arena, wait, flags.after,
+      Enqueue(*arena, move, flags.after,
               [this, late = std::move(late)](absl::Status why) { Move(late.get(), std::move(why)); });
   if (!is_next.ok()) return answered(is_next.status());
   answered(std::move(answer));

@@ -343,8 +343,8 @@ def test_words_that_change_at_random_spoil_nobody_elses_states(workers):
         for i in range(100):
             liar.load_with("b", row=i % 4, after=(1 + i, 1 << 31), done=(1 + i, i), timeout=0.5).exception(timeout=30)
             liar.store_with(f"liar/{i % 3}", row=i % 4, after=(5, i), done=(6, i), timeout=0.5).exception(timeout=30)
-            worker.load_with("b", done=(1, i)).result(timeout=30)
-            worker.reaches(1, i)
+            worker.load_with("b", done=(1, i + 1)).result(timeout=30)  # the word is 0 before
+            worker.reaches(1, i + 1)
             assert (worker.row(0) == 5).all()
             stored(worker.store_with("mine", position=i))
     finally:

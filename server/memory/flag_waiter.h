@@ -45,8 +45,8 @@ class FlagWaiter {
   FlagWaiter& operator=(const FlagWaiter&) = delete;
 
   // Calls `then` when the word is reached, `*ended` is set, or `op` is over, whichever is first seen; of several that
-  // are seen at once in the order of these calls. No `until`: it is reached. `ended` must live until then, which `then`
-  // can see to. Errors: QUEUE_FULL, DRAINING; `then` is not called.
+  // are seen at once in the order of these calls. No `until`: it is reached. `ended`, and what `op` refers to, must
+  // live until then, which `then` can see to. Errors: QUEUE_FULL, DRAINING; `then` is not called.
   absl::Status Wait(std::shared_ptr<const FlagWords> words, std::optional<FlagValue> until, const Op& op,
                     const std::atomic<bool>* ended, Then then) ABSL_LOCKS_EXCLUDED(mu_);
 

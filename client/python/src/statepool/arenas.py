@@ -495,17 +495,7 @@ class Arena:
         told.CopyFrom(request)
         told.after.CopyFrom(call.after)
         told.done.CopyFrom(call.done)
-        try:
-            answer = self._call("Advance", told, pb.AdvanceResponse.FromString, Attempts(attempts.timeout(), 0), generation)
-        except errors.StatepoolError as error:
-            return self._without_words(flags, call, error)
-        except BaseException:
-            flags.leave(call)
-            self._follow(flags, call, stream)
-            raise
-        flags.answered(call)
-        self._follow(flags, call, stream)
-        return answer
+        return self._call_with_words("Advance", told, pb.AdvanceResponse.FromString, attempts, generation, flags, call, stream)
 
     def _to_store(self, item: pb.StoreItem) -> tuple[int, int]:
         """_advance.to_store_of. REQUIRES: this process copies."""
@@ -783,17 +773,7 @@ class Arena:
         if call is None:
             return None
         told = pb.LoadRequest(items=request.items, after=call.after, done=call.done)
-        try:
-            answer = self._call("Load", told, pb.LoadResponse.FromString, Attempts(attempts.timeout(), 0), generation)
-        except errors.StatepoolError as error:
-            return self._without_words(flags, call, error)
-        except BaseException:
-            flags.leave(call)
-            self._follow(flags, call, stream)
-            raise
-        flags.answered(call)
-        self._follow(flags, call, stream)
-        return answer
+        return self._call_with_words("Load", told, pb.LoadResponse.FromString, attempts, generation, flags, call, stream)
 
     def _is_too_large(self, request: pb.LoadRequest) -> bool:
         """Whether the daemon would not pin all of these states for a load that returns before its copies, as far as their names tell."""
@@ -820,6 +800,21 @@ class Arena:
             self._follow(flags, call, stream)
             raise
         flags.answered(call)
+        return answer
+
+    def _call_with_words(self, method: str, told: pb.LoadRequest | pb.AdvanceRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
+                         generation: int, flags: _flags.Flags, call: _flags.Call, stream: Any) -> _Answer | None:
+        """A call that is answered before the daemon is done with its rows, which the stream waits for. None: it is to be made without words."""
+        try:
+            answer = self._call(method, told, parse, Attempts(attempts.timeout(), 0), generation)
+        except errors.StatepoolError as error:
+            return self._without_words(flags, call, error)
+        except BaseException:
+            flags.leave(call)
+            self._follow(flags, call, stream)
+            raise
+        flags.answered(call)
+        self._follow(flags, call, stream)
         return answer
 
     def _follow(self, flags: _flags.Flags, call: _flags.Call, stream: Any) -> None:

@@ -33,9 +33,9 @@ constexpr uint64_t kMostAutomaticChunkBytes = 16 << 20;
 constexpr uint64_t kLeastAutomaticChunkBytes = 2 << 20;
 constexpr uint64_t kAutomaticChunks = 64;
 constexpr uint64_t kStagingAlignment = 4096;
-// Who sleeps is woken some 50 us after the device is done, as long as it copies tens of MiB: so a wait begins awake,
-// for as long as that, unless others do already.
-constexpr std::chrono::microseconds kAwake{50};
+// Who sleeps is woken 50 to 200 us after the device is done, for as long as which it copies some hundred MiB: so a wait
+// begins awake, unless others do already.
+constexpr std::chrono::microseconds kAwake{500};
 constexpr uint32_t kAwakeMost = 2;
 constexpr uint64_t kStagingMost = uint64_t{1} << 46;  // no machine has more, and sums don't overflow
 
@@ -751,7 +751,13 @@ class CudaDevice::Copier final : public RowCopier {
   absl::Status Start() {
     RETURN_IF_ERROR(device_->Runtime(cudaHostAlloc(&hashes_, leaves_ * sizeof(LeafHash), cudaHostAllocPortable),
                                      "cudaHostAlloc of hashes"));
-    return device_->Runtime(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+    // Somebody's step waits for these copies, which are short: where processes share the GPU's multiprocessors (MPS) they
+    // go before what runs at the default priority.
+    int lowest = 0, highest = 0;
+    RETURN_IF_ERROR(
+        device_->Runtime(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange"));
+    return device_->Runtime(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest),
+                            "cudaStreamCreateWithPriority");
   }
 
   absl::Status Gather(absl::Span<const GatherItem> items, char* arena) override {

@@ -14,7 +14,7 @@ namespace statepool {
 namespace {
 
 constexpr std::chrono::nanoseconds kLookMin = std::chrono::microseconds(20), kLookMax = std::chrono::milliseconds(1);
-constexpr int64_t kLooksInAge = 16;
+constexpr int64_t kLooksInAge = 64;
 constexpr unsigned long kTimerSlackNs = 1'000;  // NOLINT(google-runtime-int): what prctl takes. By default 50 us
 
 absl::Status Draining() {

@@ -8,8 +8,8 @@
 // of all calls: no stream and no thread of a call's own. What no word needs is the same on every device.
 //
 // It looks at all words every 20 us while one was asked for lately, and less often the longer the newest of them waits:
-// after a sixteenth of its age, at most every millisecond. So a word is seen late by a sixteenth of the time that it
-// took. With nothing to wait for, the thread sleeps.
+// after a 64th of its age, at least every millisecond. So a word is seen late by a 64th of the time that it took. With
+// nothing to wait for, the thread sleeps.
 #ifndef STATEPOOL_SERVER_MEMORY_FLAG_WAITER_H_
 #define STATEPOOL_SERVER_MEMORY_FLAG_WAITER_H_
 

@@ -58,6 +58,8 @@ def source_columns(bits: int, window: int, columns: int) -> list[int]:
 def to_store_of(item: pb.StoreItem, steps_max: int, has_windows: bool) -> tuple[int, int]:
     """What of a row an item is to store: the accepted length that names this state, and the steps that hold, to which the row is advanced. Zeros: the daemon
     says what is wrong with it, or skips it. kernels/accepted_steps.h has the same."""
+    if not item.path and not item.align and not item.HasField("accepted_length"):  # as most are
+        return 1, 1
     length = item.accepted_length if item.HasField("accepted_length") else 1
     bits = path_bits(item.path, steps_max) if item.path else (1 << length) - 1 if length <= steps_max else 0
     if item.path and (item.HasField("accepted_length") or has_windows and not is_chain(bits)):

@@ -474,10 +474,9 @@ class Arena:
 
     def _advance_stored(self, request: pb.StoreRequest, answer: pb.StoreResponse, generation: int | None, stream: Any) -> None:
         """The rows of a direct Store that were stored, and ask for it."""
-        if not answer.done:
+        if not answer.done or not any([item.advance for item in request.items]):
             return
-        to_store = [self._to_store(item) for item in request.items]
-        moves = [_advance.Move(item.row, item.row, steps) for item, row, (_, steps) in zip(request.items, answer.rows, to_store)
+        moves = [_advance.Move(item.row, item.row, steps) for item, row, (_, steps) in zip(request.items, answer.rows, self._to_store(request))
                  if item.advance and not row.HasField("error") and steps > 1]
         if moves:
             self._move(moves, generation, stream)
@@ -497,13 +496,16 @@ class Arena:
         told.done.CopyFrom(call.done)
         return self._call_with_words("Advance", told, pb.AdvanceResponse.FromString, attempts, generation, flags, call, stream)
 
-    def _to_store(self, item: pb.StoreItem) -> tuple[int, int]:
-        """_advance.to_store_of. REQUIRES: this process copies."""
-        return _advance.to_store_of(item, max(self._table.steps, 1), self._has_windows)
+    def _to_store(self, request: pb.StoreRequest) -> list[tuple[int, int]]:
+        """_advance.to_store_of its items. REQUIRES: this process copies."""
+        steps_max, has_windows = max(self._table.steps, 1), self._has_windows
+        return [_advance.to_store_of(item, steps_max, has_windows) for item in request.items]
 
-    def _accepted(self, item: pb.StoreItem) -> int:
-        """The accepted length that names the state which an item is to store. 0: let the daemon say what is wrong with it, or skip it."""
-        return self._to_store(item)[0]
+    def _lengths(self, request: pb.StoreRequest, rows: int) -> list[int] | None:
+        """The accepted lengths that name the states which its items are to store. None: let the daemon say what is wrong with one, skip it, or keep its
+        attachment. REQUIRES: this process copies."""
+        lengths = [length for length, _ in self._to_store(request)]
+        return None if 0 in lengths or any([item.attachment or item.row >= rows for item in request.items]) else lengths
 
     def _check_parts(self, items: Mapping[int, StoreItem | Sequence | str]) -> None:
         """InvalidArgument (MISSING_FIELD) for a part without what tells which version it is of: an id made here would be this rank's alone."""
@@ -659,7 +661,10 @@ class Arena:
                 raise
             return self._store_the_rest(request, answer, attempts, generation, stream)
         plan, memory, count = self._plan, self._memory, len(request.items)
-        if plan is None or memory is None or any(item.attachment or item.row >= plan.rows or not self._accepted(item) for item in request.items):
+        if plan is None or memory is None:
+            return None
+        lengths = self._lengths(request, plan.rows)
+        if lengths is None:
             return None
         if generation not in (None, self._generation):
             return None  # the other way says what is to be said
@@ -672,8 +677,8 @@ class Arena:
             direct.CopyFrom(request)
             direct.lease = lease.id
             direct.grants = lease.stock_wanted(self._table.layout, plan.state_bytes, count)
-            for item, grant in zip(direct.items, grants):
-                item.checksum = plan.scatter(memory.address, item.row, self._accepted(item), grant.address)
+            for item, length, grant in zip(direct.items, lengths, grants):
+                item.checksum = plan.scatter(memory.address, item.row, length, grant.address)
                 item.grant = grant.id
                 item.advance = False  # it is done here
             answer = self._call("Store", direct, pb.StoreResponse.FromString, Attempts(attempts.timeout(), 0), generation)
@@ -705,7 +710,10 @@ class Arena:
         """A Store on a GPU whose copies are enqueued here, and that is committed when they are done: by the arena's thread if it is attended. None: it is
         for the daemon to do, with the same request."""
         copies, in_flight, count = self._copies, self._in_flight, len(request.items)
-        if copies is None or in_flight is None or any(item.attachment or item.row >= copies.rows or not self._accepted(item) for item in request.items):
+        if copies is None or in_flight is None:
+            return None
+        lengths = self._lengths(request, copies.rows)
+        if lengths is None:
             return None
         if generation is None:
             generation = self._generation
@@ -719,19 +727,20 @@ class Arena:
                 if not self._memory.is_mapped:  # type: ignore[union-attr]
                     lease.give_back(grants)
                     return None  # the daemon says that it is lost, and it is opened again
-                written = copies.scatter([item.row for item in request.items], [self._accepted(item) for item in request.items], grants,
-                                         self._memory.stream(stream))  # type: ignore[union-attr]
+                written = copies.scatter([item.row for item in request.items], lengths, grants, self._memory.stream(stream))  # type: ignore[union-attr]
         except BaseException:
             lease.give_back(grants)
             raise
-        direct = pb.StoreRequest()
+        direct = pb.StoreRequest()  # all but the checksums, while the GPU copies
         direct.CopyFrom(request)
+        direct.lease = lease.id
+        for item, grant in zip(direct.items, grants):
+            item.grant, item.advance = grant.id, False  # that is done here
 
         def commit(checksums: list[str]) -> pb.StoreResponse:
-            direct.lease = lease.id
             direct.grants = lease.stock_wanted(self._table.layout, copies.state_bytes, count)
-            for item, grant, checksum in zip(direct.items, grants, checksums):
-                item.checksum, item.grant, item.advance = checksum, grant.id, False  # that is done here
+            for item, checksum in zip(direct.items, checksums):
+                item.checksum = checksum
             left = self._pool._attempts() if attended else attempts  # a stream may take its time
             reopen = not in_flight.is_own_thread()  # under the feet of a model that is at work here
             try:

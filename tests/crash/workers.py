@@ -40,7 +40,7 @@ SHOWN_MAX = 20    # violations of a kind that a lane shows, of a round
 START_S = 30.0
 FLAGS = ("--hot-bytes=1GiB", "--cold-bytes=4GiB", "--log-level=warn")
 KINDS = ("leaked", "given_twice", "half_versions", "lost", "hung", "unexpected")
-COUNTS = ("operations", "acked", "read", "hang_ups", "kept", "watched", "reopened", "errors", "leases", "views")
+COUNTS = ("operations", "acked", "read", "hang_ups", "kept", "watched", "reopened", "rows_lost", "errors", "leases", "views")
 # How likely a life is to end in each phase, and the most seconds from its beginning to the signal, for one row and for each.
 ENDS = {BETWEEN: (10, 0.002, 0), OPEN: (15, 0.004, 0.00008), CONNECT: (8, 0.002, 0), LOAD: (20, 0.002, 0.00008),
         STORE: (35, 0.003, 0.00012), CLOSE: (12, 0.002, 0.00002)}

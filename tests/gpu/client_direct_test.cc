@@ -21,6 +21,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "client/cpp/arena.h"
 #include "client/cpp/errors.h"
@@ -73,6 +74,26 @@ v1::Layout Large() {
   AddTensor("x", v1::RECURRENT, v1::UINT8, {{"x", 4 << 20}}, &layout)->add_layers(0);
   return layout;
 }
+
+// Keeps a stream from going on until it is opened; for 20 s, so that who waits for the stream fails, and does not hang.
+class Gate {
+ public:
+  explicit Gate(cudaStream_t stream) : stream_(stream) {
+    const auto wait = [](void* open) {
+      static_cast<absl::Notification*>(open)->WaitForNotificationWithTimeout(absl::Seconds(20));
+    };
+    EXPECT_CUDA(cudaLaunchHostFunc(stream, wait, &open_));
+  }
+  ~Gate() {
+    if (!open_.HasBeenNotified()) Open();
+    EXPECT_CUDA(cudaStreamSynchronize(stream_));
+  }
+  void Open() { open_.Notify(); }
+
+ private:
+  const cudaStream_t stream_;
+  absl::Notification open_;
+};
 
 class GpuDirectClientTest : public testing::Test {
  protected:
@@ -240,7 +261,7 @@ TEST_F(GpuDirectClientTest, LoadsAndStoresAreInTheOrderOfTheStreamAndWaitForNoth
     // The driver loads kernels when they are launched first, and may wait for the GPU then.
     ASSERT_TRUE(StatusOf(arena->Store({Whole(0, Name("/warm"), 1)}, true, {}, stream)).ok());
     ASSERT_TRUE(arena->Load({LoadRow(0, SequenceRef(Name("/warm")))}, {}, stream).ok());
-    Backlog(stream);
+    Gate gate(stream);
     std::vector<PendingStore> stores;
     for (int value = 1; value <= 6; ++value) {
       Fill(*arena, 0, value, stream);
@@ -252,15 +273,17 @@ TEST_F(GpuDirectClientTest, LoadsAndStoresAreInTheOrderOfTheStreamAndWaitForNoth
     EXPECT_FALSE(stores[0].done());
     EXPECT_EQ(ReasonOf(stores[0].Wait(absl::ZeroDuration()).status()), "NOT_DONE_YET");
     EXPECT_EQ(cudaStreamQuery(stream), cudaErrorNotReady) << "nobody waited";
+    gate.Open();
     const auto last = stores.back().Wait();
     ASSERT_TRUE(StatusOf(last).ok()) << StatusOf(last);
     EXPECT_TRUE(last->rows[0]->position() == 6 && stores[0].done() && stores[0].Wait()->rows[0]->position() == 1);
     for (int value = 1; value <= 6; ++value) EXPECT_TRUE(Holds(Name(absl::StrCat("/", value)), value));
-    Backlog(stream);
+    Gate before_load(stream);
     std::vector<v1::LoadItem> items;
     for (uint32_t row = 1; row < 4; ++row) items.push_back(LoadRow(row, SequenceRef(Name(absl::StrCat("/", row)))));
     ASSERT_TRUE(arena->Load(items, {}, stream).ok());
     EXPECT_EQ(cudaStreamQuery(stream), cudaErrorNotReady) << "nobody waited";
+    before_load.Open();
     for (uint32_t row = 1; row < 4; ++row) EXPECT_TRUE(Holds(*arena, row, static_cast<int>(row), stream));
     // What is loaded while a store of the row is under way comes after it.
     Backlog(stream);

@@ -11,21 +11,36 @@ import traceback
 import arenas_check as base
 import harness
 import numpy as np
+import statepool
 import torch
 from arenas_check import EVERY_DTYPE, LARGE, Checks, Daemon, bits_of, line, times_us
 from statepool import AdvanceItem, StoreItem, View, errors, speculation
 
 STEPS, ROWS = 4, 6
+LAYOUT = statepool.Layout("speculative", (*EVERY_DTYPE.tensors, statepool.Tensor("gate", (0, 3), "float16", {"tap": 4, "channel": 33}, "conv")))
 VIEWS = {
     "steps": View(),
     "columns, DS": View("layer_major", num_spec=STEPS - 1),
-    "columns, SD, padded": View("row_major", axis_orders={"conv": ["tap", "channel"]}, conv_padding=1, num_spec=STEPS),
+    "columns, SD, padded": View("row_major", axis_orders={"conv": ["tap", "channel"], "gate": ["channel", "tap"]}, conv_padding=1, num_spec=STEPS),
+    "columns of one": View(axis_orders={"conv": ["tap", "channel"]}, num_spec=STEPS - 1, without_num_spec=["gate"]),
+    "columns of none, padded": View("layer_major", conv_padding=1, num_spec=STEPS - 1, without_num_spec=["conv", "gate"]),
 }
 WAYS = ("isolated", "kernels", "torch")
 
 
 def tensors_of(arena):
-    return {(tensor.name, layer): arena.layer(tensor.name, layer) for tensor in EVERY_DTYPE.tensors for layer in tensor.layers}
+    return {(tensor.name, layer): arena.layer(tensor.name, layer) for tensor in LAYOUT.tensors for layer in tensor.layers}
+
+
+def in_columns(arena, tensor):
+    """Whether its speculative tokens are in columns of its window."""
+    return tensor in ("conv", "gate") and arena.view.num_spec > 0 and tensor not in arena.view.without_num_spec
+
+
+def by_column(arena, tensor, row):
+    """A row of a tensor with columns, [column, ...]."""
+    axes = [axis for axis in arena.axes[tensor] if axis not in ("layer", "row", "step")]
+    return np.moveaxis(row[0], axes.index("tap"), 0)
 
 
 def expected(arena, held, moves):
@@ -33,16 +48,33 @@ def expected(arena, held, moves):
     after = {key: array.copy() for key, array in held.items()}
     for row, (to, path) in moves.items():
         for (tensor, layer), array in held.items():
-            if tensor != "conv" or not arena.view.num_spec:
+            if not in_columns(arena, tensor):
                 after[tensor, layer][to, 0] = array[row, path[-1]]
                 continue
-            axes = [axis for axis in arena.axes[tensor] if axis not in ("layer", "row", "step")]
-            source, target = (np.moveaxis(a[r, 0], axes.index("tap"), 0) for a, r in ((array, row), (after[tensor, layer], to)))
+            source, target = by_column(arena, tensor, array[row]), by_column(arena, tensor, after[tensor, layer][to])
             window = source.shape[0] - arena.view.num_spec
             inputs = [*range(window - 1), *(window - 1 + step for step in path)]
             kept = [*inputs[-window:], *range(window + path[-1], source.shape[0])]
             target[:len(kept)] = source[kept]
     return after
+
+
+def state_after(arena, held, row, tokens):
+    """The bytes of a row's state after so many of its step's tokens, in the order of a chain."""
+    parts = []
+    for tensor in LAYOUT.tensors:
+        for layer in tensor.layers:
+            array, axes = held[tensor.name, layer][row], [axis for axis in arena.axes[tensor.name] if axis not in ("layer", "row", "step")]
+            if in_columns(arena, tensor.name):
+                columns = by_column(arena, tensor.name, array)
+                end = columns.shape[0] - arena.view.num_spec + tokens - 1
+                part, axes = columns[end - tensor.axes["tap"]:end], ["tap", *(axis for axis in axes if axis != "tap")]
+            else:
+                part = array[tokens - 1]
+                if "tap" in axes:
+                    part = np.moveaxis(np.moveaxis(part, axes.index("tap"), 0)[-tensor.axes["tap"]:], 0, axes.index("tap"))
+            parts.append(part.transpose([axes.index(axis) for axis in tensor.axes]).tobytes())
+    return b"".join(parts)
 
 
 def random_moves(rng):
@@ -54,8 +86,52 @@ def random_moves(rng):
     return moves
 
 
+def fill(arena, rng):
+    """Random bytes into all of it, in the order of its stream; the copies on the GPU that went in."""
+    noise = {key: torch.from_numpy(np.frombuffer(rng.randbytes(t.numel() * t.element_size()), np.uint8).copy()).cuda()
+             for key, t in tensors_of(arena).items()}
+    torch.cuda._sleep(20_000_000)  # the stream is behind
+    held = {}
+    for key, tensor in tensors_of(arena).items():
+        bits = bits_of(tensor)
+        held[key] = noise[key].view(bits.dtype).view(bits.shape)
+        bits.copy_(held[key])
+    return held
+
+
+def on_host(tensors):
+    return {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
+
+
+def check_align(checks, pool, arena, rng, what):
+    """Stores of align mode, each of the state at the last block and no other, and rows advanced behind them."""
+    for round_ in range(4):
+        block, items, moves = rng.choice([1, 2, 3, 5]), {}, {}
+        held = fill(arena, rng)
+        for row in range(ROWS):
+            accepted = rng.randint(1, STEPS)
+            items[row] = StoreItem(f"{what}/{round_}/{row}", accepted + rng.randrange(9), accepted, whole_row=True, advance=rng.random() < 0.6)
+            if items[row].advance:
+                moves[row] = (row, list(range(accepted)))
+        stored = arena.store(items, align=block)
+        after = on_host({key: bits_of(tensor).clone() for key, tensor in tensors_of(arena).items()})
+        held = on_host(held)
+        wanted = expected(arena, held, moves)
+        checks.expect(f"{what}, round {round_}: advanced by their stores: {items}", all(after[key].tobytes() == wanted[key].tobytes() for key in wanted))
+        for row, item in items.items():
+            at = item.position // block * block
+            tokens = at - (item.position - item.accepted)  # of the step, that the state at the block is after
+            try:
+                got = pool.get(item.sequence)
+            except errors.NotFound:
+                checks.expect(f"{what}: nothing of {item}, {block}", stored[row] is None and (at == 0 or tokens < 1))
+                continue
+            checks.expect(f"{what}: the state of {item}, {block}", tokens >= 1 and stored[row].position == got.position == at and
+                          bytes(got.data) == state_after(arena, held, row, tokens))
+
+
 def check_moves(checks, pool, rng, way):
-    layout = pool.register_layout(EVERY_DTYPE)
+    layout = pool.register_layout(LAYOUT)
     stream = torch.cuda.Stream()
     for name, view in VIEWS.items():
         with pool.open_arena(layout, rows=ROWS, steps=STEPS, view=view, direct=way != "isolated") as arena, torch.cuda.stream(stream):
@@ -63,30 +139,24 @@ def check_moves(checks, pool, rng, way):
             if way == "torch":
                 arena._moves.close()
             for round_ in range(6):
-                noise = {key: torch.from_numpy(np.frombuffer(rng.randbytes(t.numel() * t.element_size()), np.uint8).copy()).cuda()
-                         for key, t in tensors_of(arena).items()}
                 moves = random_moves(rng)
-                torch.cuda._sleep(20_000_000)  # the stream is behind
-                held = {}
-                for key, tensor in tensors_of(arena).items():
-                    bits = bits_of(tensor)
-                    bits.copy_(noise[key].view(bits.dtype).view(bits.shape))
-                    held[key] = noise[key].view(bits.dtype).view(bits.shape)
+                held = fill(arena, rng)
                 done = arena.advance({row: AdvanceItem(path=path, to_row=to) for row, (to, path) in moves.items()})
                 copies = {key: bits_of(tensor).clone() for key, tensor in tensors_of(arena).items()}
                 for tensor in tensors_of(arena).values():
                     bits_of(tensor).zero_()  # what the stream does afterwards
                 stream.synchronize()
-                wanted = expected(arena, {key: array.cpu().numpy() for key, array in held.items()}, moves)
+                wanted = expected(arena, on_host(held), moves)
                 wrong = [key for key, array in wanted.items() if copies[key].cpu().numpy().tobytes() != array.tobytes()]
                 checks.expect(f"{way}, {name}, round {round_}: {wrong} after {moves}", not wrong)
                 checks.expect(f"{way}: outcomes", all(done[row] == ("in_place" if to == row and path == [0] else "moved") for row, (to, path) in moves.items()))
+            check_align(checks, pool, arena, rng, f"{way}, {name}")
             for tensor in tensors_of(arena).values():
                 bits_of(tensor)[:, min(1, tensor.shape[1] - 1)] = 1
             stored = arena.store({0: StoreItem("advanced", whole_row=True)}, position=2, accepted=2, advance=True)
             stream.synchronize()
             checks.expect(f"{way}, {name}: stored", stored[0].position == 2)
-            steps = [tensor for (kind, _), tensor in tensors_of(arena).items() if kind != "conv"]
+            steps = [tensor for (kind, _), tensor in tensors_of(arena).items() if kind not in ("conv", "gate")]
             checks.expect(f"{way}, {name}: a row advanced by its store", all(torch.equal(bits_of(t)[0, 0], bits_of(t)[0, 1]) for t in steps))
             try:
                 with torch.cuda.graph(torch.cuda.CUDAGraph()):

@@ -19,6 +19,7 @@ MODULES = ("grpc", "google.protobuf", "google.rpc", "numpy", "xxhash")
 GPU_MODULES = (*MODULES, "torch", "cuda.bindings")
 CROWD_S, QUICK_CROWD_S = 60, 20
 START_S = 10.0
+SHARINGS = ("time-sliced", "mps")
 
 
 # -------------------------------------------------------------------------------------------------------------- daemons
@@ -98,13 +99,13 @@ def require_gpus(count=1):
 
 # -------------------------------------------------------------------------------------------------------------- figures
 
-def measure_copy(workspace, directory, quick, seed, _devices):
-    """Time-sliced, and then the same under MPS. 256 rows of 23 MB are 5.9 GB, which the arena, the slots reserved for it, the versions and what a
+def measure_copy(workspace, directory, quick, seed, options):
+    """Time-sliced, and then the same under MPS, or one of them. 256 rows of 23 MB are 5.9 GB, which the arena, the slots reserved for it, the versions and what a
     direct worker was granted take each; the last two lie in extents of the worker's own."""
     require_gpus()
     missed = harness.Missed()
     hot, granted = ("10GiB", "4GiB") if quick else ("32GiB", "16GiB")
-    for sharing in ("time-sliced", "mps"):
+    for sharing in (options.sharing,) if options.sharing else SHARINGS:
         with missed.one(f"gpu-copy {sharing}"), mps() if sharing == "mps" else contextlib.nullcontext() as environment, \
                 daemon(workspace, directory, f"copy-{sharing}", "cuda", hot, more=[f"--max-granted-bytes={granted}"], environment=environment) as (child, address, metrics):
             if environment:
@@ -114,13 +115,13 @@ def measure_copy(workspace, directory, quick, seed, _devices):
     missed.tell()
 
 
-def measure_fork(workspace, directory, quick, seed, _devices):
+def measure_fork(workspace, directory, quick, seed, _options):
     require_gpus()
     with daemon(workspace, directory, "fork", "cuda", "8GiB" if quick else "20GiB") as (_, address, metrics):
         yield from program("gpu_fork.py", GPU_MODULES, workspace, server=address, metrics=metrics, seed=seed, quick=quick)
 
 
-def measure_spill(workspace, directory, quick, seed, _devices):
+def measure_spill(workspace, directory, quick, seed, _options):
     require_gpus()
     missed = harness.Missed()
     for part, hot, warm in (("disk", "4GiB", "0"), ("warm", "5GiB", "10GiB"), ("trips", "192MiB", "0"), ("trips", "192MiB", "192MiB")):
@@ -132,9 +133,9 @@ def measure_spill(workspace, directory, quick, seed, _devices):
     missed.tell()
 
 
-def measure_crowd(workspace, directory, quick, seed, devices):
+def measure_crowd(workspace, directory, quick, seed, options):
     """Also without a GPU: over far or host memory it says the same of everything but the copies."""
-    devices = devices or "cuda"
+    devices = options.devices or "cuda"
     if devices == "cuda":
         require_gpus()
     hot_bytes, workers, seconds = (512 << 20, 4, QUICK_CROWD_S) if quick else (1 << 30, 8, CROWD_S)
@@ -144,7 +145,7 @@ def measure_crowd(workspace, directory, quick, seed, devices):
                            devices=devices, hot_bytes=hot_bytes, workers=workers, seconds=seconds, seed=seed)
 
 
-def measure_peer(workspace, directory, quick, seed, _devices):
+def measure_peer(workspace, directory, quick, seed, _options):
     require_gpus(2)
     devices = "cuda:" + ",".join(gpu_device.uuids()[:2])
     with daemon(workspace, directory, "peer", devices, "8GiB", direct=False) as (_, address, metrics):

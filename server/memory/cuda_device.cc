@@ -751,8 +751,8 @@ class CudaDevice::Copier final : public RowCopier {
   absl::Status Start() {
     RETURN_IF_ERROR(device_->Runtime(cudaHostAlloc(&hashes_, leaves_ * sizeof(LeafHash), cudaHostAllocPortable),
                                      "cudaHostAlloc of hashes"));
-    // Somebody's step waits for these copies, which are short: where processes share the GPU's multiprocessors (MPS) they
-    // go before what runs at the default priority.
+    // Somebody's step waits for these copies, which are short: where processes share the GPU's multiprocessors (MPS)
+    // they go before what runs at the default priority.
     int lowest = 0, highest = 0;
     RETURN_IF_ERROR(
         device_->Runtime(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange"));

@@ -59,7 +59,7 @@ class Life:
         self.arena = self.lease = None
         self.cells = []  # (first word, Words [row, word]) of each tensor and layer of the arena
         self.unsure = self.hung_up = False
-        self.doubts = []  # what a load left in rows that is not what it said: the arena's next call is to fail
+        self.doubts = []  # (row, what a load left there that is not what it said): the arena's next call is to fail
         self.within = BETWEEN
         self.real_connect, _mapping.connect = _mapping.connect, self.connect
 
@@ -129,42 +129,41 @@ class Life:
         self.look_at_kept()
 
     def failed(self, error):
-        # A load that had returned is not copied any more once the arena or the daemon ended.
-        rows_lost = isinstance(error, statepool.RowsLost) and (self.hung_up or self.plan.survives)
-        hung_up = self.hung_up and not self.plan.survives and error.code == "CANCELLED"
-        if rows_lost:
-            self.told()
+        # A load that had returned is not copied any more once the arena ended.
+        hung_up = self.hung_up and (isinstance(error, statepool.RowsLost) or (not self.plan.survives and error.code == "CANCELLED"))
+        if isinstance(error, statepool.RowsLost):
+            self.told(error.rows)
         if isinstance(error, statepool.DataLoss):
             self.violation("half_versions", error)
-        elif not rows_lost and not hung_up and not (self.plan.survives and isinstance(error, (statepool.Unavailable, statepool.NotFound))):
+        elif not hung_up and not (self.plan.survives and isinstance(error, (statepool.Unavailable, statepool.NotFound))):
             self.violation("hung" if isinstance(error, statepool.DeadlineExceeded) else "unexpected", error)
         elif self.plan.survives:
             self.say("n errors 1")
             time.sleep(0.02)
         self.unsure = True
 
-    def doubt(self, text):
+    def doubt(self, row, text):
         """Of a row that was loaded. Where the daemon copies in the order of a stream it may die, or the arena end, after its answer: then the arena's next
-        call says that these rows are lost. If it succeeds, they were wrong."""
+        call says that this row is lost, or all are. If it does not, the row was wrong."""
         if not self.plan.direct and self.arena.device.startswith("cuda") and (self.plan.survives or self.hung_up):
-            self.doubts.append(text)
+            self.doubts.append((row, text))
         else:
             self.violation("half_versions", text)
 
-    def told(self):
-        """The arena has said that rows are lost."""
-        self.say(f"n rows_lost {len(self.doubts)}")
-        self.doubts = []
-
-    def not_told(self):
-        """A call of the arena succeeded."""
-        for text in self.doubts:
-            self.violation("half_versions", f"{text}; and the arena says nothing")
+    def told(self, rows):
+        """The arena has said that these rows are lost, and no others."""
+        if not self.doubts:
+            return
+        lost = [row for row, _ in self.doubts if row in rows]
+        self.say(f"n rows_lost {len(lost)}")
+        for row, text in self.doubts:
+            if row not in lost:
+                self.violation("half_versions", f"{text}; and the arena does not say so")
         self.doubts = []
 
     def reopened(self):
         self.say("n reopened 1")
-        self.told()
+        self.told(range(self.plan.rows))
         if not self.plan.survives and not self.hung_up:
             self.violation("unexpected", "the arena was gone though nobody ended it")
         self.hung_up = False
@@ -234,6 +233,8 @@ class Life:
         while time.monotonic() < deadline:
             try:
                 self.arena.load({0: words.name_of(self.plan.lane, 0)}, return_errors=True)
+            except statepool.RowsLost as error:  # of the load before
+                self.told(error.rows)
             except statepool.ContentsGone:
                 self.reopened()
                 return
@@ -292,13 +293,13 @@ class Life:
         for at, cell in self.cells:
             cell.put(rows, begin + np.arange(at, at + cell.count, dtype=np.uint64))
 
-    def check(self, index, position, data, where):
-        """The number of the write that these words are."""
+    def check(self, index, position, data, where, row=None):
+        """The number of the write that these words are, which were loaded into a row, or read otherwise."""
         found = words.whole(data)
         if found is None or found[:2] != (words.STATE, self.plan.lane) or found.name != index or found.number != position:
             breaks = np.flatnonzero(np.diff(data) != 1)[:4] + 1
             text = f"{where}: name {index} at {position} is {words.tell(data[0])}, breaks at {[int(b) for b in breaks]}"
-            self.doubt(text) if where == "Load" else self.violation("half_versions", text)
+            self.violation("half_versions", text) if row is None else self.doubt(row, text)
             return None
         if not self.oracle.is_right(index, found.number):
             self.violation("lost", f"{where}: name {index} has {found.number}, not one of {self.oracle.of(index)}")
@@ -350,7 +351,8 @@ class Life:
         source = {row: i for row, i in source.items() if self.oracle.of(i) != {None}}
         with self.phase(LOAD):
             loaded = self.arena.load({row: words.name_of(self.plan.lane, i) for row, i in source.items()}, return_errors=True)
-        self.not_told()
+        if loaded:  # without rows nobody was asked
+            self.told(())
         self.say("n operations 1")
         self.look_at_views()
         if self.plan.direct and self.random.random() < 0.1:
@@ -363,7 +365,7 @@ class Life:
             elif isinstance(result, statepool.StatepoolError):
                 self.violation("half_versions" if isinstance(result, statepool.DataLoss) else "unexpected", f"Load of name {i}: {result}")
             else:
-                self.check(i, result.position, self.row(row), "Load")
+                self.check(i, result.position, self.row(row), "Load", row)
         self.say(f"n read {len(loaded)}")
         self.look_for_foreign()
 
@@ -390,7 +392,7 @@ class Life:
         self.say("i", number, int(all_or_none), ",".join(map(str, written)))
         with self.phase(STORE), self.perhaps_hung_up():
             stored = self.arena.store(items, all_or_none=all_or_none, return_errors=not all_or_none)
-        self.not_told()
+        self.told(())
         refused = [index[row] for row, result in stored.items() if isinstance(result, statepool.StatepoolError)]
         for row, result in stored.items():
             if isinstance(result, statepool.StatepoolError):

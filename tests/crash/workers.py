@@ -431,11 +431,17 @@ def quantile(values, q):
     return sorted(values)[min(len(values) - 1, int(q * len(values)))] if values else None
 
 
+def in_flight(counts):
+    """How many died within which call."""
+    return {"open": counts["in_open"] + counts["in_connect"], "load": counts["in_load"], "store": counts["in_store"], "close": counts["in_close"]}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--daemon", required=True)
     parser.add_argument("--directory", type=pathlib.Path, required=True)
     parser.add_argument("--cycles", type=int, required=True)
+    parser.add_argument("--in-flight-min", type=json.loads, default={}, help='{"load": 3, ...}: while fewer die in one of these, up to twice --cycles do')
     parser.add_argument("--daemon-kills", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--patience", type=float, default=1.0, help="what is to be there in time may take so many times as long")
@@ -451,8 +457,9 @@ def main():
     lanes = Lanes(daemon, options.seed)
     counts = lanes.tally.counts
     stopped = lambda: options.stop_at_first and lanes.tally.violations()  # noqa: E731
-    while counts["kills"] < options.cycles and not stopped():
-        lanes.kill_workers(min(ROUND_LIVES, -(-(options.cycles - counts["kills"]) // len(lanes.oracles))))
+    is_short = lambda: any(in_flight(counts)[phase] < least for phase, least in options.in_flight_min.items())  # noqa: E731
+    while (counts["kills"] < options.cycles or (is_short() and counts["kills"] < 2 * options.cycles)) and not stopped():
+        lanes.kill_workers(max(1, min(ROUND_LIVES, -(-(options.cycles - counts["kills"]) // len(lanes.oracles)))))
         note(f"{counts['kills']} workers killed", lanes.tally)
     if options.daemon_kills and not stopped():
         lanes.kill_daemon(options.daemon_kills)
@@ -463,8 +470,7 @@ def main():
     line = {"name": "crash/direct" if options.direct else "crash/workers", "value": lanes.tally.violations(), "unit": "violations", "n": counts["kills"], "goal": 0,
             "devices": options.devices}
     line |= {field: counts[field] for field in ("kills", "stops")}
-    line["kills_in_flight"] = {"open": counts["in_open"] + counts["in_connect"], "load": counts["in_load"], "store": counts["in_store"],
-                               "close": counts["in_close"]}
+    line["kills_in_flight"] = in_flight(counts)
     line |= {field: counts[field] for field in ("daemon_kills", *KINDS, *COUNTS)}
     line |= {"back_ms_p50": quantile(back, 0.5), "back_ms_p99": quantile(back, 0.99), "back_ms_max": quantile(back, 1),
              "resumed_ms_p50": quantile(resumed, 0.5), "resumed_ms_p99": quantile(resumed, 0.99)}

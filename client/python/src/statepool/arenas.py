@@ -721,6 +721,7 @@ class Arena:
         grants = [] if lease is None else lease.take_grants(self._pool, self._table.layout, copies.state_bytes, count, attempts, self._gpu_name())
         if lease is None or not grants:
             return None
+        written: _gpu_copies.Written | None = None
         try:
             with self._lock:  # while it is held nobody unmaps the arena
                 self._check(generation)
@@ -728,14 +729,16 @@ class Arena:
                     lease.give_back(grants)
                     return None  # the daemon says that it is lost, and it is opened again
                 written = copies.scatter([item.row for item in request.items], lengths, grants, self._memory.stream(stream))  # type: ignore[union-attr]
+            direct = pb.StoreRequest()  # while the GPU copies
+            direct.CopyFrom(request)
+            direct.lease = lease.id
+            for item, grant in zip(direct.items, grants):
+                item.grant, item.advance = grant.id, False  # that is done here
         except BaseException:
+            if written is not None:
+                written.settle()
             lease.give_back(grants)
             raise
-        direct = pb.StoreRequest()  # all but the checksums, while the GPU copies
-        direct.CopyFrom(request)
-        direct.lease = lease.id
-        for item, grant in zip(direct.items, grants):
-            item.grant, item.advance = grant.id, False  # that is done here
 
         def commit(checksums: list[str]) -> pb.StoreResponse:
             direct.grants = lease.stock_wanted(self._table.layout, copies.state_bytes, count)

@@ -88,7 +88,7 @@ inline constexpr size_t kMaxAxes = 8;
 inline constexpr size_t kMaxModelIdBytes = 512;
 inline constexpr size_t kMaxTensorNameBytes = 128;
 inline constexpr uint64_t kMaxStateBytes = uint64_t{1} << 40;
-inline constexpr size_t kMaxCanonicalBytes = 8 << 20;  // of one layout, its initial data included
+inline constexpr size_t kMaxCanonicalBytes = 64 << 20;  // of one layout, its initial data included
 
 class Layout;
 using LayoutRef = std::shared_ptr<const Layout>;

@@ -55,7 +55,7 @@ namespace statepool {
 struct StoreOptions {
   uint64_t max_names = 10'000'000;
   uint32_t max_layouts = 4096;
-  uint64_t max_layout_bytes = 128 << 20;  // of all layouts, initial data included
+  uint64_t max_layout_bytes = 256 << 20;  // of all layouts, initial data included
   uint32_t max_history = 256;
   uint32_t default_max_history = 8;
   uint32_t max_children = 10'000;

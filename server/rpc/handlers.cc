@@ -103,6 +103,10 @@ absl::Status Handlers::GetCapabilities(const Op&, const v1::GetCapabilitiesReque
 absl::Status Handlers::RegisterLayout(const Op& op, const v1::RegisterLayoutRequest& in, v1::LayoutInfo* out) {
   absl::StatusOr<LayoutRef> layout = ToLayout(in);
   if (!layout.ok()) return layout.status();
+  if (in.validate_only()) {
+    FillLayoutInfo({*layout, {}}, out);
+    return absl::OkStatus();
+  }
   const absl::StatusOr<LayoutRegistry::Entry> entry = store_->RegisterLayout(op, *std::move(layout), in.alias());
   if (entry.ok()) FillLayoutInfo(*entry, out);
   return entry.status();

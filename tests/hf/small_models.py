@@ -28,8 +28,10 @@ def common(rng: random.Random, **more: Any) -> Config:
 
 
 def mamba(rng: random.Random) -> Config:
-    return {"vocab_size": VOCABULARY, "hidden_size": rng.choice([16, 24, 40]), "state_size": rng.choice([4, 8, 12]), "num_hidden_layers": rng.randint(1, 4),
-            "expand": rng.randint(1, 3), "conv_kernel": rng.randint(2, 5), "time_step_rank": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    config = {"vocab_size": VOCABULARY, "hidden_size": rng.choice([16, 24, 40]), "state_size": rng.choice([4, 8, 12]), "num_hidden_layers": rng.randint(1, 4),
+              "expand": rng.randint(1, 3), "conv_kernel": rng.randint(2, 5), "time_step_rank": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    # A config.json may say another inner size than expand * hidden_size, as falcon-mamba-7b's does.
+    return config | ({"intermediate_size": 44} if rng.random() < 0.5 else {})
 
 
 def mamba2(rng: random.Random) -> Config:

@@ -15,7 +15,7 @@ import small_models
 import statepool
 import torch
 from statepool import layouts
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, PreTrainedConfig
 
 torch.set_num_threads(1)  # such small models are slower with more
 BATCH = 2
@@ -35,16 +35,15 @@ INKLING = {"hybrid": ["k_conv", "v_conv", "attn_conv", "mlp_conv"], "hybrid_slid
 class Model:
     """A model with random weights, and what it keeps between two calls."""
 
-    def __init__(self, model_type: str, seed: int, dtype: torch.dtype) -> None:
-        self.rng = random.Random(f"{model_type} {seed}")
-        torch.manual_seed(seed)
-        self.config = AutoConfig.for_model(model_type, **small_models.ARCHITECTURES[model_type](self.rng))
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.config = config
         try:
             self.module = AutoModelForCausalLM.from_config(self.config, dtype=dtype).eval()
         except ValueError:  # the language model of one that sees and hears as well
             self.module = AutoModel.from_config(self.config, dtype=dtype).eval()
         # What this one says at every forward has no place beside the tokens: the cache of its attention is given to it.
-        self.state = {"past_key_values": DynamicCache(config=self.config)} if model_type == "recurrent_gemma" else {}
+        self.state = {"past_key_values": DynamicCache(config=self.config)} if config.model_type == "recurrent_gemma" else {}
 
     def read(self, tokens: torch.Tensor) -> torch.Tensor:
         """What it says after these tokens: logits, or hidden states."""
@@ -95,6 +94,10 @@ class Model:
         return found
 
 
+def small_config(model_type: str, seed: int) -> PreTrainedConfig:
+    return AutoConfig.for_model(model_type, **small_models.ARCHITECTURES[model_type](random.Random(f"{model_type} {seed}")))
+
+
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Its bits, for a dtype that numpy has not."""
     tensor = tensor.contiguous()
@@ -112,7 +115,7 @@ def tokens(seed: int, count: int) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("model_type,seed", CASES)
 def test_a_cache_has_the_shapes_and_dtypes_of_its_layout_and_goes_on_after_a_way_through_the_daemon(pool, model_type, seed, dtype):
-    model = Model(model_type, seed, getattr(torch, dtype))
+    model = Model(small_config(model_type, seed), getattr(torch, dtype))
     model.read(tokens(seed, 7))
     cache = model.tensors()
     assert cache
@@ -152,3 +155,34 @@ def test_a_cache_has_the_shapes_and_dtypes_of_its_layout_and_goes_on_after_a_way
     for count in (1, 1, 3):
         following = tokens(count, count)
         assert torch.equal(model.read(following), other.read(following))
+
+
+@pytest.mark.parametrize("model_type", small_models.ARCHITECTURES)
+def test_each_number_of_a_config_is_heeded_as_transformers_heeds_it(pool, model_type):
+    """A config.json says everything, also what others would follow from: each number of it is another one for once, alone."""
+    base = small_config(model_type, 0).to_dict()
+    compared = 0
+    for key, value in sorted(base.items()):
+        if key.endswith("_token_id") or key in ("vocab_size", "dtype") or isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+            continue
+        for other in (24,) if value is None else (value * 2, value + 1):
+            config = {**base, key: other}
+            if (config.get("linear_num_value_heads") or 0) % (config.get("linear_num_key_heads") or 1):
+                continue  # a gated delta net of no meaning, which some take and we refuse
+            try:
+                model = Model(AutoConfig.for_model(**config), torch.float32)
+                model.read(tokens(1, 7))
+            except Exception:  # it makes no such model of it
+                continue
+            cache = {name: {layer: tuple(tensor.shape[1:]) for layer, tensor in by_layer.items()} for name, by_layer in model.tensors().items()}
+            layout = pool.register_layout(layouts.from_hf(config, model_id=f"{model_type} {key} {other}", dtype="float32"))
+            pool.delete_layout(layout)
+            view = layouts.hf_view(config)
+            ours = {}
+            for t in layout.tensors:
+                axes = {**t.axes, "tap": t.axes["tap"] + view.conv_padding} if t.kind == "conv" else t.axes
+                ours[t.name] = dict.fromkeys(t.layers, tuple(axes[axis] for axis in view.axis_orders.get(t.name, t.axes)))
+            assert ours == cache, f"{key}: {other} in the place of {value}"
+            compared += 1
+    assert compared >= 10
+

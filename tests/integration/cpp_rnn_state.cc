@@ -361,7 +361,7 @@ TEST_F(RnnStateTest, BatchesThatMakeNoSenseAreRefused) {
     EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", layers, {{{3}, v1::FLOAT32, ""}}).status()), "num_hidden_layers");
   const uint64_t root = uint64_t{1} << 32;  // its square is 0 in 64 bits
   EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", 2, {{{root, root}, v1::FLOAT32, ""}}).status()), "init_values[0]");
-  const RNNStateInitValue large = {{1 << 19}, v1::FLOAT32, std::string(2 << 20, 'x')};
+  const RNNStateInitValue large = {{4 << 20}, v1::FLOAT32, std::string(16 << 20, 'x')};
   EXPECT_TRUE(RNNState::LayoutOf("x", 4, {large}).ok());
   EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", 5, {large}).status()), "init_values[0]");
   EXPECT_EQ(FieldOf(RNNState::LayoutOf("x", 4096, {large}).status()), "init_values[0]");

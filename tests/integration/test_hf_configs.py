@@ -24,7 +24,8 @@ MODELS = {
     "Mamba-130m": (2.58, {"model_type": "mamba", "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16, "conv_kernel": 4, "expand": 2}),
     "Mamba-1.4b": (13.76, {"model_type": "mamba", "hidden_size": 2048, "num_hidden_layers": 48, "state_size": 16, "conv_kernel": 4, "expand": 2}),
     "Mamba-2.8b": (22.94, {"model_type": "mamba", "hidden_size": 2560, "num_hidden_layers": 64, "state_size": 16, "conv_kernel": 4, "expand": 2}),
-    "Falcon-Mamba-7B": (36.7, {"model_type": "falcon_mamba", "hidden_size": 4096, "num_hidden_layers": 64, "state_size": 16, "conv_kernel": 4, "expand": 2}),
+    "Falcon-Mamba-7B": (36.7, {"model_type": "falcon_mamba", "hidden_size": 4096, "intermediate_size": 8192, "num_hidden_layers": 64, "state_size": 16,
+                                 "conv_kernel": 4, "expand": 16}),
     "Kimi-Linear-48B": (43.42, {"model_type": "kimi_linear", "num_hidden_layers": 27, "linear_attn_config": KIMI}),
     "Qwen3.5-35B-A3B": (64.39, {"model_type": "qwen3_5_moe", "text_config": {
         "model_type": "qwen3_5_moe_text", "num_hidden_layers": 40, "full_attention_interval": 4, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128,

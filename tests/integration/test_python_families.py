@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import statepool
-from statepool import PartStored, StoreItem, View, layouts
+from statepool import PartStored, StoreItem, View, errors, layouts
+from statepool.v1 import statepool_pb2 as pb
 
 SEED = int(os.environ.get("STATEPOOL_SEED", 7))
 CASES = 6  # of each family
@@ -407,3 +408,68 @@ def test_the_attachment_is_any_ranks(pool, devices, name):
     assert (pool.get(name).position, pool.get(name).attachment) == (3, b"logits")
     for arena in arenas:
         arena.close()
+
+
+# ---------------------------------------------------------------------------------------------------------- initial values
+
+
+def test_a_time_state_of_a_large_model_is_what_its_sequences_begin_with(pool):
+    tuned = np.random.default_rng(SEED).standard_normal((24, 32, 64, 64), np.float32)  # RWKV-7 1.5B: 12.6 MB
+    layout = pool.register_layout(layouts.rwkv7("tuned", layers=24, hidden_size=2048, initial={"wkv": tuned}))
+    state = pool.get(pool.create(layout, "families/tuned"))
+    assert np.array_equal(state.tensors["wkv"], tuned) and not state.tensors["att_shift"].any()
+    assert pool.get_layout(layout.fingerprint) == layout
+    pool.delete("families/tuned")
+    pool.delete_layout(layout)
+
+
+@pytest.mark.parametrize("value", [np.full((2, 1, 64, 64), -5, np.int32), np.zeros((2, 1, 64, 64)), np.zeros((2, 1, 32, 64)), np.zeros((2, 64, 64), np.float32),
+                                   np.zeros((1, 2, 64, 64), np.float32)], ids=lambda value: f"{value.dtype}{list(value.shape)}")
+def test_an_initial_value_of_another_dtype_or_shape_is_refused_and_registers_nothing(pool, value):
+    known = {layout.fingerprint for layout in pool.layouts()}
+    family = {"layers": 2, "hidden_size": 64}
+    config = {"model_type": "recurrent_gemma", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "block_types": ["recurrent"]}
+    for make, name in (lambda: layouts.rwkv7("wrong", **family, initial={"wkv": value}), "wkv"), (
+            lambda: layouts.hybrid("wrong", [layouts.rwkv7(**family, prefix="a_")], initial={"a_wkv": value}), "a_wkv"), (
+            lambda: layouts.from_hf(config, initial={"lru": value}), "lru"):
+        with pytest.raises(errors.InvalidArgument) as refused:
+            pool.register_layout(make())
+        assert (refused.value.reason, refused.value.field) == ("INVALID_LAYOUT", f'initial["{name}"]')
+    assert {layout.fingerprint for layout in pool.layouts()} == known
+
+
+def test_a_layout_that_is_only_validated_is_not_registered(pool):
+    def told(preset):
+        return pool._call("RegisterLayout", pb.RegisterLayoutRequest(preset=preset.proto, alias="validated", validate_only=True), pb.LayoutInfo.FromString)
+
+    preset = layouts.mamba1("validated", layers=2, intermediate_size=8, state_size=4)
+    info = told(preset)
+    assert info.state_bytes == 2 * (3 * 8 * 2 + 8 * 4 * 4) and not info.aliases
+    for known in info.fingerprint, "validated":
+        with pytest.raises(errors.NotFound):
+            pool.get_layout(known)
+    with pytest.raises(errors.InvalidArgument, match="INVALID_LAYOUT"):
+        told(layouts.mamba1(layers=2, intermediate_size=0, state_size=4))
+    assert pool.register_layout(preset).fingerprint == info.fingerprint
+
+
+@pytest.mark.parametrize("field,call", {
+    "preset.mamba1.intermediate_size": lambda pool: layouts.mamba1(layers=1, intermediate_size=-2, state_size=1),
+    "preset.rwkv7.layers": lambda pool: layouts.rwkv7(layers=1 << 32, hidden_size=64),
+    "preset.layer_ids": lambda pool: layouts.short_conv(layer_ids=[-1], channels=8),
+    "tensors": lambda pool: layouts.Layout("x", (layouts.Tensor("a", [-1], "float32", {"x": 4}),)),
+    "view.num_spec": lambda pool: pool.open_arena("x", rows=1, view=View(num_spec=-1)),
+    "view.tp_rank": lambda pool: pool.open_arena("x", rows=1, view=View(tp_rank=-1)),
+    "rows": lambda pool: pool.open_arena("x", rows=-1),
+    "steps": lambda pool: pool.open_arena("x", rows=1, steps=-1),
+    "options.max_history": lambda pool: pool.create("x", "y", max_history=-1),
+    "position": lambda pool: pool.get("x", position=1 << 70),
+    "add": lambda pool: pool.renumber("x", 0, 5, add=1 << 70),
+    "begin": lambda pool: pool.remove_range("x", 1 << 70),
+    "tokens": lambda pool: pool.rollback("x", tokens=-1),
+    "select.layers": lambda pool: pool.get("x", layers=[-1]),
+}.items())
+def test_a_number_that_no_message_holds_is_refused_by_its_field(pool, field, call):
+    with pytest.raises(errors.InvalidArgument) as refused:
+        call(pool)
+    assert refused.value.field == field and refused.value.reason in ("INVALID_LAYOUT", "INVALID_VIEW", "INVALID_OPTION", "INVALID_POSITION")

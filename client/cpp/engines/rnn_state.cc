@@ -23,7 +23,7 @@ absl::Status InvalidOption(absl::string_view field, absl::string_view message) {
 constexpr int64_t kPositionMax = int64_t{1} << 53;
 constexpr uint32_t kLayersMax = 4096;  // of a tensor, as the daemon takes them
 constexpr uint64_t kStateBytesMax = uint64_t{1} << 40;
-constexpr uint64_t kLayoutBytesMax = 8 << 20;  // initial values included
+constexpr uint64_t kLayoutBytesMax = 64 << 20;  // initial values included
 
 absl::Status NoBatch() {
   return MakeError(absl::StatusCode::kFailedPrecondition, "NO_BATCH", "",
@@ -272,7 +272,10 @@ absl::StatusOr<size_t> RNNState::TensorOf(int64_t layer_id, int64_t state_id) co
   if (batch_.empty()) return NoBatch();
   const auto found = tensors_.find({layer_id, state_id});
   if (found != tensors_.end()) return found->second;
-  return InvalidOption("layer_id", absl::StrCat("layer ", layer_id, " has no state ", state_id));
+  const bool has_layer =
+      std::any_of(tensors_.begin(), tensors_.end(), [&](const auto& tensor) { return tensor.first.first == layer_id; });
+  return InvalidOption(has_layer ? "state_id" : "layer_id",
+                       absl::StrCat("layer ", layer_id, " has no state ", state_id));
 }
 
 absl::StatusOr<RNNStateBatch<const void>> RNNState::Get(int64_t layer_id, int64_t state_id) const {

@@ -113,10 +113,10 @@ class RNNState {
  public:
   // A layout with one tensor "state_<i>" for each of the init values, in layers 0, 1, ... num_hidden_layers - 1, its
   // axes "axis_0", "axis_1", ...: for models that no preset knows. Values that are not zero are in the layout once for
-  // each layer; it has at most 8 MiB. At least one layer and one init value: without a state there is nothing to keep,
+  // each layer; it has at most 64 MiB. At least one layer and one init value: without a state there is nothing to keep,
   // and a model without recurrent layers makes no RNNState (a MambaCacheManager of no layers does nothing, as
   // Edge-LLM's). Errors: INVALID_OPTION (num_hidden_layers: 1..4,096 of them; init_values: none, bytes that are not of
-  // the shape, a state above 2^40 bytes, more than 8 MiB of values).
+  // the shape, a state above 2^40 bytes, more than 64 MiB of values).
   static absl::StatusOr<v1::Layout> LayoutOf(absl::string_view model_id, uint32_t num_hidden_layers,
                                              absl::Span<const RNNStateInitValue> init_values);
 

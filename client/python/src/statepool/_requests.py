@@ -10,12 +10,13 @@ import math
 import os
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.message import Message
 
-from . import errors, names
+from . import _wire, errors, names
 from .layouts import Layout
 from .names import Durability, Exactness, Expiry, Match, Name
 from .v1 import statepool_pb2 as pb
@@ -24,16 +25,24 @@ Tokens = SequenceOf[int] | npt.NDArray[np.integer]
 Ttl = float | datetime.timedelta | None
 
 
+_Message = TypeVar("_Message", bound=Message)
+
+
+def message(kind: type[_Message], path: str = "", **values: Any) -> _Message:
+    """A message with these fields. InvalidArgument for a number that its field can't hold."""
+    return _wire.message(kind, "INVALID_OPTION", path, **values)
+
+
 def get(source: Name | Match | str, position: int | None, layout: Layout | str, tensors: Iterable[str] | None, layers: Iterable[int] | None,
         version_id: int | None, attachment: bool) -> pb.GetRequest:
-    return pb.GetRequest(name=names.ref_of(source), position=position, layout=fingerprint(layout), omit_attachment=not attachment,
-                         select=select(tensors, layers), version_id=version_id or 0)
+    return message(pb.GetRequest, name=names.ref_of(source), position=position, layout=fingerprint(layout), omit_attachment=not attachment,
+                   select=select(tensors, layers), version_id=version_id or 0)
 
 
 def create(layout: Layout | str, name: str, durability: Durability | None, ttl: Ttl, expire_at: Expiry | None, max_history: int | None,
            request_id: str | None) -> pb.CreateRequest:
-    return pb.CreateRequest(sequence=name, layout=fingerprint(layout), options=options(durability, ttl, expire_at, max_history),
-                            request_id=id_or_new(request_id))
+    return message(pb.CreateRequest, sequence=name, layout=fingerprint(layout), options=options(durability, ttl, expire_at, max_history),
+                   request_id=id_or_new(request_id))
 
 
 def set(name: str | Name, position: int, chosen: pb.Select | None, layout: Layout | str, if_revision: int | None, attachment: bytes,
@@ -42,37 +51,36 @@ def set(name: str | Name, position: int, chosen: pb.Select | None, layout: Layou
     """Without data and checksum."""
     if chosen is not None and if_revision is None:
         raise errors.invalid("MISSING_FIELD", "writing a part of a state needs if_revision: that of the state whose rest it keeps", "if_revision")
-    return pb.SetRequest(
-        sequence=name if isinstance(name, str) else name.name, layout=fingerprint(layout), position=position, attachment=attachment,
-        if_revision=if_revision, request_id=id_or_new(request_id), options=options(durability, ttl, expire_at, max_history),
-        exactness=enum(pb.Exactness, exactness, "exactness"), select=chosen)
+    return message(pb.SetRequest, sequence=name if isinstance(name, str) else name.name, layout=fingerprint(layout), position=position, attachment=attachment,
+                   if_revision=if_revision, request_id=id_or_new(request_id), options=options(durability, ttl, expire_at, max_history),
+                   exactness=enum(pb.Exactness, exactness, "exactness"), select=chosen)
 
 
 def fork(source: Name | Match | str, children: Iterable[str | Name], position: int | None, layout: Layout | str, durability: Durability | None,
          ttl: Ttl, expire_at: Expiry | None, max_history: int | None, request_id: str | None) -> pb.ForkRequest:
-    return pb.ForkRequest(source=names.ref_of(source), position=position, layout=fingerprint(layout), children=name_list(children, "children", "sequence"),
-                          options=options(durability, ttl, expire_at, max_history), request_id=id_or_new(request_id))
+    return message(pb.ForkRequest, source=names.ref_of(source), position=position, layout=fingerprint(layout), children=name_list(children, "children", "sequence"),
+                   options=options(durability, ttl, expire_at, max_history), request_id=id_or_new(request_id))
 
 
 def rollback(name: str | Name, position: int | None, tokens: int | None, if_revision: int | None, request_id: str | None) -> pb.RollbackRequest:
     if (position is None) == (tokens is None):
         raise errors.invalid("INVALID_OPTION", "say where to go back to by a position, or by how many tokens", "tokens")
-    return pb.RollbackRequest(sequence=name if isinstance(name, str) else name.name, position=position or 0, tokens=tokens, if_revision=if_revision,
-                              request_id=id_or_new(request_id))
+    return message(pb.RollbackRequest, sequence=name if isinstance(name, str) else name.name, position=position or 0, tokens=tokens, if_revision=if_revision,
+                   request_id=id_or_new(request_id))
 
 
 def remove_range(name: str | Name, begin: int, end: int, if_revision: int | None, allow_missing: bool,
                  request_id: str | None) -> pb.RemoveRangeRequest:
-    return pb.RemoveRangeRequest(sequence=name if isinstance(name, str) else name.name, begin=begin, end=end, if_revision=if_revision,
-                                 allow_missing=allow_missing, request_id=id_or_new(request_id))
+    return message(pb.RemoveRangeRequest, sequence=name if isinstance(name, str) else name.name, begin=begin, end=end, if_revision=if_revision,
+                   allow_missing=allow_missing, request_id=id_or_new(request_id))
 
 
 def renumber(name: str | Name, begin: int, end: int, add: int | None, divide: int | None, if_revision: int | None,
              request_id: str | None) -> pb.RenumberRequest:
     if add is not None and divide is not None:
         raise errors.invalid("INVALID_OPTION", "add and divide exclude each other", "change")
-    return pb.RenumberRequest(sequence=name if isinstance(name, str) else name.name, begin=begin, end=end, add=add, divide=divide,
-                              if_revision=if_revision, request_id=id_or_new(request_id))
+    return message(pb.RenumberRequest, sequence=name if isinstance(name, str) else name.name, begin=begin, end=end, add=add, divide=divide,
+                   if_revision=if_revision, request_id=id_or_new(request_id))
 
 
 def may_repeat(request: pb.RemoveRangeRequest | pb.DeleteRequest) -> bool:
@@ -84,18 +92,18 @@ def snapshot(source: Name | Match | str, name: str, durable: bool, position: int
              expire_at: Expiry | None, request_id: str | None) -> pb.SnapshotRequest:
     if durable and durability not in (None, "sync"):
         raise errors.invalid("INVALID_OPTION", "durable says sync, durability says otherwise", "options.durability")
-    return pb.SnapshotRequest(source=names.ref_of(source), position=position, snapshot=name,
-                              options=options("sync" if durable else durability, ttl, expire_at, None), request_id=id_or_new(request_id))
+    return message(pb.SnapshotRequest, source=names.ref_of(source), position=position, snapshot=name,
+                   options=options("sync" if durable else durability, ttl, expire_at, None), request_id=id_or_new(request_id))
 
 
 def restore(snapshot: Name | str, name: str, if_revision: int | None, durability: Durability | None, ttl: Ttl, expire_at: Expiry | None,
             max_history: int | None, request_id: str | None) -> pb.RestoreRequest:
-    return pb.RestoreRequest(snapshot=snapshot if isinstance(snapshot, str) else snapshot.name, sequence=name, if_revision=if_revision,
-                             options=options(durability, ttl, expire_at, max_history), request_id=id_or_new(request_id))
+    return message(pb.RestoreRequest, snapshot=snapshot if isinstance(snapshot, str) else snapshot.name, sequence=name, if_revision=if_revision,
+                   options=options(durability, ttl, expire_at, max_history), request_id=id_or_new(request_id))
 
 
 def delete(source: Name | Match | str, if_revision: int | None, allow_missing: bool) -> pb.DeleteRequest:
-    return pb.DeleteRequest(name=names.ref_of(source), if_revision=if_revision, allow_missing=allow_missing)
+    return message(pb.DeleteRequest, name=names.ref_of(source), if_revision=if_revision, allow_missing=allow_missing)
 
 
 def name_list(given: Iterable[str | Name], field: str, kind: str) -> list[str]:
@@ -113,7 +121,7 @@ def select(tensors: Iterable[str] | str | None, layers: Iterable[int] | None) ->
     """None: the whole image. An empty list is refused here: to the daemon it would mean all of them."""
     if tensors is None and layers is None:
         return None
-    chosen = pb.Select(tensors=[tensors] if isinstance(tensors, str) else tensors, layers=None if layers is None else sorted(layers))
+    chosen = message(pb.Select, path="select.", tensors=[tensors] if isinstance(tensors, str) else tensors, layers=None if layers is None else sorted(layers))
     if (tensors is not None and not chosen.tensors) or (layers is not None and not chosen.layers):
         raise errors.invalid("INVALID_OPTION", "a part has at least one tensor and one layer", "select")
     return chosen
@@ -122,7 +130,7 @@ def select(tensors: Iterable[str] | str | None, layers: Iterable[int] | None) ->
 def options(durability: Durability | None, ttl: Ttl, expire_at: Expiry | None, max_history: int | None) -> pb.NameOptions | None:
     if durability is None and ttl is None and expire_at is None and max_history is None:
         return None
-    out = pb.NameOptions(durability=enum(pb.Durability, durability, "durability"), max_history=max_history)
+    out = message(pb.NameOptions, path="options.", durability=enum(pb.Durability, durability, "durability"), max_history=max_history)
     expiration(out, ttl, expire_at, "options.")
     return out
 

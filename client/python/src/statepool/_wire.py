@@ -9,17 +9,33 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 from google.protobuf.message import DecodeError, Message
 
-from . import _kernels
+from . import _kernels, errors
 
 LEAF_BYTES = _kernels.LEAF_BYTES
 _DATA_TAG = 15 << 3 | 2  # field 15, length-delimited
 
 Buffer = Any  # what memoryview takes, C-contiguous
+
+
+_Message = TypeVar("_Message", bound=Message)
+
+
+def message(kind: type[_Message], reason: str, path: str, **values: Any) -> _Message:
+    """A message with these fields. InvalidArgument (the reason, of positions INVALID_POSITION; the field behind the path) for a number that its field can't hold."""
+    try:
+        return kind(**values)
+    except ValueError:
+        for field, value in values.items():
+            try:
+                kind(**{field: value})
+            except ValueError:
+                raise errors.invalid("INVALID_POSITION" if field == "position" else reason, f"{value!r} is out of range", path + field) from None
+        raise
 
 
 def checksum_of(*pieces: Buffer) -> str:

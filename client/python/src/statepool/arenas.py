@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
-from . import _advance, _direct, _flags, _gpu_copies, _kernels, _requests, errors, names
+from . import _advance, _direct, _flags, _gpu_copies, _kernels, _requests, _wire, errors, names
 from ._calls import Attempts
 from ._requests import Ttl
 from .layouts import DTYPES, Array, Layout
@@ -74,9 +74,10 @@ class View:
     without_num_spec: Iterable[str] = ()
 
     def to_proto(self) -> pb.View:
-        return pb.View(layers=_requests.enum(pb.View.Layers, self.layers, "view.layers"), conv_padding=self.conv_padding, num_spec=self.num_spec,
-                       tp_size=self.tp_size, tp_rank=self.tp_rank, without_num_spec=self.without_num_spec,
-                       axis_orders=[pb.AxisOrder(tensor=tensor, axes=axes) for tensor, axes in self.axis_orders.items()])
+        return _wire.message(pb.View, "INVALID_VIEW", "view.", layers=_requests.enum(pb.View.Layers, self.layers, "view.layers"),
+                             conv_padding=self.conv_padding, num_spec=self.num_spec, tp_size=self.tp_size, tp_rank=self.tp_rank,
+                             without_num_spec=self.without_num_spec,
+                             axis_orders=[pb.AxisOrder(tensor=tensor, axes=axes) for tensor, axes in self.axis_orders.items()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +257,7 @@ class Arena:
         self._pool = pool
         self._connection = pool._connection
         self._pid = os.getpid()
-        self._request = pb.OpenArenaRequest(layout=_requests.fingerprint(layout), rows=rows, steps=steps, view=view.to_proto(), device=device)
+        self._request = _requests.message(pb.OpenArenaRequest, layout=_requests.fingerprint(layout), rows=rows, steps=steps, view=view.to_proto(), device=device)
         self._lock = threading.Lock()  # of what follows; held while it is opened again
         self._generation = 0  # grows with each opening
         self._told = threading.local()  # .generation: the newest one that this thread knows of

@@ -17,7 +17,7 @@ from ._direct import Direct
 from ._requests import Tokens, Ttl
 from ._seen import Seen
 from .arenas import Arena, Buffers, LoadItem, Rooms, StoreItem, View
-from .layouts import Layout, Preset
+from .layouts import Layout, Preset, check_initial, without_arrays
 from .names import (Deletion, Durability, Exactness, Expiry, Image, Info, Match, Name, Out, Prefix, Removal, Room, Sequence, Snapshot, State,
                     Upload)
 from .streams import Progress, Source, StateStream
@@ -150,6 +150,9 @@ class Pool:
         """
         request = pb.RegisterLayoutRequest(alias=alias)
         if isinstance(layout, Preset):
+            if layout.arrays:
+                told = pb.RegisterLayoutRequest(preset=without_arrays(layout), validate_only=True)
+                check_initial(Layout.from_proto(self._call("RegisterLayout", told, pb.LayoutInfo.FromString)), layout.arrays)
             request.preset.CopyFrom(layout.proto)
         else:
             request.layout.CopyFrom(layout.to_proto())

@@ -22,6 +22,8 @@ from . import _hf, _wire, errors
 from .v1 import statepool_pb2 as pb
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from .arenas import View
 
 Kind = Literal["conv", "recurrent", "shift", "other"]
@@ -158,8 +160,7 @@ class _Block:
         out: list[memoryview] = []
         for t in self.tensors:
             array = np.asarray(tensors[t.name])
-            bits = np.dtype(_NUMPY[t.dtype]) if t.dtype in _NUMPY else t.numpy_dtype
-            if array.shape != t.shape or array.dtype not in (t.numpy_dtype, bits):
+            if not _is_of(array, t):
                 raise errors.invalid("TENSORS_MISMATCH", f"tensor {t.name!r} is {array.dtype} {list(array.shape)}, "
                                      f"the layout says {t.dtype} {list(t.shape)}", t.name)
             out.append(_wire.as_bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
@@ -274,7 +275,8 @@ class Part(_Block):
 
 Initial = Mapping[str, "float | bytes | Array"]
 """What tensors of a preset have at first, by name: a number for every element, or the values of all layers, as bytes or as an array [layers, *axes] of exactly
-the tensor's dtype. A tuned RWKV time_state is loaded transposed on its last two axes, if that is how its file has it."""
+the tensor's dtype. A tuned RWKV time_state is loaded transposed on its last two axes, if that is how its file has it. A layout has at most 64 MiB, these
+included: what is larger is stored as a version at position 0, of which sequences are forked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,14 +294,16 @@ class Preset:
     """
 
     proto: pb.LayoutPreset
+    arrays: Mapping[str, Array] = dataclasses.field(default_factory=dict, compare=False)
+    """Initial values that were given as arrays, for Pool.register_layout to compare with the tensors."""
 
 
 def mamba1(model_id: str = "", *, layers: int = 0, intermediate_size: int, state_size: int, conv_kernel: int = 4, conv_dtype: str = "bfloat16",
            recurrent_dtype: str = "float32", layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
     """Mamba: tensors "conv" [layers, conv_kernel-1, intermediate_size] and "ssm" [layers, intermediate_size, state_size]: vLLM's mamba1_state_shape."""
-    return _preset(model_id, layer_ids, initial, prefix, mamba1=pb.Mamba1Preset(
-        layers=layers, intermediate_size=intermediate_size, state_size=state_size, conv_kernel=conv_kernel,
-        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
+    return _preset(model_id, layer_ids, initial, prefix, "mamba1", pb.Mamba1Preset,
+                   layers=layers, intermediate_size=intermediate_size, state_size=state_size, conv_kernel=conv_kernel,
+                   conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype))
 
 
 def mamba2(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, state_size: int, groups: int = 1, conv_kernel: int = 4,
@@ -307,12 +311,13 @@ def mamba2(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, st
            prefix: str = "") -> Preset:
     """Mamba-2: tensors "conv" [layers, conv_kernel-1, heads*head_dim + 2*groups*state_size] and "ssm" [layers, heads, head_dim, state_size].
 
-    vLLM's mamba2_state_shape, whose intermediate_size is heads*head_dim; of more ranks than groups each has a group, as by its extra_groups_for_head_shards.
+    vLLM's mamba2_state_shape, whose intermediate_size is heads*head_dim; of a multiple of as many ranks as there are groups each has a group, as by its
+    extra_groups_for_head_shards; other numbers that don't divide the groups are refused, for heads of one rank would be of two groups.
     heads is a multiple of groups.
     """
-    return _preset(model_id, layer_ids, initial, prefix, mamba2=pb.Mamba2Preset(
-        layers=layers, heads=heads, head_dim=head_dim, state_size=state_size, groups=groups, conv_kernel=conv_kernel,
-        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
+    return _preset(model_id, layer_ids, initial, prefix, "mamba2", pb.Mamba2Preset,
+                   layers=layers, heads=heads, head_dim=head_dim, state_size=state_size, groups=groups, conv_kernel=conv_kernel,
+                   conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype))
 
 
 def gated_delta_net(model_id: str = "", *, layers: int = 0, key_heads: int, key_dim: int, value_heads: int, value_dim: int, conv_kernel: int = 4,
@@ -323,9 +328,9 @@ def gated_delta_net(model_id: str = "", *, layers: int = 0, key_heads: int, key_
     vLLM's gated_delta_net_state_shape, but for "delta", whose axes key and value are in MLC-LLM's order; vLLM's is View(axis_orders={"delta": ["head", "value",
     "key"]}). value_heads is a multiple of key_heads.
     """
-    return _preset(model_id, layer_ids, initial, prefix, gated_delta_net=pb.GatedDeltaNetPreset(
-        layers=layers, key_heads=key_heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, conv_kernel=conv_kernel,
-        conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype)))
+    return _preset(model_id, layer_ids, initial, prefix, "gated_delta_net", pb.GatedDeltaNetPreset,
+                   layers=layers, key_heads=key_heads, key_dim=key_dim, value_heads=value_heads, value_dim=value_dim, conv_kernel=conv_kernel,
+                   conv_dtype=_dtype(conv_dtype), recurrent_dtype=_dtype(recurrent_dtype))
 
 
 def kda(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, key_heads: int = 0, key_dim: int = 0, conv_kernel: int = 4,
@@ -336,9 +341,9 @@ def kda(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, key_h
     key_heads and key_dim are heads and head_dim by default. vLLM's kda_state_shape; with separate_convs, which has "conv_q", "conv_k" and "conv_v" in the
     place of "conv", as older vLLM has it.
     """
-    return _preset(model_id, layer_ids, initial, prefix, kda=pb.KdaPreset(
-        layers=layers, heads=heads, head_dim=head_dim, key_heads=key_heads, key_dim=key_dim, conv_kernel=conv_kernel, conv_dtype=_dtype(conv_dtype),
-        separate_convs=separate_convs))
+    return _preset(model_id, layer_ids, initial, prefix, "kda", pb.KdaPreset,
+                   layers=layers, heads=heads, head_dim=head_dim, key_heads=key_heads, key_dim=key_dim, conv_kernel=conv_kernel, conv_dtype=_dtype(conv_dtype),
+                   separate_convs=separate_convs)
 
 
 def linear_attention(model_id: str = "", *, layers: int = 0, heads: int, head_dim: int, recurrent_dtype: str = "float32",
@@ -347,15 +352,15 @@ def linear_attention(model_id: str = "", *, layers: int = 0, heads: int, head_di
 
     vLLM's linear_attention_state_shape; ranks that don't divide the heads, for which it rounds down, are refused.
     """
-    return _preset(model_id, layer_ids, initial, prefix, linear_attention=pb.LinearAttentionPreset(
-        layers=layers, heads=heads, head_dim=head_dim, recurrent_dtype=_dtype(recurrent_dtype)))
+    return _preset(model_id, layer_ids, initial, prefix, "linear_attention", pb.LinearAttentionPreset,
+                   layers=layers, heads=heads, head_dim=head_dim, recurrent_dtype=_dtype(recurrent_dtype))
 
 
 def short_conv(model_id: str = "", *, layers: int = 0, channels: int, conv_kernel: int = 4, conv_dtype: str = "bfloat16",
                layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
     """Short convolutions (LFM2): "conv" [layers, conv_kernel-1, channels]: vLLM's short_conv_state_shape."""
-    return _preset(model_id, layer_ids, initial, prefix, short_conv=pb.ShortConvPreset(
-        layers=layers, channels=channels, conv_kernel=conv_kernel, conv_dtype=_dtype(conv_dtype)))
+    return _preset(model_id, layer_ids, initial, prefix, "short_conv", pb.ShortConvPreset,
+                   layers=layers, channels=channels, conv_kernel=conv_kernel, conv_dtype=_dtype(conv_dtype))
 
 
 def rwkv4(model_id: str = "", *, layers: int = 0, hidden_size: int, attention_size: int = 0, shift_dtype: str = "bfloat16",
@@ -364,15 +369,15 @@ def rwkv4(model_id: str = "", *, layers: int = 0, hidden_size: int, attention_si
 
     attention_size is hidden_size by default. The five vectors of a layer are those of RWKV's own code (ChatRWKV), in its order.
     """
-    return _preset(model_id, layer_ids, initial, prefix, rwkv4=pb.Rwkv4Preset(
-        layers=layers, hidden_size=hidden_size, attention_size=attention_size, shift_dtype=_dtype(shift_dtype)))
+    return _preset(model_id, layer_ids, initial, prefix, "rwkv4", pb.Rwkv4Preset,
+                   layers=layers, hidden_size=hidden_size, attention_size=attention_size, shift_dtype=_dtype(shift_dtype))
 
 
 def rwkv4_seed(model_id: str = "", *, layers: int = 0, hidden_size: int, shift_dtype: str = "bfloat16", layer_ids: Iterable[int] | None = None,
                initial: Initial | None = None, prefix: str = "") -> Preset:
     """What some tools call the state of RWKV-4: "aa", "ab" (float32), "att_x_prev", "ffn_x_prev", each [layers, hidden_size]. Without "pp" no model goes on from it."""
-    return _preset(model_id, layer_ids, initial, prefix, rwkv4_seed=pb.Rwkv4SeedPreset(
-        layers=layers, hidden_size=hidden_size, shift_dtype=_dtype(shift_dtype)))
+    return _preset(model_id, layer_ids, initial, prefix, "rwkv4_seed", pb.Rwkv4SeedPreset,
+                   layers=layers, hidden_size=hidden_size, shift_dtype=_dtype(shift_dtype))
 
 
 def rwkv5(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16", wkv_dtype: str = "float32",
@@ -382,24 +387,27 @@ def rwkv5(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: i
     The three tensors of a layer are those of RWKV's own code (ChatRWKV), in its order. It keeps the matrices "wkv" in float32, and so does the default: they add
     up over all tokens. Another wkv_dtype is for an engine that keeps them so itself; its states are of another layout then, and never mix with those in float32.
     """
-    return _preset(model_id, layer_ids, initial, prefix, rwkv5=_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
+    return _preset(model_id, layer_ids, initial, prefix, "rwkv5", pb.RwkvPreset,
+                   **_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
 
 
 def rwkv6(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16", wkv_dtype: str = "float32",
           layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
     """RWKV-6: as rwkv5."""
-    return _preset(model_id, layer_ids, initial, prefix, rwkv6=_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
+    return _preset(model_id, layer_ids, initial, prefix, "rwkv6", pb.RwkvPreset,
+                   **_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
 
 
 def rwkv7(model_id: str = "", *, layers: int = 0, hidden_size: int, head_size: int = 64, shift_dtype: str = "bfloat16", wkv_dtype: str = "float32",
           layer_ids: Iterable[int] | None = None, initial: Initial | None = None, prefix: str = "") -> Preset:
     """RWKV-7: as rwkv5, but for "wkv" [layers, hidden_size/head_size, head_size (value), head_size (key)]."""
-    return _preset(model_id, layer_ids, initial, prefix, rwkv7=_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
+    return _preset(model_id, layer_ids, initial, prefix, "rwkv7", pb.RwkvPreset,
+                   **_rwkv(layers, hidden_size, head_size, shift_dtype, wkv_dtype))
 
 
 def hybrid(model_id: str, parts: Iterable[Preset], *, initial: Initial | None = None) -> Preset:
     """A model whose layers are of several families: the tensors of these presets, in their order. No two tensors may have one name: give the parts prefixes."""
-    return _preset(model_id, None, initial, "", hybrid=pb.HybridPreset(parts=[part.proto for part in parts]))
+    return _preset(model_id, None, initial, "", "hybrid", pb.HybridPreset, parts=[part.proto for part in parts])
 
 
 def from_hf(config: _hf.Config, *, model_id: str = "", layer_ids: Iterable[int] | None = None, dtype: str | None = None,
@@ -446,27 +454,57 @@ def _tensor_of(part: _hf.Part) -> Tensor:
 
 def _with_initial(layout: Layout, initial: Initial | None) -> Layout:
     values = {name: value if isinstance(value, (int, float)) else _initial_bytes(value) for name, value in (initial or {}).items()}
+    check_initial(layout, {name: np.asarray(value) for name, value in (initial or {}).items() if not isinstance(value, (int, float, bytes))})
     if unknown := values.keys() - {t.name for t in layout.tensors}:
         raise errors.invalid("INVALID_LAYOUT", f"initial names no tensor of the layout: {', '.join(sorted(unknown))}", "initial")
     return Layout(layout.model_id, tuple(dataclasses.replace(t, initial=values.get(t.name, t.initial)) for t in layout.tensors))
+
+
+def without_arrays(preset: Preset) -> pb.LayoutPreset:
+    """Its message without the initial values that were given as arrays."""
+    out = pb.LayoutPreset()
+    out.CopyFrom(preset.proto)
+    for name in preset.arrays:
+        del out.initial[name]
+    return out
+
+
+def check_initial(layout: Layout, arrays: Mapping[str, Array]) -> None:
+    """InvalidArgument (INVALID_LAYOUT) unless these have the shapes and dtypes of the tensors of their names. Names that are no tensor's are left out."""
+    for t in layout.tensors:
+        if t.name in arrays and not _is_of(arrays[t.name], t):
+            array = arrays[t.name]
+            raise errors.invalid("INVALID_LAYOUT", f"the initial value is {array.dtype} {list(array.shape)}, the tensor is {t.dtype} {list(t.shape)}",
+                                 f'initial["{t.name}"]')
+
+
+def _is_of(array: Array, t: Tensor) -> bool:
+    """Whether an array has the shape and the dtype (bfloat16 and float8 also as their bits) of a tensor."""
+    bits = np.dtype(_NUMPY[t.dtype]) if t.dtype in _NUMPY else t.numpy_dtype
+    return array.shape == t.shape and array.dtype in (t.numpy_dtype, bits)
 
 
 def _initial_bytes(value: bytes | Array) -> bytes:
     return value if isinstance(value, bytes) else np.ascontiguousarray(value).tobytes()
 
 
-def _preset(model_id: str, layer_ids: Iterable[int] | None, initial: Initial | None, prefix: str, **family: Any) -> Preset:
-    preset = pb.LayoutPreset(model_id=model_id, layer_ids=layer_ids or (), prefix=prefix, **family)
+def _preset(model_id: str, layer_ids: Iterable[int] | None, initial: Initial | None, prefix: str, family: str, kind: type[Message],
+            **parameters: Any) -> Preset:
+    preset = _wire.message(pb.LayoutPreset, "INVALID_LAYOUT", "preset.", model_id=model_id, layer_ids=tuple(layer_ids or ()), prefix=prefix)
+    getattr(preset, family).CopyFrom(_wire.message(kind, "INVALID_LAYOUT", f"preset.{family}.", **parameters))
+    arrays: dict[str, Array] = {}
     for name, value in (initial or {}).items():
         if isinstance(value, (int, float)):
             preset.initial[name].constant = value
         else:
             preset.initial[name].data = _initial_bytes(value)
-    return Preset(preset)
+            if not isinstance(value, bytes):
+                arrays[name] = np.asarray(value)
+    return Preset(preset, arrays)
 
 
-def _rwkv(layers: int, hidden_size: int, head_size: int, shift_dtype: str, wkv_dtype: str) -> pb.RwkvPreset:
-    return pb.RwkvPreset(layers=layers, hidden_size=hidden_size, head_size=head_size, shift_dtype=_dtype(shift_dtype), wkv_dtype=_dtype(wkv_dtype))
+def _rwkv(layers: int, hidden_size: int, head_size: int, shift_dtype: str, wkv_dtype: str) -> dict[str, Any]:
+    return {"layers": layers, "hidden_size": hidden_size, "head_size": head_size, "shift_dtype": _dtype(shift_dtype), "wkv_dtype": _dtype(wkv_dtype)}
 
 
 def _in_layers(t: Tensor, wanted: set[int] | None) -> Tensor:
@@ -530,7 +568,10 @@ def _fingerprint(layout: Layout) -> str:
     """As the comment of message Layout defines it. The daemon's answer must agree: register_layout checks it."""
 
     def integer(value: int) -> bytes:
-        return struct.pack("<Q", value)
+        try:
+            return struct.pack("<Q", value)
+        except struct.error:
+            raise errors.invalid("INVALID_LAYOUT", f"{value!r} is no size and no layer: they are 0..2^64-1", "tensors") from None
 
     def text(value: str | bytes) -> bytes:
         raw = value.encode() if isinstance(value, str) else value

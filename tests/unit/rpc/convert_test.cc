@@ -142,8 +142,8 @@ TEST(Convert, PresetsThatMakeNoSenseAreToldInTheirOwnFieldsAndOnce) {
             "preset.hybrid.parts[1].prefix | tensor 'conv': twice in one layout");
   EXPECT_THAT(complaint("model_id: 'm' mamba1 { layers: 4096 intermediate_size: 4294967296 state_size: 1 }"),
               testing::StartsWith("preset.mamba1 | tensor 'conv': the state would be larger than "));
-  EXPECT_THAT(complaint("model_id: 'm' rwkv4 { layers: 64 hidden_size: 65536 } initial { key: 'aa' value { data: '" +
-                        std::string(64 * 65536 * 4, 'x') + "' } }"),
+  EXPECT_THAT(complaint("model_id: 'm' rwkv4 { layers: 64 hidden_size: 262144 } initial { key: 'aa' value { data: '" +
+                        std::string(64 * 262144 * 4, 'x') + "' } }"),
               testing::StartsWith("preset.initial | the layout has "));
 }
 

@@ -858,10 +858,10 @@ def test_more_waits_for_the_disk_than_may(pb, start, errors):
 @pytest.mark.provokes(("RESOURCE_EXHAUSTED", "TOO_MANY_LAYOUTS"))
 def test_a_limit_of_layouts_in_bytes(pb, start, errors):
     _, client = start()
-    size = 8 * MIB - 4 * KIB
+    size = 64 * MIB - 4 * KIB
     initial = bytes(range(256)) * (size // 256)
     with errors.expected("RESOURCE_EXHAUSTED", "TOO_MANY_LAYOUTS"):
-        for i in range(17):
+        for i in range(5):
             client.RegisterLayout(pb.RegisterLayoutRequest(layout=pb.Layout(model_id=str(i), tensors=[
                 pb.TensorSpec(name="t", kind=pb.RECURRENT, layers=[0], dtype=pb.UINT8, axes=[pb.Axis(name="a", size=size)],
                               initial=pb.InitialValue(data=initial))])))

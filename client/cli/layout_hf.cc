@@ -325,6 +325,12 @@ class Reader {
     std::vector<std::string> types;
     for (const Value& type : key->list_value().values()) types.push_back(type.string_value());
     for (const char letter : key->string_value()) types.emplace_back(1, letter);
+    const Value* const layers = Find(keys_, "num_hidden_layers");
+    if (TextOf(rule, "in") == "layer_types" && layers != nullptr && layers->kind_case() == Value::kNumberValue &&
+        layers->number_value() != static_cast<double>(types.size())) {
+      Wrong("layer_types",
+            absl::StrCat("is of ", types.size(), " layers, and num_hidden_layers is ", layers->number_value()));
+    }
     const Value* const repeat_to = Find(rule, "repeat_to");
     const uint64_t count = repeat_to != nullptr && !types.empty() ? Count(*repeat_to) : types.size();
     if (count > kLayersMax) {

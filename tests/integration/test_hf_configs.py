@@ -121,6 +121,7 @@ def test_a_model_of_no_family_is_written_tensor_by_tensor():
     ({"model_type": ""}, "model_type", "no model_type"),
     ({"model_type": "zamba", "n_mamba_heads": 0}, "n_mamba_heads", "a section of conv is 0"),
     ({"model_type": "qwen4_exp_text", "ple_layer_ids": [1]}, "ple_tokens", "does not say what ple_tokens is at first"),
+    ({"model_type": "qwen3_next", "num_hidden_layers": 3, "layer_types": ["linear_attention"] * 4}, "layer_types", "is of 4 layers, and num_hidden_layers is 3"),
     ({"model_type": "mamba", "dtype": "int8"}, "dtype", "one of float32, float16, bfloat16"),
 ])
 def test_what_makes_no_sense_is_refused_in_the_same_words_by_python_and_tool(config, field, part):

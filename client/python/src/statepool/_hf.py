@@ -240,6 +240,9 @@ class _Reader:
             values = self._key(rule["in"])
             if not isinstance(values, (list, tuple, str)):
                 return None
+            layers = self._keys.get("num_hidden_layers")
+            if rule["in"] == "layer_types" and isinstance(layers, (int, float)) and not isinstance(layers, bool) and layers != len(values):
+                raise self._wrong("layer_types", f"is of {len(values)} layers, and num_hidden_layers is {layers:g}")
             count = self._count(rule["repeat_to"]) if "repeat_to" in rule and values else len(values)
             if count > _LAYERS_MAX:
                 raise self._wrong(rule["in"], f"has {count} layers, more than {_LAYERS_MAX}")

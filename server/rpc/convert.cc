@@ -122,7 +122,7 @@ absl::StatusOr<LayoutRef> ToLayout(const v1::LayoutPreset& preset) {
   return layout;
 }
 
-void FillLayout(const LayoutSpec& spec, v1::Layout* out) {
+void FillLayout(const LayoutSpec& spec, bool with_data, v1::Layout* out) {
   out->set_model_id(spec.model_id);
   for (const TensorSpec& in : spec.tensors) {
     v1::TensorSpec* tensor = out->add_tensors();
@@ -138,7 +138,8 @@ void FillLayout(const LayoutSpec& spec, v1::Layout* out) {
     if (const auto* constant = std::get_if<ConstantInitial>(&in.initial)) {
       tensor->mutable_initial()->set_constant(constant->value);
     } else if (const auto* data = std::get_if<DataInitial>(&in.initial)) {
-      tensor->mutable_initial()->set_data(data->bytes);
+      v1::InitialValue* const initial = tensor->mutable_initial();
+      if (with_data) initial->set_data(data->bytes);
     }
     if (in.sharding.has_value()) {
       tensor->mutable_sharding()->set_axis(in.sharding->axis);
@@ -270,10 +271,10 @@ void FillNameInfo(const NameInfo& info, v1::NameInfo* out) {
   out->set_replayed(info.replayed);
 }
 
-void FillLayoutInfo(const LayoutRegistry::Entry& entry, v1::LayoutInfo* out) {
+void FillLayoutInfo(const LayoutRegistry::Entry& entry, v1::LayoutInfo* out, bool with_data) {
   out->set_fingerprint(entry.layout->fingerprint());
   for (const std::string& alias : entry.aliases) out->add_aliases(alias);
-  FillLayout(entry.layout->spec(), out->mutable_layout());
+  FillLayout(entry.layout->spec(), with_data, out->mutable_layout());
   out->set_state_bytes(entry.layout->state_bytes());
 }
 

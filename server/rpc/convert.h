@@ -40,7 +40,8 @@ absl::StatusOr<LayoutRef> ToLayout(const v1::RegisterLayoutRequest& request);
 
 void FillNameRef(const NameKey& key, v1::NameRef* out);
 void FillNameInfo(const NameInfo& info, v1::NameInfo* out);
-void FillLayoutInfo(const LayoutRegistry::Entry& entry, v1::LayoutInfo* out);
+// with_data: with the bytes of initial values, which may be many.
+void FillLayoutInfo(const LayoutRegistry::Entry& entry, v1::LayoutInfo* out, bool with_data = true);
 v1::Durability ToProto(Durability durability);
 // REQUIRES: finite.
 google::protobuf::Duration ToProto(absl::Duration duration);

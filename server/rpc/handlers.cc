@@ -120,11 +120,7 @@ absl::Status Handlers::GetLayout(const Op& op, const v1::GetLayoutRequest& in, v
 
 absl::Status Handlers::ListLayouts(const Op& op, const v1::ListLayoutsRequest&, v1::ListLayoutsResponse* out) {
   for (const LayoutRegistry::Entry& entry : store_->layouts().List(op.tenant)) {
-    v1::LayoutInfo* info = out->add_layouts();
-    FillLayoutInfo(entry, info);
-    for (v1::TensorSpec& tensor : *info->mutable_layout()->mutable_tensors()) {
-      if (tensor.initial().has_data()) tensor.mutable_initial()->clear_data();
-    }
+    FillLayoutInfo(entry, out->add_layouts(), /*with_data=*/false);
   }
   return absl::OkStatus();
 }

@@ -298,7 +298,7 @@ StatePoolService::Call* StatePoolService::ServeArena(Call* call, Handler<Request
   }
 STATEPOOL_SERVE(GetCapabilities, Where::kInline)
 STATEPOOL_SERVE(RegisterLayout, Where::kExecutor)
-STATEPOOL_SERVE(GetLayout, Where::kInline)
+STATEPOOL_SERVE(GetLayout, Where::kExecutor)  // its answer may be large
 STATEPOOL_SERVE(ListLayouts, Where::kInline)
 STATEPOOL_SERVE(DeleteLayout, Where::kExecutor)
 STATEPOOL_SERVE(Create, Where::kExecutor)

@@ -350,6 +350,8 @@ def test_a_daemon_that_hangs_holds_streams_for_a_bounded_time(far, pool, arena, 
     finally:
         os.kill(far.process.pid, signal.SIGCONT)
     arena._pool = pool
+    # The daemon finds by itself that it is late: what it counts after this side has told of it would be told again.
+    eventually(lambda: arena._flags._words.get(_flags._FAILURES) == 1)
     with pytest.raises(statepool.RowsLost):
         arena.load({0: name})
     arena.load({0: name})

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import xxhash
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 
 from . import _kernels, errors
@@ -22,6 +23,8 @@ _DATA_TAG = 15 << 3 | 2  # field 15, length-delimited
 Buffer = Any  # what memoryview takes, C-contiguous
 
 
+_RANGES = {FieldDescriptor.CPPTYPE_INT32: "-2^31..2^31-1", FieldDescriptor.CPPTYPE_INT64: "-2^63..2^63-1", FieldDescriptor.CPPTYPE_UINT32: "0..2^32-1",
+           FieldDescriptor.CPPTYPE_UINT64: "0..2^64-1"}
 _Message = TypeVar("_Message", bound=Message)
 
 
@@ -34,7 +37,8 @@ def message(kind: type[_Message], reason: str, path: str, **values: Any) -> _Mes
             try:
                 kind(**{field: value})
             except ValueError:
-                raise errors.invalid("INVALID_POSITION" if field == "position" else reason, f"{value!r} is out of range", path + field) from None
+                raise errors.invalid("INVALID_POSITION" if field == "position" else reason, f"{value!r} is not in {_RANGES.get(kind.DESCRIPTOR.fields_by_name[field].cpp_type)}",
+                                     path + field) from None
         raise
 
 

@@ -804,20 +804,11 @@ class Arena:
         if call is None:
             return None
         told = pb.StoreRequest(items=request.items, all_or_none=request.all_or_none, after=call.after, done=call.done)
-        try:
-            answer = self._call("Store", told, pb.StoreResponse.FromString, Attempts(attempts.timeout(), 0), generation)
-        except errors.StatepoolError as error:
-            return self._without_words(flags, call, error)
-        except BaseException:
-            flags.leave(call)
-            self._follow(flags, call, stream)
-            raise
-        flags.answered(call)
-        return answer
+        return self._call_with_words("Store", told, pb.StoreResponse.FromString, attempts, generation, flags, call, stream, is_late=False)
 
-    def _call_with_words(self, method: str, told: pb.LoadRequest | pb.AdvanceRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
-                         generation: int, flags: _flags.Flags, call: _flags.Call, stream: Any) -> _Answer | None:
-        """A call that is answered before the daemon is done with its rows, which the stream waits for. None: it is to be made without words."""
+    def _call_with_words(self, method: str, told: pb.LoadRequest | pb.StoreRequest | pb.AdvanceRequest, parse: Callable[[bytes], _Answer], attempts: Attempts,
+                         generation: int, flags: _flags.Flags, call: _flags.Call, stream: Any, *, is_late: bool = True) -> _Answer | None:
+        """is_late: it is answered before the daemon is done with its rows, which the stream waits for. None: it is to be made without words."""
         try:
             answer = self._call(method, told, parse, Attempts(attempts.timeout(), 0), generation)
         except errors.StatepoolError as error:
@@ -827,7 +818,8 @@ class Arena:
             self._follow(flags, call, stream)
             raise
         flags.answered(call)
-        self._follow(flags, call, stream)
+        if is_late:
+            self._follow(flags, call, stream)
         return answer
 
     def _follow(self, flags: _flags.Flags, call: _flags.Call, stream: Any) -> None:

@@ -79,7 +79,8 @@ class ContentsGone(StatepoolError):
 
 class RowsLost(StatepoolError):
     """Loads of an arena on a GPU that had returned failed before their copies came (Arena.load). What their rows hold is not known: they must be loaded
-    again, and a store of them is refused (ROW_NOT_LOADED) until then. Raised once, by the arena's next call, which did nothing.
+    again, and a store of them is refused (ROW_NOT_LOADED) until then. Raised once, by the arena's next call, which did nothing; of a
+    daemon that hung perhaps again, without rows, when it goes on and finds that it is late.
 
     rows  that may have lost their contents: of the loads among which the failed ones are
     """

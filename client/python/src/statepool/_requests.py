@@ -10,27 +10,19 @@ import math
 import os
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf.message import Message
 
-from . import _wire, errors, names
+from . import errors, names
+from ._wire import message
 from .layouts import Layout
 from .names import Durability, Exactness, Expiry, Match, Name
 from .v1 import statepool_pb2 as pb
 
 Tokens = SequenceOf[int] | npt.NDArray[np.integer]
 Ttl = float | datetime.timedelta | None
-
-
-_Message = TypeVar("_Message", bound=Message)
-
-
-def message(kind: type[_Message], path: str = "", **values: Any) -> _Message:
-    """A message with these fields. InvalidArgument for a number that its field can't hold."""
-    return _wire.message(kind, "INVALID_OPTION", path, **values)
 
 
 def get(source: Name | Match | str, position: int | None, layout: Layout | str, tensors: Iterable[str] | None, layers: Iterable[int] | None,
@@ -121,7 +113,7 @@ def select(tensors: Iterable[str] | str | None, layers: Iterable[int] | None) ->
     """None: the whole image. An empty list is refused here: to the daemon it would mean all of them."""
     if tensors is None and layers is None:
         return None
-    chosen = message(pb.Select, path="select.", tensors=[tensors] if isinstance(tensors, str) else tensors, layers=None if layers is None else sorted(layers))
+    chosen = message(pb.Select, "INVALID_OPTION", "select.", tensors=[tensors] if isinstance(tensors, str) else tensors, layers=None if layers is None else sorted(layers))
     if (tensors is not None and not chosen.tensors) or (layers is not None and not chosen.layers):
         raise errors.invalid("INVALID_OPTION", "a part has at least one tensor and one layer", "select")
     return chosen
@@ -130,7 +122,7 @@ def select(tensors: Iterable[str] | str | None, layers: Iterable[int] | None) ->
 def options(durability: Durability | None, ttl: Ttl, expire_at: Expiry | None, max_history: int | None) -> pb.NameOptions | None:
     if durability is None and ttl is None and expire_at is None and max_history is None:
         return None
-    out = message(pb.NameOptions, path="options.", durability=enum(pb.Durability, durability, "durability"), max_history=max_history)
+    out = message(pb.NameOptions, "INVALID_OPTION", "options.", durability=enum(pb.Durability, durability, "durability"), max_history=max_history)
     expiration(out, ttl, expire_at, "options.")
     return out
 

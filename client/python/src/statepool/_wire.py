@@ -28,7 +28,7 @@ _RANGES = {FieldDescriptor.CPPTYPE_INT32: "-2^31..2^31-1", FieldDescriptor.CPPTY
 _Message = TypeVar("_Message", bound=Message)
 
 
-def message(kind: type[_Message], reason: str, path: str, **values: Any) -> _Message:
+def message(kind: type[_Message], reason: str = "INVALID_OPTION", path: str = "", /, **values: Any) -> _Message:
     """A message with these fields. InvalidArgument (the reason, of positions INVALID_POSITION; the field behind the path) for a number that its field can't hold."""
     try:
         return kind(**values)

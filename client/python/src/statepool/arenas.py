@@ -257,7 +257,7 @@ class Arena:
         self._pool = pool
         self._connection = pool._connection
         self._pid = os.getpid()
-        self._request = _requests.message(pb.OpenArenaRequest, layout=_requests.fingerprint(layout), rows=rows, steps=steps, view=view.to_proto(), device=device)
+        self._request = _wire.message(pb.OpenArenaRequest, layout=_requests.fingerprint(layout), rows=rows, steps=steps, view=view.to_proto(), device=device)
         self._lock = threading.Lock()  # of what follows; held while it is opened again
         self._generation = 0  # grows with each opening
         self._told = threading.local()  # .generation: the newest one that this thread knows of

@@ -177,11 +177,13 @@ class PendingStore {
 // touch a row meanwhile. Close, Reopen and the destructor want all others to have let go of the rows.
 //
 // Restarts: when the daemon has lost the arena, Load, Store and Advance open it again at the same addresses and return
-// CONTENTS_GONE. So does the next Load, Store or Advance of every other thread that used it before. When it can't be
-// had again, the call's own error is returned, and the next call tries anew. Nothing but Load, Store, Advance,
-// StoreAsync, PendingStore::Wait and Reopen opens it again, in the thread that called. On a GPU the rows are not mapped
-// for a moment then, and what another thread launches on them just there is an illegal address, which ends its context:
-// no other thread may launch work on rows of this arena while one of these calls may open it again.
+// CONTENTS_GONE; rows are zeros then (where the daemon lives on and only the connection broke, they are as soon as it
+// notices, maybe before a call says so: what was computed meanwhile can't be stored). So does the next Load, Store or
+// Advance of every other thread that used it before. When it can't be had again, the call's own error is returned, and
+// the next call tries anew. Nothing but Load, Store, Advance, StoreAsync, PendingStore::Wait and Reopen opens it again,
+// in the thread that called. On a GPU the rows are not mapped for a moment then, and what another thread launches on
+// them just there is an illegal address, which ends its context: no other thread may launch work on rows of this arena
+// while one of these calls may open it again.
 //
 // After fork() it is the parent's: in the child Load, Store, Advance and Reopen return FORKED, and Close and the
 // destructor let go of what the child has of it, no more.

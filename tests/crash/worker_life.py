@@ -143,9 +143,9 @@ class Life:
         self.unsure = True
 
     def doubt(self, row, text):
-        """Of a row that was loaded. Where the daemon copies in the order of a stream it may die, or the arena end, after its answer: then the arena's next
-        call says that this row is lost, or all are. If it does not, the row was wrong."""
-        if not self.plan.direct and self.arena.device.startswith("cuda") and (self.plan.survives or self.hung_up):
+        """Of a row that was loaded. An arena whose connection broke is zeros as soon as the daemon notices; and where the daemon copies in the order of a
+        stream it may die after its answer. Then the arena's next call says that this row is lost, or all are. If it does not, the row was wrong."""
+        if self.hung_up or (self.plan.survives and not self.plan.direct and self.arena.device.startswith("cuda")):
             self.doubts.append((row, text))
         else:
             self.violation("half_versions", text)
@@ -349,7 +349,7 @@ class Life:
         if self.random.random() < 0.1:
             source = dict.fromkeys(rows, rows[0])
         source = {row: i for row, i in source.items() if self.oracle.of(i) != {None}}
-        with self.phase(LOAD):
+        with self.phase(LOAD), self.perhaps_hung_up(0.05):
             loaded = self.arena.load({row: words.name_of(self.plan.lane, i) for row, i in source.items()}, return_errors=True)
         if loaded:  # without rows nobody was asked
             self.told(())
@@ -390,7 +390,7 @@ class Life:
         written = list(index.values())
         self.oracle.intend(number, written, all_or_none)
         self.say("i", number, int(all_or_none), ",".join(map(str, written)))
-        with self.phase(STORE), self.perhaps_hung_up():
+        with self.phase(STORE), self.perhaps_hung_up(0.1):
             stored = self.arena.store(items, all_or_none=all_or_none, return_errors=not all_or_none)
         self.told(())
         refused = [index[row] for row, result in stored.items() if isinstance(result, statepool.StatepoolError)]
@@ -406,9 +406,9 @@ class Life:
         self.say("n operations 1")
 
     @contextlib.contextmanager
-    def perhaps_hung_up(self):
+    def perhaps_hung_up(self, how_often):
         """The connection of the arena breaks off during the call, or right after it."""
-        if not self.may_be_loose(0.1):
+        if not self.may_be_loose(how_often):
             yield
             return
         delay = self.random.random() * 0.0002 * (self.plan.rows + 5)

@@ -239,8 +239,9 @@ class Arena:
     memory counts until this process ends. Conflict (MAPPING_FAILED) when it can't be mapped here, StatepoolError (GPU_FAILED) when this process's GPU
     refuses to copy.
 
-    Restarts: when the daemon has lost the arena, load, store and advance open it again at the same addresses and raise ContentsGone: all rows are zeros.
-    So does the next load, store or advance of every other thread that used it before. When it can't be had again, the call's own error is raised, and the
+    Restarts: when the daemon has lost the arena, load, store and advance open it again at the same addresses and raise ContentsGone: all rows are zeros
+    (where the daemon lives on and only the connection broke, they are as soon as it notices, maybe before a call says so: what was computed meanwhile
+    can't be stored). So does the next load, store or advance of every other thread that used it before. When it can't be had again, the call's own error is raised, and the
     next call tries anew. Nothing but load, store, advance, store_async, Store.wait() and reopen() opens it again, in the thread that called. On a GPU the
     rows are not mapped for a moment then, and what another thread launches on them just there is an illegal address, which ends its CUDA context: no other thread may
     launch work on rows of this arena while one of these calls may open it again.

@@ -52,7 +52,10 @@ class Attempts:
         worth_it = broken or busy or isinstance(error, (errors.Unavailable, errors.Exhausted))
         left = self._retries if busy else self._left
         if not worth_it or delay is None or left <= 0 or delay >= self.timeout():
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # a frame that has what it raised is a cycle: errors.again
         self._left -= not busy
         time.sleep(delay)
 
@@ -98,6 +101,7 @@ class Connection:
     def error(self, failure: grpc.RpcError | ValueError) -> errors.StatepoolError:
         """What a failed call raises. A ValueError that is not about a closed channel is raised as it is."""
         if isinstance(failure, grpc.RpcError):
+            failure.__traceback__ = None  # of gRPC's own frames: a stream raises itself, and they have it
             error = errors.from_rpc_error(failure)
             if not self._closed or error.reason or error.code != "CANCELLED":
                 return error

@@ -202,7 +202,7 @@ class Storing:
     def answer(self) -> Any:
         """REQUIRES: is_over()."""
         if self._error is not None:
-            raise self._error
+            raise errors.again(self._error) if isinstance(self._error, errors.StatepoolError) else self._error
         return self._answer
 
     def finish(self) -> None:
@@ -219,7 +219,7 @@ class Storing:
                 raise
             self._answer = commit(checksums)
         except BaseException as error:  # what on_reopen raises, too
-            self._error = error
+            self._error = errors.again(error) if isinstance(error, errors.StatepoolError) else error
             if not isinstance(error, Exception):
                 raise
         finally:

@@ -129,7 +129,9 @@ class Lane:
                     raise
                 except errors.StatepoolError as error:
                     slot.unsettled = not error.reason
-                    doubt = doubt or _unanswered(error)
+                    unanswered = _unanswered(error)
+                    doubt = doubt or (None if unanswered is None else errors.again(unanswered))
+                    del unanswered
                     if doubt is None or not isinstance(error, (errors.Unavailable, errors.ContentsGone)) or error.reason not in _PASSING:
                         self._failed(layout, slot, error)
                         return None, doubt

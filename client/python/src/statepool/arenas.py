@@ -182,7 +182,7 @@ class Store:
             raise self._arena._refusal()
         storing, result = self._storing, self._result
         if isinstance(storing, errors.StatepoolError):
-            raise storing
+            raise errors.again(storing)
         assert result is not None
         if storing is None:
             return result(None)
@@ -396,7 +396,7 @@ class Arena:
             results = self._store(request, attempts, known, stream, may_be_a_retry=_may_be_a_retry(items, request)) if request.items else []
             result = _by_row(rows, results, return_errors)
         except errors.StatepoolError as error:
-            return Store(self, known, error, None)
+            return Store(self, known, errors.again(error), None)
         return Store(self, known, None, lambda _: result)
 
     @overload
@@ -556,7 +556,7 @@ class Arena:
             if again is None:
                 return results
             try:
-                attempts.wait(again)
+                attempts.wait(errors.again(again))
             except errors.StatepoolError:
                 return results
 
@@ -646,7 +646,7 @@ class Arena:
             if answer.done or not request.all_or_none or not failed:
                 return results
             # Nothing was stored, and those that could have been wait for the others.
-            attempts.wait(next((e for e in failed if e.reason != "BATCH_ABORTED"), failed[0]))
+            attempts.wait(errors.again(next((e for e in failed if e.reason != "BATCH_ABORTED"), failed[0])))
 
     def _store_directly(self, request: pb.StoreRequest, attempts: Attempts, generation: int | None, stream: Any) -> pb.StoreResponse | None:
         """A Store whose copies are done here. None: it is for the daemon to do, with the same requests."""
@@ -838,7 +838,10 @@ class Arena:
         else:
             flags.settle(call)
         if not isinstance(error, (errors.Exhausted, errors.Unavailable)):
-            raise error
+            try:
+                raise error
+            finally:
+                del error
 
     def _begin_in_order(self, request: pb.StoreRequest, generation: int | None, stream: Any) -> _gpu_copies.Storing | None:
         """A Store that the arena's thread asks for, and the stream waits for before it goes on. None: it is to be done without words."""
@@ -895,7 +898,8 @@ class Arena:
         except (errors.NotFound, errors.Unavailable) as error:
             if not reopen or isinstance(error, errors.NotFound) and error.reason != "ARENA_UNKNOWN":
                 raise
-            self._revive(error, generation, attempts)
+            if not self._revive(error, generation, attempts):
+                raise
             raise self._gone() from error
 
     def _check(self, generation: int | None) -> None:
@@ -1066,30 +1070,29 @@ class Arena:
 
         return _cuda.GpuRange(table.device, mapped_bytes)
 
-    def _revive(self, error: errors.NotFound | errors.Unavailable, generation: int, attempts: Attempts) -> None:
-        """Returns when the arena, lost after this generation, is open again. Raises `error` if the daemon has it, or is not there."""
+    def _revive(self, error: errors.NotFound | errors.Unavailable, generation: int, attempts: Attempts) -> bool:
+        """Opens the arena again, which was lost after this generation: a call failed with `error`. False: the daemon has it, or is not there."""
         with self._lock:
             if self._closed:
-                raise error
+                return False
             if self._generation != generation:
-                return  # another thread was first
+                return True  # another thread was first
             try:
                 daemon = self._connection.call("GetCapabilities", pb.GetCapabilitiesRequest(), pb.Capabilities.FromString,
                                                Attempts(attempts.timeout(), 0))
                 here = daemon.incarnation == self.incarnation
                 if here and isinstance(error, errors.Unavailable):
-                    raise error
+                    return False
                 assert self._memory is not None
                 self._drop_flags()
                 if here:  # its contents are gone, and this daemon counts it until nobody has it
                     self._memory.vacate()
                     self._say_unmapped()
                 self._open(Attempts(attempts.timeout(), self._pool._retries))
-            except (errors.NotFound, errors.Unavailable, errors.DeadlineExceeded) as failure:
-                if failure is error:
-                    raise
-                raise error from failure
+            except (errors.NotFound, errors.Unavailable, errors.DeadlineExceeded):
+                return False
         self._reopened()
+        return True
 
     def _reopen_if_restarted(self, error: errors.StatepoolError, generation: int, attempts: Attempts) -> None:
         """ContentsGone, with the arena open again, when a lease is unknown because the daemon is another one."""
@@ -1097,15 +1100,16 @@ class Arena:
             return
         if self._generation == generation and error.metadata.get("incarnation") == self.incarnation:
             return
-        self._revive(error, generation, attempts)
-        raise self._gone() from error
+        if self._revive(error, generation, attempts):
+            raise self._gone() from error
 
     def _reopen_if_lost(self, error: errors.NotFound | errors.Unavailable, generation: int) -> None:
         """ContentsGone, with the arena open again, when a store failed with `error` in the arena's own thread because this generation of it was lost."""
         attempts = self._pool._attempts()
         if isinstance(error, errors.Unavailable) or error.reason == "ARENA_UNKNOWN":
-            self._revive(error, generation, attempts)
-            raise self._gone() from error
+            if self._revive(error, generation, attempts):
+                raise self._gone() from error
+            return
         self._reopen_if_restarted(error, generation, attempts)
 
     def _reopened(self) -> None:
@@ -1361,7 +1365,7 @@ def _by_row(rows: Iterable[SupportsIndex], results: Iterable[Any], return_errors
     if not return_errors:
         for result in out.values():
             if isinstance(result, errors.StatepoolError):
-                raise result
+                raise errors.again(result)
     return out
 
 
@@ -1443,7 +1447,8 @@ class Row:
             self._generation = arena._generation  # now they know
             raise
         except errors.StatepoolError as error:
-            raise _alone(error)
+            _set_alone(error)
+            raise
         stored = _raised(result)
         assert isinstance(stored, Info)  # buffers have whole states
         return stored
@@ -1568,6 +1573,11 @@ def _raised(result: _Result | errors.StatepoolError) -> _Result:
 
 def _alone(error: errors.StatepoolError) -> errors.StatepoolError:
     """The error of an item, as that of a call of its own."""
+    error = errors.again(error)
+    _set_alone(error)
+    return error
+
+
+def _set_alone(error: errors.StatepoolError) -> None:
     error.field = error.field.removeprefix("items[0].")
     error.metadata = {k: v for k, v in error.metadata.items() if k != "row"}
-    return error

@@ -194,6 +194,6 @@ def batch_get(pool: Pool, connection: Connection, attempts: Attempts, items: Ite
             except errors.DataLoss as error:
                 if all_or_none:
                     raise
-                found = error
+                found = errors.again(error)
         out.append(found)
     return out

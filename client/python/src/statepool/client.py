@@ -336,7 +336,7 @@ class Pool:
             info = self._set(head, pieces, attempts)
         except errors.InvalidArgument as error:
             if doubt is not None and error.reason == "REQUEST_ID_REUSED":
-                raise doubt  # it was stored, but the answer is lost
+                raise errors.again(doubt)  # it was stored, but the answer is lost
             raise
         self._seen.learn(info)
         return info

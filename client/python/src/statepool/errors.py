@@ -138,6 +138,20 @@ def _make(code: str, message: str, status: status_pb2.Status) -> StatepoolError:
     return _CLASSES.get(code, StatepoolError)(code, reason, message, field, metadata, retry_after)
 
 
+def again(error: StatepoolError) -> StatepoolError:
+    """A copy, to raise what a local or a list has, or to keep what was raised. An error has the frames that it came through, by its traceback, and those
+    that called them: who keeps it in one of them makes a cycle, and what all these callers have, arrays of arenas among it, lives until Python looks
+    for garbage. What it was raised from loses its traceback, too."""
+    copy = type(error)(error.code, error.reason, error.message, error.field, error.metadata, error.retry_after)
+    cause = error.__cause__
+    if cause is not None:
+        copy.__cause__ = cause
+    while isinstance(cause, (StatepoolError, grpc.RpcError)):
+        cause.__traceback__ = None
+        cause = cause.__cause__
+    return copy
+
+
 def made(code: str, reason: str, message: str, field: str = "", **metadata: object) -> StatepoolError:
     """An error of this library's own, of the class that goes with the code."""
     return _CLASSES.get(code, StatepoolError)(code, reason, message, field, {k: str(v) for k, v in metadata.items()})

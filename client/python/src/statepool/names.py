@@ -284,7 +284,7 @@ class Name:
         """Counts as a use: the idle time starts anew. When the name expires now; None: never."""
         answer = self._pool.touch(self)[0]
         if isinstance(answer, errors.StatepoolError):
-            raise answer
+            raise errors.again(answer)
         return answer
 
     def set_ttl(self, ttl: float | datetime.timedelta | None = None, *, expire_at: Expiry | None = None, if_revision: int | None = None) -> Info:

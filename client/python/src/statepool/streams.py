@@ -208,13 +208,13 @@ def send(connection: Connection, attempts: Attempts, head: pb.SetRequest, source
             # A chunk that differs from its checksum was damaged on the way; a whole that does will not get better.
             damaged = error.reason == "CHECKSUM_MISMATCH" and error.metadata.get("expected") != head.checksum
             attempts.wait(error, broken=_is_broken(error) or damaged, busy=error.reason == "UPLOAD_BUSY")
-            failure = error
+            failure = errors.again(error)
         offset = _received(connection, attempts, head)
         if offset > furthest:
             furthest = offset
             attempts.progress()
         if not source.seek(offset):
-            raise failure
+            raise errors.again(failure)
 
 
 def _received(connection: Connection, attempts: Attempts, head: pb.SetRequest) -> int:

@@ -42,6 +42,13 @@ if(GIT_FOUND)
                   OUTPUT_VARIABLE git_head OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE git_result)
   if(git_result EQUAL 0)
     set(STATEPOOL_COMMIT ${git_head})
+    # Configured anew after each commit, so that a binary names the one that it was built from.
+    execute_process(COMMAND ${GIT_EXECUTABLE} -C ${CMAKE_SOURCE_DIR} rev-parse --git-path logs/HEAD
+                    OUTPUT_VARIABLE git_log OUTPUT_STRIP_TRAILING_WHITESPACE)
+    get_filename_component(git_log ${git_log} ABSOLUTE BASE_DIR ${CMAKE_SOURCE_DIR})
+    if(EXISTS ${git_log})
+      set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${git_log})
+    endif()
   endif()
 endif()
 

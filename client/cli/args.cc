@@ -37,8 +37,9 @@ std::string Fault(const Flag& flag, absl::string_view text) {
   switch (flag.type) {
     case Flag::kSwitch:
     case Flag::kText: return "";
-    case Flag::kInteger: return absl::SimpleAtoi(text, &integer) ? "" : "a whole number";
-    case Flag::kUnsigned: return absl::SimpleAtoi(text, &number) ? "" : "a whole number, not negative";
+    case Flag::kInteger:
+      return absl::SimpleAtoi(text, &integer) ? "" : absl::StrCat("a whole number ", INT64_MIN, "..", INT64_MAX);
+    case Flag::kUnsigned: return absl::SimpleAtoi(text, &number) ? "" : absl::StrCat("a whole number 0..", UINT64_MAX);
     case Flag::kSeconds: return IsSeconds(text, &seconds) ? "" : "a number of seconds above 0";
     case Flag::kDuration: return IsDuration(text, &duration) ? "" : "a time with a unit, as in 500ms, 30s or 1h30m";
     case Flag::kTime:

@@ -1,8 +1,10 @@
 // Copyright 2026 The Statepool Authors. SPDX-License-Identifier: Apache-2.0
 #include "client/cli/json.h"
 
+#include <google/protobuf/util/json_util.h>
 #include <google/protobuf/util/time_util.h>
 
+#include <algorithm>
 #include <cassert>
 #include <charconv>
 #include <cmath>
@@ -11,6 +13,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/cli/args.h"
 #include "statepool/v1/statepool.pb.h"
 
 namespace statepool::cli {
@@ -111,6 +114,19 @@ std::string Shortest(T number) {
   return std::string(text, std::to_chars(text, text + sizeof text, number).ptr);
 }
 
+// How deep its brackets are at most, be they balanced or not.
+int DepthOf(absl::string_view json) {
+  int depth = 0, most = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    if (in_string && json[i] == '\\') ++i;
+    else if (json[i] == '"') in_string = !in_string;
+    else if (!in_string && (json[i] == '{' || json[i] == '[')) most = std::max(most, ++depth);
+    else if (!in_string && (json[i] == '}' || json[i] == ']')) --depth;
+  }
+  return most;
+}
+
 }  // namespace
 
 Json::Json(double number) : kind_(std::isfinite(number) ? kNumber : kString), text_(Shortest(number)) {}
@@ -201,6 +217,15 @@ Json ToJson(const Message& message) {
     }
   }
   return object.Merge(nested);
+}
+
+absl::Status FromJson(absl::string_view field, const std::string& json, Message* message) {
+  if (DepthOf(json) > kJsonDepthMax)
+    return UsageError(field, absl::StrCat("the JSON is nested deeper than ", kJsonDepthMax, " levels"));
+  const auto status = google::protobuf::util::JsonStringToMessage(json, message);
+  if (status.ok()) return absl::OkStatus();
+  return UsageError(field, absl::StrCat("no ", std::string(message->GetDescriptor()->name()), " in JSON: ",
+                                        std::string(status.message())));
 }
 
 }  // namespace statepool::cli

@@ -8,6 +8,8 @@
 #include <google/protobuf/util/json_util.h>
 #include <sys/stat.h>
 
+#include <set>
+#include <string>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -17,9 +19,11 @@
 #include "absl/strings/str_split.h"
 #include "client/cli/commands.h"
 #include "client/cli/files.h"
+#include "client/cli/json.h"
 #include "client/cli/layout_hf.h"
 #include "client/cli/layout_size.h"
 #include "client/cli/output.h"
+#include "client/cpp/errors.h"
 #include "proto/presets.h"
 
 namespace statepool::cli {
@@ -33,17 +37,6 @@ using google::protobuf::Struct;
 constexpr size_t kLayoutFileBytesMax = 64 << 20;
 constexpr size_t kConfigBytesMax = 1 << 20;
 constexpr char kFile[] = "FILE";
-
-template <typename Text>  // std::string or protobuf's own view
-absl::string_view View(const Text& text) {
-  return {text.data(), text.size()};
-}
-
-absl::Status FromJson(const std::string& json, Message* message) {
-  const auto status = google::protobuf::util::JsonStringToMessage(json, message);
-  if (status.ok()) return absl::OkStatus();
-  return UsageError(kFile, absl::StrCat("no ", message->GetDescriptor()->name(), " in JSON: ", View(status.message())));
-}
 
 // The oneof's families, each of whose messages has a preset's parameters.
 std::vector<const FieldDescriptor*> Families() {
@@ -90,8 +83,9 @@ absl::Status SetParameter(absl::string_view argument, Message* preset) {
     return absl::OkStatus();
   }
   const bool small = field->cpp_type() == FieldDescriptor::CPPTYPE_UINT32;
-  if (!absl::SimpleAtoi(parts[1], &number) || number == 0 || (small && number > UINT32_MAX)) {
-    return UsageError(parts[0], absl::StrCat(parts[0], " is a whole number above 0, not '", parts[1], "'"));
+  const uint64_t most = small ? UINT32_MAX : UINT64_MAX;
+  if (!absl::SimpleAtoi(parts[1], &number) || number == 0 || number > most) {
+    return UsageError(parts[0], absl::StrCat(parts[0], " is a whole number 1..", most, ", not '", parts[1], "'"));
   }
   if (small) preset->GetReflection()->SetUInt32(preset, field, static_cast<uint32_t>(number));
   else preset->GetReflection()->SetUInt64(preset, field, number);
@@ -107,7 +101,10 @@ absl::StatusOr<v1::LayoutPreset> PresetFromArguments(const Arguments& args) {
     known.push_back(family->name());
     if (family->name() != args.Text("preset")) continue;
     Message* const parameters = preset.GetReflection()->MutableMessage(&preset, family);
+    std::set<std::string> given;
     for (const std::string& argument : args.operands) {
+      const std::string name = argument.substr(0, argument.find('='));
+      if (!given.insert(name).second) return UsageError(argument, absl::StrCat(name, " is given twice"));
       if (absl::Status status = SetParameter(argument, parameters); !status.ok()) return status;
     }
     if (args.Has("layer-ids")) {
@@ -183,6 +180,19 @@ int RunShow(Context& context) {
   });
 }
 
+// Why there is no layout of this name, which is no file either.
+absl::Status NotThere(const std::string& operand, bool is_directory, const absl::Status& status) {
+  const client::ErrorDetail error = client::GetErrorDetail(status);
+  const std::string what = absl::StrCat("'", operand, "' is ", is_directory ? "a directory" : "no file");
+  if (error.reason == "LAYOUT_UNKNOWN") {
+    return client::MakeError(error.code, error.reason, kFile,
+                             absl::StrCat(what, ", and no layout that is registered; 'layout list' lists those"));
+  }
+  return client::MakeError(error.code, error.reason, error.field,
+                           absl::StrCat(what, ", so the daemon was asked for a layout of this name: ", error.message),
+                           error.metadata);
+}
+
 // The layout that the command line describes, from the daemon only if it has to be. *fingerprint is set then.
 absl::StatusOr<v1::Layout> LayoutToMeasure(const Context& context, std::string* fingerprint) {
   const Arguments& args = context.args;
@@ -194,9 +204,10 @@ absl::StatusOr<v1::Layout> LayoutToMeasure(const Context& context, std::string* 
   if (args.operands.size() > 1) return UsageError("FILE", "give one FILE or LAYOUT, or --preset with its parameters");
   struct stat info = {};
   const std::string& operand = args.operands[0];
-  if (operand != "-" && (stat(operand.c_str(), &info) != 0 || S_ISDIR(info.st_mode))) {
+  const bool is_there = operand == "-" || stat(operand.c_str(), &info) == 0;
+  if (!is_there || S_ISDIR(info.st_mode)) {
     absl::StatusOr<v1::LayoutInfo> registered = context.pool.GetLayout(operand);
-    if (!registered.ok()) return registered.status();
+    if (!registered.ok()) return NotThere(operand, is_there, registered.status());
     *fingerprint = registered->fingerprint();
     return std::move(*registered->mutable_layout());
   }
@@ -268,22 +279,22 @@ int RunPresets(Context& context) {
 
 absl::StatusOr<v1::RegisterLayoutRequest> LayoutFromJson(const std::string& text) {
   Struct file;
-  if (absl::Status status = FromJson(text, &file); !status.ok()) return status;
+  if (absl::Status status = FromJson(kFile, text, &file); !status.ok()) return status;
   v1::RegisterLayoutRequest request;
   const auto has = [&](const char* key) { return file.fields().contains(key); };
   absl::Status status;
   if (has("schema")) {  // as 'layout show -o json' prints it
     std::string schema;
     const auto printed = google::protobuf::util::MessageToJsonString(file.fields().at("schema"), &schema);
-    status = printed.ok() ? FromJson(schema, request.mutable_layout()) : UsageError(kFile, View(printed.message()));
+    status = printed.ok() ? FromJson(kFile, schema, request.mutable_layout()) : UsageError(kFile, std::string(printed.message()));
   } else if (has("layout") || has("preset")) {
-    status = FromJson(text, &request);
+    status = FromJson(kFile, text, &request);
   } else if (has("tensors")) {
-    status = FromJson(text, request.mutable_layout());
+    status = FromJson(kFile, text, request.mutable_layout());
   } else {
     status = UsageError(kFile, "the JSON has none of layout, preset, tensors or a preset's family at its top level");
     for (const FieldDescriptor* family : Families()) {
-      if (has(family->name().c_str())) status = FromJson(text, request.mutable_preset());
+      if (has(family->name().c_str())) status = FromJson(kFile, text, request.mutable_preset());
     }
   }
   if (!status.ok()) return status;

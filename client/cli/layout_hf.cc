@@ -24,6 +24,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "client/cli/args.h"
+#include "client/cli/json.h"
 #include "client/cli/layout_size.h"
 
 namespace statepool::cli {
@@ -251,7 +252,7 @@ class Reader {
     return value;
   }
 
-  // Nothing: the config does not have it, or it is no finite number.
+  // Nothing: the config does not have it, or it is no finite number. `size` is the table's, or a number of the config's.
   std::optional<double> Number(const Value& size) const {
     if (size.kind_case() == Value::kStringValue) {
       const Value* const value = Key(size.string_value());
@@ -350,7 +351,10 @@ class Reader {
     const auto first = static_cast<uint64_t>(NumberOf(rule, "first"));
     std::set<uint32_t> listed;
     for (const Value& value : key->list_value().values()) {
-      if (value.kind_case() != Value::kNumberValue) Wrong(name, absl::StrCat(name, " is no list of numbers"));
+      if (value.kind_case() != Value::kNumberValue) {
+        Wrong(name, absl::StrCat(name, " is no list of numbers"));
+        return std::nullopt;
+      }
       listed.insert(static_cast<uint32_t>(Size(value, name, first, kLayersMax) - first));
     }
     if (is_listed) return std::vector<uint32_t>(listed.begin(), listed.end());
@@ -401,8 +405,7 @@ absl::StatusOr<std::string> DtypeOfModel(const std::string& wanted, const Struct
 absl::StatusOr<v1::Layout> LayoutFromHf(const std::string& config, const std::string& model_id,
                                         const std::string& dtype) {
   Struct outer;
-  const auto parsed = google::protobuf::util::JsonStringToMessage(WithoutNonNumbers(config), &outer);
-  if (!parsed.ok()) return UsageError(kConfig, absl::StrCat("no JSON object: ", std::string(parsed.message())));
+  if (absl::Status status = FromJson(kConfig, WithoutNonNumbers(config), &outer); !status.ok()) return status;
   Struct keys = outer;
   const absl::StatusOr<std::string> type = TextConfig(&keys);
   if (!type.ok()) return type.status();

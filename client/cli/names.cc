@@ -89,6 +89,7 @@ int DeleteByPrefix(Context& context, v1::NameKind kind) {
   if (!args.operands.empty() && !args.Has("keep")) {
     return Fail(UsageError(args.operands[0], "give NAMEs, or --prefix or --all, but not both without --keep"));
   }
+  if (args.Has("prefix") && args.Has("all")) return Fail(UsageError("--all", "give --prefix or --all, not both"));
   if (args.operands.empty() && args.Has("keep"))
     return Fail(UsageError("NAME...", "give the NAMEs that --keep leaves"));
   for (const char* flag : {"if-revision", "allow-missing"}) {

@@ -110,8 +110,13 @@ absl::StatusOr<std::vector<uint32_t>> ParseRanges(absl::string_view flag, absl::
     const std::vector<absl::string_view> ends = absl::StrSplit(part, '-');
     uint32_t first = 0, last = 0;
     if (ends.size() > 2 || !absl::SimpleAtoi(ends[0], &first) || !absl::SimpleAtoi(ends.back(), &last) ||
-        last < first || last - first >= kLayersMax || (!numbers.empty() && first <= numbers.back())) {
-      return UsageError(flag, absl::StrCat(flag, " is ascending numbers and ranges, as in 0-3,7, not '", text, "'"));
+        last < first || (!numbers.empty() && first <= numbers.back())) {
+      return UsageError(flag, absl::StrCat(flag, " is ascending numbers 0..", UINT32_MAX,
+                                           " and ranges of them, as in 0-3,7, not '", text, "'"));
+    }
+    if (last - first >= kLayersMax) {
+      return UsageError(flag, absl::StrCat(flag, ": '", part, "' is ", uint64_t{last} - first + 1, " layers, more than ",
+                                           kLayersMax));
     }
     for (uint64_t n = first; n <= last; ++n) numbers.push_back(static_cast<uint32_t>(n));
   }

@@ -41,7 +41,7 @@ Cycles::Cycles(std::string name, const bench::Arguments& arguments)
 
 int Cycles::Main() {
   int done = 0;
-  for (int cycle = 1; cycle <= (IsEnough() ? cycles_ : 2 * cycles_) && GoOn(); ++cycle) {
+  for (int cycle = 1; cycle <= (IsEnough() ? cycles_ : 4 * cycles_) && GoOn(); ++cycle) {
     run_.cycle = cycle;
     if (!Start()) break;
     if (cycle == 1) RegisterLayouts();

@@ -517,6 +517,26 @@ def test_a_wrong_command_line_is_a_usage_error(cli, line):
     assert (result.error["code"], result.error["reason"]) == ("INVALID_ARGUMENT", "USAGE")
 
 
+@pytest.mark.parametrize(("line", "part"), [
+    ("seq renumber a --begin=0 --add=9223372036854775808", "--add is a whole number -9223372036854775808..9223372036854775807, not"),
+    ("layout size --preset=rwkv7 layers=99999999999999999999", "layers is a whole number 1..4294967295, not"),
+    ("layout size --preset=rwkv7 layers=1 hidden_size=64 layers=2", "layers is given twice"),
+    ("layout size --preset=rwkv7 layers=1 hidden_size=64 --layer-ids=0-4294967295", "'0-4294967295' is 4294967296 layers, more than 65536"),
+    ("layout size --preset=rwkv7 layers=1 hidden_size=64 --layer-ids=4294967296", "numbers 0..4294967295"),
+    ("seq delete --all --prefix=a", "--prefix or --all, not both"),
+])
+def test_a_usage_error_names_its_cause(cli, line, part):
+    assert part in cli.fails(2, "USAGE", *line.split())["message"]
+
+
+def test_what_is_neither_a_file_nor_a_layout_is_told_so(cli, tmp_path):
+    for operand, what in ((f"{tmp_path}/none.json", "no file"), (str(tmp_path), "a directory")):
+        error = cli.fails(3, "LAYOUT_UNKNOWN", "layout", "size", operand)
+        assert error["message"] == f"'{operand}' is {what}, and no layout that is registered; 'layout list' lists those"
+        error = Cli("unix:/nonexistent").fails(6, "UNREACHABLE", "layout", "size", operand)
+        assert error["message"].startswith(f"'{operand}' is {what}, so the daemon was asked")
+
+
 def test_a_file_that_is_not_there_is_another_error(cli, layout, name):
     assert cli.fails(1, "FILE", "seq", "set", name, "--layout=small", "--in=/nonexistent", "--position=1")["field"] == "--in"
     cli.ok("seq", "create", name, "--layout=small")

@@ -5,6 +5,7 @@ What the files hold is made by tiny models that move their states as llama.cpp's
 made from the definitions of the layouts' axes, separately. Failures name their seed (STATEPOOL_SEED gives another one)."""
 import dataclasses
 import os
+import pathlib
 import random
 import re
 import struct
@@ -560,4 +561,13 @@ def test_what_can_t_be_written_leaves_the_file_as_it_was(pool, mamba, name, tmp_
 def test_a_file_that_can_t_be_read_is_the_system_s_error(mamba, tmp_path):
     with pytest.raises(FileNotFoundError):
         ggsq.read(tmp_path / "none", mamba.layout)
-    assert cpp(tmp_path, mamba.layout, [tmp_path / "none", tmp_path])[0][0][:2] == ["FILE_FAILED", "path"]
+    assert [said[:2] for said in cpp(tmp_path, mamba.layout, [tmp_path / "none", tmp_path])[0]] == [["FILE_FAILED", "path"]] * 2
+
+
+def test_a_pipe_is_no_file(mamba, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, pathlib.Path("/dev/zero")):
+        with pytest.raises(statepool.InvalidArgument, match="INVALID_FILE"):
+            ggsq.read(path, mamba.layout)
+        assert cpp(tmp_path, mamba.layout, [path])[0][0][0] == "INVALID_FILE"

@@ -114,6 +114,9 @@ def test_a_model_of_no_family_is_written_tensor_by_tensor():
     ({"model_type": "lfm2"}, "layer_types", "no recurrent layers"),
     ({"model_type": "lfm2", "layer_types": ["full_attention"] * 5000}, "layer_types", "has 5000 layers"),
     ({"model_type": "lfm2", "full_attn_idxs": ["a"]}, "full_attn_idxs", "no list of numbers"),
+    ({"model_type": "lfm2", "num_hidden_layers": 2, "full_attn_idxs": [{}]}, "full_attn_idxs", "no list of numbers"),
+    ({"model_type": "lfm2", "num_hidden_layers": 2, "full_attn_idxs": [{"least": []}]}, "full_attn_idxs", "no list of numbers"),
+    ({"model_type": "kimi_linear", "linear_attn_config": {"kda_layers": [{"sum": [1, 2]}]}}, "linear_attn_config.kda_layers", "no list of numbers"),
     ({"model_type": "jamba", "attn_layer_period": 0}, "attn_layer_period", "is 0"),
     ({"model_type": "kimi_linear", "linear_attn_config": {"kda_layers": [0]}}, "linear_attn_config.kda_layers", "is 0, and must be a whole number 1..4096"),
     ({"model_type": "xlstm", "qk_dim_factor": 1e308}, "c.key", "c.key can't be told"),
@@ -148,6 +151,15 @@ def test_what_is_no_config_is_refused(tmp_path):
     for config in ([1], "text"):
         done = tool(config=config)
         assert done.returncode == 2 and json.loads(done.stderr)["field"] == "CONFIG"
+
+
+def test_a_config_that_is_nested_too_deep_is_refused_at_once():
+    def nested(levels):
+        return f'{{"model_type": "mamba", "text": "[[[[\\"[[[[", "a": {"[" * levels}{"]" * levels}}}'
+
+    for text, code in ((nested(29), 0), (nested(30), 2), (nested(100_000), 2), ("[" * 100_000, 2)):
+        done = subprocess.run([TOOL, "layout", "from-hf", "-", "-o", "json"], input=text, capture_output=True, text=True, timeout=10)
+        assert done.returncode == code and (code == 0 or "deeper than 30 levels" in json.loads(done.stderr)["message"])
 
 
 def test_the_tool_registers_only_what_has_an_owner():

@@ -486,11 +486,13 @@ bool WriteAll(std::FILE* file, const Plan& plan, const Image& image, absl::Span<
 absl::StatusOr<SequenceFile> ReadSequenceFile(const std::string& path, const v1::Layout& layout, uint32_t n_layer) {
   const absl::StatusOr<Plan> plan = PlanOf(layout, n_layer);
   if (!plan.ok()) return plan.status();
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe without a writer is no file either
   if (fd < 0) return FileFailed(path, "open");
   const absl::Cleanup close_it = [fd] { close(fd); };
   struct stat found;
   if (fstat(fd, &found) != 0) return FileFailed(path, "stat");
+  if (!S_ISREG(found.st_mode) && !S_ISDIR(found.st_mode))
+    return InvalidFile("path", absl::StrCat(path, " is no regular file"));
   return Reader(path, fd, static_cast<uint64_t>(found.st_size)).Read(*plan);
 }
 

@@ -69,6 +69,7 @@ class ContentsGone(StatepoolError):
     """An arena was lost, with the daemon's restart as a rule, and is open again at the same addresses: all rows are zeros and must be loaded again.
 
     Nothing was loaded. A store that this ended is whole or absent: retry it with the same request_id when the row holds its state again, or describe().
+    One that advances its row is retried without that, and the row advanced then: only the arena that is gone knew what became of the row.
     incarnation  of the daemon that has the arena now
     """
 

@@ -114,6 +114,8 @@ def read(file: str | os.PathLike[str] | _wire.Buffer, layout: Layout, *, n_layer
     parts = _parts_of(layout)
     n_layer = _n_layer(layout, n_layer)
     if isinstance(file, (str, os.PathLike)):
+        if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):  # a pipe's open() would wait for who writes
+            raise errors.invalid("INVALID_FILE", f"{os.fspath(file)} is no regular file", "file")
         with open(file, "rb") as opened:
             return _Reader(opened, os.fstat(opened.fileno()).st_size).read(layout, parts, n_layer)
     view = _wire.as_bytes(file)

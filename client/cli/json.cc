@@ -117,12 +117,14 @@ std::string Shortest(T number) {
 // How deep its brackets are at most, be they balanced or not.
 int DepthOf(absl::string_view json) {
   int depth = 0, most = 0;
-  bool in_string = false;
+  char quote = 0;  // that the string began with: protobuf takes both
   for (size_t i = 0; i < json.size(); ++i) {
-    if (in_string && json[i] == '\\') ++i;
-    else if (json[i] == '"') in_string = !in_string;
-    else if (!in_string && (json[i] == '{' || json[i] == '[')) most = std::max(most, ++depth);
-    else if (!in_string && (json[i] == '}' || json[i] == ']')) --depth;
+    const char c = json[i];
+    if (quote != 0 && c == '\\') ++i;
+    else if (quote != 0) quote = c == quote ? char{0} : quote;
+    else if (c == '"' || c == '\'') quote = c;
+    else if (c == '{' || c == '[') most = std::max(most, ++depth);
+    else if (c == '}' || c == ']') --depth;
   }
   return most;
 }
@@ -224,8 +226,8 @@ absl::Status FromJson(absl::string_view field, const std::string& json, Message*
     return UsageError(field, absl::StrCat("the JSON is nested deeper than ", kJsonDepthMax, " levels"));
   const auto status = google::protobuf::util::JsonStringToMessage(json, message);
   if (status.ok()) return absl::OkStatus();
-  return UsageError(field, absl::StrCat("no ", std::string(message->GetDescriptor()->name()), " in JSON: ",
-                                        std::string(status.message())));
+  return UsageError(field, absl::StrCat("no ", std::string(message->GetDescriptor()->name()),
+                                        " in JSON: ", std::string(status.message())));
 }
 
 }  // namespace statepool::cli

@@ -65,8 +65,9 @@ class Json {
 //   a forked child's "sequence" is "name"; "history" is there only when it is given
 Json ToJson(const google::protobuf::Message& message);
 
-// The message of a JSON text. Errors: USAGE with this field, also where it is nested deeper than kJsonDepthMax: protobuf
-// reads no more than 100 messages in one another, three of a Struct's a level, and takes long over texts that are deeper.
+// The message of a JSON text. Errors: USAGE with this field, also where it is nested deeper than kJsonDepthMax:
+// protobuf reads no more than 100 messages in one another, three of a Struct's a level, and takes long over texts that
+// are deeper.
 constexpr int kJsonDepthMax = 30;
 absl::Status FromJson(absl::string_view field, const std::string& json, google::protobuf::Message* message);
 

@@ -286,7 +286,8 @@ absl::StatusOr<v1::RegisterLayoutRequest> LayoutFromJson(const std::string& text
   if (has("schema")) {  // as 'layout show -o json' prints it
     std::string schema;
     const auto printed = google::protobuf::util::MessageToJsonString(file.fields().at("schema"), &schema);
-    status = printed.ok() ? FromJson(kFile, schema, request.mutable_layout()) : UsageError(kFile, std::string(printed.message()));
+    status = printed.ok() ? FromJson(kFile, schema, request.mutable_layout())
+                          : UsageError(kFile, std::string(printed.message()));
   } else if (has("layout") || has("preset")) {
     status = FromJson(kFile, text, &request);
   } else if (has("tensors")) {

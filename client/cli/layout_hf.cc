@@ -68,16 +68,17 @@ double NumberOf(const Struct& in, const std::string& key) {
 // Python writes numbers into config.json that JSON does not have; none of them is a size: null in their place.
 std::string WithoutNonNumbers(absl::string_view json) {
   std::string out;
-  bool in_string = false;
+  char quote = 0;  // that the string began with: protobuf takes both
   for (size_t i = 0; i < json.size(); ++i) {
-    if (in_string && json[i] == '\\' && i + 1 < json.size()) {
+    if (quote != 0 && json[i] == '\\' && i + 1 < json.size()) {
       absl::StrAppend(&out, json.substr(i++, 2));
       continue;
     }
-    if (json[i] == '"') in_string = !in_string;
+    if (quote != 0) quote = json[i] == quote ? char{0} : quote;
+    else if (json[i] == '"' || json[i] == '\'') quote = json[i];
     size_t length = 0;
     for (const absl::string_view word : {"NaN", "Infinity", "-Infinity"}) {
-      if (!in_string && absl::StartsWith(json.substr(i), word)) length = word.size();
+      if (quote == 0 && absl::StartsWith(json.substr(i), word)) length = word.size();
     }
     if (length == 0) {
       out += json[i];
@@ -252,7 +253,8 @@ class Reader {
     return value;
   }
 
-  // Nothing: the config does not have it, or it is no finite number. `size` is the table's, or a number of the config's.
+  // Nothing: the config does not have it, or it is no finite number. `size` is the table's, or a number of the
+  // config's.
   std::optional<double> Number(const Value& size) const {
     if (size.kind_case() == Value::kStringValue) {
       const Value* const value = Key(size.string_value());

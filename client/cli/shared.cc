@@ -115,8 +115,8 @@ absl::StatusOr<std::vector<uint32_t>> ParseRanges(absl::string_view flag, absl::
                                            " and ranges of them, as in 0-3,7, not '", text, "'"));
     }
     if (last - first >= kLayersMax) {
-      return UsageError(flag, absl::StrCat(flag, ": '", part, "' is ", uint64_t{last} - first + 1, " layers, more than ",
-                                           kLayersMax));
+      return UsageError(flag, absl::StrCat(flag, ": '", part, "' is ", uint64_t{last} - first + 1,
+                                           " layers, more than ", kLayersMax));
     }
     for (uint64_t n = first; n <= last; ++n) numbers.push_back(static_cast<uint32_t>(n));
   }

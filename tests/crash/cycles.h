@@ -23,8 +23,8 @@ namespace statepool::crash {
 class Cycles {
  public:
   // --daemon=BINARY --directory=DIR --cycles=N --seed=N --stop-at-first=0|1 [--least=FIELD:N,FIELD:N,...]; `name` is
-  // the figure's. While one of these fields of it is below its N there are more cycles, up to four times as many: a slow
-  // machine does less in each.
+  // the figure's. While one of these fields of it is below its N there are more cycles, up to four times as many: a
+  // slow machine does less in each.
   Cycles(std::string name, const bench::Arguments& arguments);
   virtual ~Cycles() = default;
 

@@ -142,10 +142,12 @@ class Life:
             time.sleep(0.02)
         self.unsure = True
 
-    def doubt(self, row, text):
-        """Of a row that was loaded. An arena whose connection broke is zeros as soon as the daemon notices; and where the daemon copies in the order of a
-        stream it may die after its answer. Then the arena's next call says that this row is lost, or all are. If it does not, the row was wrong."""
-        if self.hung_up or (self.plan.survives and not self.plan.direct and self.arena.device.startswith("cuda")):
+    def doubt(self, row, is_left, text):
+        """Of a row that does not hold what a load said; is_left: but for zeros it does. An arena whose connection broke is zeros as soon as the daemon
+        notices, and nothing else. Where the daemon copies in the order of a stream the arena may also end, or the daemon die, after its answer and before
+        the copy. Then the arena's next call says that this row is lost, or all are. If it does not, the row was wrong."""
+        is_late = not self.plan.direct and self.arena.device.startswith("cuda") and (self.plan.survives or self.hung_up)
+        if is_late or (self.hung_up and is_left):
             self.doubts.append((row, text))
         else:
             self.violation("half_versions", text)
@@ -299,7 +301,10 @@ class Life:
         if found is None or found[:2] != (words.STATE, self.plan.lane) or found.name != index or found.number != position:
             breaks = np.flatnonzero(np.diff(data) != 1)[:4] + 1
             text = f"{where}: name {index} at {position} is {words.tell(data[0])}, breaks at {[int(b) for b in breaks]}"
-            self.violation("half_versions", text) if row is None else self.doubt(row, text)
+            if row is None:
+                self.violation("half_versions", text)
+            else:
+                self.doubt(row, words.is_left(data, words.STATE, self.plan.lane, index, position), text)
             return None
         if not self.oracle.is_right(index, found.number):
             self.violation("lost", f"{where}: name {index} has {found.number}, not one of {self.oracle.of(index)}")

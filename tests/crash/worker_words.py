@@ -49,6 +49,16 @@ def whole(words):
     return begin if begin.kind and begin.at == 0 and np.array_equal(words, image(words[0])) else None
 
 
+def is_left(words, kind, lane, name, number):
+    """Whether these words are those of one such write, but for zeros here and there, or everywhere."""
+    there = np.flatnonzero(words)
+    if there.size == 0:
+        return True
+    begins = words[there] - there.astype(np.uint64)
+    begin = tell(begins[0])
+    return bool((begins == begins[0]).all()) and (begin.kind, begin.lane, begin.name, begin.number, begin.at) == (kind, lane, name, number, 0)
+
+
 def foreign(words, lane, life):
     """A word that can't be in an arena of this life, if there is one: no zero, no state of the lane's, no scribble of its own."""
     words = words.copy()  # others may be writing

@@ -3,6 +3,7 @@
 when Python next looks for cycles. Arenas that nobody closed to the last array count against the daemon's budget."""
 import contextlib
 import gc
+import shutil
 import types
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import statepool
 from daemon_process import Daemon, eventually
-from statepool import StoreItem
+from statepool import StoreItem, errors
 from statepool.layouts import Layout, Tensor
 
 LAYOUT = Layout("garbage", (Tensor("state", [0], "float32", {"row": 512, "column": 512}, kind="recurrent"),))
@@ -146,6 +147,47 @@ def test_arenas_of_calls_that_missed_are_given_back_with_their_last_array(pool):
     finally:
         gc.enable()
     assert (np.frombuffer(pool.get("session").data, np.float32) == 5).all()
+
+
+def test_a_pool_that_was_closed_leaves_no_garbage(pool, arena):
+    with no_garbage():
+        pool.close()
+        assert refused(lambda: pool.get("there")) == "POOL_CLOSED"
+        assert refused(arena.store_async({0: StoreItem("there", 2, whole_row=True)}).wait) == "POOL_CLOSED"
+
+
+def test_what_is_raised_again_is_what_it_was():
+    class Own(statepool.Conflict):
+        def __init__(self, what):
+            super().__init__("ABORTED", "OWN", "a message", "field", {"key": "value"}, 1.5)
+            self.what = what
+
+    try:
+        try:
+            raise ValueError("the cause")
+        except ValueError as cause:
+            raise Own("this") from cause
+    except Own as own:
+        first, copy = own, errors.again(own)
+    assert type(copy) is Own and copy is not first and vars(copy) == vars(first) and copy.args == first.args and str(copy) == str(first)
+    assert copy.__cause__ is first.__cause__ and copy.__cause__.__traceback__ is not None and copy.__traceback__ is None
+
+
+def test_why_an_arena_can_not_be_opened_again_is_told(daemon, pool, arena):
+    daemon.kill()
+    shutil.rmtree(daemon.directory / "data")
+    daemon.start()
+
+    def failure():
+        try:
+            arena.load({0: "there"})
+        except statepool.NotFound as error:
+            return error
+        except statepool.Unavailable:
+            return None
+
+    error = eventually(failure)
+    assert error.reason == "ARENA_UNKNOWN" and error.__cause__.reason == "LAYOUT_UNKNOWN"
 
 
 def test_a_daemon_that_dies_and_one_that_comes_leave_no_garbage(daemon, pool, arena):

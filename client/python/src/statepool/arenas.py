@@ -1071,7 +1071,8 @@ class Arena:
         return _cuda.GpuRange(table.device, mapped_bytes)
 
     def _revive(self, error: errors.NotFound | errors.Unavailable, generation: int, attempts: Attempts) -> bool:
-        """Opens the arena again, which was lost after this generation: a call failed with `error`. False: the daemon has it, or is not there."""
+        """Opens the arena again, which was lost after this generation: a call failed with `error`. False: the daemon has it, or is not there, and the
+        caller raises `error`."""
         with self._lock:
             if self._closed:
                 return False
@@ -1089,7 +1090,8 @@ class Arena:
                     self._memory.vacate()
                     self._say_unmapped()
                 self._open(Attempts(attempts.timeout(), self._pool._retries))
-            except (errors.NotFound, errors.Unavailable, errors.DeadlineExceeded):
+            except (errors.NotFound, errors.Unavailable, errors.DeadlineExceeded) as failure:
+                error.__cause__ = errors.again(failure)  # why the call goes on failing
                 return False
         self._reopened()
         return True

@@ -142,13 +142,15 @@ def _make(code: str, message: str, status: status_pb2.Status) -> StatepoolError:
 def again(error: StatepoolError) -> StatepoolError:
     """A copy, to raise what a local or a list has, or to keep what was raised. An error has the frames that it came through, by its traceback, and those
     that called them: who keeps it in one of them makes a cycle, and what all these callers have, arrays of arenas among it, lives until Python looks
-    for garbage. What it was raised from loses its traceback, too."""
-    copy = type(error)(error.code, error.reason, error.message, error.field, error.metadata, error.retry_after)
+    for garbage. What it was raised from loses its traceback and context."""
+    copy = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
     cause = error.__cause__
     if cause is not None:
         copy.__cause__ = cause
     while isinstance(cause, (StatepoolError, grpc.RpcError)):
         cause.__traceback__ = None
+        cause.__context__ = None  # what was being handled may be what this is made the cause of
         cause = cause.__cause__
     return copy
 

@@ -188,9 +188,9 @@ absl::Status NotThere(const std::string& operand, bool is_directory, const absl:
     return client::MakeError(error.code, error.reason, kFile,
                              absl::StrCat(what, ", and no layout that is registered; 'layout list' lists those"));
   }
+  if (error.reason != "UNREACHABLE") return status;
   return client::MakeError(error.code, error.reason, error.field,
-                           absl::StrCat(what, ", so the daemon was asked for a layout of this name: ", error.message),
-                           error.metadata);
+                           absl::StrCat(what, ", so the daemon was asked for a layout of this name: ", error.message));
 }
 
 // The layout that the command line describes, from the daemon only if it has to be. *fingerprint is set then.

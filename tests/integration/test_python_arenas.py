@@ -123,11 +123,8 @@ def daemon(tmp_path_factory, request):
 
 
 @pytest.fixture(params=["isolated", "direct"])
-def own_daemon(tmp_path, request):
-    daemon = Daemon(tmp_path, direct(request)).start()
-    yield daemon
-    if daemon.process is not None:
-        daemon.stop()
+def own_daemon(start, request):
+    return start(direct(request))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import statepool
-from daemon_process import Daemon, eventually
+from daemon_process import eventually
 from statepool import StoreItem, errors
 from statepool.layouts import Layout, Tensor
 
@@ -19,11 +19,8 @@ IMAGE = bytes(LAYOUT.state_bytes)
 
 
 @pytest.fixture(params=["", "--direct"], ids=["daemon copies", "direct"])
-def daemon(request, tmp_path):
-    daemon = Daemon(tmp_path, *filter(None, [request.param])).start()
-    yield daemon
-    if daemon.process is not None:
-        daemon.stop()
+def daemon(request, start):
+    return start(*filter(None, [request.param]))
 
 
 @pytest.fixture

@@ -99,16 +99,14 @@ class Connection:
         self._channel.close()
 
     def error(self, failure: grpc.RpcError | ValueError) -> errors.StatepoolError:
-        """What a failed call raises. A ValueError that is not about a closed channel is raised as it is; `failure` loses its traceback else, of gRPC's own
-        frames: a stream raises itself, and they have it."""
+        """What a failed call raises. A ValueError that is not about a closed channel is raised as it is."""
+        if isinstance(failure, ValueError) and not self._closed and "closed channel" not in str(failure):
+            raise failure
+        failure.__traceback__ = None  # of gRPC's own frames: a stream raises itself, and they have it
         if isinstance(failure, grpc.RpcError):
-            failure.__traceback__ = None
             error = errors.from_rpc_error(failure)
             if not self._closed or error.reason or error.code != "CANCELLED":
                 return error
-        elif not self._closed and "closed channel" not in str(failure):
-            raise failure
-        failure.__traceback__ = None
         error = errors.made("FAILED_PRECONDITION", "POOL_CLOSED", "this pool was closed; a write that was in flight is whole or absent")
         error.__cause__ = failure
         return error

@@ -129,9 +129,7 @@ class Lane:
                     raise
                 except errors.StatepoolError as error:
                     slot.unsettled = not error.reason
-                    unanswered = _unanswered(error)
-                    doubt = doubt or (None if unanswered is None else errors.again(unanswered))
-                    del unanswered
+                    doubt = doubt or _unanswered(error)
                     if doubt is None or not isinstance(error, (errors.Unavailable, errors.ContentsGone)) or error.reason not in _PASSING:
                         self._failed(layout, slot, error)
                         return None, doubt
@@ -270,4 +268,4 @@ def _unanswered(error: BaseException | None) -> errors.Unavailable | None:
     """What kept an attempt's answer away, if that is behind this error: it may have been done."""
     while error is not None and not isinstance(error, errors.Unavailable):
         error = error.__cause__ or error.__context__
-    return error
+    return None if error is None else errors.again(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -91,6 +92,8 @@ class RowsLost(StatepoolError):
         return [int(row) for row in self.metadata.get("rows", "").split(",") if row]
 
 
+_Error = TypeVar("_Error", bound=StatepoolError)
+
 _CLASSES: Mapping[str, type[StatepoolError]] = {
     "NOT_FOUND": NotFound,
     "ABORTED": Conflict,
@@ -139,7 +142,7 @@ def _make(code: str, message: str, status: status_pb2.Status) -> StatepoolError:
     return _CLASSES.get(code, StatepoolError)(code, reason, message, field, metadata, retry_after)
 
 
-def again(error: StatepoolError) -> StatepoolError:
+def again(error: _Error) -> _Error:
     """A copy, to raise what a local or a list has, or to keep what was raised. An error has the frames that it came through, by its traceback, and those
     that called them: who keeps it in one of them makes a cycle, and what all these callers have, arrays of arenas among it, lives until Python looks
     for garbage. What it was raised from loses its traceback and context."""
